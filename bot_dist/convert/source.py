@@ -1,0 +1,36 @@
+"""What every source checkpoint looks like to the rest of the house."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+from bot_dist.axes import Parameter
+from bot_dist.sharding import Box
+
+if TYPE_CHECKING:
+    import torch
+
+    from bot_dist.families import Model
+
+
+class Source(Protocol):
+    """A checkpoint that can be read box by box. Small and picklable: it holds an index, never tensors."""
+
+    url: str
+    config: dict[str, Any]
+    """``transformers`` configuration."""
+
+    def check(self, model: Model) -> None:
+        """Raise SourceError unless every parameter of ``model`` is there with its shape, and nothing else is."""
+
+    def dtype(self, parameter: Parameter) -> torch.dtype:
+        """Floating dtype that ``read`` gives (float32 for quantised tensors)."""
+
+    def storage_bytes(self, parameter: Parameter) -> int:
+        """Bytes that the whole parameter takes on storage."""
+
+    def read(self, parameter: Parameter, box: Box) -> torch.Tensor:
+        """The box (ranges over the unfused axes) as a contiguous CPU tensor of the box's shape."""
+
+    def provenance(self) -> dict[str, Any]:
+        """What identifies it: url, format, files with their sizes."""

@@ -1,0 +1,201 @@
+"""Recipes: what the user asks for, as strict, frozen configuration models.
+
+A recipe is one YAML file; every key is documented by the docstring under its field. Unknown keys are errors that name
+the nearest valid key. Overrides (``train.steps=0``) are applied before validation, their values parsed as YAML.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pydantic
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from bot_dist.errors import RecipeError, nearest
+
+_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+
+
+def parse_bytes(value: object) -> int:
+    """``"512 MiB"``, ``"2GB"`` or a number of bytes, in bytes."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(value))
+    if not match or match[2].upper() not in _UNITS:
+        raise ValueError(f"{value!r} is no size; write a number of bytes or for example 512 MiB")
+    return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(gt=0)]
+
+
+class _Config(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class TransferConfig(_Config):
+    """How the source's weights become the target's."""
+
+    wavelet: str | dict[str, str] = "haar"
+    """A discrete wavelet of PyWavelets, or one per axis (``{layer: haar, embed: db2}``; axes not named take haar)."""
+    gain: Literal["auto", "measure", "orthonormal"] = "auto"
+    """``measure``: rows of write axes sum to 1, of read axes to n_source/n_target. ``orthonormal``: the paper's,
+    √(n_source/n_target). ``auto``: measure on axes that grow, orthonormal on axes that shrink."""
+    depth: Literal["wavelet", "identity"] = "wavelet"
+    """The layer axis: resampled by its wavelet, or (growing only) inserted blocks that change nothing."""
+    dtype: Literal["source", "float32", "bfloat16"] = "source"
+    """Of the target store. ``source`` keeps the source's (float32 where that is quantised)."""
+    memory_limit: Bytes = 2**30
+    """Bytes of tensors that one actor may hold at once."""
+
+
+class ClusterConfig(_Config):
+    """Who executes the transfer and the training."""
+
+    executor: Literal["ray", "local"] = "ray"
+    """Ray shard actors, or this process (same bytes, no Ray)."""
+    address: str | None = None
+    """Of a running Ray cluster; None: RAY_ADDRESS if set, else a cluster embedded in this process."""
+    tensor: int = Field(default=1, ge=1)
+    """Tensor-parallel degree: how many ways heads, FFN units and vocabulary are cut over the shard actors."""
+    data: int = Field(default=1, ge=1)
+    """Actors per tensor-parallel rank; they share out layers and tiles."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where actors transform and workers train; ``auto`` takes CUDA where it is found."""
+
+
+class TrainConfig(_Config):
+    """Continued pretraining by DeepSpeed ZeRO."""
+
+    text: tuple[str, ...] = ()
+    """Files to train on: paths, fsspec URLs or ``package://PACKAGE/FILE``; globs allowed."""
+    steps: int = Field(default=0, ge=0)
+    """Optimizer steps; 0 measures the held-out loss only."""
+    workers: int = Field(default=2, ge=1)
+    """Ray Train workers, one DeepSpeed rank each."""
+    stage: Literal[3] = 3
+    """ZeRO stage."""
+    context: int = Field(default=128, ge=2)
+    """Tokens per sequence."""
+    batch: int = Field(default=8, ge=1)
+    """Sequences per step, over all workers."""
+    learning_rate: float = Field(default=1e-3, gt=0)
+    """Peak learning rate of AdamW."""
+    warmup: int = Field(default=0, ge=0)
+    """Steps of linear warm-up; a cosine to a tenth of the peak follows."""
+    weight_decay: float = Field(default=0.1, ge=0)
+    """Of matrices and tables; norms and biases have none."""
+    clip: float = Field(default=1.0, gt=0)
+    """Gradient norm at which gradients are clipped."""
+    held_out: int = Field(default=8, ge=1)
+    """Sequences, from the end of the text, on which the held-out loss is measured."""
+    evaluate_every: int = Field(default=10, ge=1)
+    """Steps between measurements of the held-out loss."""
+    scratch: bool = True
+    """Also train the same model from the family's own initialisation, on the same data."""
+    source_loss: bool = False
+    """Also measure the source model's held-out loss."""
+    seed: int = 0
+    """Of data order and of the scratch initialisation."""
+
+
+class Recipe(_Config):
+    """One run: source → plan → transfer → continued pretraining → export → report."""
+
+    source: str
+    """Checkpoint to start from: a folder or URL with safetensors, a ``.gguf`` file, or a bot_dist store;
+    ``package://PACKAGE/FILE`` names a file inside an installed Python package."""
+    output: str
+    """Folder of the run (a path that all nodes see)."""
+    target_url: str | None = None
+    """Where the transferred store goes, any fsspec URL; None: ``{output}/transferred.zarr``."""
+    target: dict[str, int] = Field(default_factory=dict)
+    """New sizes: ``layers``, ``embed``, ``mlp``, ``heads``, ``kv_heads`` (what the family has); others are kept."""
+    transfer: TransferConfig = TransferConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    train: TrainConfig = TrainConfig()
+    overwrite: bool = False
+    """Replace what the output already holds."""
+
+    @property
+    def transferred_url(self) -> str:
+        return self.target_url or f"{self.output}/transferred.zarr"
+
+    @property
+    def trained_url(self) -> str:
+        return f"{self.output}/trained.zarr"
+
+    @property
+    def export_dir(self) -> str:
+        return f"{self.output}/export"
+
+    def digest(self) -> str:
+        """Identifies what is computed; ``overwrite`` and where Ray runs are not part of it."""
+        data = self.model_dump(exclude={"overwrite": True, "cluster": {"address"}})
+        return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def load_recipe(path: str | Path, overrides: Iterable[str] | Mapping[str, Any] = ()) -> Recipe:
+    """Read a YAML recipe and apply overrides (``"train.steps=0"`` strings, or a mapping of dotted keys).
+
+    Raises RecipeError when the file can't be read or a key or value is wrong.
+    """
+    try:
+        data = yaml.safe_load(Path(path).read_text())
+    except OSError as error:
+        raise RecipeError(f"recipe {path}: {error.strerror}; give the path of a YAML file") from None
+    except yaml.YAMLError as error:
+        raise RecipeError(f"recipe {path} is no YAML: {error}") from None
+    if not isinstance(data, dict):
+        raise RecipeError(f"recipe {path} holds a {type(data).__name__}; wanted keys such as 'source' and 'target'")
+    return make_recipe(data, overrides, where=str(path))
+
+
+def make_recipe(
+    data: Mapping[str, Any], overrides: Iterable[str] | Mapping[str, Any] = (), where: str = "recipe"
+) -> Recipe:
+    """A validated recipe from plain data. Raises RecipeError."""
+    merged: dict[str, Any] = json.loads(json.dumps(data))
+    items = overrides.items() if isinstance(overrides, Mapping) else map(_split_override, overrides)
+    for dotted, value in items:
+        *parents, key = dotted.split(".")
+        node = merged
+        for parent in parents:
+            node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                raise RecipeError(f"override {dotted}: '{parent}' is no section")
+        node[key] = value
+    _reject_unknown_keys(Recipe, merged, where)
+    try:
+        return Recipe.model_validate(merged)
+    except pydantic.ValidationError as error:
+        lines = [
+            f"{where}: {'.'.join(map(str, e['loc']))}: {e['msg'].removeprefix('Value error, ')}"
+            + ("" if e["type"] == "missing" else f" (found {e['input']!r})")
+            for e in error.errors()
+        ]
+        raise RecipeError("\n".join(lines)) from None
+
+
+def _split_override(text: str) -> tuple[str, Any]:
+    key, sign, value = text.partition("=")
+    if not sign:
+        raise RecipeError(f"override {text!r} has no '='; write for example train.steps=0")
+    try:
+        return key, yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise RecipeError(f"override {text!r}: the value is no YAML") from None
+
+
+def _reject_unknown_keys(model: type[BaseModel], data: Mapping[str, Any], where: str, path: str = "") -> None:
+    for key, value in data.items():
+        if key not in model.model_fields:
+            raise RecipeError(f"{where}: unknown key '{path}{key}'; {nearest(str(key), model.model_fields)}")
+        section = model.model_fields[key].annotation
+        if isinstance(section, type) and issubclass(section, BaseModel) and isinstance(value, Mapping):
+            _reject_unknown_keys(section, value, where, f"{path}{key}.")

@@ -1,0 +1,6 @@
+"""Device meshes, and the boxes of a tensor that their members own."""
+
+from bot_dist.sharding.boxes import Box, Range, box_shape, box_size, flat_boxes, grid, whole
+from bot_dist.sharding.mesh import Cut, Mesh
+
+__all__ = ["Box", "Cut", "Mesh", "Range", "box_shape", "box_size", "flat_boxes", "grid", "whole"]

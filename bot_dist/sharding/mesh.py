@@ -1,0 +1,55 @@
+"""The mesh of shard actors, and how one axis is cut over its ``tensor`` dimension."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bot_dist.errors import PlanError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mesh:
+    """``tensor × data`` actors. ``tensor`` cuts axes (as tensor parallelism does); ``data`` shares out what is left."""
+
+    tensor: int = 1
+    data: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("tensor", "data"):
+            if getattr(self, name) < 1:
+                raise PlanError(f"mesh axis '{name}' is {getattr(self, name)}; give at least 1")
+
+    @property
+    def size(self) -> int:
+        return self.tensor * self.data
+
+    def rank(self, tensor: int, data: int) -> int:
+        return data * self.tensor + tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cut:
+    """An axis of ``size`` cut over ``degree`` owners, each owning ``tiles`` whole tiles of ``tile`` indices.
+
+    Storage wants a regular grid and one writer per cell, so the cut is regular too: every owner has
+    ``tile · tiles`` indices except the last, which may have fewer.
+    """
+
+    size: int
+    degree: int
+    tiles: int = 1
+
+    @property
+    def tile(self) -> int:
+        """Indices per tile: rounded up to a power of two that divides well, where that leaves no owner empty."""
+        parts = self.degree * self.tiles
+        exact = -(-self.size // parts)
+        for granule in (64, 32, 16, 8, 4, 2):
+            rounded = -(-exact // granule) * granule
+            if exact >= 4 * granule and (parts - 1) * rounded < self.size:
+                return rounded
+        return exact
+
+    def owner(self, start: int) -> int:
+        """Which owner holds the tile that begins at ``start``."""
+        return start // (self.tile * self.tiles)

@@ -123,9 +123,7 @@ class Model:
     def flops_per_token(self, context: int) -> int:
         """Forward FLOPs per token: two per multiply-add of every matrix, the head and the attention scores
         (Kaplan et al. 2020, table 1); training costs three times as much."""
-        matrices = sum(
-            self.weight_layers(w) * self.parameter(w).size for w in self.weights if w.kind == "matrix"
-        )
+        matrices = sum(self.weight_layers(w) * self.parameter(w).size for w in self.weights if w.kind == "matrix")
         if self.tied:
             matrices += self.sizes["vocab"] * self.sizes["embed"]
         heads = self.sizes["head_dim"]

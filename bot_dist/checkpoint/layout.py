@@ -1,0 +1,93 @@
+"""How one parameter lies on storage: shards (what one writer writes) and inner chunks (what is checked and read)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from bot_dist.axes import ITEMSIZE, Parameter
+from bot_dist.errors import CheckpointError
+from bot_dist.sharding import Box, chunk_shape, grid, whole
+
+SHARD_BYTES = 2**26
+"""Default size of a shard, in bytes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredParameter:
+    """A parameter with its dtype and its regular grids of shards and inner chunks, over the unfused axes."""
+
+    parameter: Parameter
+    dtype: str
+    shard: tuple[int, ...]
+    chunk: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        assert self.dtype in ITEMSIZE, self.dtype
+        assert all(s % c == 0 for s, c in zip(self.shard, self.chunk, strict=True)), self
+
+    @property
+    def nbytes(self) -> int:
+        return self.parameter.size * ITEMSIZE[self.dtype]
+
+    def shards(self) -> Iterator[Box]:
+        return grid(whole(self.parameter.sizes), self.shard)
+
+    def chunks(self, box: Box | None = None) -> Iterator[Box]:
+        """Inner chunks that meet ``box`` (all, by default), clipped to the parameter but not to the box."""
+        return grid(self.expand(box) if box is not None else whole(self.parameter.sizes), self.chunk)
+
+    def expand(self, box: Box) -> Box:
+        """The smallest box of whole inner chunks around ``box``."""
+        return tuple(
+            (start // c * c, min(n, -(-stop // c) * c))
+            for (start, stop), c, n in zip(box, self.chunk, self.parameter.sizes, strict=True)
+        )
+
+    def chunk_key(self, chunk: Box) -> str:
+        """Name of an inner chunk: its grid index, ``"0.3.0"``."""
+        return ".".join(str(start // c) for (start, _), c in zip(chunk, self.chunk, strict=True))
+
+    def shard_key(self, shard: Box) -> str:
+        """Path of a shard inside its array, ``"c/0/3/0"``."""
+        return "/".join(["c", *(str(start // s) for (start, _), s in zip(shard, self.shard, strict=True))])
+
+    def to_json(self) -> dict[str, Any]:
+        p = self.parameter
+        return {
+            "axes": p.axes,
+            "sizes": p.sizes,
+            "dims": p.dims,
+            "dtype": self.dtype,
+            "shard": self.shard,
+            "chunk": self.chunk,
+        }
+
+    @staticmethod
+    def from_json(name: str, data: Mapping[str, Any]) -> StoredParameter:
+        try:
+            axes, sizes, dims = tuple(data["axes"]), tuple(data["sizes"]), tuple(data["dims"])
+            return StoredParameter(
+                parameter=Parameter(name=name, axes=axes, sizes=sizes, dims=dims),
+                dtype=data["dtype"],
+                shard=tuple(data["shard"]),
+                chunk=tuple(data["chunk"]),
+            )
+        except (KeyError, TypeError, AssertionError) as error:
+            raise CheckpointError(f"manifest: the entry of {name} is malformed ({error!r})") from None
+
+
+def store_layout(parameter: Parameter, dtype: str = "float32") -> StoredParameter:
+    """Shards and chunks for a parameter that no plan lays out: shards of about 64 MiB, cut along the first axes."""
+    shard = list(parameter.sizes)
+    for i, n in enumerate(shard):
+        parts = -(-math.prod(shard) * ITEMSIZE[dtype] // SHARD_BYTES)
+        if parts <= 1:
+            break
+        exact = -(-n // min(parts, n))
+        shard[i] = min(n, -(-exact // 64) * 64 if exact >= 64 else exact)
+    return StoredParameter(
+        parameter=parameter, dtype=dtype, shard=tuple(shard), chunk=chunk_shape(shard, ITEMSIZE[dtype])
+    )

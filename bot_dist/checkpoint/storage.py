@@ -1,0 +1,119 @@
+"""A folder on any fsspec file system: small files written atomically, and the zarr store in it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import posixpath
+import uuid
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import fsspec
+
+from bot_dist.errors import MissingPackageError
+
+if TYPE_CHECKING:
+    from zarr.abc.store import Store
+
+
+class Storage:
+    """The folder at ``url``: a local path (with or without ``file://``) or any fsspec URL.
+
+    Pickles as its URL: file systems and event loops are never shared between processes.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url.rstrip("/")
+        try:
+            self.fs, self.root = fsspec.core.url_to_fs(self.url)
+        except ImportError as error:
+            scheme = urlsplit(url).scheme
+            raise MissingPackageError(f"{url}: {scheme}:// needs an optional package: {error}") from None
+        self.local = "file" in (self.fs.protocol if isinstance(self.fs.protocol, tuple) else (self.fs.protocol,))
+
+    def __reduce__(self) -> tuple[type[Storage], tuple[str]]:
+        return Storage, (self.url,)
+
+    def path(self, name: str) -> str:
+        return posixpath.join(self.root, name)
+
+    def exists(self, name: str = "") -> bool:
+        return bool(self.fs.exists(self.path(name) if name else self.root))
+
+    def is_empty(self) -> bool:
+        """Whether nothing is there."""
+        return not self.exists() or not self.fs.ls(self.root, detail=False)
+
+    def read(self, name: str) -> bytes:
+        data: bytes = self.fs.cat_file(self.path(name))
+        return data
+
+    def names(self, folder: str) -> list[str]:
+        """Names of the files in a folder; none if it doesn't exist."""
+        self.fs.invalidate_cache()
+        if not self.exists(folder):
+            return []
+        return [
+            posixpath.basename(p) for p in self.fs.ls(self.path(folder), detail=False) if not p.endswith(".partial")
+        ]
+
+    def write(self, name: str, data: bytes) -> None:
+        """Replace a file atomically and durably."""
+        if not self.local:
+            self.fs.pipe_file(self.path(name), data)
+            return
+        with _staged(self.path(name), data) as staged:
+            os.replace(staged, self.path(name))
+
+    def create(self, name: str, data: bytes) -> None:
+        """Write a file that must not exist yet. Raises FileExistsError when another writer was first."""
+        if not self.local:
+            self.fs.pipe_file(self.path(name), data, mode="create")
+            return
+        with _staged(self.path(name), data) as staged:
+            os.link(staged, self.path(name))
+
+    def sync(self, name: str) -> None:
+        """Make a local file durable (object stores are durable once they answer)."""
+        if self.local:
+            descriptor = os.open(self.path(name), os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+
+    def remove(self, name: str = "") -> None:
+        """Remove a file or a folder with all that is in it, if it is there."""
+        if self.exists(name):
+            self.fs.rm(self.path(name) if name else self.root, recursive=True)
+
+    def zarr_store(self, *, read_only: bool) -> Store:
+        from zarr.storage import FsspecStore, LocalStore
+
+        if self.local:
+            return LocalStore(self.root, read_only=read_only)
+        options: dict[str, Any] = {"read_only": read_only}
+        return FsspecStore.from_url(self.url, **options)
+
+
+@contextlib.contextmanager
+def _staged(path: str, data: bytes) -> Any:
+    """A durable temporary file beside ``path``, for the caller to rename or link into place."""
+    folder = os.path.dirname(path)
+    os.makedirs(folder, exist_ok=True)
+    staged = f"{path}.{uuid.uuid4().hex}.partial"
+    try:
+        with open(staged, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        yield staged
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    finally:
+        if os.path.exists(staged):
+            os.unlink(staged)

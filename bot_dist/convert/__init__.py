@@ -1,0 +1,6 @@
+"""Checkpoints of others: safetensors and GGUF in, safetensors out, and their tokenizers."""
+
+from bot_dist.convert.open import open_source
+from bot_dist.convert.source import Source
+
+__all__ = ["Source", "open_source"]

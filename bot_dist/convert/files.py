@@ -1,0 +1,190 @@
+"""A source made of files that hold each tensor as one run of bytes: safetensors and GGUF."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from bot_dist.axes import Parameter
+from bot_dist.convert.location import near_names
+from bot_dist.convert.storage import PIECE_BYTES, label, read_range
+from bot_dist.errors import SourceError
+from bot_dist.sharding import Box, Range, box_shape, box_size
+
+if TYPE_CHECKING:
+    from bot_dist.families import Model
+
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+"""Encodings that are a torch dtype."""
+
+_STORED = {"F64": np.dtype("<f8"), "F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
+"""How numpy sees them; it has no bfloat16, whose bits go through unchanged."""
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """Where one tensor lies, and how its elements are encoded."""
+
+    url: str
+    offset: int
+    nbytes: int
+    shape: tuple[int, ...]
+    """As ``transformers`` stores it, row-major."""
+    encoding: str
+    """``F32``, ``BF16``, …, or a quantisation of GGUF (``Q4_1``)."""
+    block: int = 1
+    """Elements per quantisation block, along the last dimension; 1 for plain numbers."""
+    rotary_permuted: bool = False
+    """Rows of each head are stored as ``(head_dim/2, 2)`` where ``transformers`` has ``(2, head_dim/2)``."""
+
+    @property
+    def readable(self) -> bool:
+        return self.block > 1 or self.encoding in DTYPES
+
+    @property
+    def integer(self) -> bool:
+        return re.fullmatch(r"BOOL|[IU]\d+", self.encoding) is not None
+
+
+@dataclass(kw_only=True)
+class FileSource:
+    """A ``Source`` over an index of tensors. It holds no open file and can be sent to another process."""
+
+    url: str
+    format: str
+    config: dict[str, Any]
+    entries: dict[str, TensorEntry]
+    """By name in ``transformers``; tensors that it has no name for keep the file's."""
+    files: dict[str, dict[str, Any]]
+    """Per file: ``bytes`` and ``header_sha256``."""
+    optional_prefix: str = field(default="")
+    """Names may lack it."""
+
+    def check(self, model: Model) -> None:
+        """Raise SourceError unless every parameter of ``model`` is there, readable and of its shape, and no other.
+
+        Integer tensors that are no parameters, the family's ``ignored`` ones, and a tied model's copy of its table
+        under the head's name are passed over.
+        """
+        expected = {self._stored_name(p.name): p for _, _, p in model.parameters()}
+        absent = [p.name for name, p in expected.items() if name not in self.entries]
+        if absent:
+            raise SourceError(
+                f"{label(self.url)}: tensor '{absent[0]}' is missing{_more(absent)}; wanted by config.json "
+                f"({model.sizes['layer']} layers){near_names(absent[0], self.entries.keys() - expected.keys())}"
+            )
+        for parameter in expected.values():
+            self._find(parameter)
+        passed = re.compile("|".join((*model.family.ignored, re.escape(model.family.head.hf))))
+        unexpected = [
+            name
+            for name, entry in self.entries.items()
+            if name not in expected and not entry.integer and not passed.fullmatch(name)
+        ]
+        if unexpected:
+            raise SourceError(
+                f"{label(self.url)}: unexpected tensor '{unexpected[0]}' of shape "
+                f"{self.entries[unexpected[0]].shape}{_more(unexpected)}; family '{model.family.name}' has no such weight "
+                f"in the architecture of config.json, and leaving it out would change the model"
+            )
+
+    def dtype(self, parameter: Parameter) -> torch.dtype:
+        return DTYPES.get(self._find(parameter).encoding, torch.float32)
+
+    def storage_bytes(self, parameter: Parameter) -> int:
+        return self._find(parameter).nbytes
+
+    def read(self, parameter: Parameter, box: Box) -> torch.Tensor:
+        """The box (ranges over the unfused axes) as a contiguous CPU tensor of the box's shape.
+
+        Reads the rows (first dimension) that the box meets and no other, in pieces of at most ``PIECE_BYTES`` or one
+        row (one head where rows are permuted), and crops them. Raises SourceError when the file has fewer bytes.
+        """
+        entry = self._find(parameter)
+        if entry.rotary_permuted:
+            axis = parameter.dims[0] - 1
+            (start, stop), head_dim = box[axis], parameter.sizes[axis]
+            heads = (*box[:axis], (0, head_dim), *box[axis + 1 :])
+            return self._read_rows(parameter, entry, heads, head_dim).narrow(axis, start, stop - start).contiguous()
+        return self._read_rows(parameter, entry, box, 1)
+
+    def _read_rows(self, parameter: Parameter, entry: TensorEntry, box: Box, unit: int) -> torch.Tensor:
+        """``read``, ``unit`` rows at a time or whole multiples of them; over one, they are the rows of a head."""
+        split = parameter.dims[0] if len(parameter.dims) > 1 else 0
+        columns = parameter.sizes[split:]
+        crop = (slice(None), *(slice(start, stop) for start, stop in box[split:]))
+        row_bytes = entry.nbytes * math.prod(columns) // parameter.size
+        step = max(PIECE_BYTES // (row_bytes * unit), 1) * unit
+        result = torch.empty((box_size(box[:split]), *box_shape(box[split:])), dtype=self.dtype(parameter))
+        into = (result.view(torch.uint16) if result.dtype == torch.bfloat16 else result).numpy()
+        done = 0
+        for start, stop in runs(parameter.sizes[:split], box[:split]):
+            for first in range(start, stop, step):
+                last = min(first + step, stop)
+                offset = entry.offset + first * row_bytes
+                data = read_range(entry.url, offset, offset + (last - first) * row_bytes, f"tensor '{parameter.name}'")
+                rows = decode(data, entry, last - first)
+                if unit > 1:
+                    rows = rows.reshape(-1, unit // 2, 2, rows.shape[1]).swapaxes(1, 2)
+                into[done : done + last - first] = rows.reshape(last - first, *columns)[crop]
+                done += last - first
+        return result.view(box_shape(box))
+
+    def provenance(self) -> dict[str, Any]:
+        return {"url": label(self.url), "format": self.format, "files": self.files}
+
+    def _stored_name(self, name: str) -> str:
+        return name if name in self.entries else name.removeprefix(self.optional_prefix)
+
+    def _find(self, parameter: Parameter) -> TensorEntry:
+        """The entry of a parameter. Raises SourceError when it is missing, unreadable or of another shape."""
+        entry = self.entries.get(self._stored_name(parameter.name))
+        where = f"{label(self.url)}: tensor '{parameter.name}'"
+        if entry is None:
+            raise SourceError(f"{where} is missing")
+        if entry.shape != parameter.shape:
+            raise SourceError(f"{where} has shape {entry.shape}, wanted {parameter.shape} by config.json")
+        if not entry.readable:
+            raise SourceError(
+                f"{where} has dtype {entry.encoding}, wanted one of {', '.join(DTYPES)}; "
+                f"convert the model to one of these first"
+            )
+        return entry
+
+
+def decode(data: bytes, entry: TensorEntry, n_rows: int) -> npt.NDArray[Any]:
+    """Stored bytes of whole rows as ``(n_rows, columns)`` numbers; bfloat16 as its bits."""
+    if entry.block == 1:
+        return np.frombuffer(data, _STORED[entry.encoding]).reshape(n_rows, -1)
+    import gguf
+
+    stored = np.frombuffer(data, np.uint8).reshape(n_rows, -1)
+    rows: npt.NDArray[np.float32] = gguf.quants.dequantize(stored, gguf.GGMLQuantizationType[entry.encoding])
+    return rows
+
+
+def runs(sizes: Sequence[int], box: Box) -> Iterator[Range]:
+    """The maximal runs of row-major flat indices that a box covers, in order."""
+    cut = max((i for i, size in enumerate(sizes) if box[i] != (0, size)), default=None)
+    if cut is None:
+        yield 0, math.prod(sizes)
+        return
+    stride = math.prod(sizes[cut + 1 :])
+    low, high = box[cut]
+    for indices in itertools.product(*(range(*r) for r in box[:cut])):
+        base = 0
+        for index, size in zip(indices, sizes[:cut], strict=True):
+            base = base * size + index
+        yield (base * sizes[cut] + low) * stride, (base * sizes[cut] + high) * stride
+
+
+def _more(names: Sequence[str]) -> str:
+    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""

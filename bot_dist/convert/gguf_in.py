@@ -1,0 +1,154 @@
+"""Reading GGUF: names, shapes and configuration of ``transformers`` for a file of llama.cpp."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+from bot_dist.convert.files import DTYPES, FileSource, TensorEntry
+from bot_dist.convert.gguf_header import Header, TensorInfo, read_gguf_header
+from bot_dist.convert.storage import label
+from bot_dist.errors import FamilyError, MissingPackageError, SourceError, nearest
+from bot_dist.families import FAMILIES, Family, Weight
+
+TOKENS = "tokenizer.ggml.tokens"
+_TOKEN_IDS = {
+    "bos_token_id": "tokenizer.ggml.bos_token_id",
+    "eos_token_id": "tokenizer.ggml.eos_token_id",
+    "pad_token_id": "tokenizer.ggml.padding_token_id",
+}
+
+
+def open_gguf(url: str) -> FileSource:
+    """A ``.gguf`` file. Quantised tensors read as float32, a row at a time; plain ones keep their dtype.
+
+    Raises SourceError on a damaged file or one that does more than its family expresses, FamilyError on an unknown
+    architecture, MissingPackageError without the package ``gguf``.
+    """
+    sizes = _encodings()
+    header = read_gguf_header(url)
+    family = _family(header, url)
+    templates = {w.gguf: w for w in (*family.weights, family.head) if w.gguf}
+    entries: dict[str, TensorEntry] = {}
+    for name, info in header.tensors.items():
+        weight, layer = _weight(name, templates)
+        hf = weight.hf.format(layer=layer) if weight else name
+        entries[hf] = _entry(url, name, info, header, sizes, weight is not None and weight.gguf_rotary_permuted)
+    _check_layout(url, header, entries)
+    return FileSource(
+        url=url,
+        format="gguf",
+        config=_config(header, family, url),
+        entries=entries,
+        files={url.rpartition("/")[2]: {"bytes": header.size, "header_sha256": header.sha256}},
+    )
+
+
+def _encodings() -> dict[int, tuple[str, int, int]]:
+    """Of every type id: its name, elements per block and bytes per block."""
+    try:
+        from gguf.constants import GGML_QUANT_SIZES
+    except ImportError as error:
+        raise MissingPackageError("reading .gguf files needs the package 'gguf'; pip install gguf") from error
+    return {kind.value: (kind.name, block, nbytes) for kind, (block, nbytes) in GGML_QUANT_SIZES.items()}
+
+
+def _family(header: Header, url: str) -> Family:
+    architecture = str(header.scalars.get("general.architecture"))
+    known = {name: family for name, family in FAMILIES.items() if family.gguf_config}
+    if architecture not in known:
+        raise FamilyError(
+            f"{label(url)}: unknown general.architecture {architecture!r}; {nearest(architecture, known)}"
+        )
+    return known[architecture]
+
+
+class _Metadata(dict[str, Any]):
+    """Metadata of the architecture, without its prefix; a key that is wanted and not there is an error."""
+
+    def __init__(self, header: Header, architecture: str, url: str) -> None:
+        prefix = f"{architecture}."
+        super().__init__({k.removeprefix(prefix): v for k, v in header.scalars.items() if k.startswith(prefix)})
+        self.url, self.prefix = url, prefix
+
+    def __missing__(self, key: str) -> Any:
+        raise SourceError(f"{label(self.url)}: metadata has no single value '{self.prefix}{key}', which is needed")
+
+
+def _config(header: Header, family: Family, url: str) -> dict[str, Any]:
+    if header.scalars.get("split.count", 1) > 1:
+        raise SourceError(f"{label(url)}: is one of several parts; merge them with llama-gguf-split --merge first")
+    metadata = _Metadata(header, str(header.scalars["general.architecture"]), url)
+    if metadata.get("rope.scaling.type", "none") != "none":
+        raise FamilyError(
+            f"{label(url)}: rope.scaling.type is {metadata['rope.scaling.type']!r}, which is not read from GGUF; "
+            f"use the safetensors release of this model"
+        )
+    if TOKENS in header.lengths:
+        metadata.setdefault("vocab_size", header.lengths[TOKENS])
+    assert family.gguf_config is not None
+    return {
+        **family.gguf_config(metadata),
+        **{key: header.scalars.get(field) for key, field in _TOKEN_IDS.items()},
+        "tie_word_embeddings": family.head.gguf not in header.tensors,
+    }
+
+
+def _weight(name: str, templates: dict[str, Weight]) -> tuple[Weight | None, int]:
+    """The weight and layer that a tensor's name stands for."""
+    match = re.search(r"(?<=\.)\d+(?=\.)", name)
+    if match is None:
+        return templates.get(name), 0
+    return templates.get(f"{name[: match.start()]}{{layer}}{name[match.end() :]}"), int(match[0])
+
+
+def _entry(
+    url: str, name: str, info: TensorInfo, header: Header, encodings: dict[int, tuple[str, int, int]], permuted: bool
+) -> TensorEntry:
+    if info.type_id not in encodings:
+        raise SourceError(
+            f"{label(url)}: tensor '{name}' has type {info.type_id}, which the installed package 'gguf' doesn't know; "
+            f"pip install --upgrade gguf"
+        )
+    encoding, block, block_bytes = encodings[info.type_id]
+    if block > 1:
+        _check_quantisation(url, name, encoding, block_bytes)
+    elements = math.prod(info.shape)
+    if (info.shape[-1] if info.shape else 1) % block:
+        raise SourceError(f"{label(url)}: tensor '{name}' of shape {info.shape} has rows of no whole {encoding} blocks")
+    return TensorEntry(
+        url=url,
+        offset=header.data_offset + info.offset,
+        nbytes=elements // block * block_bytes,
+        shape=info.shape,
+        encoding=encoding,
+        block=block if encoding not in DTYPES else 1,
+        rotary_permuted=permuted,
+    )
+
+
+def _check_quantisation(url: str, name: str, encoding: str, block_bytes: int) -> None:
+    """Dequantise one block of zeros: the package does not do every type."""
+    import gguf
+    import numpy as np
+
+    try:
+        gguf.quants.dequantize(np.zeros((1, block_bytes), np.uint8), gguf.GGMLQuantizationType[encoding])
+    except NotImplementedError as error:
+        raise SourceError(
+            f"{label(url)}: tensor '{name}' is quantised as {encoding}, which the package 'gguf' can't dequantise; "
+            f"use another quantisation of this model"
+        ) from error
+
+
+def _check_layout(url: str, header: Header, entries: dict[str, TensorEntry]) -> None:
+    end = header.data_offset
+    for name, entry in sorted(entries.items(), key=lambda item: item[1].offset):
+        if entry.offset < end:
+            raise SourceError(f"{label(url)}: tensor '{name}' overlaps the one before it; the file is damaged")
+        end = entry.offset + entry.nbytes
+    if end > header.size:
+        raise SourceError(
+            f"{label(url)}: is truncated: found {header.size} bytes, wanted at least {end}; download it again"
+        )

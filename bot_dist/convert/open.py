@@ -1,0 +1,30 @@
+"""Opening a source by what is there."""
+
+from __future__ import annotations
+
+from bot_dist.convert.location import resolve
+from bot_dist.convert.source import Source
+from bot_dist.convert.storage import join, size_bytes
+
+
+def is_store(url: str) -> bool:
+    """Whether this is a store of bot_dist, be it complete or not."""
+    return any(size_bytes(join(url, name)) is not None for name in ("manifest.json", "zarr.json"))
+
+
+def open_source(url: str) -> Source:
+    """A ``.gguf`` file, a bot_dist store, or safetensors (a folder or a file).
+
+    Raises SourceError, FamilyError, MissingPackageError, or CheckpointError for a store that is not complete.
+    """
+    if resolve(url).endswith(".gguf"):
+        from bot_dist.convert.gguf_in import open_gguf
+
+        return open_gguf(url)
+    if not url.endswith(".safetensors") and is_store(url):
+        from bot_dist.checkpoint import CheckpointReader
+
+        return CheckpointReader(url)
+    from bot_dist.convert.safetensors_in import open_safetensors
+
+    return open_safetensors(url)

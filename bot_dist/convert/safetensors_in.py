@@ -1,0 +1,209 @@
+"""Reading safetensors: the index of a file, or of a folder of shards, from headers alone.
+
+Format: https://github.com/huggingface/safetensors#format. Files come from strangers, so every length, offset and name in
+them is checked here before anything is read by it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from bot_dist.convert.files import FileSource, TensorEntry
+from bot_dist.convert.location import near_names, safe_relative
+from bot_dist.convert.storage import join, label, list_names, missing, read_file, read_range, size_bytes
+from bot_dist.errors import SourceError
+from bot_dist.families import family_of
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+MAX_HEADER_BYTES = 100_000_000
+"""The reference implementation's limit."""
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+
+_ITEM_BYTES = {
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0"), 1),
+    **dict.fromkeys(("U16", "I16", "F16", "BF16"), 2),
+    **dict.fromkeys(("U32", "I32", "F32"), 4),
+    **dict.fromkeys(("U64", "I64", "F64"), 8),
+}
+
+
+def open_safetensors(url: str) -> FileSource:
+    """A folder with ``config.json`` and ``model.safetensors`` or indexed shards, or one file beside its ``config.json``.
+
+    Raises SourceError when something is missing, damaged or pickle; FamilyError on an unknown architecture.
+    """
+    single = url.endswith(".safetensors")
+    folder = (url.rpartition("/")[0] or ".") if single else url
+    config = _read_config(folder, url)
+    family = family_of(config)
+    weight_map: dict[str, str] = {}
+    if single:
+        names = [url.rpartition("/")[2]]
+    elif size_bytes(join(folder, SINGLE)) is not None:
+        names = [SINGLE]
+    elif size_bytes(join(folder, INDEX)) is not None:
+        weight_map = _read_index(join(folder, INDEX))
+        names = sorted(set(weight_map.values()))
+    else:
+        raise _no_weights(folder)
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        headers = dict(zip(names, pool.map(read_header, (join(folder, name) for name in names)), strict=True))
+    for tensor, name in weight_map.items():
+        if tensor not in headers[name][0]:
+            raise SourceError(f"{label(join(folder, INDEX))}: tensor '{tensor}' is not in '{name}', where it should be")
+    return FileSource(
+        url=url,
+        format="safetensors",
+        config=config,
+        entries=_merge(folder, headers),
+        files={name: identity for name, (_, identity) in headers.items()},
+        optional_prefix=family.optional_prefix,
+    )
+
+
+def read_header(url: str) -> tuple[dict[str, TensorEntry], dict[str, Any]]:
+    """Index of one file, and its identity (``bytes``, ``header_sha256``).
+
+    Raises SourceError unless header and tensors fill the file exactly, without overlap.
+    """
+    size = size_bytes(url)
+    if size is None:
+        raise missing(url)
+    if size < 8:
+        raise SourceError(f"{label(url)}: found {size} bytes, wanted at least 8; this is no safetensors file")
+    head = read_range(url, 0, min(size, 2**20), "header")
+    length = int.from_bytes(head[:8], "little")
+    if not 2 <= length <= MAX_HEADER_BYTES:
+        raise SourceError(
+            f"{label(url)}: header length is {length}, wanted 2 to {MAX_HEADER_BYTES} bytes; this is no safetensors file"
+        )
+    if 8 + length > size:
+        raise _wrong_size(url, size, 8 + length)
+    if 8 + length > len(head):
+        head += read_range(url, len(head), 8 + length, "header")
+    header = head[8 : 8 + length]
+    entries = _entries(url, _parse(header, url, "safetensors header"), 8 + length)
+    _check_layout(url, entries, 8 + length, size)
+    return entries, {"bytes": size, "header_sha256": hashlib.sha256(header).hexdigest()}
+
+
+def _entries(url: str, header: dict[str, Any], data_offset: int) -> dict[str, TensorEntry]:
+    entries = {}
+    for name, info in header.items():
+        if name == "__metadata__":
+            continue
+        match info:
+            case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [int(start), int(stop)]} if all(
+                type(n) is int and n >= 0 for n in (*shape, start, stop)
+            ):
+                pass
+            case _:
+                raise SourceError(
+                    f"{label(url)}: header entry of tensor '{name}' is {info}, wanted dtype, shape, data_offsets"
+                )
+        if dtype not in _ITEM_BYTES:
+            raise SourceError(
+                f"{label(url)}: tensor '{name}' has unknown dtype {dtype}; known: {', '.join(_ITEM_BYTES)}"
+            )
+        wanted = math.prod(shape) * _ITEM_BYTES[dtype]
+        if stop - start != wanted:
+            raise SourceError(
+                f"{label(url)}: tensor '{name}' has data_offsets [{start}, {stop}] ({stop - start} bytes), "
+                f"wanted {wanted} bytes for shape {tuple(shape)} of {dtype}; the file is damaged, get it again"
+            )
+        entries[name] = TensorEntry(url, data_offset + start, wanted, tuple(shape), dtype)
+    return entries
+
+
+def _check_layout(url: str, entries: dict[str, TensorEntry], data_offset: int, size: int) -> None:
+    at = data_offset
+    for name, entry in sorted(entries.items(), key=lambda item: (item[1].offset, item[1].nbytes)):
+        if entry.offset != at:
+            raise SourceError(
+                f"{label(url)}: tensor '{name}' begins at byte {entry.offset}, wanted {at}, where the one before ends; "
+                f"the file is damaged, get it again"
+            )
+        at += entry.nbytes
+    if at != size:
+        raise _wrong_size(url, size, at)
+
+
+def _wrong_size(url: str, found: int, wanted: int) -> SourceError:
+    how = "is truncated" if found < wanted else "has bytes that no tensor accounts for"
+    return SourceError(f"{label(url)}: {how}: found {found} bytes, wanted {wanted}; download it again")
+
+
+def _merge(folder: str, headers: dict[str, tuple[dict[str, TensorEntry], dict[str, Any]]]) -> dict[str, TensorEntry]:
+    merged: dict[str, TensorEntry] = {}
+    for name, (entries, _) in headers.items():
+        twice = merged.keys() & entries.keys()
+        if twice:
+            other = merged[min(twice)].url.rpartition("/")[2]
+            raise SourceError(f"{label(folder)}: tensor '{min(twice)}' is in both '{other}' and '{name}'")
+        merged |= entries
+    return merged
+
+
+def _read_index(url: str) -> dict[str, str]:
+    weight_map = _parse(read_file(url), url, "index").get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise SourceError(f"{label(url)}: no 'weight_map' of tensors to files")
+    for tensor, name in weight_map.items():
+        if not isinstance(name, str) or not safe_relative(name) or not name.endswith(".safetensors"):
+            raise SourceError(
+                f"{label(url)}: tensor '{tensor}' is said to be in {name!r}; wanted a .safetensors file inside the folder"
+            )
+    return weight_map
+
+
+def _read_config(folder: str, url: str) -> dict[str, Any]:
+    """``config.json`` of the folder; without one, an error that says what is at ``url`` instead."""
+    path = join(folder, "config.json")
+    if size_bytes(path) is not None:
+        return _parse(read_file(path), path, "configuration")
+    if size_bytes(url) is None and list_names(url) is None:
+        raise missing(url)
+    raise SourceError(f"{label(folder)}: no config.json{near_names('config.json', list_names(folder) or ())}")
+
+
+def _no_weights(folder: str) -> SourceError:
+    names = list_names(folder) or []
+    others = [name for name in names if name.endswith(".safetensors")]
+    if others:
+        return SourceError(
+            f"{label(folder)}: neither {SINGLE} nor {INDEX}, but {', '.join(others[:5])}; give the path of one file"
+        )
+    pickles = [name for name in names if name.endswith(PICKLES)]
+    if pickles:
+        return SourceError(
+            f"{label(folder)}: only {', '.join(pickles[:3])}, which is pickle and could run code, so it is not read; "
+            f"if you trust it, convert it: AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder)"
+        )
+    return SourceError(f"{label(folder)}: neither {SINGLE} nor {INDEX}{near_names(SINGLE, names)}")
+
+
+def _parse(data: bytes, url: str, what: str) -> dict[str, Any]:
+    """A JSON object without duplicate keys."""
+
+    def unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+        result: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in result:
+                raise ValueError(f"key {key!r} appears twice")
+            result[key] = value
+        return result
+
+    try:
+        parsed = json.loads(data, object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:
+        raise SourceError(
+            f"{label(url)}: {what} is no valid JSON: {error}; the file is damaged, get it again"
+        ) from error
+    if not isinstance(parsed, dict):
+        raise SourceError(f"{label(url)}: {what} is a JSON {type(parsed).__name__}, wanted an object")
+    return parsed

@@ -1,0 +1,144 @@
+"""Bytes at URLs, through fsspec.
+
+Nothing here keeps a file or a file system: fsspec's own cache is per process and thread, so whatever holds a URL can be
+sent to an actor and read there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import fsspec
+
+from bot_dist.convert.location import near_names, resolve
+from bot_dist.errors import InputError, MissingPackageError, SourceError
+
+PIECE_BYTES = 32 * 2**20
+"""Most bytes that one read or write of a large tensor handles at a time."""
+
+_CLIENTS = ("botocore", "aiohttp", "aiobotocore", "google", "gcsfs", "azure")
+"""Client libraries whose errors are not all OSErrors."""
+
+_INSTALL = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "http": "aiohttp", "https": "aiohttp"}
+
+
+def filesystem(url: str) -> tuple[Any, str]:
+    """The fsspec file system of a URL and the path in it.
+
+    Raises MissingPackageError when the protocol needs a package, InputError when there is no such protocol.
+    """
+    try:
+        fs, path = fsspec.core.url_to_fs(resolve(url))
+    except ImportError as error:
+        protocol = url.partition("://")[0]
+        raise MissingPackageError(
+            f"{label(url)}: protocol '{protocol}' needs a package that is not installed; "
+            f"pip install {_INSTALL.get(protocol, protocol)}"
+        ) from error
+    except ValueError as error:
+        raise InputError(f"{label(url)}: {error}") from error
+    return fs, path
+
+
+def is_local(url: str) -> bool:
+    return bool(filesystem(url)[0].protocol in ("file", ("file", "local")))
+
+
+def join(folder: str, name: str) -> str:
+    return f"{folder.rstrip('/')}/{name}"
+
+
+def label(url: str) -> str:
+    """The URL without user, password and query, as it may appear in messages, logs and manifests."""
+    if "://" not in url:
+        return url
+    parts = urlsplit(url)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+def size_bytes(url: str) -> int | None:
+    """Size of a file; None when there is none (or a folder)."""
+    fs, path = filesystem(url)
+    with _storage_errors(url):
+        try:
+            info = fs.info(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+    if info["type"] != "file":
+        return None
+    if info["size"] is None:
+        raise SourceError(f"{label(url)}: the server does not tell the file's size; copy it to a local disk first")
+    return int(info["size"])
+
+
+def list_names(url: str) -> list[str] | None:
+    """Names in a folder, sorted; None when there is no such folder or it can't be listed."""
+    fs, path = filesystem(url)
+    with _storage_errors(url):
+        try:
+            if not fs.isdir(path):
+                return None
+            return sorted(name.rstrip("/").rpartition("/")[2] for name in fs.ls(path, detail=False))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+
+def glob_urls(url: str) -> list[str]:
+    """Files that a pattern matches; local ones as plain paths."""
+    fs, path = filesystem(url)
+    with _storage_errors(url):
+        found = [name for name, info in fs.glob(path, detail=True).items() if info["type"] == "file"]
+    return sorted(found if is_local(url) else map(fs.unstrip_protocol, found))
+
+
+def read_file(url: str) -> bytes:
+    """All bytes of a (small) file."""
+    fs, path = filesystem(url)
+    with _storage_errors(url):
+        return bytes(fs.cat_file(path))
+
+
+def read_range(url: str, start: int, stop: int, what: str) -> bytes:
+    """Bytes ``[start, stop)`` of a file; ``what`` names them in the SourceError when there are fewer."""
+    if start == stop:
+        return b""
+    fs, path = filesystem(url)
+    with _storage_errors(url):
+        data: bytes = fs.cat_file(path, start=start, end=stop)
+    if len(data) != stop - start:
+        raise SourceError(
+            f"{label(url)}: {what}: found {len(data)} bytes at offset {start}, wanted {stop - start}; "
+            f"the file is damaged or was changed, get it again"
+        )
+    return data
+
+
+def write_file(url: str, data: bytes) -> None:
+    """Write a (small) file, making its folder where the storage has folders."""
+    fs, path = filesystem(url)
+    with _storage_errors(url):
+        fs.makedirs(fs._parent(path), exist_ok=True)
+        fs.pipe_file(path, data)
+
+
+def missing(url: str) -> SourceError:
+    """The error for a path at which there is nothing: it names what is beside it."""
+    parent, _, name = url.rstrip("/").rpartition("/")
+    beside = list_names(parent) if parent and not parent.endswith(":/") else list_names("." if not parent else url)
+    return SourceError(
+        f"{label(url)}: no such file or folder" + (near_names(name, beside) if beside else "; check the path")
+    )
+
+
+@contextmanager
+def _storage_errors(url: str) -> Iterator[None]:
+    """Storage's own errors as a SourceError that names the URL."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, OSError) or type(error).__module__.partition(".")[0] in _CLIENTS:
+            raise SourceError(f"{label(url)}: can't be read or written: {type(error).__name__}: {error}") from error
+        raise

@@ -1,0 +1,103 @@
+"""A plan in numbers, for people and for the report."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from bot_dist.axes import ITEMSIZE
+from bot_dist.plan.transfer import ModulePlan, TransferPlan, step_peak
+from bot_dist.sharding import box_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModuleRow:
+    """One module of a plan."""
+
+    name: str
+    source_shape: tuple[int, ...]
+    target_shape: tuple[int, ...]
+    operators: dict[str, str]
+    """Per axis that changes, what happens to it."""
+    scale: float
+    bytes_read: int
+    bytes_written: int
+    peak_bytes: int
+    """Of its largest step."""
+    steps: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanSummary:
+    """A whole plan."""
+
+    rows: tuple[ModuleRow, ...]
+    n_source: int
+    """Parameters before."""
+    n_target: int
+    """Parameters after."""
+    flops_source: int
+    """Forward FLOPs per token before."""
+    flops_target: int
+    context: int
+    """Tokens of context for which attention is counted."""
+    actor_bytes: tuple[int, ...]
+    """Bytes read and written by each actor."""
+    actor_peak: tuple[int, ...]
+    """Bytes of tensors that each actor holds at its worst moment."""
+
+    @property
+    def bytes_read(self) -> int:
+        return sum(r.bytes_read for r in self.rows)
+
+    @property
+    def bytes_written(self) -> int:
+        return sum(r.bytes_written for r in self.rows)
+
+    @property
+    def steps(self) -> int:
+        return sum(r.steps for r in self.rows)
+
+
+def summarise(plan: TransferPlan, context: int) -> PlanSummary:
+    """Unfold a plan's steps and add them up."""
+    rows = []
+    actor_bytes, actor_peak = [0] * plan.mesh.size, [0] * plan.mesh.size
+    for i, module in enumerate(plan.modules):
+        bytes_read = bytes_written = module_peak = steps = 0
+        for step in plan.module_steps(i):
+            read, written = step_bytes(module, step.source_shape(), box_size(step.target))
+            peak = step_peak(module, step.target, step.source_shape())
+            bytes_read, bytes_written, steps = bytes_read + read, bytes_written + written, steps + 1
+            module_peak = max(module_peak, peak)
+            actor_bytes[step.owner] += read + written
+            actor_peak[step.owner] = max(actor_peak[step.owner], peak)
+        rows.append(
+            ModuleRow(
+                name=module.weight.name,
+                source_shape=module.source_shape(),
+                target_shape=module.target_shape(),
+                operators={a.axis: str(a.spec) for a in module.axes if not a.spec.is_identity},
+                scale=module.scale,
+                bytes_read=bytes_read,
+                bytes_written=bytes_written,
+                peak_bytes=module_peak,
+                steps=steps,
+            )
+        )
+    return PlanSummary(
+        rows=tuple(rows),
+        n_source=plan.source.n_parameters,
+        n_target=plan.target.n_parameters,
+        flops_source=plan.source.flops_per_token(context),
+        flops_target=plan.target.flops_per_token(context),
+        context=context,
+        actor_bytes=tuple(actor_bytes),
+        actor_peak=tuple(actor_peak),
+    )
+
+
+def step_bytes(module: ModulePlan, source_shape: tuple[int, ...], n_target: int) -> tuple[int, int]:
+    """Bytes that a step reads from the source's storage, and writes to the target's."""
+    share = math.prod(source_shape) / math.prod(module.source_shape())
+    return round(module.source_bytes * share), n_target * ITEMSIZE[module.dtype]

@@ -1,0 +1,203 @@
+"""Continued pretraining seen from outside: prepare the tokens, start Ray Train, follow its events, gather results."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from bot_dist.errors import BotDistError, InputError, RunError
+from bot_dist.families import model_of
+from bot_dist.recipe import ClusterConfig, TrainConfig
+from bot_dist.train.results import PretrainResult, TrainRun, run_result
+
+START_TIMEOUT_S = 600
+"""For workers to start: importing torch takes long where cores are few and busy."""
+
+OnEvent = Callable[[dict[str, Any]], None]
+
+
+def pretrain(
+    runs: Sequence[TrainRun],
+    *,
+    train: TrainConfig,
+    cluster: ClusterConfig,
+    tokenizer_url: str,
+    output: str,
+    on_event: OnEvent | None = None,
+) -> PretrainResult:
+    """Train every run on the same text, in the same worker group, one after the other.
+
+    Ray must be initialised. ``on_event`` is called from a thread with each event as it happens: ``workers_ready``,
+    ``loaded``, ``held_out``, ``step``, ``saved``, ``run_done``. All files go under ``{output}/train``.
+
+    Raises InputError for what the user can put right before anything runs (and where a worker finds it), RunError for
+    what failed later.
+    """
+    from bot_dist.train.data import prepare_tokens
+
+    begun = time.time()
+    for run in runs:
+        _check_context(run, train)
+    folder = Path(output).resolve() / "train"
+    device = _device(cluster, train.workers)
+    vocab_size = min(model_of(run.config).sizes["vocab"] for run in runs)
+    tokens = prepare_tokens(train, tokenizer_url, vocab_size, folder)
+    events = folder / "events.jsonl"
+    events.write_text("")
+    settings = {
+        "runs": [dataclasses.asdict(_absolute(run)) for run in runs],
+        "train": train.model_dump(),
+        "tokens": dataclasses.asdict(tokens),
+        "events": str(events),
+        "device": device,
+    }
+    ready: list[float] = []
+
+    def follow(event: dict[str, Any]) -> None:
+        if event["event"] == "workers_ready":
+            ready.append(event["time"])
+        if on_event is not None:
+            on_event(event)
+
+    with _following(events, follow):
+        results = _fit(settings, train.workers, device, folder)
+    return PretrainResult(
+        runs=[run_result(data) for data in results],
+        workers=train.workers,
+        device=device,
+        startup_s=ready[0] - begun,
+        total_s=time.time() - begun,
+        tokens=tokens.tokens,
+        versions={name: importlib.metadata.version(name) for name in ("deepspeed", "ray", "torch", "transformers")},
+    )
+
+
+def _fit(settings: dict[str, Any], workers: int, device: str, folder: Path) -> list[dict[str, Any]]:
+    """Run ``train_worker`` on every worker by Ray Train; returns what it returned."""
+    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    from bot_dist.train.worker import train_worker
+
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(START_TIMEOUT_S))
+    trainer = TorchTrainer(
+        cast(Any, train_worker),  # Ray's annotation does not know of return values
+        train_loop_config=settings,
+        torch_config=TorchConfig(backend="nccl" if device == "cuda" else "gloo"),
+        scaling_config=ScalingConfig(num_workers=workers, use_gpu=device == "cuda"),
+        run_config=RunConfig(name="ray", storage_path=str(folder), failure_config=FailureConfig(max_failures=0)),
+    )
+    try:
+        result: Any = trainer.fit()
+    except TrainingFailedError as error:
+        raise _root_cause(error) from None
+    value: list[dict[str, Any]] = result.return_value
+    return value
+
+
+def _root_cause(error: Exception) -> BotDistError:
+    """What a user should read: the first failure of our own making, or else the first that is no echo of another."""
+    failures: dict[int, BaseException] = getattr(error, "worker_failures", None) or {
+        -1: getattr(error, "controller_failure", error)
+    }
+    causes = {rank: _unwrap(failure) for rank, failure in sorted(failures.items())}
+    for cause in causes.values():
+        if isinstance(cause, BotDistError):
+            return cause
+    echoes = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
+    rank, cause = min(causes.items(), key=lambda item: (any(echo in str(item[1]) for echo in echoes), item[0]))
+    where = f"worker {rank}" if rank >= 0 else "Ray Train's controller"
+    lines = str(cause).strip().splitlines() or ["no message"]
+    return RunError(f"training failed on {where}: {type(cause).__name__}: {lines[-1] if len(lines) > 5 else lines[0]}")
+
+
+def _unwrap(failure: BaseException) -> BaseException:
+    """The exception that the worker raised, out of Ray's wrappers."""
+    while True:
+        inner = getattr(failure, "_base_exc", None) or getattr(failure, "cause", None) or failure.__cause__
+        if not isinstance(inner, BaseException) or isinstance(failure, BotDistError):
+            return failure
+        failure = inner
+
+
+def _check_context(run: TrainRun, train: TrainConfig) -> None:
+    field = model_of(run.config).family.context_field
+    longest = run.config.get(field)
+    if longest is not None and train.context > longest:
+        raise InputError(
+            f"run '{run.name}': train.context is {train.context} tokens, but the model has {field}={longest}; "
+            f"use train.context={longest} or less"
+        )
+
+
+def _device(cluster: ClusterConfig, workers: int) -> Literal["cpu", "cuda"]:
+    """Where to train, after making sure that the cluster can hold the workers (Ray Train would wait for ever)."""
+    import ray
+
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 0))
+    if cluster.device == "cuda" or (cluster.device == "auto" and gpus >= workers):
+        if gpus < workers:
+            raise InputError(
+                f"train.workers={workers} with cluster.device=cuda, but the Ray cluster has {gpus} GPUs; "
+                f"use train.workers={max(gpus, 1)}, or cluster.device=cpu"
+            )
+        return "cuda"
+    if cpus < workers:
+        raise InputError(f"train.workers={workers}, but the Ray cluster has {cpus} CPUs; use train.workers={cpus}")
+    return "cpu"
+
+
+def _absolute(run: TrainRun) -> TrainRun:
+    """The run with local paths made absolute: workers have another working directory."""
+
+    def absolute(path: str | None) -> str | None:
+        return path if path is None or "://" in path else str(Path(path).resolve())
+
+    return dataclasses.replace(
+        run, url=absolute(run.url), save_url=absolute(run.save_url), probe_path=absolute(run.probe_path)
+    )
+
+
+@contextmanager
+def _following(path: Path, on_event: OnEvent) -> Iterator[None]:
+    """Call ``on_event`` with every line that is appended to ``path`` until the block ends."""
+    done = threading.Event()
+    failure: list[Exception] = []
+
+    def follow() -> None:
+        with path.open() as file:
+            pending = ""
+            while True:
+                last = done.is_set()  # read before the file: what was written until then is not missed
+                pending += file.read()
+                *lines, pending = pending.split("\n")
+                for line in lines:
+                    on_event(json.loads(line))
+                if last:
+                    return
+                done.wait(0.1)
+
+    def run() -> None:
+        try:
+            follow()
+        except Exception as error:  # raised again where the caller is
+            failure.append(error)
+
+    thread = threading.Thread(target=run, name="bot_dist-train-events", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+    if failure:
+        raise failure[0]

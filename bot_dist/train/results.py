@@ -1,0 +1,102 @@
+"""What is asked of a pretraining, and what it gives back: plain data that crosses processes and becomes JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainRun:
+    """One model that is trained (or, with ``steps=0``, only measured)."""
+
+    name: str
+    """``source``, ``transferred`` or ``scratch``; names the run in events and errors."""
+    config: dict[str, Any]
+    """``transformers`` configuration."""
+    url: str | None
+    """Checkpoint to start from; None: the family's own initialisation."""
+    steps: int
+    """Optimizer steps."""
+    save_url: str | None = None
+    """Store that takes the trained float32 weights."""
+    probe_path: str | None = None
+    """safetensors file that takes ``input_ids`` and float32 ``logits`` of one short held-out sequence, at the end."""
+    overwrite: bool = False
+    """Replace the store at ``save_url``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One optimizer step. ``step`` counts from 1."""
+
+    step: int
+    loss: float
+    """Mean over all tokens of the step, in nats, before the update."""
+    learning_rate: float
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOut:
+    """Held-out loss after ``step`` optimizer steps: mean over all held-out tokens, in nats."""
+
+    step: int
+    loss: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """What one run measured. Lists over ranks are in rank order."""
+
+    name: str
+    steps: int
+    n_parameters: int
+    tokens_per_step: int
+    losses: list[Step]
+    held_out: list[HeldOut]
+    load_s: float
+    """Reading the weights into the ZeRO partitions, until the last rank was done."""
+    first_step_s: float | None
+    """From the run's start in its worker to the end of its first step, without held-out measurement; None: no steps."""
+    bytes_read: list[int]
+    """Bytes of the tensors that each rank read: its own partition, nothing else."""
+    peak_rss_bytes: list[int]
+    """Highest resident memory of each rank's process since the run began."""
+    digest: str
+    """Of the float32 weights that training began with; the same for any number of workers."""
+    trained_digest: str | None
+    """Of the float32 weights after the last step; None: no steps."""
+    probe_path: str | None
+    saved_url: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainResult:
+    """All runs of one pretraining."""
+
+    runs: list[RunResult]
+    workers: int
+    device: str
+    startup_s: float
+    """From the call until the workers began their first run: text, Ray Train, imports."""
+    total_s: float
+    tokens: int
+    """In the text, held-out sequences included."""
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def run(self, name: str) -> RunResult:
+        return next(run for run in self.runs if run.name == name)
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def run_result(data: dict[str, Any]) -> RunResult:
+    """The inverse of ``dataclasses.asdict`` for a RunResult."""
+    lists = {
+        "losses": [Step(**step) for step in data["losses"]],
+        "held_out": [HeldOut(**held_out) for held_out in data["held_out"]],
+    }
+    return RunResult(**{**data, **lists})

@@ -1,0 +1,5 @@
+"""Filter banks as one linear operator per axis, and the application of operators to tensors."""
+
+from bot_dist.wavelets.operators import Operator, OperatorSpec, build_operator, check_supported
+
+__all__ = ["Operator", "OperatorSpec", "build_operator", "check_supported"]

@@ -1,0 +1,37 @@
+"""Runs one bot_dist verb on the Ray cluster whose node executes this script; needs nothing from its own folder.
+
+ray job submit --working-dir . -- python launch/run.py configs/quickstart.yaml --set train.steps=4
+ray submit launch/cluster/local.yaml launch/run.py -- scale configs/quickstart.yaml
+
+The verb may be left out: ``run``. ``ray submit`` joins the arguments unquoted: use none with spaces.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from collections.abc import Sequence
+
+VERBS = ("run", "plan", "scale", "pretrain", "verify", "inspect", "export")
+NO_PACKAGE = """launch/run.py: the package bot_dist is not importable on this node; bring it by one of
+  ray job submit --working-dir . -- python launch/run.py …   (from the root of the repository)
+  file_mounts and setup_commands of the cluster file          (as launch/cluster/local.yaml does)"""
+
+
+def with_verb(arguments: Sequence[str]) -> list[str]:
+    """The command line of ``bot_dist``: ``run`` where no verb is given."""
+    return list(arguments) if arguments and arguments[0] in VERBS else ["run", *arguments]
+
+
+def main() -> None:
+    if importlib.util.find_spec("bot_dist") is None:
+        sys.exit(NO_PACKAGE)
+    os.environ.setdefault("RAY_ADDRESS", "auto")  # join the cluster that this node belongs to
+    from bot_dist.cli import main as bot_dist
+
+    bot_dist(with_verb(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

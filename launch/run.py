@@ -19,6 +19,11 @@ NO_PACKAGE = """launch/run.py: the package bot_dist is not importable on this no
   file_mounts and setup_commands of the cluster file          (as launch/cluster/local.yaml does)"""
 
 
+NO_DEPENDENCY = """launch/run.py: {python} has bot_dist, but not {name}, which it needs;
+  start Ray from an environment where bot_dist is installed, with its `python` first on the PATH:
+  bash launch/setup.sh && source .venv/bin/activate && ray start …"""
+
+
 def with_verb(arguments: Sequence[str]) -> list[str]:
     """The command line of ``bot_dist``: ``run`` where no verb is given."""
     return list(arguments) if arguments and arguments[0] in VERBS else ["run", *arguments]
@@ -28,8 +33,10 @@ def main() -> None:
     if importlib.util.find_spec("bot_dist") is None:
         sys.exit(NO_PACKAGE)
     os.environ.setdefault("RAY_ADDRESS", "auto")  # join the cluster that this node belongs to
-    from bot_dist.cli import main as bot_dist
-
+    try:
+        from bot_dist.cli import main as bot_dist
+    except ModuleNotFoundError as error:
+        sys.exit(NO_DEPENDENCY.format(python=sys.executable, name=error.name))
     bot_dist(with_verb(sys.argv[1:]))
 
 

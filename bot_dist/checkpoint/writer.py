@@ -93,8 +93,10 @@ class CheckpointWriter:
         assert tuple(tensor.shape) == box_shape(shard), (name, shard, tensor.shape)
         assert tensor.dtype == arrays.torch_dtype(stored.dtype), (name, tensor.dtype)
         values = arrays.to_numpy(tensor)
+        key = f"{name}/{stored.shard_key(shard)}"
+        self.storage.remove(key)  # zarr would read and modify what an interrupted attempt may have left damaged
         arrays.open_array(self._store, stored)[arrays.slices(shard)] = values
-        self.storage.sync(f"{name}/{stored.shard_key(shard)}")
+        self.storage.sync(key)
         return arrays.chunk_digests(stored, shard, values)
 
     def digests_on_storage(self, name: str, shard: Box) -> dict[str, str]:

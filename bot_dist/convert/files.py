@@ -25,7 +25,12 @@ if TYPE_CHECKING:
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """Encodings that are a torch dtype."""
 
-_STORED = {"F64": np.dtype("<f8"), "F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
+_STORED: dict[str, np.dtype[Any]] = {
+    "F64": np.dtype("<f8"),
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype("<u2"),
+}
 """How numpy sees them; it has no bfloat16, whose bits go through unchanged."""
 
 
@@ -74,6 +79,11 @@ class FileSource:
         Integer tensors that are no parameters, the family's ``ignored`` ones, and a tied model's copy of its table
         under the head's name are passed over.
         """
+        if model.sizes["layer"] > len(self.entries):
+            raise SourceError(
+                f"{label(self.url)}: {len(self.entries)} tensors can't be the {model.sizes['layer']} layers "
+                f"of config.json"
+            )
         expected = {self._stored_name(p.name): p for _, _, p in model.parameters()}
         absent = [p.name for name, p in expected.items() if name not in self.entries]
         if absent:
@@ -92,8 +102,8 @@ class FileSource:
         if unexpected:
             raise SourceError(
                 f"{label(self.url)}: unexpected tensor '{unexpected[0]}' of shape "
-                f"{self.entries[unexpected[0]].shape}{_more(unexpected)}; family '{model.family.name}' has no such weight "
-                f"in the architecture of config.json, and leaving it out would change the model"
+                f"{self.entries[unexpected[0]].shape}{_more(unexpected)}; the model that config.json describes "
+                f"(family '{model.family.name}') has no such weight, and leaving it out would change it"
             )
 
     def dtype(self, parameter: Parameter) -> torch.dtype:
@@ -122,7 +132,8 @@ class FileSource:
         columns = parameter.sizes[split:]
         crop = (slice(None), *(slice(start, stop) for start, stop in box[split:]))
         row_bytes = entry.nbytes * math.prod(columns) // parameter.size
-        step = max(PIECE_BYTES // (row_bytes * unit), 1) * unit
+        held_bytes = max(row_bytes, math.prod(columns) * self.dtype(parameter).itemsize)
+        step = max(PIECE_BYTES // (held_bytes * unit), 1) * unit
         result = torch.empty((box_size(box[:split]), *box_shape(box[split:])), dtype=self.dtype(parameter))
         into = (result.view(torch.uint16) if result.dtype == torch.bfloat16 else result).numpy()
         done = 0
@@ -163,7 +174,8 @@ class FileSource:
 def decode(data: bytes, entry: TensorEntry, n_rows: int) -> npt.NDArray[Any]:
     """Stored bytes of whole rows as ``(n_rows, columns)`` numbers; bfloat16 as its bits."""
     if entry.block == 1:
-        return np.frombuffer(data, _STORED[entry.encoding]).reshape(n_rows, -1)
+        plain: npt.NDArray[Any] = np.frombuffer(data, _STORED[entry.encoding])
+        return plain.reshape(n_rows, -1)
     import gguf
 
     stored = np.frombuffer(data, np.uint8).reshape(n_rows, -1)

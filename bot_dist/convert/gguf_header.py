@@ -1,7 +1,8 @@
 """The header of a GGUF file: scalar metadata and tensor positions, without its (large) arrays.
 
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. The ``gguf`` package's reader makes an object per
-vocabulary entry, which takes seconds; this one steps over them. It works on a prefix of the file, so remote ones do too.
+vocabulary entry, which takes seconds; this one steps over them. It works on a prefix of the file, so remote files can
+be read as well.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from bot_dist.errors import SourceError
 
 FIRST_BYTES, MAX_HEADER_BYTES = 4 * 2**20, 2**30
 
-_SCALARS = dict(enumerate("<B <b <H <h <I <i <f <?".split())) | {10: "<Q", 11: "<q", 12: "<d"}
+_SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 _STRING, _ARRAY = 8, 9
 
 
@@ -60,7 +61,7 @@ def read_gguf_header(url: str) -> Header:
         data += read_range(url, len(data), wanted, "header")
         try:
             header = _parse(_Cursor(data), size)
-        except _Short as error:
+        except _ShortError as error:
             if len(data) == size:
                 raise SourceError(
                     f"{label(url)}: is truncated inside its header: found {size} bytes, wanted at least {error.stop}; "
@@ -114,7 +115,7 @@ def _format(kind: int) -> str:
     return _SCALARS[kind]
 
 
-class _Short(Exception):
+class _ShortError(Exception):
     """The prefix ends before ``stop``."""
 
     def __init__(self, stop: int) -> None:
@@ -132,7 +133,7 @@ class _Cursor:
         """Step over ``n`` bytes; where they began."""
         start, self.at = self.at, self.at + n
         if self.at > len(self.data):
-            raise _Short(self.at)
+            raise _ShortError(self.at)
         return start
 
     def take(self, n: int) -> bytes:
@@ -151,9 +152,6 @@ class _Cursor:
         if kind == _STRING:
             for _ in range(length):
                 self.skip(self.scalar("<Q"))
-        elif kind == _ARRAY:
-            for _ in range(length):
-                self.skip_array()
-        else:
+        else:  # an array of arrays is refused: no file has one, and a made-up one could nest without end
             self.skip(length * struct.calcsize(_format(kind)))
         return length

@@ -77,7 +77,7 @@ class _Metadata(dict[str, Any]):
 
 
 def _config(header: Header, family: Family, url: str) -> dict[str, Any]:
-    if header.scalars.get("split.count", 1) > 1:
+    if header.scalars.get("split.count", 1) not in (0, 1):
         raise SourceError(f"{label(url)}: is one of several parts; merge them with llama-gguf-split --merge first")
     metadata = _Metadata(header, str(header.scalars["general.architecture"]), url)
     if metadata.get("rope.scaling.type", "none") != "none":
@@ -88,8 +88,14 @@ def _config(header: Header, family: Family, url: str) -> dict[str, Any]:
     if TOKENS in header.lengths:
         metadata.setdefault("vocab_size", header.lengths[TOKENS])
     assert family.gguf_config is not None
+    try:
+        config = family.gguf_config(metadata)
+    except (TypeError, ZeroDivisionError) as error:
+        raise SourceError(
+            f"{label(url)}: metadata '{metadata.prefix}*' make no model: {error}; get it again"
+        ) from error
     return {
-        **family.gguf_config(metadata),
+        **config,
         **{key: header.scalars.get(field) for key, field in _TOKEN_IDS.items()},
         "tie_word_embeddings": family.head.gguf not in header.tensors,
     }

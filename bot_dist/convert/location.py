@@ -1,4 +1,4 @@
-"""Where inputs are: paths, fsspec URLs, and ``package://PACKAGE/FILE`` for a file inside an installed Python package."""
+"""Where inputs are: paths, fsspec URLs, and ``package://PACKAGE/FILE`` for a file of an installed Python package."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Reading safetensors: the index of a file, or of a folder of shards, from headers alone.
 
-Format: https://github.com/huggingface/safetensors#format. Files come from strangers, so every length, offset and name in
-them is checked here before anything is read by it.
+Format: https://github.com/huggingface/safetensors#format. Files come from strangers, so every length, offset and name
+in them is checked here before anything is read by it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _ITEM_BYTES = {
 
 
 def open_safetensors(url: str) -> FileSource:
-    """A folder with ``config.json`` and ``model.safetensors`` or indexed shards, or one file beside its ``config.json``.
+    """A folder with ``config.json`` and ``model.safetensors`` or indexed shards; or one file beside ``config.json``.
 
     Raises SourceError when something is missing, damaged or pickle; FamilyError on an unknown architecture.
     """
@@ -80,7 +80,7 @@ def read_header(url: str) -> tuple[dict[str, TensorEntry], dict[str, Any]]:
     length = int.from_bytes(head[:8], "little")
     if not 2 <= length <= MAX_HEADER_BYTES:
         raise SourceError(
-            f"{label(url)}: header length is {length}, wanted 2 to {MAX_HEADER_BYTES} bytes; this is no safetensors file"
+            f"{label(url)}: header length is {length}, wanted 2 to {MAX_HEADER_BYTES}; this is no safetensors file"
         )
     if 8 + length > size:
         raise _wrong_size(url, size, 8 + length)
@@ -156,7 +156,8 @@ def _read_index(url: str) -> dict[str, str]:
     for tensor, name in weight_map.items():
         if not isinstance(name, str) or not safe_relative(name) or not name.endswith(".safetensors"):
             raise SourceError(
-                f"{label(url)}: tensor '{tensor}' is said to be in {name!r}; wanted a .safetensors file inside the folder"
+                f"{label(url)}: tensor '{tensor}' is said to be in {name!r}, "
+                f"wanted a .safetensors file inside the folder"
             )
     return weight_map
 

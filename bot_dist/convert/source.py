@@ -16,9 +16,12 @@ if TYPE_CHECKING:
 class Source(Protocol):
     """A checkpoint that can be read box by box. Small and picklable: it holds an index, never tensors."""
 
-    url: str
-    config: dict[str, Any]
-    """``transformers`` configuration."""
+    @property
+    def url(self) -> str: ...
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """``transformers`` configuration."""
 
     def check(self, model: Model) -> None:
         """Raise SourceError unless every parameter of ``model`` is there with its shape, and nothing else is."""

@@ -6,12 +6,14 @@ sent to an actor and read there.
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import fsspec
+from fsspec.implementations.local import LocalFileSystem
 
 from bot_dist.convert.location import near_names, resolve
 from bot_dist.errors import InputError, MissingPackageError, SourceError
@@ -44,7 +46,7 @@ def filesystem(url: str) -> tuple[Any, str]:
 
 
 def is_local(url: str) -> bool:
-    return bool(filesystem(url)[0].protocol in ("file", ("file", "local")))
+    return isinstance(filesystem(url)[0], LocalFileSystem)
 
 
 def join(folder: str, name: str) -> str:
@@ -120,16 +122,18 @@ def write_file(url: str, data: bytes) -> None:
     """Write a (small) file, making its folder where the storage has folders."""
     fs, path = filesystem(url)
     with _storage_errors(url):
-        fs.makedirs(fs._parent(path), exist_ok=True)
+        if is_local(url):
+            fs.makedirs(posixpath.dirname(path), exist_ok=True)
         fs.pipe_file(path, data)
 
 
 def missing(url: str) -> SourceError:
     """The error for a path at which there is nothing: it names what is beside it."""
-    parent, _, name = url.rstrip("/").rpartition("/")
-    beside = list_names(parent) if parent and not parent.endswith(":/") else list_names("." if not parent else url)
+    if is_local(url):
+        parent, name = posixpath.split(filesystem(url)[1])
+        return SourceError(f"{url}: no such file or folder{near_names(name, list_names(parent) or ())}")
     return SourceError(
-        f"{label(url)}: no such file or folder" + (near_names(name, beside) if beside else "; check the path")
+        f"{label(url)}: no such file or folder, or it can't be listed; check the URL and the credentials"
     )
 
 

@@ -146,8 +146,11 @@ class Model:
         return model
 
 
-def need(config: Mapping[str, Any], key: str, family: str) -> Any:
-    """A configuration's value, or a FamilyError that names what is missing."""
-    if config.get(key) is None:
+def size_field(config: Mapping[str, Any], key: str, family: str, default: int | None = None) -> int:
+    """A size from a configuration. Raises FamilyError, naming the field, when it is missing or no positive integer."""
+    value = default if config.get(key) is None else config[key]
+    if value is None:
         raise FamilyError(f"config.json: family '{family}' needs the field {key!r}, which is missing")
-    return config[key]
+    if not isinstance(value, int) or value < 1:
+        raise FamilyError(f"config.json: {key}={value!r}; family '{family}' needs a positive integer")
+    return value

@@ -7,7 +7,7 @@ from typing import Any
 
 from bot_dist.axes import fixed, read, write
 from bot_dist.errors import FamilyError
-from bot_dist.families.family import Family, Weight, need
+from bot_dist.families.family import Family, Weight, size_field
 
 HEADS_OUT = (fixed("qkv"), write("heads"), fixed("head_dim"))
 HEADS_IN = (read("heads"), fixed("head_dim"))
@@ -75,20 +75,20 @@ RESIZABLE = {
 
 
 def sizes(config: Mapping[str, Any]) -> dict[str, int]:
-    embed, heads = need(config, "n_embd", "gpt2"), need(config, "n_head", "gpt2")
+    embed, heads = size_field(config, "n_embd", "gpt2"), size_field(config, "n_head", "gpt2")
     if embed % heads:
         raise FamilyError(f"config.json: n_embd={embed} is not divisible by n_head={heads}")
     if config.get("add_cross_attention"):
         raise FamilyError("config.json: family 'gpt2' does not express add_cross_attention=true; use false")
     return {
-        "layer": need(config, "n_layer", "gpt2"),
+        "layer": size_field(config, "n_layer", "gpt2"),
         "embed": embed,
-        "mlp": config.get("n_inner") or 4 * embed,
+        "mlp": size_field(config, "n_inner", "gpt2", default=4 * embed),
         "qkv": 3,
         "heads": heads,
         "head_dim": embed // heads,
-        "vocab": need(config, "vocab_size", "gpt2"),
-        "position": need(config, "n_positions", "gpt2"),
+        "vocab": size_field(config, "vocab_size", "gpt2"),
+        "position": size_field(config, "n_positions", "gpt2"),
     }
 
 

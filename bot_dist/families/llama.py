@@ -7,7 +7,7 @@ from typing import Any
 
 from bot_dist.axes import fixed, read, write
 from bot_dist.errors import FamilyError
-from bot_dist.families.family import Family, Weight, need
+from bot_dist.families.family import Family, Weight, size_field
 
 HEADS_OUT = (write("kv_heads"), write("group"), fixed("head_dim"))
 HEADS_IN = (read("kv_heads"), read("group"), fixed("head_dim"))
@@ -111,9 +111,9 @@ RESIZABLE = {
 
 
 def sizes(config: Mapping[str, Any]) -> dict[str, int]:
-    embed = need(config, "hidden_size", "llama")
-    heads = need(config, "num_attention_heads", "llama")
-    kv_heads = config.get("num_key_value_heads") or heads
+    embed = size_field(config, "hidden_size", "llama")
+    heads = size_field(config, "num_attention_heads", "llama")
+    kv_heads = size_field(config, "num_key_value_heads", "llama", default=heads)
     for unsupported in ("attention_bias", "mlp_bias"):
         if config.get(unsupported):
             raise FamilyError(f"config.json: family 'llama' does not express {unsupported}=true yet; use false")
@@ -125,13 +125,13 @@ def sizes(config: Mapping[str, Any]) -> dict[str, int]:
     if not config.get("head_dim") and embed % heads:
         raise FamilyError(f"config.json: no head_dim, and hidden_size={embed} is not divisible by {heads} heads")
     return {
-        "layer": need(config, "num_hidden_layers", "llama"),
+        "layer": size_field(config, "num_hidden_layers", "llama"),
         "embed": embed,
-        "mlp": need(config, "intermediate_size", "llama"),
+        "mlp": size_field(config, "intermediate_size", "llama"),
         "kv_heads": kv_heads,
         "group": heads // kv_heads,
-        "head_dim": config.get("head_dim") or embed // heads,
-        "vocab": need(config, "vocab_size", "llama"),
+        "head_dim": size_field(config, "head_dim", "llama", default=embed // heads),
+        "vocab": size_field(config, "vocab_size", "llama"),
     }
 
 

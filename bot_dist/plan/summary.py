@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from bot_dist.axes import ITEMSIZE
-from bot_dist.plan.transfer import ModulePlan, TransferPlan, step_peak
+from bot_dist.plan.transfer import ModulePlan, Step, TransferPlan, step_peak
 from bot_dist.sharding import box_size
 
 
@@ -66,7 +66,7 @@ def summarise(plan: TransferPlan, context: int) -> PlanSummary:
     for i, module in enumerate(plan.modules):
         bytes_read = bytes_written = module_peak = steps = 0
         for step in plan.module_steps(i):
-            read, written = step_bytes(module, step.source_shape(), box_size(step.target))
+            read, written = step_bytes(module, step)
             peak = step_peak(module, step.target, step.source_shape())
             bytes_read, bytes_written, steps = bytes_read + read, bytes_written + written, steps + 1
             module_peak = max(module_peak, peak)
@@ -97,7 +97,7 @@ def summarise(plan: TransferPlan, context: int) -> PlanSummary:
     )
 
 
-def step_bytes(module: ModulePlan, source_shape: tuple[int, ...], n_target: int) -> tuple[int, int]:
-    """Bytes that a step reads from the source's storage, and writes to the target's."""
-    share = math.prod(source_shape) / math.prod(module.source_shape())
-    return round(module.source_bytes * share), n_target * ITEMSIZE[module.dtype]
+def step_bytes(module: ModulePlan, step: Step) -> tuple[int, int]:
+    """Bytes that a step reads from the source's storage (halo included), and writes to the target's."""
+    share = math.prod(step.source_shape()) / math.prod(module.source_shape())
+    return round(module.source_bytes * share), box_size(step.target) * ITEMSIZE[module.dtype]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import math
 import resource
 import time
 from collections.abc import Callable
@@ -13,10 +12,10 @@ from typing import Protocol
 
 import torch
 
-from bot_dist.axes import ITEMSIZE, Parameter
+from bot_dist.axes import Parameter
 from bot_dist.checkpoint import CheckpointWriter
-from bot_dist.plan import ModulePlan, Step, TransferPlan
-from bot_dist.sharding import Box, Range, box_size
+from bot_dist.plan import ModulePlan, Step, TransferPlan, step_bytes
+from bot_dist.sharding import Box, Range
 from bot_dist.wavelets.apply import apply_operator
 
 
@@ -35,7 +34,7 @@ class StepResult:
     digests: dict[str, dict[str, str]]
     """Per parameter, the digest of each chunk written."""
     bytes_read: int
-    """Of the source, as float values of the target's dtype."""
+    """From the source's storage, halo included."""
     bytes_written: int
     energy_source: float
     """Squared norm of the part of the source that this step stands for."""
@@ -88,12 +87,13 @@ def run_step(
     names, shard = _written(plan, step)
     for i, name in enumerate(names):
         digests[name] = writer.write(name, shard, tensor[i] if module.layered else tensor)
+    bytes_read, bytes_written = step_bytes(module, step)
     result = StepResult(
         step=step.id,
         module=step.module,
         digests=digests,
-        bytes_read=math.prod(step.source_shape()) * ITEMSIZE[module.dtype],
-        bytes_written=box_size(step.target) * ITEMSIZE[module.dtype],
+        bytes_read=bytes_read,
+        bytes_written=bytes_written,
         energy_source=energy_source,
         energy_target=energy_target,
         read_s=read - started,
@@ -144,7 +144,10 @@ def _core(step: Step) -> tuple[slice, ...]:
 
 def _energy(tensor: torch.Tensor) -> float:
     """Squared norm, summed in float64 without a float64 copy."""
-    return float(sum(torch.sum(row.double() ** 2).item() for row in tensor.reshape(-1, tensor.shape[-1]).split(4096)))
+    total = 0.0
+    for rows in tensor.reshape(-1, tensor.shape[-1]).split(4096):
+        total += torch.sum(rows.double() ** 2).item()
+    return total
 
 
 def _written(plan: TransferPlan, step: Step) -> tuple[list[str], Box]:

@@ -1,4 +1,4 @@
-"""Ray shard actors: each owns its tiles of the target, reads what they need and writes them. No tensor leaves an actor."""
+"""Ray shard actors: each owns tiles of the target, reads what they need and writes them. No tensor leaves an actor."""
 
 from __future__ import annotations
 

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import fsspec
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
+from bot_dist.convert.location import resolve_all
+from bot_dist.convert.storage import label, read_file
 from bot_dist.errors import InputError
 from bot_dist.recipe import TrainConfig
 
@@ -80,7 +82,8 @@ class Batches:
 def pack_text(files: Iterable[str], tokenizer: Any) -> Tokens:
     """Tokens of the files in sorted order, with the tokenizer's EOS after each.
 
-    Raises InputError for a file that can't be read as UTF-8 text or is empty, and for a tokenizer without EOS.
+    Raises InputError for a file that can't be read (SourceError), is empty or no UTF-8 text, and for a tokenizer
+    without EOS.
     """
     if tokenizer.eos_token_id is None:
         raise InputError(
@@ -99,7 +102,6 @@ def prepare_tokens(config: TrainConfig, tokenizer_url: str, vocab_size: int, fol
     Raises InputError when there is no text, a file can't be read, ``batch`` is not divisible by ``workers``, a token is
     no row of the model's table, or the text is shorter than one batch and the held-out sequences.
     """
-    from bot_dist.convert.location import resolve_all
     from bot_dist.convert.tokenizer import load_tokenizer
 
     if config.batch % config.workers:
@@ -142,27 +144,20 @@ def _check(tokens: Tokens, config: TrainConfig, tokenizer_url: str, vocab_size: 
 
 def _read_text(file: str) -> str:
     try:
-        with fsspec.open(file, "rb") as stream:
-            text = bytes(stream.read()).decode()
-    except OSError as error:
-        raise InputError(f"train.text: can't read {file}: {error.strerror or error}; check the path") from None
+        text = read_file(file).decode()
     except UnicodeDecodeError as error:
         raise InputError(
-            f"train.text: {file} is no UTF-8 text (byte {error.start}: {error.reason}); convert it or leave it out"
+            f"train.text: {label(file)} is no UTF-8 text (byte {error.start}: {error.reason}); convert it"
         ) from None
     if not text.strip():
-        raise InputError(f"train.text: {file} is empty; leave it out")
+        raise InputError(f"train.text: {label(file)} is empty; leave it out")
     return text
 
 
 def _identity(file: str) -> list[Any]:
-    """What tells one version of a file from another: its name, size and time or tag."""
-    try:
-        fs, path = fsspec.core.url_to_fs(file)
-        info = fs.info(path)
-    except OSError as error:
-        raise InputError(f"train.text: can't read {file}: {error.strerror or error}; check the path") from None
-    return [file, info["size"], str(info.get("mtime") or info.get("ETag") or info.get("LastModified"))]
+    """What tells one version of a file from another: its name, size and content."""
+    content = read_file(file)
+    return [label(file), len(content), xxhash.xxh3_128_hexdigest(content)]
 
 
 def _tokenizer_digest(tokenizer: Any) -> str:

@@ -18,6 +18,8 @@ from bot_dist.families import model_of
 from bot_dist.recipe import ClusterConfig, TrainConfig
 from bot_dist.train.results import PretrainResult, TrainRun, run_result
 
+__all__ = ["PretrainResult", "TrainRun", "pretrain"]
+
 START_TIMEOUT_S = 600
 """For workers to start: importing torch takes long where cores are few and busy."""
 
@@ -53,9 +55,10 @@ def pretrain(
     events = folder / "events.jsonl"
     events.write_text("")
     settings = {
-        "runs": [dataclasses.asdict(_absolute(run)) for run in runs],
+        "runs": [dataclasses.asdict(_absolute_run(run)) for run in runs],
         "train": train.model_dump(),
         "tokens": dataclasses.asdict(tokens),
+        "tokenizer_url": _absolute(tokenizer_url),
         "events": str(events),
         "device": device,
     }
@@ -142,7 +145,7 @@ def _device(cluster: ClusterConfig, workers: int) -> Literal["cpu", "cuda"]:
     """Where to train, after making sure that the cluster can hold the workers (Ray Train would wait for ever)."""
     import ray
 
-    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    resources: dict[str, float] = ray.cluster_resources()
     gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 0))
     if cluster.device == "cuda" or (cluster.device == "auto" and gpus >= workers):
         if gpus < workers:
@@ -156,14 +159,17 @@ def _device(cluster: ClusterConfig, workers: int) -> Literal["cpu", "cuda"]:
     return "cpu"
 
 
-def _absolute(run: TrainRun) -> TrainRun:
-    """The run with local paths made absolute: workers have another working directory."""
+def _absolute(path: str) -> str:
+    """A local path made absolute (workers have another working directory); a URL as it is."""
+    return path if "://" in path else str(Path(path).resolve())
 
-    def absolute(path: str | None) -> str | None:
-        return path if path is None or "://" in path else str(Path(path).resolve())
 
+def _absolute_run(run: TrainRun) -> TrainRun:
     return dataclasses.replace(
-        run, url=absolute(run.url), save_url=absolute(run.save_url), probe_path=absolute(run.probe_path)
+        run,
+        url=run.url and _absolute(run.url),
+        save_url=run.save_url and _absolute(run.save_url),
+        probe_path=run.probe_path and _absolute(run.probe_path),
     )
 
 

@@ -20,7 +20,8 @@ BETAS = (0.9, 0.95)
 def connect(device: Literal["cpu", "cuda"]) -> None:
     """Put DeepSpeed on the process group that Ray Train has opened."""
     os.environ["DS_ACCELERATOR"] = device
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # DeepSpeed calls collectives by names that torch 2.13 deprecates.
+    warnings.filterwarnings("ignore", message=r"`torch\.distributed\.", category=FutureWarning)
     import deepspeed
 
     deepspeed.utils.logger.setLevel(logging.WARNING)
@@ -46,9 +47,7 @@ def start(
     if trains:
         groups = _groups(module, model, train.weight_decay)
         optimizer = torch.optim.AdamW(groups, lr=train.learning_rate, betas=BETAS)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=ds_config)
+    engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=ds_config)
     return module, engine
 
 

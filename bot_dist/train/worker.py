@@ -22,6 +22,9 @@ from bot_dist.train.data import Batches, TokenFile
 from bot_dist.train.results import HeldOut, RunResult, Step, TrainRun
 from bot_dist.train.schedule import learning_rate
 
+IGNORED = -100
+"""Label of a token without a successor."""
+
 PROBE_TOKENS = 32
 """Length of the probe sequence, where the context is not shorter."""
 
@@ -42,7 +45,14 @@ def train_worker(settings: dict[str, Any]) -> list[dict[str, Any]]:
     events.add("workers_ready", workers=dist.get_world_size())
     results = []
     for data in settings["runs"]:
-        trainer = Trainer(TrainRun(**data), train, tokens, events, settings["device"])
+        trainer = Trainer(
+            TrainRun(**data),
+            train=train,
+            tokens=tokens,
+            tokenizer_url=settings["tokenizer_url"],
+            events=events,
+            device=settings["device"],
+        )
         results.append(dataclasses.asdict(trainer.run()))
         events.add("run_done", run=data["name"])
     return results
@@ -64,10 +74,17 @@ class Trainer:
     """One run on one rank."""
 
     def __init__(
-        self, run: TrainRun, train: TrainConfig, tokens: TokenFile, events: Events, device: Literal["cpu", "cuda"]
+        self,
+        run: TrainRun,
+        *,
+        train: TrainConfig,
+        tokens: TokenFile,
+        tokenizer_url: str,
+        events: Events,
+        device: Literal["cpu", "cuda"],
     ) -> None:
         self._run, self._train, self._tokens, self._events = run, train, tokens, events
-        self._device = device
+        self._tokenizer_url, self._device = tokenizer_url, device
         self._rank, self._world = dist.get_rank(), dist.get_world_size()
         self._model = model_of(run.config)
         self._held_out_windows = tokens.held_out_windows()
@@ -84,7 +101,13 @@ class Trainer:
         begun = time.perf_counter()
         torch.manual_seed(self._train.seed * 1_000_003 + self._rank)  # dropout, where a configuration has it
         if run.save_url:
-            zero.create_store(run.save_url, model, run_digest=self._run_digest(), overwrite=run.overwrite)
+            zero.create_store(
+                run.save_url,
+                model,
+                tokenizer_url=self._tokenizer_url,
+                run_digest=self._run_digest(),
+                overwrite=run.overwrite,
+            )
         self._module, self._engine = engines.start(
             model, self._train, world=self._world, device=self._device, trains=run.steps > 0
         )
@@ -180,8 +203,12 @@ class Trainer:
     def _loss(self, windows: torch.Tensor, reduction: str) -> torch.Tensor:
         """Next-token cross-entropy of windows ``(sequences, context)``, in nats."""
         windows = windows.to(self._device)
-        logits = self._engine(input_ids=windows, use_cache=False).logits[:, :-1]
-        return F.cross_entropy(logits.float().flatten(0, 1), windows[:, 1:].flatten(), reduction=reduction)
+        logits = self._engine(input_ids=windows, use_cache=False).logits
+        # The last token predicts nothing; marking it is cheaper than slicing it off, which copies all the logits.
+        labels = F.pad(windows[:, 1:], (0, 1), value=IGNORED)
+        return F.cross_entropy(
+            logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction=reduction
+        )
 
     def _probe(self, path: str) -> None:
         from safetensors.torch import save_file

@@ -16,6 +16,8 @@ import xxhash
 from bot_dist.axes import Parameter
 from bot_dist.checkpoint import CheckpointWriter, store_layout
 from bot_dist.convert.source import Source
+from bot_dist.convert.storage import join
+from bot_dist.convert.tokenizer import save_tokenizer
 from bot_dist.errors import RunError
 from bot_dist.families import Model
 from bot_dist.sharding import flat_boxes
@@ -90,14 +92,15 @@ def digest(module: torch.nn.Module, engine: Any, model: Model) -> str:
     return result[0]
 
 
-def create_store(url: str, model: Model, *, run_digest: str, overwrite: bool) -> None:
-    """Claim the store that ``save`` will fill: rank 0 creates it, before training, so that a taken target costs no run.
+def create_store(url: str, model: Model, *, tokenizer_url: str, run_digest: str, overwrite: bool) -> None:
+    """Claim the store that ``save`` will fill, and put the tokenizer there.
 
-    Raises CheckpointExistsError.
+    Rank 0 does so before training, so that a taken target costs no run. Raises CheckpointExistsError.
     """
     if dist.get_rank() == 0:
         stored = [store_layout(parameter) for _, _, parameter in model.parameters()]
         CheckpointWriter.create(url, stored, config=model.config, plan_digest=run_digest, overwrite=overwrite)
+        save_tokenizer(tokenizer_url, join(url, "tokenizer"))
     dist.barrier()
 
 

@@ -54,10 +54,7 @@ class OperatorSpec:
     def __str__(self) -> str:
         if self.is_identity:
             return "keep"
-        arrow = f"{self.n_source}→{self.n_target}"
-        if self.policy == "identity":
-            return f"{arrow} identity"
-        return f"{arrow} {self.wavelet} ×{self.row_sum:.3g}"
+        return "identity" if self.policy == "identity" else f"{self.wavelet} ×{self.row_sum:.3g}"
 
 
 @dataclass(frozen=True, eq=False)

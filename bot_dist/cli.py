@@ -1,0 +1,266 @@
+"""The user's verbs. No logic: parse, call one function of ``pipeline``, show.
+
+Exit status: 0 done, 1 failed, 2 the input is wrong. Nothing heavy is imported before a verb runs.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from bot_dist.errors import BotDistError, InputError
+
+if TYPE_CHECKING:
+    from bot_dist.recipe import Recipe
+
+app = typer.Typer(
+    name="bot_dist",
+    help="Grow and shrink pretrained transformers by wavelets.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+RecipeOrSource = Annotated[str, typer.Argument(metavar="RECIPE|SOURCE", help="A YAML recipe, or a checkpoint.")]
+RecipeOrUrl = Annotated[str, typer.Argument(metavar="RECIPE|URL", help="A YAML recipe, or the URL of a store.")]
+RecipePath = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML recipe.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the recipe, e.g. train.steps=0. Repeatable."),
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what the output already holds.")]
+Address = Annotated[
+    str | None,
+    typer.Option(help="Ray cluster to join (also RAY_ADDRESS); by default one is embedded."),
+]
+PrintConfig = Annotated[bool, typer.Option("--print-config", help="Show the resolved recipe and stop.")]
+
+
+Layers = Annotated[int | None, typer.Option(help="Target number of blocks.", show_default=False)]
+Embed = Annotated[int | None, typer.Option(help="Target residual width.", show_default=False)]
+Mlp = Annotated[int | None, typer.Option(help="Target FFN units.", show_default=False)]
+Heads = Annotated[int | None, typer.Option(help="Target query heads.", show_default=False)]
+KvHeads = Annotated[int | None, typer.Option(help="Target key/value heads.", show_default=False)]
+Wavelet = Annotated[str | None, typer.Option(help="Discrete wavelet of PyWavelets (haar).", show_default=False)]
+Gain = Annotated[str | None, typer.Option(help="auto, measure or orthonormal.", show_default=False)]
+Depth = Annotated[str | None, typer.Option(help="wavelet or identity.", show_default=False)]
+Tensor = Annotated[int | None, typer.Option(help="Tensor-parallel degree.", show_default=False)]
+MemoryLimit = Annotated[str | None, typer.Option(help="Tensor memory per actor, e.g. 512MiB.", show_default=False)]
+ExecutorKind = Annotated[str | None, typer.Option(help="ray or local.", show_default=False)]
+
+
+@app.command()
+def run(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    overwrite: Overwrite = False,
+    address: Address = None,
+    print_config: PrintConfig = False,
+) -> None:
+    """Plan, transfer, continue pretraining, export and report: the whole of a recipe."""
+    from bot_dist import console, pipeline
+
+    resolved = _recipe(recipe, overrides, overwrite, address)
+    if print_config:
+        console.show_recipe(resolved)
+        return
+    console.show_plan(pipeline.plan_transfer(resolved), resolved)
+    with console.progress() as on_event:
+        facts = pipeline.run(resolved, on_event)
+    console.show_run(facts, resolved)
+
+
+@app.command()
+def plan(
+    source: RecipeOrSource,
+    layers: Layers = None,
+    embed: Embed = None,
+    mlp: Mlp = None,
+    heads: Heads = None,
+    kv_heads: KvHeads = None,
+    wavelet: Wavelet = None,
+    gain: Gain = None,
+    depth: Depth = None,
+    tensor: Tensor = None,
+    memory_limit: MemoryLimit = None,
+    overrides: Overrides = None,
+) -> None:
+    """Show what a transfer would do, without doing it."""
+    from bot_dist import console, pipeline
+
+    resolved = _recipe_or_options(source, "unused", overrides, False, None, _plain(locals()))
+    console.show_plan(pipeline.plan_transfer(resolved), resolved)
+
+
+@app.command()
+def scale(
+    source: RecipeOrSource,
+    target_url: Annotated[str | None, typer.Argument(metavar="TARGET_URL", help="With SOURCE: where to.")] = None,
+    layers: Layers = None,
+    embed: Embed = None,
+    mlp: Mlp = None,
+    heads: Heads = None,
+    kv_heads: KvHeads = None,
+    wavelet: Wavelet = None,
+    gain: Gain = None,
+    depth: Depth = None,
+    tensor: Tensor = None,
+    memory_limit: MemoryLimit = None,
+    executor: ExecutorKind = None,
+    overrides: Overrides = None,
+    overwrite: Overwrite = False,
+    address: Address = None,
+) -> None:
+    """Transfer only: from a source checkpoint to a committed store of another size."""
+    from bot_dist import console, pipeline
+
+    resolved = _recipe_or_options(source, target_url, overrides, overwrite, address, _plain(locals()))
+    console.show_plan(pipeline.plan_transfer(resolved), resolved)
+    with console.progress() as on_event:
+        report = pipeline.transfer(resolved, on_event)
+    console.show_transfer(report, resolved.transferred_url)
+
+
+@app.command()
+def pretrain(
+    recipe: RecipePath, overrides: Overrides = None, overwrite: Overwrite = False, address: Address = None
+) -> None:
+    """Continue pretraining from the recipe's transferred store."""
+    from bot_dist import console, pipeline
+
+    resolved = _recipe(recipe, overrides, overwrite, address)
+    with console.progress() as on_event:
+        result = pipeline.pretrain(resolved, on_event)
+    console.show_pretrain(result)
+
+
+@app.command()
+def verify(url: RecipeOrUrl, overrides: Overrides = None) -> None:
+    """Read every chunk of a committed store and check it against its manifest."""
+    from bot_dist import console, pipeline
+
+    url = _store_url(url, overrides)
+    with console.progress() as on_event:
+        damaged = pipeline.verify(url, on_event)
+    console.show_damage(url, damaged)
+    if damaged:
+        raise typer.Exit(1)
+
+
+@app.command()
+def inspect(url: RecipeOrUrl, overrides: Overrides = None) -> None:
+    """Show what a committed store holds and where it came from."""
+    from bot_dist import console
+    from bot_dist.checkpoint import CheckpointReader
+
+    console.show_store(CheckpointReader(_store_url(url, overrides)))
+
+
+@app.command()
+def export(
+    url: RecipeOrUrl,
+    folder: Annotated[str | None, typer.Argument(metavar="FOLDER", help="With URL: where to.")] = None,
+    overrides: Overrides = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Write a store as a Hugging Face folder: safetensors, config and tokenizer."""
+    from bot_dist import console, pipeline
+
+    with console.progress() as on_event:
+        if _is_recipe(url):
+            report = pipeline.export(_recipe(url, overrides, overwrite), on_event)
+        elif folder is None:
+            raise InputError("export needs a FOLDER after the URL; write: bot_dist export URL FOLDER")
+        else:
+            report = pipeline.export_store(url, folder, overwrite=overwrite, on_event=on_event)
+    console.show_export(report)
+
+
+def _is_recipe(path: str) -> bool:
+    return Path(path).suffix in (".yaml", ".yml")
+
+
+def _recipe(path: str, overrides: Sequence[str] | None, overwrite: bool = False, address: str | None = None) -> Recipe:
+    from bot_dist.recipe import load_recipe
+
+    return load_recipe(path, [*(overrides or ()), *_flags(overwrite, address)])
+
+
+def _flags(overwrite: bool, address: str | None) -> list[str]:
+    return (["overwrite=true"] if overwrite else []) + ([f"cluster.address={address}"] if address else [])
+
+
+_PLACES = {
+    "wavelet": "transfer.wavelet",
+    "gain": "transfer.gain",
+    "depth": "transfer.depth",
+    "memory_limit": "transfer.memory_limit",
+    "tensor": "cluster.tensor",
+    "executor": "cluster.executor",
+} | {size: f"target.{size}" for size in ("layers", "embed", "mlp", "heads", "kv_heads")}
+
+
+def _plain(arguments: dict[str, Any]) -> list[str]:
+    """The plain options that were given, as overrides of a recipe."""
+    return [f"{key}={arguments[name]}" for name, key in _PLACES.items() if arguments.get(name) is not None]
+
+
+def _recipe_or_options(
+    source: str,
+    target_url: str | None,
+    overrides: Sequence[str] | None,
+    overwrite: bool,
+    address: str | None,
+    plain: Sequence[str],
+) -> Recipe:
+    """A recipe file, or the recipe that ``SOURCE TARGET_URL`` and plain options make."""
+    from bot_dist.recipe import make_recipe
+
+    if _is_recipe(source):
+        return _recipe(source, [*plain, *(overrides or ())], overwrite, address)
+    if target_url is None:
+        raise InputError(
+            "scale needs a TARGET_URL after the SOURCE; write: bot_dist scale SOURCE TARGET_URL --layers …"
+        )
+    data = {"source": source, "output": ".", "target_url": target_url}
+    return make_recipe(data, [*plain, *(overrides or ()), *_flags(overwrite, address)], where="options")
+
+
+def _store_url(url: str, overrides: Sequence[str] | None) -> str:
+    return _recipe(url, overrides).transferred_url if _is_recipe(url) else url
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run a verb and exit with its status."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a terminated job stops as cleanly as Ctrl-C
+    try:
+        app(args=list(argv) if argv is not None else None, standalone_mode=False)
+    except BotDistError as error:
+        _fail(str(error), error.exit_status)
+    except (KeyboardInterrupt, typer.Abort):
+        _fail("interrupted; nothing unfinished was committed, run the same command again to resume", 1)
+    except typer.Exit as stop:
+        sys.exit(stop.exit_code)
+    except Exception as error:
+        if hasattr(error, "exit_code") and hasattr(error, "format_message"):  # click's usage errors
+            _fail(error.format_message(), 2)
+        raise
+    sys.exit(0)
+
+
+def _fail(message: str, status: int) -> NoReturn:
+    from rich.console import Console
+
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    console.print("error:", style="bold red", end=" ")
+    console.print(message, markup=False)
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

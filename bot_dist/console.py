@@ -1,0 +1,223 @@
+"""What the terminal shows: tables and progress bars, from plain data."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from bot_dist.checkpoint import CheckpointReader, Damage
+    from bot_dist.plan import TransferPlan
+    from bot_dist.recipe import Recipe
+
+PIPE_WIDTH = 120
+"""Columns where the output is no terminal."""
+
+console = Console(highlight=False, soft_wrap=True)
+if not console.is_terminal:
+    console = Console(highlight=False, soft_wrap=True, width=PIPE_WIDTH)
+
+
+def show_recipe(recipe: Recipe) -> None:
+    console.print(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False), markup=False)
+
+
+def show_plan(plan: TransferPlan, recipe: Recipe) -> None:
+    """Every module, and the sums that matter."""
+    from bot_dist.plan import summarise
+
+    summary = summarise(plan, recipe.train.context)
+    table = Table(title=f"{recipe.source} → {recipe.transferred_url}", title_justify="left")
+    for heading in ("module", "source", "target"):
+        table.add_column(heading, no_wrap=True)
+    table.add_column("operator per axis")
+    for heading in ("read", "written", "peak", "steps"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in summary.rows:
+        operators = ", ".join(f"{axis} {operator}" for axis, operator in row.operators.items()) or "keep"
+        table.add_row(
+            row.name,
+            shape(row.source_shape),
+            shape(row.target_shape),
+            operators + (f", scale ×{row.scale:g}" if row.scale != 1 else ""),
+            size(row.bytes_read),
+            size(row.bytes_written),
+            size(row.peak_bytes),
+            str(row.steps),
+        )
+    table.add_section()
+    total = (size(summary.bytes_read), size(summary.bytes_written), size(max(summary.actor_peak)), str(summary.steps))
+    table.add_row("all", "", "", "", *total)
+    console.print(table)
+    console.print(
+        f"parameters {summary.n_source:,} → {summary.n_target:,}; forward FLOPs per token "
+        f"{summary.flops_source / 1e6:,.0f} M → {summary.flops_target / 1e6:,.0f} M (context {summary.context})"
+    )
+    console.print(
+        f"mesh: tensor {plan.mesh.tensor} × data {plan.mesh.data}; bytes per actor "
+        f"{', '.join(size(n) for n in summary.actor_bytes[:8])}{' …' if plan.mesh.size > 8 else ''}; peak tensors per "
+        f"actor {size(max(summary.actor_peak))} of {size(plan.memory_limit)}"
+    )
+
+
+@contextmanager
+def progress() -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Progress bars for the events of a run."""
+    columns = (
+        TextColumn("{task.description:<24}"),
+        BarColumn(bar_width=30),
+        TextColumn("{task.completed:>5.0f}/{task.total:.0f}"),
+        TextColumn("{task.fields[note]}"),
+        TimeElapsedColumn(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as bars:
+        yield _Bars(bars)
+
+
+class _Bars:
+    """One bar per stage or training run, fed by events."""
+
+    def __init__(self, bars: Progress) -> None:
+        self.bars = bars
+        self.tasks: dict[str, TaskID] = {}
+        self.bytes = 0
+        self.started = 0.0
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        handler = getattr(self, f"on_{event['stage']}_{event['event']}", None)
+        if handler is not None:
+            handler(event)
+
+    def bar(self, name: str, total: float | None) -> TaskID:
+        if name not in self.tasks:
+            self.tasks[name] = self.bars.add_task(name, total=total, note="")
+        return self.tasks[name]
+
+    def start_bytes(self, name: str, total: float) -> None:
+        self.bytes, self.started = 0, time.perf_counter()
+        self.bar(name, total)
+
+    def add_bytes(self, name: str, n: int, advance: float) -> None:
+        self.bytes += n
+        rate = self.bytes / max(1e-9, time.perf_counter() - self.started) / 1e9
+        self.bars.update(self.tasks[name], advance=advance, note=f"{rate:.2f} GB/s")
+
+    def on_transfer_start(self, event: dict[str, Any]) -> None:
+        self.start_bytes("transfer (steps)", event["steps"])
+
+    def on_transfer_step(self, event: dict[str, Any]) -> None:
+        self.add_bytes("transfer (steps)", event["bytes_read"] + event["bytes_written"], 1)
+
+    def on_export_start(self, event: dict[str, Any]) -> None:
+        self.start_bytes("export (MB)", event["bytes"] / 1e6)
+
+    def on_export_written(self, event: dict[str, Any]) -> None:
+        self.add_bytes("export (MB)", event["bytes"], event["bytes"] / 1e6)
+
+    def on_verify_start(self, event: dict[str, Any]) -> None:
+        self.start_bytes("verify (MB)", event["bytes"] / 1e6)
+
+    def on_verify_parameter(self, event: dict[str, Any]) -> None:
+        self.add_bytes("verify (MB)", event["bytes"], event["bytes"] / 1e6)
+
+    def on_pretrain_loaded(self, event: dict[str, Any]) -> None:
+        self.bar(f"pretrain {event['run']}", event.get("steps") or None)
+
+    def on_pretrain_step(self, event: dict[str, Any]) -> None:
+        task = self.bar(f"pretrain {event['run']}", None)
+        self.bars.update(task, completed=event["step"], note=f"loss {event['loss']:.3f}")
+
+    def on_pretrain_held_out(self, event: dict[str, Any]) -> None:
+        self.bars.console.print(f"{event['run']}: held-out loss after {event['step']} steps: {event['loss']:.3f}")
+
+
+def show_transfer(report: dict[str, Any], url: str) -> None:
+    console.print(
+        f"committed {url}: {size(report['bytes_read'])} read, {size(report['bytes_written'])} written in "
+        f"{report['steps_seconds']:.1f} s ({report['gb_per_s']:.2f} GB/s), {report['steps']} steps"
+        + (f" of which {report['steps_resumed']} were found done" if report["steps_resumed"] else "")
+        + f"; peak memory per actor {', '.join(size(n) for n in report['actor_peak_rss_bytes'])}"
+    )
+    if report["energy_kept"]:
+        kept = ", ".join(f"{name} {share:.1%}" for name, share in report["energy_kept"].items())
+        console.print(f"energy kept: {kept}")
+
+
+def show_pretrain(result: dict[str, Any]) -> None:
+    table = Table(title=f"held-out loss, {result['workers']} workers on {result['device']}", title_justify="left")
+    for heading in ("run", "parameters", "loss by step", "load", "first step", "peak memory per rank"):
+        table.add_column(heading, overflow="fold")
+    for run in result["runs"]:
+        table.add_row(
+            run["name"],
+            f"{run['n_parameters']:,}",
+            "  ".join(f"{h['step']}: {h['loss']:.3f}" for h in run["held_out"]),
+            f"{run['load_s']:.1f} s",
+            f"{run['first_step_s']:.1f} s" if run["first_step_s"] is not None else "–",
+            ", ".join(size(n) for n in run["peak_rss_bytes"]),
+        )
+    console.print(table)
+
+
+def show_export(report: dict[str, Any]) -> None:
+    console.print(f"exported {report['source']} in {report['seconds']:.1f} s to {report['folder']}")
+    if "logits" in report:
+        logits = report["logits"]
+        console.print(
+            f"AutoModelForCausalLM loads it: {len(logits['missing_keys'])} missing, {len(logits['unexpected_keys'])} "
+            f"unexpected keys; logits differ from the trained model's by at most {logits['max_abs_difference']:.2e} "
+            f"(max |logit| {logits['max_abs_logit']:.1f})"
+        )
+
+
+def show_run(facts: dict[str, Any], recipe: Recipe) -> None:
+    if facts["complete_before"]:
+        console.print(
+            f"this run is complete: {facts['report']}\nstart over with --overwrite, or give another output "
+            f"with --set output=DIR"
+        )
+        return
+    show_transfer(facts["transfer"], recipe.transferred_url)
+    show_pretrain(facts["pretrain"])
+    show_export(facts["export"])
+    console.print(f"report: {facts['report']}")
+
+
+def show_damage(url: str, damaged: Sequence[Damage]) -> None:
+    for damage in damaged:
+        console.print(str(damage), markup=False)
+    console.print(f"{url}: {len(damaged)} damaged or missing chunks" if damaged else f"{url}: every chunk is intact")
+
+
+def show_store(reader: CheckpointReader) -> None:
+    """Parameters by module name pattern, and provenance."""
+    table = Table(title=reader.url, title_justify="left")
+    for heading in ("parameter", "axes", "dtype", "shard", "chunk", "bytes"):
+        table.add_column(heading, overflow="fold")
+    for name, stored in reader.manifest.parameters.items():
+        axes = ", ".join(f"{a} {n}" for a, n in zip(stored.parameter.axes, stored.parameter.sizes, strict=True))
+        table.add_row(name, axes, stored.dtype, shape(stored.shard), shape(stored.chunk), size(stored.nbytes))
+    console.print(table)
+    console.print(yaml.safe_dump({"provenance": reader.manifest.provenance}, sort_keys=False), markup=False)
+
+
+def shape(sizes: Sequence[int]) -> str:
+    return "×".join(map(str, sizes))
+
+
+def size(n: float) -> str:
+    """Bytes for people, in powers of 1000."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(n) < 1000:
+            return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"
+        n /= 1000
+    return f"{n:.1f} TB"

@@ -1,0 +1,168 @@
+"""Export of any source as a folder that ``transformers`` loads."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bot_dist.convert.location import PACKAGE
+from bot_dist.convert.safetensors_in import INDEX, SINGLE
+from bot_dist.convert.safetensors_out import Tensor, shards, write_safetensors
+from bot_dist.convert.source import Source
+from bot_dist.convert.storage import filesystem, is_local, label
+from bot_dist.convert.tokenizer import TOKENIZER_FILES, save_tokenizer
+from bot_dist.errors import CheckpointExistsError, InputError
+from bot_dist.families import model_of
+
+STAGING = ".bot_dist-export-"
+"""Prefix of the subfolder in which an unfinished export is."""
+
+_FOREIGN = ("quantization_config", "torch_dtype", "auto_map", "_name_or_path", "transformers_version")
+"""Configuration of the source's files, not of the model."""
+
+_WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
+_TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportResult:
+    """What an export wrote."""
+
+    folder: str
+    files: tuple[str, ...]
+    """Names in the folder, sorted."""
+    n_parameters: int
+    weight_bytes: int
+    """Of the tensors, without headers."""
+    tokenizer: bool
+    """Whether a tokenizer is among the files."""
+
+
+def export_huggingface(
+    source: Source,
+    folder: str,
+    *,
+    tokenizer_url: str | None = None,
+    max_shard_bytes: int = 10**9,
+    overwrite: bool = False,
+    progress: Callable[[int], None] | None = None,
+) -> ExportResult:
+    """Write ``config.json``, safetensors, ``generation_config.json`` and the tokenizer into a local folder.
+
+    Weights are streamed in bounded pieces and keep their dtypes; ``dtype`` in ``config.json`` is one that holds them
+    all. Nothing in the folder looks like a model before everything is there. ``progress`` gets the bytes of each piece.
+    Raises InputError for a remote folder, CheckpointExistsError when it holds a model (unless ``overwrite``) or a
+    bot_dist store, SourceError when the source is not the model that its configuration describes.
+    """
+    target = _target(folder, overwrite)
+    model = model_of(source.config)
+    source.check(model)
+    tensors = [Tensor(p, source.dtype(p)) for _, _, p in model.parameters()]
+    tensors.sort(key=lambda tensor: -tensor.dtype.itemsize)
+    created = not target.exists()
+    target.mkdir(parents=True, exist_ok=True)
+    for stale in target.glob(f"{STAGING}*"):
+        shutil.rmtree(stale)
+    staging = Path(tempfile.mkdtemp(prefix=STAGING, dir=target))
+    try:
+        _write_weights(staging, source, shards(tensors, max_shard_bytes), progress or (lambda _: None))
+        tokenizer = tokenizer_url is not None and save_tokenizer(tokenizer_url, str(staging))
+        _write_configs(staging, source.config, reduce(torch.promote_types, {t.dtype for t in tensors}))
+        files = _publish(staging, target)
+    except BaseException:
+        shutil.rmtree(target if created else staging)
+        raise
+    staging.rmdir()
+    return ExportResult(
+        folder=str(target),
+        files=files,
+        n_parameters=model.n_parameters,
+        weight_bytes=sum(tensor.nbytes for tensor in tensors),
+        tokenizer=tokenizer,
+    )
+
+
+def _target(folder: str, overwrite: bool) -> Path:
+    if folder.startswith(PACKAGE) or not is_local(folder):
+        raise InputError(f"{label(folder)}: export writes local folders only; give a path and copy the result")
+    path = Path(filesystem(folder)[1])
+    if path.exists() and not path.is_dir():
+        raise CheckpointExistsError(f"{path}: is a file; give a folder")
+    names = {entry.name for entry in path.iterdir()} if path.exists() else set()
+    if names & {"zarr.json", "manifest.json"}:
+        raise CheckpointExistsError(f"{path}: holds a bot_dist store; export into another folder")
+    held = sorted(n for n in names if n == "config.json" or n.endswith((".safetensors", ".bin", ".gguf")))
+    if held and not overwrite:
+        raise CheckpointExistsError(
+            f"{path}: already holds a model ({', '.join(held[:3])}); give another folder or overwrite"
+        )
+    return path
+
+
+def _write_weights(folder: Path, source: Source, files: list[list[Tensor]], progress: Callable[[int], None]) -> None:
+    if len(files) == 1:
+        write_safetensors(folder / SINGLE, source, files[0], progress)
+        return
+    weight_map: dict[str, str] = {}
+    for i, tensors in enumerate(files, start=1):
+        name = f"model-{i:05}-of-{len(files):05}.safetensors"
+        write_safetensors(folder / name, source, tensors, progress)
+        weight_map |= {tensor.parameter.name: name for tensor in tensors}
+    total = {
+        "total_parameters": sum(t.parameter.size for tensors in files for t in tensors),
+        "total_size": sum(t.nbytes for tensors in files for t in tensors),
+    }
+    _write_json(folder / INDEX, {"metadata": total, "weight_map": weight_map})
+
+
+def _write_configs(folder: Path, config: dict[str, Any], dtype: torch.dtype) -> None:
+    import transformers
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    kept = {key: value for key, value in config.items() if key not in _FOREIGN}
+    kept |= {
+        "architectures": [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config["model_type"]]],
+        "dtype": str(dtype).removeprefix("torch."),
+    }
+    _write_json(folder / "config.json", transformers.AutoConfig.for_model(**kept).to_dict())
+    ids = {key: config[key] for key in _TOKEN_IDS if config.get(key) is not None}
+    if ids:
+        version = {"transformers_version": transformers.__version__}
+        _write_json(folder / "generation_config.json", {"_from_model_config": True, **ids, **version})
+
+
+def _publish(staging: Path, target: Path) -> tuple[str, ...]:
+    """Move the finished files into place. An old ``config.json`` goes first and the new one comes last: without it a
+    folder is no model to anyone."""
+    names = {path.name for path in staging.iterdir()}
+    replaced_tokenizer = {*TOKENIZER_FILES} if names & {*TOKENIZER_FILES} else set()
+    (target / "config.json").unlink(missing_ok=True)
+    for old in [*target.iterdir()]:
+        if _WEIGHTS.fullmatch(old.name) or old.name == "generation_config.json" or old.name in replaced_tokenizer:
+            old.unlink()
+    for name in sorted(names, key=lambda name: (name == "config.json", name)):
+        (staging / name).replace(target / name)
+    descriptor = os.open(target, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    return tuple(sorted(names))
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    with path.open("x") as file:
+        json.dump(value, file, indent=2, sort_keys=True)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())

@@ -1,0 +1,135 @@
+"""Tokenizers: loading a source's, and carrying it along as files. No code out of a checkpoint is ever run."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bot_dist.convert.gguf_header import read_gguf_header
+from bot_dist.convert.gguf_in import TOKENS
+from bot_dist.convert.location import near_names, resolve
+from bot_dist.convert.open import is_store
+from bot_dist.convert.storage import is_local, join, label, list_names, read_file, read_range, write_file
+from bot_dist.errors import SourceError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "tokenizer.model",
+)
+VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model")
+"""Without one of these there is no tokenizer."""
+
+
+def has_tokenizer(url: str) -> bool:
+    """Whether ``load_tokenizer`` has something to load there."""
+    return _gguf_has_tokens(url) if _is_gguf(url) else bool(_tokenizer_names(_tokenizer_folder(url)))
+
+
+def load_tokenizer(url: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model folder, a ``.gguf`` file or a bot_dist store.
+
+    Raises SourceError when it has none, or one that ``transformers`` can't load.
+    """
+    if _is_gguf(url):
+        if not has_tokenizer(url):
+            raise SourceError(f"{label(url)}: no tokenizer: metadata has no '{TOKENS}'")
+        with _gguf_header_file(url) as path:
+            return _from_pretrained(url, str(path.parent), gguf_file=path.name)
+    folder = _tokenizer_folder(url)
+    names = _tokenizer_names(folder)
+    if not names:
+        raise SourceError(
+            f"{label(folder)}: no tokenizer: none of {', '.join(VOCABULARIES)}"
+            f"{near_names('tokenizer.json', list_names(folder) or ())}"
+        )
+    if is_local(folder):
+        return _from_pretrained(url, resolve(folder))
+    with tempfile.TemporaryDirectory() as copy:
+        for name in (*names, *({"config.json"} & {*(list_names(folder) or ())})):
+            write_file(join(copy, name), read_file(join(folder, name)))
+        return _from_pretrained(url, copy)
+
+
+def save_tokenizer(source_url: str, target_folder_url: str) -> bool:
+    """Put the tokenizer files of a source into a folder (local or any fsspec URL).
+
+    Files are copied where there is a ``tokenizer.json``; older formats need the model's configuration to be understood,
+    so these (and GGUF's) are loaded and saved anew. Raises SourceError when that fails.
+
+    Returns False, and writes nothing, when the source has no tokenizer.
+    """
+    if not has_tokenizer(source_url):
+        return False
+    folder = "" if _is_gguf(source_url) else _tokenizer_folder(source_url)
+    if folder and "tokenizer.json" in (names := _tokenizer_names(folder)):
+        _copy(folder, target_folder_url, names)
+        return True
+    with tempfile.TemporaryDirectory() as copy:
+        load_tokenizer(source_url).save_pretrained(copy)
+        _copy(copy, target_folder_url, _tokenizer_names(copy))
+    return True
+
+
+def _from_pretrained(url: str, folder: str, **options: Any) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=False, local_files_only=True, **options
+        )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise SourceError(f"{label(url)}: transformers can't load the tokenizer: {error}") from error
+    return tokenizer
+
+
+def _is_gguf(url: str) -> bool:
+    return resolve(url).endswith(".gguf")
+
+
+def _gguf_has_tokens(url: str) -> bool:
+    return TOKENS in read_gguf_header(url).lengths
+
+
+def _tokenizer_folder(url: str) -> str:
+    if url.endswith(".safetensors"):
+        return url.rpartition("/")[0] or "."
+    return join(url, "tokenizer") if is_store(url) else url
+
+
+def _tokenizer_names(folder: str) -> list[str]:
+    """The tokenizer's files in a folder; none when there is no tokenizer."""
+    names = [name for name in TOKENIZER_FILES if name in (list_names(folder) or ())]
+    return names if {*VOCABULARIES} & {*names} else []
+
+
+def _copy(source: str, target: str, names: list[str]) -> None:
+    for name in names:
+        write_file(join(target, name), read_file(join(source, name)))
+
+
+@contextmanager
+def _gguf_header_file(url: str) -> Iterator[Path]:
+    """A local ``.gguf`` file with the header of ``url``; of a remote one the tensors are left a hole."""
+    if is_local(url):
+        yield Path(resolve(url))
+        return
+    header = read_gguf_header(url)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "header.gguf"
+        with path.open("wb") as file:
+            file.write(read_range(url, 0, header.end, "header"))
+            file.truncate(header.size)
+        yield path

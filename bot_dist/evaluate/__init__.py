@@ -1,0 +1,1 @@
+"""Is the transfer good? Comparisons, reports and pictures."""

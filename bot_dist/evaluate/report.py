@@ -1,0 +1,160 @@
+"""The report of a run: one self-contained HTML file."""
+
+from __future__ import annotations
+
+import base64
+import html
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from bot_dist.evaluate.plots import energy_bars, loss_curves
+
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
+table { border-collapse: collapse; margin: .5rem 0; }
+th, td { padding: .2rem .7rem; border-bottom: 1px solid #ddd; text-align: left; vertical-align: top; }
+td.number { text-align: right; font-variant-numeric: tabular-nums; }
+pre { background: #f5f5f5; padding: .7rem; overflow-x: auto; }
+img { max-width: 100%; }
+"""
+
+
+def write_report(path: Path, facts: dict[str, Any]) -> Path:
+    """Write ``facts`` (what ``pipeline.run`` returns) to ``path``, and the loss curves beside it as
+    ``loss_curves.png``. Returns ``path``."""
+    curves = loss_curves(facts["pretrain"]["runs"])
+    (path.parent / "loss_curves.png").write_bytes(curves)
+    sections = [
+        _header(facts),
+        "<h2>Loss curves</h2>",
+        _image(curves, "loss curves"),
+        _losses(facts["pretrain"]),
+        "<h2>Stages</h2>",
+        _stages(facts),
+        _export(facts["export"]),
+        "<h2>The transfer</h2>",
+        _modules(facts["plan"]),
+    ]
+    if facts["transfer"]["energy_kept"]:
+        sections += ["<h2>Energy kept</h2>", _image(energy_bars(facts["transfer"]["energy_kept"]), "energy kept")]
+    sections += ["<h2>How to repeat it</h2>", _repeat(facts)]
+    title = html.escape(f"bot_dist: {facts['recipe']['source']}")
+    body = "\n".join(sections)
+    path.write_text(
+        f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>{_STYLE}</style>"
+        f"<body>{body}</body></html>\n"
+    )
+    return path
+
+
+def _header(facts: dict[str, Any]) -> str:
+    recipe, plan = facts["recipe"], facts["plan"]
+    sizes = ", ".join(f"{name} {size}" for name, size in recipe["target"].items()) or "all sizes kept"
+    return (
+        f"<h1>{html.escape(recipe['source'])}</h1><p>Target: {html.escape(sizes)}. Parameters "
+        f"{plan['n_source']:,} → {plan['n_target']:,}; forward FLOPs per token {plan['flops_source'] / 1e6:,.0f} M → "
+        f"{plan['flops_target'] / 1e6:,.0f} M at context {plan['context']}. Wavelet "
+        f"{html.escape(str(recipe['transfer']['wavelet']))}, gain {recipe['transfer']['gain']}, depth "
+        f"{recipe['transfer']['depth']}.</p>"
+    )
+
+
+def _losses(pretrain: dict[str, Any]) -> str:
+    rows = [
+        (
+            run["name"],
+            f"{run['n_parameters']:,}",
+            ", ".join(f"{h['loss']:.3f} ({h['step']})" for h in run["held_out"]),
+            f"{run['load_s']:.1f}",
+            f"{run['first_step_s']:.1f}" if run["first_step_s"] is not None else "–",
+            ", ".join(f"{n / 1e6:.0f}" for n in run["bytes_read"]),
+            ", ".join(f"{n / 1e6:.0f}" for n in run["peak_rss_bytes"]),
+        )
+        for run in pretrain["runs"]
+    ]
+    return table(
+        (
+            "run",
+            "parameters",
+            "held-out loss (after step)",
+            "load, s",
+            "first step, s",
+            "MB read per rank",
+            "peak MB per rank",
+        ),
+        rows,
+    )
+
+
+def _stages(facts: dict[str, Any]) -> str:
+    transfer, pretrain, export = facts["transfer"], facts["pretrain"], facts["export"]
+    saved = sum(run["n_parameters"] * 4 for run in pretrain["runs"] if run["saved_url"])
+    rows = [
+        ("transfer", transfer["seconds"], transfer["bytes_read"], transfer["bytes_written"]),
+        ("pretrain", pretrain["total_s"], sum(sum(run["bytes_read"]) for run in pretrain["runs"]), saved),
+        ("export", export["seconds"], export["weight_bytes"], export["weight_bytes"]),
+    ]
+    text = [(name, f"{s:.1f}", f"{read / 1e6:.1f}", f"{written / 1e6:.1f}") for name, s, read, written in rows]
+    peaks = ", ".join(f"{n / 1e6:.0f}" for n in transfer["actor_peak_rss_bytes"])
+    return (
+        table(("stage", "seconds", "MB read", "MB written"), text)
+        + f"<p>Transfer steps: {transfer['steps']} in {transfer['steps_seconds']:.1f} s, "
+        f"{transfer['gb_per_s']:.2f} GB/s; "
+        f"{transfer['steps_resumed']} were found done. Peak resident MB per shard actor: {peaks}.</p>"
+    )
+
+
+def _export(export: dict[str, Any]) -> str:
+    text = f"<p>Exported to {html.escape(str(export['folder']))}."
+    if "logits" in export:
+        logits = export["logits"]
+        text += (
+            f" AutoModelForCausalLM loads it with {len(logits['missing_keys'])} missing and "
+            f"{len(logits['unexpected_keys'])} unexpected keys; its logits differ from the trained model's by at most "
+            f"{logits['max_abs_difference']:.2e} (largest |logit| {logits['max_abs_logit']:.1f})."
+        )
+    return text + "</p>"
+
+
+def _modules(plan: dict[str, Any]) -> str:
+    rows = [
+        (
+            row["name"],
+            "×".join(map(str, row["source_shape"])),
+            "×".join(map(str, row["target_shape"])),
+            ", ".join(f"{axis} {operator}" for axis, operator in row["operators"].items()) or "keep",
+            f"{row['bytes_read'] / 1e6:.2f}",
+            f"{row['bytes_written'] / 1e6:.2f}",
+            f"{row['peak_bytes'] / 1e6:.2f}",
+        )
+        for row in plan["rows"]
+    ]
+    return table(("module", "source", "target", "operator per axis", "MB read", "MB written", "peak MB"), rows)
+
+
+def _repeat(facts: dict[str, Any]) -> str:
+    recipe = yaml.safe_dump(facts["recipe"], sort_keys=False)
+    versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
+    return (
+        f"<pre>{html.escape(facts['command'])}</pre><p>{html.escape(facts['date'])}, {html.escape(facts['machine'])}; "
+        f"{html.escape(versions)}.</p><pre>{html.escape(recipe)}</pre>"
+    )
+
+
+def _image(png: bytes, alt: str) -> str:
+    return f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
+
+
+def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """An HTML table; every cell but a row's first is right-aligned when it looks like a number."""
+    head = "".join(f"<th>{html.escape(h)}</th>" for h in headings)
+    body = "".join("<tr>" + "".join(map(_cell, row)) + "</tr>" for row in rows)
+    return f"<table><tr>{head}</tr>{body}</table>"
+
+
+def _cell(text: str) -> str:
+    number = text.replace(",", "").replace(".", "").isdigit()
+    return f"<td{' class=number' if number else ''}>{html.escape(text)}</td>"

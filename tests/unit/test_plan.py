@@ -1,0 +1,186 @@
+"""Plans are pure: no weight, no Ray, no storage is needed to know what a transfer does."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from bot_dist.errors import FamilyError, PlanError
+from bot_dist.families import Model, model_of
+from bot_dist.plan import TransferPlan, make_plan, summarise
+from bot_dist.recipe import TransferConfig
+from bot_dist.sharding import Mesh, box_size
+
+SMOLLM2 = {
+    "model_type": "llama",
+    "hidden_size": 576,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "num_hidden_layers": 30,
+    "intermediate_size": 1536,
+    "vocab_size": 49152,
+    "head_dim": 64,
+    "tie_word_embeddings": True,
+}
+GPT2 = {"model_type": "gpt2", "n_embd": 768, "n_head": 12, "n_layer": 12, "vocab_size": 50257, "n_positions": 1024}
+HALF = {"layers": 15, "embed": 288, "mlp": 768}
+DOUBLE = {"embed": 1152, "mlp": 3072, "heads": 18, "kv_heads": 6}
+
+
+def planned(config: dict[str, Any], target: dict[str, int], mesh: Mesh | None = None, **transfer: Any) -> TransferPlan:
+    model = model_of(config)
+    sizes = {w.name: 4 * model.weight_layers(w) * model.parameter(w).size for w in model.weights}
+    return make_plan(
+        model,
+        model.resized(target),
+        TransferConfig(**transfer),
+        mesh or Mesh(tensor=2),
+        source_bytes=sizes,
+        source_dtype=dict.fromkeys(sizes, "float32"),
+        source_id="test",
+    )
+
+
+def row_sums(plan: TransferPlan, name: str) -> dict[str, float]:
+    module = next(m for m in plan.modules if m.weight.name == name)
+    return {a.axis: a.spec.row_sum for a in module.axes if not a.spec.is_identity}
+
+
+def scales(plan: TransferPlan) -> dict[str, float]:
+    return {m.weight.name: m.scale for m in plan.modules if m.scale != 1}
+
+
+def test_parameters_of_the_real_model() -> None:
+    assert model_of(SMOLLM2).n_parameters == 134_515_008
+    assert model_of(SMOLLM2).resized(HALF).n_parameters == 30_753_504
+    assert model_of(GPT2).n_parameters == 124_439_808
+
+
+def test_flops_are_two_per_multiply_add() -> None:
+    model = model_of({**SMOLLM2, "num_hidden_layers": 1})
+    matrices = 576 * 576 * 2 + 576 * 192 * 2 + 3 * 576 * 1536
+    assert model.flops_per_token(100) == 2 * (matrices + 49152 * 576 + 2 * 576 * 100)
+
+
+def test_measure_gain() -> None:
+    plan = planned(SMOLLM2, {**DOUBLE, "layers": 60}, gain="measure")
+    assert row_sums(plan, "attn.q") == {"layer": 1, "kv_heads": 1, "embed": 0.5}
+    assert row_sums(plan, "attn.out") == {"layer": 0.5, "embed": 1, "kv_heads": 0.5}
+    assert row_sums(plan, "attn.norm") == {"layer": 1, "embed": 1}
+    assert scales(plan) == {"norm": 0.5}
+
+
+def test_orthonormal_gain() -> None:
+    root = math.sqrt(2)
+    plan = planned(SMOLLM2, HALF, gain="orthonormal")
+    assert row_sums(plan, "mlp.down") == pytest.approx({"layer": root, "embed": root, "mlp": root})
+    assert row_sums(plan, "mlp.norm") == {"layer": 1, "embed": 1}
+    assert scales(plan) == {}
+
+
+def test_auto_gain_is_decided_axis_by_axis() -> None:
+    plan = planned(SMOLLM2, {"embed": 1152, "mlp": 768})
+    assert row_sums(plan, "mlp.up") == pytest.approx({"mlp": math.sqrt(2), "embed": 0.5})
+    assert scales(plan) == {"norm": 0.5}
+
+
+def test_an_untied_head_reads_and_needs_no_factor() -> None:
+    plan = planned({**SMOLLM2, "tie_word_embeddings": False}, DOUBLE)
+    assert row_sums(plan, "head") == {"embed": 0.5}
+    assert scales(plan) == {}
+
+
+def test_gpt2_norm_before_the_tied_head_takes_the_factor_whole() -> None:
+    assert scales(planned(GPT2, {"embed": 1536, "heads": 24})) == {"norm.weight": 0.5, "norm.bias": 0.5}
+
+
+def test_identity_depth_silences_inserted_blocks() -> None:
+    plan = planned(SMOLLM2, {"layers": 60}, depth="identity")
+    for module in plan.modules:
+        if module.layered:
+            assert module.axes[0].spec.silent_copies == module.weight.into_residual
+            assert module.axes[0].spec.row_sum == 1
+
+
+@pytest.mark.parametrize("mesh", [Mesh(), Mesh(tensor=2), Mesh(tensor=3), Mesh(tensor=2, data=3)])
+@pytest.mark.parametrize("memory_limit", [2**20, 2**24, 2**30])
+@pytest.mark.parametrize(("config", "target"), [(SMOLLM2, HALF), (SMOLLM2, DOUBLE), (GPT2, {"layers": 6, "mlp": 1536})])
+def test_every_element_is_written_once_within_the_limit(
+    config: dict[str, Any], target: dict[str, int], mesh: Mesh, memory_limit: int
+) -> None:
+    plan = planned(config, target, mesh, memory_limit=memory_limit)
+    plan.validate()
+    summary = summarise(plan, 128)
+    assert max(summary.actor_peak) <= memory_limit
+    assert summary.bytes_written == 4 * plan.target.n_parameters
+    # a tile of one index along an axis that doubles reads a source index that its neighbour reads too
+    assert 0.999 <= summary.bytes_read / (4 * plan.source.n_parameters) <= 1.2
+    assert summary.n_target == sum(box_size(s.target) for s in plan.steps())
+    ids = [s.id for s in plan.steps()]
+    assert len(set(ids)) == len(ids)
+
+
+def test_long_filters_read_a_halo() -> None:
+    haar, bior = (summarise(planned(SMOLLM2, HALF, wavelet=w), 128).bytes_read for w in ("haar", "bior6.8"))
+    assert haar < bior < 1.1 * haar
+
+
+def test_wavelets_per_axis() -> None:
+    plan = planned(SMOLLM2, HALF, wavelet={"embed": "db2"})
+    module = next(m for m in plan.modules if m.weight.name == "mlp.up")
+    assert [a.spec.wavelet for a in module.axes] == ["haar", "haar", "db2"]
+
+
+def test_equal_plans_have_equal_digests() -> None:
+    assert planned(SMOLLM2, HALF).digest == planned(SMOLLM2, HALF).digest
+    assert planned(SMOLLM2, HALF).digest != planned(SMOLLM2, HALF, wavelet="db2").digest
+
+
+@pytest.mark.parametrize(
+    ("config", "target", "options", "message"),
+    [
+        (SMOLLM2, {"embed": 768}, {}, r"axis 'embed': 576 → 768 is no power of two.*use 288, 144"),
+        (SMOLLM2, {"layers": 20}, {}, r"axis 'layer': 30 → 20"),
+        (SMOLLM2, {"layers": 15}, {"depth": "identity"}, "'identity' only grows"),
+        (SMOLLM2, HALF, {"mesh": Mesh(tensor=4)}, r"axis 'kv_heads' has 3 indices, fewer than.*at most 3"),
+        (SMOLLM2, HALF, {"memory_limit": 1000}, r"memory limit of 1,000 bytes.*smallest that works is [\d,]+ bytes"),
+        (SMOLLM2, {"layers": 0}, {}, "target layers is 0"),
+        (SMOLLM2, {"width": 288}, {}, "target option 'width' does not exist"),
+        (SMOLLM2, {"heads": 10}, {}, "heads=10 is not divisible by kv_heads=3"),
+        (GPT2, {"embed": 384}, {}, r"embed=384 is not heads × head_dim = 12 × 64.*heads=6"),
+    ],
+)
+def test_what_cannot_be_planned(
+    config: dict[str, Any], target: dict[str, int], options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises((PlanError, FamilyError), match=message):
+        planned(config, target, **options)
+
+
+def test_the_smallest_limit_named_works() -> None:
+    with pytest.raises(PlanError) as caught:
+        planned(SMOLLM2, HALF, memory_limit=1000)
+    smallest = int(str(caught.value).rsplit("is ", 1)[1].removesuffix(" bytes").replace(",", ""))
+    planned(SMOLLM2, HALF, memory_limit=smallest).validate()
+    with pytest.raises(PlanError):
+        planned(SMOLLM2, HALF, memory_limit=smallest - 1)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"model_type": "lama"}, "unknown architecture 'lama'; did you mean 'llama'"),
+        ({"model_type": "rwkv"}, "known: gpt2, llama, mistral"),
+        ({}, "no 'model_type'"),
+        ({**SMOLLM2, "num_key_value_heads": 2}, "num_attention_heads=9 is not divisible by num_key_value_heads=2"),
+        ({**SMOLLM2, "hidden_size": 0}, "hidden_size=0; family 'llama' needs a positive integer"),
+        ({**GPT2, "n_layer": "12"}, "n_layer='12'"),
+        ({**SMOLLM2, "attention_bias": True}, "attention_bias=true"),
+        ({k: v for k, v in SMOLLM2.items() if k != "intermediate_size"}, "needs the field 'intermediate_size'"),
+    ],
+)
+def test_configurations_that_are_not_understood(config: dict[str, Any], message: str) -> None:
+    with pytest.raises(FamilyError, match=message):
+        Model(model_of(config).family, config).sizes  # noqa: B018

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bot_dist.errors import RecipeError
+from bot_dist.recipe import load_recipe, make_recipe, parse_bytes
+
+MINIMAL = {"source": "a", "output": "b"}
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"sorce": "a"}, "unknown key 'sorce'; did you mean 'source'?"),
+        ({**MINIMAL, "train": {"step": 1}}, r"unknown key 'train\.step'; did you mean .*'steps'"),
+        ({"output": "b"}, "source: Field required"),
+        ({**MINIMAL, "train": {"steps": -1}}, r"train\.steps.*greater than or equal to 0 \(found -1\)"),
+        ({**MINIMAL, "transfer": {"memory_limit": "much"}}, r"memory_limit: 'much' is no size.*512 MiB"),
+        ({**MINIMAL, "transfer": {"gain": "loud"}}, r"transfer\.gain.*'measure'.*found 'loud'"),
+    ],
+)
+def test_what_is_wrong_is_named(data: dict[str, object], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        make_recipe(data)
+
+
+def test_overrides() -> None:
+    recipe = make_recipe(MINIMAL, ["train.steps=3", "target.layers=15", "output=elsewhere", "transfer.wavelet=db2"])
+    assert (recipe.train.steps, recipe.target, recipe.output) == (3, {"layers": 15}, "elsewhere")
+    assert make_recipe(MINIMAL, {"train.steps": 3}).train == make_recipe(MINIMAL, ["train.steps=3"]).train
+    with pytest.raises(RecipeError, match="no '='"):
+        make_recipe(MINIMAL, ["train.steps"])
+    with pytest.raises(RecipeError, match=r"unknown key 'train\.stepz'"):
+        make_recipe(MINIMAL, ["train.stepz=1"])
+
+
+@pytest.mark.parametrize(("text", "n"), [("512 MiB", 2**29), ("2GB", 2 * 10**9), (17, 17), ("1.5 KiB", 1536)])
+def test_sizes(text: object, n: int) -> None:
+    assert parse_bytes(text) == n
+
+
+def test_the_digest_is_of_what_is_computed() -> None:
+    digest = make_recipe(MINIMAL).digest()
+    assert make_recipe(MINIMAL, ["overwrite=true", "cluster.address=auto"]).digest() == digest
+    assert make_recipe(MINIMAL, ["target.layers=3"]).digest() != digest
+
+
+def test_files(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="No such file"):
+        load_recipe(tmp_path / "none.yaml")
+    (tmp_path / "list.yaml").write_text("- a\n- b\n")
+    with pytest.raises(RecipeError, match="holds a list"):
+        load_recipe(tmp_path / "list.yaml")
+    (tmp_path / "bad.yaml").write_text("a: [")
+    with pytest.raises(RecipeError, match="is no YAML"):
+        load_recipe(tmp_path / "bad.yaml")

@@ -14,6 +14,9 @@ from typing import Literal
 Role = Literal["write", "read", "fixed", "layer"]
 """What a map does along an axis: put out (``write``), sum over (``read``), neither (``fixed``), repeat (``layer``)."""
 
+Range = tuple[int, int]
+"""Half-open index range ``(start, stop)`` along an axis."""
+
 ITEMSIZE = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 """Dtypes of parameters, with their bytes per element."""
 

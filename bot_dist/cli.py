@@ -18,6 +18,9 @@ from bot_dist.errors import BotDistError, InputError
 if TYPE_CHECKING:
     from bot_dist.recipe import Recipe
 
+INTERRUPTED = 130
+"""What typer returns when Ctrl-C stopped a verb."""
+
 app = typer.Typer(
     name="bot_dist",
     help="Grow and shrink pretrained transformers by wavelets.",
@@ -239,18 +242,16 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run a verb and exit with its status."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a terminated job stops as cleanly as Ctrl-C
     try:
-        app(args=list(argv) if argv is not None else None, standalone_mode=False)
+        status = app(args=list(argv) if argv is not None else None, standalone_mode=False)
     except BotDistError as error:
         _fail(str(error), error.exit_status)
-    except (KeyboardInterrupt, typer.Abort):
-        _fail("interrupted; nothing unfinished was committed, run the same command again to resume", 1)
-    except typer.Exit as stop:
-        sys.exit(stop.exit_code)
     except Exception as error:
         if hasattr(error, "exit_code") and hasattr(error, "format_message"):  # click's usage errors
             _fail(error.format_message(), 2)
         raise
-    sys.exit(0)
+    if status == INTERRUPTED:
+        _fail("interrupted; nothing unfinished was committed, run the same command again to resume", 1)
+    sys.exit(status or 0)
 
 
 def _fail(message: str, status: int) -> NoReturn:

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -73,7 +81,7 @@ def progress() -> Iterator[Callable[[dict[str, Any]], None]]:
     columns = (
         TextColumn("{task.description:<24}"),
         BarColumn(bar_width=30),
-        TextColumn("{task.completed:>5.0f}/{task.total:.0f}"),
+        MofNCompleteColumn(),
         TextColumn("{task.fields[note]}"),
         TimeElapsedColumn(),
         TextColumn("ETA"),
@@ -199,13 +207,20 @@ def show_damage(url: str, damaged: Sequence[Damage]) -> None:
 
 
 def show_store(reader: CheckpointReader) -> None:
-    """Parameters by module name pattern, and provenance."""
+    """One row per module, and the provenance."""
+    from bot_dist.families import model_of
+
+    model = model_of(reader.config)
     table = Table(title=reader.url, title_justify="left")
-    for heading in ("parameter", "axes", "dtype", "shard", "chunk", "bytes"):
-        table.add_column(heading, overflow="fold")
-    for name, stored in reader.manifest.parameters.items():
+    for heading in ("module", "parameters", "axes", "dtype", "shard", "chunk", "bytes"):
+        table.add_column(heading, no_wrap=heading == "axes")
+    for weight in model.weights:
+        stored = reader.manifest.parameters[model.parameter(weight).name]
         axes = ", ".join(f"{a} {n}" for a, n in zip(stored.parameter.axes, stored.parameter.sizes, strict=True))
-        table.add_row(name, axes, stored.dtype, shape(stored.shard), shape(stored.chunk), size(stored.nbytes))
+        n = model.weight_layers(weight)
+        table.add_row(
+            weight.name, str(n), axes, stored.dtype, shape(stored.shard), shape(stored.chunk), size(n * stored.nbytes)
+        )
     console.print(table)
     console.print(yaml.safe_dump({"provenance": reader.manifest.provenance}, sort_keys=False), markup=False)
 

@@ -243,9 +243,9 @@ class _Tally:
             LocalExecutor(device_of(recipe.cluster)).run(self.plan, source, url, self.add)
             self.seconds = time.perf_counter() - started
             return
-        from bot_dist.runtime.ray_executor import RayExecutor
-
         with connected(recipe.cluster, self.plan.mesh.size):
+            from bot_dist.runtime.ray_executor import RayExecutor  # after connected() has prepared Ray's import
+
             started = time.perf_counter()
             RayExecutor(device_of(recipe.cluster)).run(self.plan, source, _absolute(url), self.add)
             self.seconds = time.perf_counter() - started

@@ -13,11 +13,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from bot_dist.axes import Parameter
+from bot_dist.axes import Parameter, Range
 from bot_dist.convert.location import near_names
 from bot_dist.convert.storage import PIECE_BYTES, label, read_range
 from bot_dist.errors import SourceError
-from bot_dist.sharding import Box, Range, box_shape, box_size
+from bot_dist.sharding import Box, box_shape, box_size
 
 if TYPE_CHECKING:
     from bot_dist.families import Model

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from bot_dist.axes import ITEMSIZE, Parameter, Role
+from bot_dist.axes import ITEMSIZE, Parameter, Range, Role
 from bot_dist.errors import PlanError
 from bot_dist.families import Model, Weight
-from bot_dist.sharding import Box, Cut, Mesh, Range, box_size
+from bot_dist.sharding import Box, Cut, Mesh, box_size
 from bot_dist.wavelets import Operator, OperatorSpec, build_operator
 
 FLOAT32 = ITEMSIZE["float32"]
@@ -169,8 +169,15 @@ class TransferPlan:
     @cached_property
     def digest(self) -> str:
         """Identifies the plan: equal plans write equal stores."""
-        data = json.dumps(dataclasses.asdict(self), sort_keys=True, default=str)
-        return hashlib.sha256(data.encode()).hexdigest()[:32]
+        data = {
+            "family": self.target.family.name,
+            "source": [self.source_id, self.source.config],
+            "target": self.target.config,
+            "modules": [dataclasses.asdict(module) for module in self.modules],
+            "mesh": dataclasses.asdict(self.mesh),
+            "memory_limit": self.memory_limit,
+        }
+        return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:32]
 
     def validate(self) -> None:
         """Raise PlanError unless every step is within bounds and its memory, and all write every element once."""

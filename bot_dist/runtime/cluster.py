@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import secrets
+import sys
 from collections.abc import Iterator
+from typing import Any
 
 from bot_dist.errors import RunError
 from bot_dist.recipe import ClusterConfig
@@ -17,6 +20,9 @@ def connected(config: ClusterConfig, cpus: int) -> Iterator[None]:
 
     Raises RunError when the address answers nothing.
     """
+    address = config.address or os.environ.get("RAY_ADDRESS")
+    if not address:
+        _protect()
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
@@ -24,25 +30,34 @@ def connected(config: ClusterConfig, cpus: int) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    address = config.address or os.environ.get("RAY_ADDRESS")
+    embedded: dict[str, Any] = {
+        "num_cpus": max(cpus, os.cpu_count() or 1),
+        "include_dashboard": True,
+        "dashboard_host": "127.0.0.1",
+    }
     try:
-        if address:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-        else:
-            os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # an embedded cluster listens on loopback only
-            ray.init(
-                num_cpus=max(cpus, os.cpu_count() or 1),
-                include_dashboard=True,
-                dashboard_host="127.0.0.1",
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
+        ray.init(
+            address=address or "local",
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            **({} if address else embedded),
+        )
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise RunError(f"Ray at {address or 'this machine'} can't be reached: {error}") from None
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _protect() -> None:
+    """An embedded Ray listens on every interface: let it take only what knows this process's token.
+
+    Ray reads these when it is first imported; in a process that has imported it before, its own default stands.
+    """
+    if "ray" not in sys.modules and "RAY_AUTH_MODE" not in os.environ:
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
 def device_of(config: ClusterConfig) -> str:

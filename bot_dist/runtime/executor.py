@@ -12,10 +12,10 @@ from typing import Protocol
 
 import torch
 
-from bot_dist.axes import Parameter
+from bot_dist.axes import Parameter, Range
 from bot_dist.checkpoint import CheckpointWriter
 from bot_dist.plan import ModulePlan, Step, TransferPlan, step_bytes
-from bot_dist.sharding import Box, Range
+from bot_dist.sharding import Box
 from bot_dist.wavelets.apply import apply_operator
 
 

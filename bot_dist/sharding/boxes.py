@@ -6,8 +6,7 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 
-Range = tuple[int, int]
-"""Half-open index range ``(start, stop)``."""
+from bot_dist.axes import Range
 
 Box = tuple[Range, ...]
 """One range per axis of a tensor."""

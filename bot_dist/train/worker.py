@@ -224,10 +224,13 @@ class Trainer:
 
     def _finite(self, value: float, what: str, step: int) -> float:
         if not math.isfinite(value):
-            raise RunError(
-                f"run '{self._run.name}': {what} is {value} at step {step} of {self._run.steps}; lower "
-                f"train.learning_rate ({self._train.learning_rate:g}) or raise train.warmup ({self._train.warmup})"
+            rate, warmup = self._train.learning_rate, self._train.warmup
+            way_out = (
+                f"lower train.learning_rate ({rate:g}) or raise train.warmup ({warmup})"
+                if self._held_out  # it was finite before training
+                else f"the weights of {self._run.url or 'the initialisation'} are not finite; make them anew"
             )
+            raise RunError(f"run '{self._run.name}': {what} is {value} at step {step} of {self._run.steps}; {way_out}")
         return value
 
     def _run_digest(self) -> str:

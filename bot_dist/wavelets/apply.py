@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from bot_dist.sharding.boxes import Range
+from bot_dist.axes import Range
 from bot_dist.wavelets.operators import Operator
 
 

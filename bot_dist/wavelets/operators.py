@@ -15,8 +15,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from bot_dist.axes import Range
 from bot_dist.errors import PlanError
-from bot_dist.sharding.boxes import Range
 from bot_dist.wavelets.filter_bank import analysis_level, synthesis_level
 
 Boundary = Literal["periodic", "symmetric"]

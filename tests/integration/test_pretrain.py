@@ -140,6 +140,7 @@ def test_two_workers_train_as_one_process_does(pico_llama, start, train, pico_to
     assert json.loads(json.dumps(result.to_json()))["runs"][0]["name"] == "transferred"
 
 
+@pytest.mark.slow
 def test_weights_do_not_depend_on_the_number_of_workers(pico_llama, pico_gpt2, start, train, tmp_path):
     llama, gpt2 = pico_llama(tied=False), pico_gpt2()
     runs = [
@@ -163,7 +164,7 @@ class TestErrors:
     def test_a_diverging_run_is_named_with_its_step(self, pico_llama, start, train):
         run = TrainRun(name="transferred", config=hf_config(pico_llama()), url=None, steps=STEPS)
         with pytest.raises(RunError, match=r"run 'transferred': (held-out )?loss is (nan|inf) at step \d of 4; lower"):
-            start([run], train.model_copy(update={"learning_rate": 1e38, "warmup": 0}))
+            start([run], train.model_copy(update={"learning_rate": 1e17, "warmup": 0}))
 
     def test_a_taken_store_is_refused_before_training(self, pico_llama, start, train, tmp_path):
         taken = tmp_path / "taken"

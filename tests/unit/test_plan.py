@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -133,7 +135,11 @@ def test_wavelets_per_axis() -> None:
     assert [a.spec.wavelet for a in module.axes] == ["haar", "haar", "db2"]
 
 
-def test_equal_plans_have_equal_digests() -> None:
+def test_equal_plans_have_equal_digests_in_every_process() -> None:
+    """The digest decides whether an interrupted transfer is resumed."""
+    code = "from tests.unit.test_plan import *; print(planned(SMOLLM2, HALF).digest)"
+    other = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
+    assert other == planned(SMOLLM2, HALF).digest
     assert planned(SMOLLM2, HALF).digest == planned(SMOLLM2, HALF).digest
     assert planned(SMOLLM2, HALF).digest != planned(SMOLLM2, HALF, wavelet="db2").digest
 

@@ -1,0 +1,182 @@
+"""The command line: verbs, exit statuses, and one clear error for every bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from bot_dist.checkpoint import CheckpointReader
+from bot_dist.cli import main
+
+PicoFactory = Callable[..., Any]
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
+    """Run a verb in this process: exit status, and what it printed."""
+
+    def run(*argv: str) -> tuple[int, str]:
+        with pytest.raises(SystemExit) as stop:
+            main(argv)
+        captured = capsys.readouterr()
+        assert "Traceback" not in captured.err
+        return int(stop.value.code or 0), captured.out + captured.err
+
+    return run
+
+
+def scale(source: str, target: Path, *options: str) -> tuple[str, ...]:
+    return ("scale", source, str(target), "--executor", "local", *options)
+
+
+def test_scale_plan_inspect_verify_export(
+    cli: Callable[..., tuple[int, str]], tmp_path: Path, pico_llama: PicoFactory
+) -> None:
+    source, store = pico_llama().url, tmp_path / "store"
+    status, text = cli("plan", source, "--embed", "12")
+    assert (status, "embed haar ×1.41" in text, store.exists()) == (0, True, False)
+    status, text = cli(*scale(source, store, "--embed", "12", "--tensor", "2"))
+    assert (status, f"committed {store}" in text, "energy kept" in text) == (0, True, True)
+    status, text = cli("inspect", str(store))
+    assert (status, "kv_heads 2, group 2, head_dim 8, embed 12" in text, source in text) == (0, True, True)
+    assert cli("verify", str(store))[0] == 0
+    status, text = cli("export", str(store), str(tmp_path / "hf"))
+    assert (status, (tmp_path / "hf" / "model.safetensors").exists()) == (0, True)
+    (store / "model.norm.weight" / "c" / "0").unlink()
+    status, text = cli("verify", str(store))
+    assert (status, "model.norm.weight, chunk 0: shard c/0 is missing" in text) == (1, True)
+
+
+def test_a_recipe_with_overrides(cli: Callable[..., tuple[int, str]], tmp_path: Path, pico_llama: PicoFactory) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        yaml.safe_dump({"source": pico_llama().url, "output": str(tmp_path / "run"), "target": {"mlp": 20}})
+    )
+    local = ("--set", "cluster.executor=local")
+    status, text = cli("run", str(recipe), "--print-config", "--set", "train.steps=3")
+    assert (status, yaml.safe_load(text)["train"]["steps"]) == (0, 3)
+    assert cli("scale", str(recipe), *local, "--set", "target.embed=48")[0] == 0
+    assert CheckpointReader(str(tmp_path / "run" / "transferred.zarr")).config["hidden_size"] == 48
+    assert cli("verify", str(recipe))[0] == 0
+    assert cli("export", str(recipe))[0] == 0
+    assert (tmp_path / "run" / "export" / "config.json").exists()
+
+
+def truncate(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+
+
+def edit_config(folder: Path, **values: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+BAD = [
+    ("truncated file", truncate, [], "model.safetensors"),
+    ("unknown architecture", lambda f: edit_config(f, model_type="mamba"), [], "unknown architecture 'mamba'"),
+    ("kv heads", lambda f: edit_config(f, num_key_value_heads=3), [], "4 is not divisible by num_key_value_heads=3"),
+    (
+        "tensor degree",
+        None,
+        ["--tensor", "3"],
+        "axis 'kv_heads' has 2 indices, fewer than the tensor-parallel degree 3",
+    ),
+    ("ratio", None, ["--mlp", "30"], "40 → 30 is no power of two"),
+    ("memory limit", None, ["--memory-limit", "100"], "the smallest that works is"),
+    ("wavelet", None, ["--wavelet", "harr"], "unknown wavelet 'harr'"),
+    ("override", None, ["--set", "train.stepz=1"], "unknown key 'train.stepz'"),
+    ("option value", None, ["--gain", "loud"], "transfer.gain"),
+    ("unknown option", None, ["--embedd", "3"], "No such option"),
+]
+
+
+@pytest.mark.parametrize(("damage", "options", "message"), [b[1:] for b in BAD], ids=[b[0] for b in BAD])
+def test_bad_input_is_one_clear_error(
+    damage: Callable[[Path], None] | None,
+    options: list[str],
+    message: str,
+    cli: Callable[..., tuple[int, str]],
+    tmp_path: Path,
+    pico_llama: PicoFactory,
+) -> None:
+    pico = pico_llama()
+    if damage is not None:
+        damage(pico.folder)
+    status, text = cli(*scale(pico.url, tmp_path / "store", "--embed", "12", *options))
+    assert (status, message in text) == (2, True), text
+    assert not (tmp_path / "store").exists()
+
+
+def test_sources_that_are_not_there(cli: Callable[..., tuple[int, str]], tmp_path: Path) -> None:
+    status, text = cli(*scale(str(tmp_path / "none"), tmp_path / "store"))
+    assert (status, "no such file or folder" in text) == (2, True)
+    status, text = cli(*scale("package://no_such_package/model.gguf", tmp_path / "store"))
+    assert (status, "no_such_package" in text, "pip install" in text) == (2, True, True)
+
+
+def test_a_misspelt_recipe(cli: Callable[..., tuple[int, str]], tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("sorce: a\noutput: b\n")
+    status, text = cli("run", str(recipe))
+    assert (status, "unknown key 'sorce'; did you mean 'source'?" in text) == (2, True)
+
+
+def test_a_committed_target_needs_overwrite(
+    cli: Callable[..., tuple[int, str]], tmp_path: Path, pico_llama: PicoFactory
+) -> None:
+    command = scale(pico_llama().url, tmp_path / "store", "--embed", "12")
+    assert cli(*command)[0] == 0
+    status, text = cli(*command)
+    assert (status, "already holds a committed checkpoint" in text) == (2, True)
+    assert cli(*command, "--overwrite")[0] == 0
+
+
+def test_help_is_instant() -> None:
+    heavy = ("torch", "ray", "deepspeed", "transformers", "zarr", "numpy", "pydantic")
+    code = f"import sys, bot_dist.cli; sys.exit(','.join(m for m in {heavy!r} if m in sys.modules) or 0)"
+    loaded = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert (loaded.returncode, loaded.stderr) == (0, "")
+    text = subprocess.run([sys.executable, "-m", "bot_dist.cli", "--help"], check=True, capture_output=True, text=True)
+    verbs = ("run", "plan", "scale", "pretrain", "verify", "inspect", "export")
+    assert all(f" {verb} " in text.stdout for verb in verbs)
+
+
+@pytest.mark.ray
+def test_ctrl_c_commits_nothing_stops_the_actors_and_a_rerun_resumes(tmp_path: Path, pico_llama: PicoFactory) -> None:
+    source = pico_llama(num_hidden_layers=12).url
+    store = tmp_path / "store"
+    options = ("--embed", "48", "--tensor", "2", "--memory-limit", "20KiB")
+    command = [sys.executable, "-m", "bot_dist.cli", "scale", source, str(store), *options]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, start_new_session=True
+    )
+    deadline = time.monotonic() + 120
+    while len(list(store.glob("_steps/*.json"))) < 5:
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    text = process.communicate(timeout=60)[0]
+    assert process.returncode == 1, text
+    assert "interrupted" in text
+    assert "Traceback" not in text
+    assert not (store / "manifest.json").exists()
+    done = len(list(store.glob("_steps/*.json")))
+    time.sleep(1)
+    assert len(list(store.glob("_steps/*.json"))) == done, "an actor goes on writing"
+    again = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
+    assert again.returncode == 0, again.stderr
+    assert "were found done" in again.stdout
+    CheckpointReader(str(store))

@@ -105,7 +105,7 @@ class _Bars:
         if handler is not None:
             handler(event)
 
-    def bar(self, name: str, total: float | None) -> TaskID:
+    def bar(self, name: str, total: float) -> TaskID:
         if name not in self.tasks:
             self.tasks[name] = self.bars.add_task(name, total=total, note="")
         return self.tasks[name]
@@ -126,25 +126,24 @@ class _Bars:
         self.add_bytes("transfer (steps)", event["bytes_read"] + event["bytes_written"], 1)
 
     def on_export_start(self, event: dict[str, Any]) -> None:
-        self.start_bytes("export (MB)", event["bytes"] / 1e6)
+        self.start_bytes("export (MB)", round(event["bytes"] / 1e6))
 
     def on_export_written(self, event: dict[str, Any]) -> None:
         self.add_bytes("export (MB)", event["bytes"], event["bytes"] / 1e6)
 
     def on_verify_start(self, event: dict[str, Any]) -> None:
-        self.start_bytes("verify (MB)", event["bytes"] / 1e6)
+        self.start_bytes("verify (MB)", round(event["bytes"] / 1e6))
 
     def on_verify_parameter(self, event: dict[str, Any]) -> None:
         self.add_bytes("verify (MB)", event["bytes"], event["bytes"] / 1e6)
 
-    def on_pretrain_loaded(self, event: dict[str, Any]) -> None:
-        self.bar(f"pretrain {event['run']}", event.get("steps") or None)
-
     def on_pretrain_step(self, event: dict[str, Any]) -> None:
-        task = self.bar(f"pretrain {event['run']}", None)
+        task = self.bar(f"pretrain {event['run']}", event["steps"])
         self.bars.update(task, completed=event["step"], note=f"loss {event['loss']:.3f}")
 
     def on_pretrain_held_out(self, event: dict[str, Any]) -> None:
+        if event["steps"]:
+            self.bar(f"pretrain {event['run']}", event["steps"])
         self.bars.console.print(f"{event['run']}: held-out loss after {event['step']} steps: {event['loss']:.3f}")
 
 

@@ -107,7 +107,7 @@ def pretrain(recipe: Recipe, on_event: OnEvent = ignore) -> dict[str, Any]:
             config=config,
             url=url,
             steps=steps,
-            save_url=recipe.trained_url,
+            save_url=recipe.trained_url if steps else None,
             probe_path=str(output / "train" / "probe.safetensors"),
             overwrite=True,
         )
@@ -133,8 +133,8 @@ def export(recipe: Recipe, on_event: OnEvent = ignore) -> dict[str, Any]:
     from bot_dist.checkpoint import Storage
 
     trained = Storage(recipe.trained_url).exists("manifest.json")
-    probe = Path(recipe.output) / "train" / "probe.safetensors" if trained else None
     url = recipe.trained_url if trained else recipe.transferred_url
+    probe = Path(recipe.output) / "train" / "probe.safetensors"
     return export_store(url, recipe.export_dir, overwrite=recipe.overwrite, probe=probe, on_event=on_event)
 
 
@@ -185,6 +185,7 @@ def run(recipe: Recipe, on_event: OnEvent = ignore) -> dict[str, Any]:
     """
     from bot_dist.evaluate.report import write_report
     from bot_dist.plan import summarise
+    from bot_dist.runtime.cluster import connected
 
     output = Path(recipe.output)
     records = _Records(output, recipe)
@@ -193,8 +194,9 @@ def run(recipe: Recipe, on_event: OnEvent = ignore) -> dict[str, Any]:
         return {**facts, "complete_before": True}
     plan = plan_transfer(recipe)
     on_event({"stage": "plan", "event": "planned", "digest": plan.digest})
-    transferred = _already_transferred(recipe, plan) or transfer(recipe, on_event)
-    trained = records.load("pretrain") or records.save("pretrain", pretrain(recipe, on_event))
+    with connected(recipe.cluster, max(plan.mesh.size, recipe.train.workers)):
+        transferred = _already_transferred(recipe, plan) or transfer(recipe, on_event)
+        trained = records.load("pretrain") or records.save("pretrain", pretrain(recipe, on_event))
     exported = records.load("export") or records.save(
         "export", export(recipe.model_copy(update={"overwrite": True}), on_event)
     )

@@ -109,7 +109,7 @@ def pretrain(recipe: Recipe, on_event: OnEvent = ignore) -> dict[str, Any]:
             steps=steps,
             save_url=recipe.trained_url if steps else None,
             probe_path=str(output / "train" / "probe.safetensors"),
-            overwrite=True,
+            overwrite=recipe.overwrite,
         )
     )
     if recipe.train.scratch:
@@ -189,6 +189,7 @@ def run(recipe: Recipe, on_event: OnEvent = ignore) -> dict[str, Any]:
 
     output = Path(recipe.output)
     records = _Records(output, recipe)
+    again = recipe.model_copy(update={"overwrite": True})  # of stages that an earlier attempt has begun, not finished
     on_event = _logged(output / "events.jsonl", on_event)
     if (facts := records.load("facts")) is not None:
         return {**facts, "complete_before": True}
@@ -196,10 +197,8 @@ def run(recipe: Recipe, on_event: OnEvent = ignore) -> dict[str, Any]:
     on_event({"stage": "plan", "event": "planned", "digest": plan.digest})
     with connected(recipe.cluster, max(plan.mesh.size, recipe.train.workers)):
         transferred = _already_transferred(recipe, plan) or transfer(recipe, on_event)
-        trained = records.load("pretrain") or records.save("pretrain", pretrain(recipe, on_event))
-    exported = records.load("export") or records.save(
-        "export", export(recipe.model_copy(update={"overwrite": True}), on_event)
-    )
+        trained = records.load("pretrain") or records.save("pretrain", pretrain(again, on_event))
+    exported = records.load("export") or records.save("export", export(again, on_event))
     facts = {
         "recipe": recipe.model_dump(),
         "plan": dataclasses.asdict(summarise(plan, recipe.train.context)),

@@ -110,8 +110,7 @@ def _scale(source: Model, target: Model, weight: Weight, config: TransferConfig)
 
 def _peak(module: ModulePlan) -> int:
     """Of the module's worst step."""
-    worst = [max(a.tiles(), key=lambda t, a=a: sum(stop - start for start, stop in a.needed(t))) for a in module.axes]  # type: ignore[misc]
-    needed = tuple(sum(stop - start for start, stop in a.needed(t)) for a, t in zip(module.axes, worst, strict=True))
+    needed = tuple(a.widest() for a in module.axes)
     return step_peak(module, tuple((0, a.tile) for a in module.axes), needed)
 
 

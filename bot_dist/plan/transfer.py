@@ -42,6 +42,8 @@ class AxisPlan:
     def needed(self, target: Range) -> tuple[Range, ...]:
         """Source ranges to read for a target range: the operator's support, and the part of the source that the
         target range stands for (so that the steps' energies add up to the source's)."""
+        if self.spec.is_identity:
+            return (target,)
         ranges = sorted((*self.operator().support(target), self.core(target)))
         merged: list[Range] = []
         for start, stop in ranges:
@@ -50,6 +52,12 @@ class AxisPlan:
             elif stop > start:
                 merged.append((start, stop))
         return tuple(merged)
+
+    def widest(self) -> int:
+        """Source indices that the tile with the largest support needs."""
+        if self.spec.is_identity:
+            return self.tile
+        return max(sum(stop - start for start, stop in self.needed(t)) for t in self.tiles())
 
     def core(self, target: Range) -> Range:
         """The source range that a target range stands for; over all tiles, a partition of the source."""

@@ -7,11 +7,11 @@ import os
 import posixpath
 import uuid
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
-import fsspec
+from fsspec.implementations.local import LocalFileSystem
 
-from bot_dist.errors import MissingPackageError
+from bot_dist.checkpoint.filesystems import filesystem, storage_errors
+from bot_dist.errors import CheckpointError
 
 if TYPE_CHECKING:
     from zarr.abc.store import Store
@@ -25,28 +25,30 @@ class Storage:
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
-        try:
-            self.fs, self.root = fsspec.core.url_to_fs(self.url)
-        except ImportError as error:
-            scheme = urlsplit(url).scheme
-            raise MissingPackageError(f"{url}: {scheme}:// needs an optional package: {error}") from None
-        self.local = "file" in (self.fs.protocol if isinstance(self.fs.protocol, tuple) else (self.fs.protocol,))
+        self.fs, self.root = filesystem(self.url)
+        self.local = isinstance(self.fs, LocalFileSystem)
 
     def __reduce__(self) -> tuple[type[Storage], tuple[str]]:
         return Storage, (self.url,)
+
+    def _errors(self) -> contextlib.AbstractContextManager[None]:
+        return storage_errors(self.url, CheckpointError)
 
     def path(self, name: str) -> str:
         return posixpath.join(self.root, name)
 
     def exists(self, name: str = "") -> bool:
-        return bool(self.fs.exists(self.path(name) if name else self.root))
+        with self._errors():
+            return bool(self.fs.exists(self.path(name) if name else self.root))
 
     def is_empty(self) -> bool:
         """Whether nothing is there."""
-        return not self.exists() or not self.fs.ls(self.root, detail=False)
+        with self._errors():
+            return not self.exists() or not self.fs.ls(self.root, detail=False)
 
     def read(self, name: str) -> bytes:
-        data: bytes = self.fs.cat_file(self.path(name))
+        with self._errors():
+            data: bytes = self.fs.cat_file(self.path(name))
         return data
 
     def names(self, folder: str) -> list[str]:
@@ -60,19 +62,21 @@ class Storage:
 
     def write(self, name: str, data: bytes) -> None:
         """Replace a file atomically and durably."""
-        if not self.local:
-            self.fs.pipe_file(self.path(name), data)
-            return
-        with _staged(self.path(name), data) as staged:
-            os.replace(staged, self.path(name))
+        with self._errors():
+            if not self.local:
+                self.fs.pipe_file(self.path(name), data)
+                return
+            with _staged(self.path(name), data) as staged:
+                os.replace(staged, self.path(name))
 
     def create(self, name: str, data: bytes) -> None:
         """Write a file that must not exist yet. Raises FileExistsError when another writer was first."""
-        if not self.local:
-            self.fs.pipe_file(self.path(name), data, mode="create")
-            return
-        with _staged(self.path(name), data) as staged:
-            os.link(staged, self.path(name))
+        with self._errors():
+            if not self.local:
+                self.fs.pipe_file(self.path(name), data, mode="create")
+                return
+            with _staged(self.path(name), data) as staged:
+                os.link(staged, self.path(name))
 
     def sync(self, name: str) -> None:
         """Make a local file durable (object stores are durable once they answer)."""
@@ -85,8 +89,9 @@ class Storage:
 
     def remove(self, name: str = "") -> None:
         """Remove a file or a folder with all that is in it, if it is there."""
-        if self.exists(name):
-            self.fs.rm(self.path(name) if name else self.root, recursive=True)
+        with self._errors():
+            if self.exists(name):
+                self.fs.rm(self.path(name) if name else self.root, recursive=True)
 
     def zarr_store(self, *, read_only: bool) -> Store:
         from zarr.storage import FsspecStore, LocalStore

@@ -14,8 +14,9 @@ import numpy.typing as npt
 import torch
 
 from bot_dist.axes import Parameter, Range
+from bot_dist.checkpoint.filesystems import label
 from bot_dist.convert.location import near_names
-from bot_dist.convert.storage import PIECE_BYTES, label, read_range
+from bot_dist.convert.storage import PIECE_BYTES, read_range
 from bot_dist.errors import SourceError
 from bot_dist.sharding import Box, box_shape, box_size
 

@@ -12,7 +12,8 @@ import struct
 from dataclasses import dataclass, field
 from typing import Any
 
-from bot_dist.convert.storage import label, missing, read_range, size_bytes
+from bot_dist.checkpoint.filesystems import label
+from bot_dist.convert.storage import missing, read_range, size_bytes
 from bot_dist.errors import SourceError
 
 FIRST_BYTES, MAX_HEADER_BYTES = 4 * 2**20, 2**30

@@ -6,9 +6,9 @@ import math
 import re
 from typing import Any
 
+from bot_dist.checkpoint.filesystems import label
 from bot_dist.convert.files import DTYPES, FileSource, TensorEntry
 from bot_dist.convert.gguf_header import Header, TensorInfo, read_gguf_header
-from bot_dist.convert.storage import label
 from bot_dist.errors import FamilyError, MissingPackageError, SourceError, nearest
 from bot_dist.families import FAMILIES, Family, Weight
 

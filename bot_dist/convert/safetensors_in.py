@@ -13,9 +13,10 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from bot_dist.checkpoint.filesystems import label
 from bot_dist.convert.files import FileSource, TensorEntry
 from bot_dist.convert.location import near_names, safe_relative
-from bot_dist.convert.storage import join, label, list_names, missing, read_file, read_range, size_bytes
+from bot_dist.convert.storage import join, list_names, missing, read_file, read_range, size_bytes
 from bot_dist.errors import SourceError
 from bot_dist.families import family_of
 

@@ -7,42 +7,25 @@ sent to an actor and read there.
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
-import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from bot_dist.checkpoint import filesystems
+from bot_dist.checkpoint.filesystems import label, storage_errors
 from bot_dist.convert.location import near_names, resolve
-from bot_dist.errors import InputError, MissingPackageError, SourceError
+from bot_dist.errors import SourceError
 
 PIECE_BYTES = 32 * 2**20
 """Most bytes that one read or write of a large tensor handles at a time."""
 
-_CLIENTS = ("botocore", "aiohttp", "aiobotocore", "google", "gcsfs", "azure")
-"""Client libraries whose errors are not all OSErrors."""
-
-_INSTALL = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "http": "aiohttp", "https": "aiohttp"}
-
 
 def filesystem(url: str) -> tuple[Any, str]:
-    """The fsspec file system of a URL and the path in it.
+    """The fsspec file system of a URL (also ``package://``) and the path in it.
 
-    Raises MissingPackageError when the protocol needs a package, InputError when there is no such protocol.
+    Raises MissingPackageError when a package is missing, InputError when there is no such protocol.
     """
-    try:
-        fs, path = fsspec.core.url_to_fs(resolve(url))
-    except ImportError as error:
-        protocol = url.partition("://")[0]
-        raise MissingPackageError(
-            f"{label(url)}: protocol '{protocol}' needs a package that is not installed; "
-            f"pip install {_INSTALL.get(protocol, protocol)}"
-        ) from error
-    except ValueError as error:
-        raise InputError(f"{label(url)}: {error}") from error
-    return fs, path
+    return filesystems.filesystem(resolve(url))
 
 
 def is_local(url: str) -> bool:
@@ -53,18 +36,10 @@ def join(folder: str, name: str) -> str:
     return f"{folder.rstrip('/')}/{name}"
 
 
-def label(url: str) -> str:
-    """The URL without user, password and query, as it may appear in messages, logs and manifests."""
-    if "://" not in url:
-        return url
-    parts = urlsplit(url)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
-
-
 def size_bytes(url: str) -> int | None:
     """Size of a file; None when there is none (or a folder)."""
     fs, path = filesystem(url)
-    with _storage_errors(url):
+    with storage_errors(url, SourceError):
         try:
             info = fs.info(path)
         except (FileNotFoundError, NotADirectoryError):
@@ -79,7 +54,7 @@ def size_bytes(url: str) -> int | None:
 def list_names(url: str) -> list[str] | None:
     """Names in a folder, sorted; None when there is no such folder or it can't be listed."""
     fs, path = filesystem(url)
-    with _storage_errors(url):
+    with storage_errors(url, SourceError):
         try:
             if not fs.isdir(path):
                 return None
@@ -91,7 +66,7 @@ def list_names(url: str) -> list[str] | None:
 def glob_urls(url: str) -> list[str]:
     """Files that a pattern matches; local ones as plain paths."""
     fs, path = filesystem(url)
-    with _storage_errors(url):
+    with storage_errors(url, SourceError):
         found = [name for name, info in fs.glob(path, detail=True).items() if info["type"] == "file"]
     return sorted(found if is_local(url) else map(fs.unstrip_protocol, found))
 
@@ -99,7 +74,7 @@ def glob_urls(url: str) -> list[str]:
 def read_file(url: str) -> bytes:
     """All bytes of a (small) file."""
     fs, path = filesystem(url)
-    with _storage_errors(url):
+    with storage_errors(url, SourceError):
         return bytes(fs.cat_file(path))
 
 
@@ -108,7 +83,7 @@ def read_range(url: str, start: int, stop: int, what: str) -> bytes:
     if start == stop:
         return b""
     fs, path = filesystem(url)
-    with _storage_errors(url):
+    with storage_errors(url, SourceError):
         data: bytes = fs.cat_file(path, start=start, end=stop)
     if len(data) != stop - start:
         raise SourceError(
@@ -121,7 +96,7 @@ def read_range(url: str, start: int, stop: int, what: str) -> bytes:
 def write_file(url: str, data: bytes) -> None:
     """Write a (small) file, making its folder where the storage has folders."""
     fs, path = filesystem(url)
-    with _storage_errors(url):
+    with storage_errors(url, SourceError):
         if is_local(url):
             fs.makedirs(posixpath.dirname(path), exist_ok=True)
         fs.pipe_file(path, data)
@@ -135,14 +110,3 @@ def missing(url: str) -> SourceError:
     return SourceError(
         f"{label(url)}: no such file or folder, or it can't be listed; check the URL and the credentials"
     )
-
-
-@contextmanager
-def _storage_errors(url: str) -> Iterator[None]:
-    """Storage's own errors as a SourceError that names the URL."""
-    try:
-        yield
-    except Exception as error:
-        if isinstance(error, OSError) or type(error).__module__.partition(".")[0] in _CLIENTS:
-            raise SourceError(f"{label(url)}: can't be read or written: {type(error).__name__}: {error}") from error
-        raise

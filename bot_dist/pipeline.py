@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from bot_dist.checkpoint import CheckpointReader, Damage, StoredParameter
     from bot_dist.convert.source import Source
     from bot_dist.plan import TransferPlan
-    from bot_dist.runtime import StepResult
 
 OnEvent = Callable[[dict[str, Any]], None]
 
@@ -51,6 +50,7 @@ def transfer(recipe: Recipe, on_event: OnEvent = ignore) -> dict[str, Any]:
     """
     from bot_dist.checkpoint import CheckpointWriter
     from bot_dist.convert.tokenizer import save_tokenizer
+    from bot_dist.runtime.tally import Tally
 
     started = time.perf_counter()
     source, plan = _planned(recipe)
@@ -59,21 +59,10 @@ def transfer(recipe: Recipe, on_event: OnEvent = ignore) -> dict[str, Any]:
     writer = CheckpointWriter.create(
         url, _stored(plan), config=plan.target.config, plan_digest=plan.digest, overwrite=recipe.overwrite
     )
-    tally = _Tally(plan, on_event)
-    tally.run(recipe, source, url)
+    tally = Tally(plan, lambda event: on_event({"stage": "transfer", **event}))
+    tally.run(recipe.cluster, source, _absolute(url))
     tokenizer = save_tokenizer(recipe.source, f"{url}/tokenizer")
-    report = {
-        "seconds": time.perf_counter() - started,
-        "steps_seconds": tally.seconds,
-        "bytes_read": tally.bytes_read,
-        "bytes_written": tally.bytes_written,
-        "gb_per_s": (tally.bytes_read + tally.bytes_written) / tally.seconds / 1e9,
-        "steps": tally.steps,
-        "steps_resumed": tally.resumed,
-        "actor_peak_rss_bytes": tally.peak_rss,
-        "energy_kept": tally.energy_kept(),
-        "tokenizer": tokenizer,
-    }
+    report = {"seconds": time.perf_counter() - started, "tokenizer": tokenizer, **tally.report()}
     provenance = {
         "source": source.provenance(),
         "plan": plan.to_json(),
@@ -218,60 +207,6 @@ def run(recipe: Recipe, on_event: OnEvent = ignore) -> dict[str, Any]:
 def versions() -> dict[str, str]:
     """Of the packages that results depend on."""
     return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES}
-
-
-class _Tally:
-    """Runs a plan and adds up what its steps report."""
-
-    def __init__(self, plan: TransferPlan, on_event: OnEvent) -> None:
-        self.plan, self.on_event = plan, on_event
-        self.digests: dict[str, dict[str, str]] = {}
-        self.steps = self.resumed = self.bytes_read = self.bytes_written = 0
-        self.peak_rss = [0] * plan.mesh.size
-        self.energy = [[0.0, 0.0] for _ in plan.modules]
-        self.seconds = 0.0
-
-    def run(self, recipe: Recipe, source: Source, url: str) -> None:
-        from bot_dist.plan import summarise
-        from bot_dist.runtime import LocalExecutor
-        from bot_dist.runtime.cluster import connected, device_of
-
-        summary = summarise(self.plan, recipe.train.context)
-        total = summary.bytes_read + summary.bytes_written
-        self.on_event({"stage": "transfer", "event": "start", "steps": summary.steps, "bytes": total})
-        if recipe.cluster.executor == "local":
-            started = time.perf_counter()
-            LocalExecutor(device_of(recipe.cluster)).run(self.plan, source, url, self.add)
-            self.seconds = time.perf_counter() - started
-            return
-        with connected(recipe.cluster, self.plan.mesh.size):
-            from bot_dist.runtime.ray_executor import RayExecutor  # after connected() has prepared Ray's import
-
-            started = time.perf_counter()
-            RayExecutor(device_of(recipe.cluster)).run(self.plan, source, _absolute(url), self.add)
-            self.seconds = time.perf_counter() - started
-
-    def add(self, result: StepResult) -> None:
-        for name, chunks in result.digests.items():
-            self.digests.setdefault(name, {}).update(chunks)
-        self.steps += 1
-        self.resumed += result.resumed
-        self.bytes_read += result.bytes_read
-        self.bytes_written += result.bytes_written
-        self.peak_rss[result.rank] = max(self.peak_rss[result.rank], result.peak_rss_bytes)
-        self.energy[result.module][0] += result.energy_source
-        self.energy[result.module][1] += result.energy_target
-        measured = dataclasses.asdict(result)
-        del measured["digests"]
-        self.on_event({"stage": "transfer", "event": "step", **measured})
-
-    def energy_kept(self) -> dict[str, float]:
-        """Share of each module's squared norm that its approximation band keeps; modules that only grow keep all."""
-        return {
-            module.weight.name: target / source
-            for module, (source, target) in zip(self.plan.modules, self.energy, strict=True)
-            if source > 0 and any(a.spec.n_target < a.spec.n_source for a in module.axes)
-        }
 
 
 class _Records:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import glob
 import importlib.util
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
@@ -31,23 +30,10 @@ def resolve(url: str) -> str:
     return str(path)
 
 
-def resolve_all(url: str) -> list[str]:
-    """All paths or URLs that a pattern stands for, sorted; one without ``*?[`` is resolved as it is.
-
-    Raises SourceError when a pattern matches nothing.
-    """
-    if not glob.has_magic(url):
-        return [resolve(url)]
-    if url.startswith(PACKAGE):
-        folder, file = _split(url)
-        found = [str(path) for path in folder.glob(file)]
-    else:
-        from bot_dist.convert.storage import glob_urls
-
-        found = glob_urls(url)
-    if not found:
-        raise SourceError(f"{url}: no file matches")
-    return sorted(found)
+def package_glob(url: str) -> list[str]:
+    """Local paths of the files that a ``package://`` pattern matches."""
+    folder, pattern = _split(url)
+    return [str(path) for path in folder.glob(pattern)]
 
 
 def safe_relative(name: str) -> bool:

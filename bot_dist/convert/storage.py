@@ -6,6 +6,7 @@ sent to an actor and read there.
 
 from __future__ import annotations
 
+import glob
 import posixpath
 from typing import Any
 
@@ -13,7 +14,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from bot_dist.checkpoint import filesystems
 from bot_dist.checkpoint.filesystems import label, storage_errors
-from bot_dist.convert.location import near_names, resolve
+from bot_dist.convert.location import PACKAGE, near_names, package_glob, resolve
 from bot_dist.errors import SourceError
 
 PIECE_BYTES = 32 * 2**20
@@ -63,12 +64,25 @@ def list_names(url: str) -> list[str] | None:
             return None
 
 
-def glob_urls(url: str) -> list[str]:
+def resolve_all(url: str) -> list[str]:
+    """All paths or URLs that a pattern stands for, sorted; one without ``*?[`` is resolved as it is.
+
+    Raises SourceError when a pattern matches nothing.
+    """
+    if not glob.has_magic(url):
+        return [resolve(url)]
+    found = package_glob(url) if url.startswith(PACKAGE) else _glob(url)
+    if not found:
+        raise SourceError(f"{label(url)}: no file matches")
+    return sorted(found)
+
+
+def _glob(url: str) -> list[str]:
     """Files that a pattern matches; local ones as plain paths."""
     fs, path = filesystem(url)
     with storage_errors(url, SourceError):
         found = [name for name, info in fs.glob(path, detail=True).items() if info["type"] == "file"]
-    return sorted(found if is_local(url) else map(fs.unstrip_protocol, found))
+    return found if is_local(url) else [fs.unstrip_protocol(name) for name in found]
 
 
 def read_file(url: str) -> bytes:

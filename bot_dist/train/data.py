@@ -14,8 +14,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from bot_dist.checkpoint.filesystems import label
-from bot_dist.convert.location import resolve_all
-from bot_dist.convert.storage import read_file
+from bot_dist.convert.storage import read_file, resolve_all
 from bot_dist.errors import InputError
 from bot_dist.recipe import TrainConfig
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from bot_dist.convert.location import resolve, resolve_all, safe_relative
-from bot_dist.convert.storage import filesystem, label, read_range, size_bytes
+from bot_dist.convert.location import resolve, safe_relative
+from bot_dist.convert.storage import filesystem, label, read_range, resolve_all, size_bytes
 from bot_dist.errors import InputError, MissingPackageError, SourceError
 
 

@@ -31,6 +31,7 @@ app = typer.Typer(
 
 RecipeOrSource = Annotated[str, typer.Argument(metavar="RECIPE|SOURCE", help="A YAML recipe, or a checkpoint.")]
 RecipeOrUrl = Annotated[str, typer.Argument(metavar="RECIPE|URL", help="A YAML recipe, or the URL of a store.")]
+TargetUrl = Annotated[str | None, typer.Argument(metavar="TARGET_URL", help="Where to; needed with SOURCE.")]
 RecipePath = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML recipe.")]
 Overrides = Annotated[
     list[str] | None,
@@ -96,14 +97,14 @@ def plan(
     """Show what a transfer would do, without doing it."""
     from bot_dist import console, pipeline
 
-    resolved = _recipe_or_options(source, "unused", overrides, False, None, _plain(locals()))
+    resolved = _recipe_or_options(source, None, overrides, False, None, _plain(locals()))
     console.show_plan(pipeline.plan_transfer(resolved), resolved)
 
 
 @app.command()
 def scale(
     source: RecipeOrSource,
-    target_url: Annotated[str | None, typer.Argument(metavar="TARGET_URL", help="With SOURCE: where to.")] = None,
+    target_url: TargetUrl = None,
     layers: Layers = None,
     embed: Embed = None,
     mlp: Mlp = None,
@@ -122,6 +123,8 @@ def scale(
     """Transfer only: from a source checkpoint to a committed store of another size."""
     from bot_dist import console, pipeline
 
+    if target_url is None and not _is_recipe(source):
+        raise InputError("scale needs a target; write: bot_dist scale SOURCE TARGET_URL --layers …")
     resolved = _recipe_or_options(source, target_url, overrides, overwrite, address, _plain(locals()))
     console.show_plan(pipeline.plan_transfer(resolved), resolved)
     with console.progress() as on_event:
@@ -167,7 +170,7 @@ def inspect(url: RecipeOrUrl, overrides: Overrides = None) -> None:
 @app.command()
 def export(
     url: RecipeOrUrl,
-    folder: Annotated[str | None, typer.Argument(metavar="FOLDER", help="With URL: where to.")] = None,
+    folder: Annotated[str | None, typer.Argument(metavar="FOLDER", help="Where to; needed with URL.")] = None,
     overrides: Overrides = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -176,7 +179,7 @@ def export(
 
     with console.progress() as on_event:
         if _is_recipe(url):
-            report = pipeline.export(_recipe(url, overrides, overwrite), on_event)
+            report = pipeline.export(_recipe(url, overrides, overwrite), on_event, folder=folder)
         elif folder is None:
             raise InputError("export needs a FOLDER after the URL; write: bot_dist export URL FOLDER")
         else:
@@ -225,11 +228,8 @@ def _recipe_or_options(
     from bot_dist.recipe import make_recipe
 
     if _is_recipe(source):
-        return _recipe(source, [*plain, *(overrides or ())], overwrite, address)
-    if target_url is None:
-        raise InputError(
-            "scale needs a TARGET_URL after the SOURCE; write: bot_dist scale SOURCE TARGET_URL --layers …"
-        )
+        target = [f"target_url={target_url}"] if target_url is not None else []
+        return _recipe(source, [*target, *plain, *(overrides or ())], overwrite, address)
     data = {"source": source, "output": ".", "target_url": target_url}
     return make_recipe(data, [*plain, *(overrides or ()), *_flags(overwrite, address)], where="options")
 

@@ -20,6 +20,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from bot_dist.urls import label
+
 if TYPE_CHECKING:
     from bot_dist.checkpoint import CheckpointReader, Damage
     from bot_dist.plan import TransferPlan
@@ -34,7 +36,7 @@ if not console.is_terminal:
 
 
 def show_recipe(recipe: Recipe) -> None:
-    console.print(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False), markup=False)
+    console.print(yaml.safe_dump(recipe.public(), sort_keys=False), markup=False)
 
 
 def show_plan(plan: TransferPlan, recipe: Recipe) -> None:
@@ -42,7 +44,7 @@ def show_plan(plan: TransferPlan, recipe: Recipe) -> None:
     from bot_dist.plan import summarise
 
     summary = summarise(plan, recipe.train.context)
-    table = Table(title=f"{recipe.source} → {recipe.transferred_url}", title_justify="left")
+    table = Table(title=label(recipe.source), title_justify="left")
     for heading in ("module", "source", "target"):
         table.add_column(heading, no_wrap=True)
     table.add_column("operator per axis")
@@ -149,7 +151,7 @@ class _Bars:
 
 def show_transfer(report: dict[str, Any], url: str) -> None:
     console.print(
-        f"committed {url}: {size(report['bytes_read'])} read, {size(report['bytes_written'])} written in "
+        f"committed {label(url)}: {size(report['bytes_read'])} read, {size(report['bytes_written'])} written in "
         f"{report['steps_seconds']:.1f} s ({report['gb_per_s']:.2f} GB/s), {report['steps']} steps"
         + (f" of which {report['steps_resumed']} were found done" if report["steps_resumed"] else "")
         + f"; peak memory per actor {', '.join(size(n) for n in report['actor_peak_rss_bytes'])}"

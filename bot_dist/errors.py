@@ -44,6 +44,12 @@ class CheckpointError(BotDistError):
     """A bot_dist store is uncommitted, damaged or already taken."""
 
 
+class CheckpointMissingError(CheckpointError, InputError):
+    """There is no committed store where one was named."""
+
+    exit_status = 2
+
+
 class CheckpointExistsError(CheckpointError, InputError):
     """The target already holds something that would be lost."""
 

@@ -7,6 +7,7 @@ Every stage takes a recipe and an optional ``on_event``, called with one plain m
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -17,10 +18,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bot_dist.errors import CheckpointExistsError, InputError
-from bot_dist.families import Model, model_of
+from bot_dist.errors import CheckpointError, CheckpointExistsError, InputError
+from bot_dist.families import Model, Weight, model_of
 from bot_dist.recipe import Recipe
+from bot_dist.records import Records
 from bot_dist.sharding import Mesh
+from bot_dist.urls import absolute, label
 
 if TYPE_CHECKING:
     from bot_dist.checkpoint import CheckpointReader, Damage, StoredParameter
@@ -55,23 +58,24 @@ def transfer(recipe: Recipe, on_event: OnEvent = ignore) -> dict[str, Any]:
     started = time.perf_counter()
     source, plan = _planned(recipe)
     plan.validate()
-    url = recipe.transferred_url
+    url = absolute(recipe.transferred_url)
+    _keep_apart(recipe.source, url)
     writer = CheckpointWriter.create(
         url, _stored(plan), config=plan.target.config, plan_digest=plan.digest, overwrite=recipe.overwrite
     )
     tally = Tally(plan, lambda event: on_event({"stage": "transfer", **event}))
-    tally.run(recipe.cluster, source, _absolute(url))
+    tally.run(recipe.cluster, source, url)
     tokenizer = save_tokenizer(recipe.source, f"{url}/tokenizer")
     report = {"seconds": time.perf_counter() - started, "tokenizer": tokenizer, **tally.report()}
     provenance = {
         "source": source.provenance(),
         "plan": plan.to_json(),
-        "recipe": recipe.model_dump(exclude={"overwrite": True, "cluster": {"address"}}),
+        "recipe": recipe.public(),
         "versions": versions(),
         "transfer": report,
     }
     writer.commit(tally.digests, provenance)
-    on_event({"stage": "transfer", "event": "committed", "url": url, **report})
+    on_event({"stage": "transfer", "event": "committed", "url": label(url), **report})
     return report
 
 
@@ -86,6 +90,8 @@ def pretrain(recipe: Recipe, on_event: OnEvent = ignore) -> dict[str, Any]:
     url = recipe.transferred_url
     config = _committed(url).config
     steps = recipe.train.steps
+    for read in (recipe.source, url):
+        _keep_apart(read, recipe.trained_url)
     output = Path(recipe.output).resolve()
     runs = []
     if recipe.train.source_loss:
@@ -116,15 +122,25 @@ def pretrain(recipe: Recipe, on_event: OnEvent = ignore) -> dict[str, Any]:
     return result.to_json()
 
 
-def export(recipe: Recipe, on_event: OnEvent = ignore) -> dict[str, Any]:
-    """Write the trained store (or the transferred one, where nothing was trained) as a Hugging Face folder, and, where
-    the training left a probe, compare the logits of the loaded folder with the trained model's."""
-    from bot_dist.checkpoint import Storage
+def export(
+    recipe: Recipe, on_event: OnEvent = ignore, *, folder: str | None = None, probe: Path | None = None
+) -> dict[str, Any]:
+    """Write the recipe's trained store (the transferred one, where ``train.steps`` is 0) as a Hugging Face folder, by
+    default ``recipe.export_dir``; compare its logits with the ``probe`` that training left, if given.
 
-    trained = Storage(recipe.trained_url).exists("manifest.json")
-    url = recipe.trained_url if trained else recipe.transferred_url
-    probe = Path(recipe.output) / "train" / "probe.safetensors"
-    return export_store(url, recipe.export_dir, overwrite=recipe.overwrite, probe=probe, on_event=on_event)
+    Raises CheckpointError when the trained store did not start from the present transferred store.
+    """
+    url = recipe.transferred_url
+    if recipe.train.steps:
+        begun_from = _committed(recipe.trained_url).manifest.provenance["source"]
+        if begun_from["digest"] != _committed(url).manifest.digest:
+            raise CheckpointError(
+                f"{label(recipe.trained_url)} was trained from another store than {label(url)} is now; "
+                f"train again (bot_dist pretrain RECIPE --overwrite)"
+            )
+        url = recipe.trained_url
+    target = folder or recipe.export_dir
+    return export_store(url, target, overwrite=recipe.overwrite, probe=probe, on_event=on_event)
 
 
 def export_store(
@@ -146,8 +162,8 @@ def export_store(
         overwrite=overwrite,
         progress=lambda n: on_event({"stage": "export", "event": "written", "bytes": n}),
     )
-    report = {"seconds": time.perf_counter() - started, "source": url, **dataclasses.asdict(result)}
-    if probe is not None and probe.exists():
+    report = {"seconds": time.perf_counter() - started, "source": label(url), **dataclasses.asdict(result)}
+    if probe is not None:
         from bot_dist.evaluate.probe import compare_logits
 
         report["logits"] = compare_logits(folder, probe)
@@ -170,32 +186,39 @@ def run(recipe: Recipe, on_event: OnEvent = ignore) -> dict[str, Any]:
     """All stages, each skipped where an earlier run of the same recipe has finished it.
 
     Returns the facts that the report shows; ``"complete_before"`` says that there was nothing left to do. Raises
-    InputError when the output belongs to another recipe, unless ``recipe.overwrite``.
+    InputError when the output belongs to another recipe, CheckpointExistsError when it holds what no run has made,
+    unless ``recipe.overwrite``.
     """
     from bot_dist.evaluate.report import write_report
     from bot_dist.plan import summarise
     from bot_dist.runtime.cluster import connected
+    from bot_dist.train import driver
 
+    plan = plan_transfer(recipe)
+    driver.check(recipe.train, {"transferred": plan.target.config})
     output = Path(recipe.output)
-    records = _Records(output, recipe)
-    again = recipe.model_copy(update={"overwrite": True})  # of stages that an earlier attempt has begun, not finished
-    on_event = _logged(output / "events.jsonl", on_event)
+    records = Records(output, recipe)
     if (facts := records.load("facts")) is not None:
         return {**facts, "complete_before": True}
-    plan = plan_transfer(recipe)
+    on_event = _logged(output / "events.jsonl", on_event)
     on_event({"stage": "plan", "event": "planned", "digest": plan.digest})
+    again = recipe.model_copy(update={"overwrite": True})  # of what an earlier attempt of this run may have begun
     with connected(recipe.cluster, max(plan.mesh.size, recipe.train.workers)):
         transferred = _already_transferred(recipe, plan) or transfer(recipe, on_event)
-        trained = records.load("pretrain") or records.save("pretrain", pretrain(again, on_event))
-    exported = records.load("export") or records.save("export", export(again, on_event))
+        if (trained := records.load("pretrain")) is None:
+            records.claim("pretrain", recipe.trained_url)
+            trained = records.save("pretrain", pretrain(again, on_event))
+    if (exported := records.load("export")) is None:
+        records.claim("export", recipe.export_dir)
+        exported = records.save("export", export(again, on_event, probe=output / "train" / "probe.safetensors"))
     facts = {
-        "recipe": recipe.model_dump(),
+        "recipe": recipe.public(),
         "plan": dataclasses.asdict(summarise(plan, recipe.train.context)),
         "transfer": transferred,
         "pretrain": trained,
         "export": exported,
         "versions": versions(),
-        "command": " ".join(sys.argv),
+        "command": label(" ".join(sys.argv)),
         "machine": platform.platform(),
         "date": time.strftime("%Y-%m-%d %H:%M:%S"),
     }
@@ -209,41 +232,10 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES}
 
 
-class _Records:
-    """What finished stages measured, kept in the output folder."""
-
-    def __init__(self, output: Path, recipe: Recipe) -> None:
-        self.folder = output / "stages"
-        mine = {"digest": recipe.digest(), "recipe": recipe.model_dump()}
-        path = self.folder / "recipe.json"
-        if path.exists() and not recipe.overwrite and json.loads(path.read_text())["digest"] != mine["digest"]:
-            raise InputError(
-                f"{output} holds a run of another recipe; give another output (--set output=DIR) or --overwrite"
-            )
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if recipe.overwrite:
-            for old in self.folder.glob("*.json"):
-                old.unlink()
-        path.write_text(json.dumps(mine, indent=1))
-
-    def load(self, stage: str) -> dict[str, Any] | None:
-        path = self.folder / f"{stage}.json"
-        if not path.exists():
-            return None
-        result: dict[str, Any] = json.loads(path.read_text())
-        return result
-
-    def save(self, stage: str, result: dict[str, Any]) -> dict[str, Any]:
-        partial = self.folder / f"{stage}.json.partial"
-        partial.write_text(json.dumps(result, indent=1))
-        partial.replace(self.folder / f"{stage}.json")
-        return result
-
-
 def _source(recipe: Recipe) -> tuple[Source, Model]:
     from bot_dist.convert.open import open_source
 
-    source = open_source(recipe.source)
+    source = open_source(absolute(recipe.source))
     model = model_of(source.config)
     source.check(model)
     return source, model
@@ -264,10 +256,26 @@ def _planned(recipe: Recipe) -> tuple[Source, TransferPlan]:
             w.name: sum(source.storage_bytes(model.parameter(w, i)) for i in range(model.weight_layers(w)))
             for w in model.weights
         },
-        source_dtype={w.name: str(source.dtype(model.parameter(w))).removeprefix("torch.") for w in model.weights},
+        source_dtype={w.name: _dtype(source, model, w) for w in model.weights},
         source_id=hashlib.sha256(identity.encode()).hexdigest()[:32],
+        whole_rows=source.whole_rows,
     )
     return source, plan
+
+
+def _dtype(source: Source, model: Model, weight: Weight) -> str:
+    """The dtype that holds this weight of every layer."""
+    import torch
+
+    dtypes = [source.dtype(model.parameter(weight, i)) for i in range(model.weight_layers(weight))]
+    return str(functools.reduce(torch.promote_types, dtypes)).removeprefix("torch.")
+
+
+def _keep_apart(read: str, written: str) -> None:
+    """Raise InputError when writing one place would destroy what is read at another."""
+    a, b = (absolute(url).rstrip("/") + "/" for url in (read, written))
+    if a.startswith(b) or b.startswith(a):
+        raise InputError(f"{label(written)} would be written over its source {label(read)}; give another target")
 
 
 def _stored(plan: TransferPlan) -> list[StoredParameter]:
@@ -300,11 +308,6 @@ def _committed(url: str) -> CheckpointReader:
     from bot_dist.checkpoint import CheckpointReader
 
     return CheckpointReader(url)
-
-
-def _absolute(url: str) -> str:
-    """Local paths made absolute: actors have another working directory."""
-    return url if "://" in url else str(Path(url).resolve())
 
 
 def _logged(path: Path, on_event: OnEvent) -> OnEvent:

@@ -6,8 +6,10 @@ the nearest valid key. Overrides (``train.steps=0``) are applied before validati
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -15,9 +17,10 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StrictInt
 
 from bot_dist.errors import RecipeError, nearest
+from bot_dist.urls import label
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
@@ -34,8 +37,14 @@ def parse_bytes(value: object) -> int:
 Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(gt=0)]
 
 
+def _folder(path: str) -> str:
+    if not path or "://" in path:
+        raise ValueError("the output is a folder on a file system that all nodes see; only target_url may be a URL")
+    return os.path.expanduser(path)
+
+
 class _Config(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class TransferConfig(_Config):
@@ -100,7 +109,7 @@ class TrainConfig(_Config):
     """Also train the same model from the family's own initialisation, on the same data."""
     source_loss: bool = False
     """Also measure the source model's held-out loss."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     """Of data order and of the scratch initialisation."""
 
 
@@ -110,11 +119,11 @@ class Recipe(_Config):
     source: str
     """Checkpoint to start from: a folder or URL with safetensors, a ``.gguf`` file, or a bot_dist store;
     ``package://PACKAGE/FILE`` names a file inside an installed Python package."""
-    output: str
+    output: Annotated[str, AfterValidator(_folder)]
     """Folder of the run (a path that all nodes see)."""
     target_url: str | None = None
     """Where the transferred store goes, any fsspec URL; None: ``{output}/transferred.zarr``."""
-    target: dict[str, int] = Field(default_factory=dict)
+    target: dict[str, StrictInt] = Field(default_factory=dict)
     """New sizes: ``layers``, ``embed``, ``mlp``, ``heads``, ``kv_heads`` (what the family has); others are kept."""
     transfer: TransferConfig = TransferConfig()
     cluster: ClusterConfig = ClusterConfig()
@@ -139,6 +148,19 @@ class Recipe(_Config):
         data = self.model_dump(exclude={"overwrite": True, "cluster": {"address"}})
         return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
 
+    def public(self) -> dict[str, Any]:
+        """The recipe as plain data for manifests, records and reports: URLs without secrets."""
+        data: dict[str, Any] = _labelled(self.model_dump(mode="json", exclude={"cluster": {"address"}}))
+        return data
+
+
+def _labelled(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _labelled(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_labelled(inner) for inner in value]
+    return label(value) if isinstance(value, str) else value
+
 
 def load_recipe(path: str | Path, overrides: Iterable[str] | Mapping[str, Any] = ()) -> Recipe:
     """Read a YAML recipe and apply overrides (``"train.steps=0"`` strings, or a mapping of dotted keys).
@@ -149,7 +171,7 @@ def load_recipe(path: str | Path, overrides: Iterable[str] | Mapping[str, Any] =
         data = yaml.safe_load(Path(path).read_text())
     except OSError as error:
         raise RecipeError(f"recipe {path}: {error.strerror}; give the path of a YAML file") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"recipe {path} is no YAML: {error}") from None
     if not isinstance(data, dict):
         raise RecipeError(f"recipe {path} holds a {type(data).__name__}; wanted keys such as 'source' and 'target'")
@@ -160,7 +182,7 @@ def make_recipe(
     data: Mapping[str, Any], overrides: Iterable[str] | Mapping[str, Any] = (), where: str = "recipe"
 ) -> Recipe:
     """A validated recipe from plain data. Raises RecipeError."""
-    merged: dict[str, Any] = json.loads(json.dumps(data))
+    merged: dict[str, Any] = copy.deepcopy(dict(data))
     items = overrides.items() if isinstance(overrides, Mapping) else map(_split_override, overrides)
     for dotted, value in items:
         *parents, key = dotted.split(".")

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 import fsspec
 
 from bot_dist.errors import BotDistError, InputError, MissingPackageError
+from bot_dist.urls import label
 
 _CLIENTS = ("botocore", "aiohttp", "aiobotocore", "google", "gcsfs", "azure")
 """Client libraries whose errors are not all OSErrors."""
@@ -33,14 +33,6 @@ def filesystem(url: str) -> tuple[Any, str]:
     except ValueError as error:
         raise InputError(f"{label(url)}: {error}") from error
     return fs, path
-
-
-def label(url: str) -> str:
-    """The URL without user, password and query, as it may appear in messages, logs and manifests."""
-    if "://" not in url:
-        return url
-    parts = urlsplit(url)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
 @contextmanager

@@ -42,6 +42,8 @@ class CheckpointReader:
     Raises CheckpointError when the store is not committed or its manifest was changed.
     """
 
+    whole_rows = False
+
     def __init__(self, url: str) -> None:
         self.url = url
         self.storage = Storage(url)
@@ -64,11 +66,13 @@ class CheckpointReader:
         for name, parameter in wanted.items():
             stored = self.manifest.parameters.get(name)
             if stored is None:
-                raise SourceError(f"{self.url}: parameter {name} is missing")
+                raise SourceError(f"{self.storage.label}: parameter {name} is missing")
             if stored.parameter != parameter:
-                raise SourceError(f"{self.url}: {name} has axes {stored.parameter.sizes}, wanted {parameter.sizes}")
+                raise SourceError(
+                    f"{self.storage.label}: {name} has axes {stored.parameter.sizes}, wanted {parameter.sizes}"
+                )
         for name in self.manifest.parameters.keys() - wanted.keys():
-            raise SourceError(f"{self.url}: {name} is no parameter of the model that its config describes")
+            raise SourceError(f"{self.storage.label}: {name} is no parameter of the model that its config describes")
 
     def dtype(self, parameter: Parameter) -> torch.dtype:
         return arrays.torch_dtype(self._stored(parameter.name).dtype)
@@ -87,13 +91,13 @@ class CheckpointReader:
         for chunk, found in arrays.chunk_digests(stored, region, values).items():
             if found != recorded[chunk]:
                 raise CheckpointError(
-                    f"{self.url}: {parameter.name}, chunk {chunk} is missing or damaged "
+                    f"{self.storage.label}: {parameter.name}, chunk {chunk} is missing or damaged "
                     f"(digest {found}, committed {recorded[chunk]}); run the transfer again or restore the store"
                 )
         return arrays.to_torch(values[arrays.slices(box, region)], stored.dtype)
 
     def provenance(self) -> dict[str, Any]:
-        return {"url": self.url, "format": "bot_dist", "provenance": self.manifest.provenance}
+        return {"url": self.storage.label, "format": "bot_dist", "digest": self.manifest.digest}
 
     def verify(self, name: str) -> Iterator[Damage | None]:
         """Read every inner chunk of a parameter and yield, for each, what is wrong with it or None."""
@@ -114,7 +118,7 @@ class CheckpointReader:
 
     def _stored(self, name: str) -> StoredParameter:
         if name not in self.manifest.parameters:
-            raise SourceError(f"{self.url} holds no parameter {name}")
+            raise SourceError(f"{self.storage.label} holds no parameter {name}")
         return self.manifest.parameters[name]
 
     def _values(self, stored: StoredParameter, region: Box) -> np.ndarray[Any, Any]:
@@ -122,4 +126,4 @@ class CheckpointReader:
         try:
             return np.asarray(arrays.open_array(self._store, stored)[arrays.slices(region)])
         except (ValueError, OSError) as error:
-            raise CheckpointError(f"{self.url}: {name}, box {region} can't be read: {error}") from None
+            raise CheckpointError(f"{self.storage.label}: {name}, box {region} can't be read: {error}") from None

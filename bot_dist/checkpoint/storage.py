@@ -12,6 +12,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from bot_dist.checkpoint.filesystems import filesystem, storage_errors
 from bot_dist.errors import CheckpointError
+from bot_dist.urls import label
 
 if TYPE_CHECKING:
     from zarr.abc.store import Store
@@ -25,6 +26,7 @@ class Storage:
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
+        self.label = label(self.url)
         self.fs, self.root = filesystem(self.url)
         self.local = isinstance(self.fs, LocalFileSystem)
 

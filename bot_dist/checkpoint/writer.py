@@ -53,16 +53,19 @@ class CheckpointWriter:
             if not overwrite:
                 if storage.exists(MANIFEST):
                     raise CheckpointExistsError(
-                        f"{url} already holds a committed checkpoint; give another target or --overwrite"
+                        f"{storage.label} already holds a committed checkpoint; give another target or --overwrite"
                     )
-                if found == plan_digest and storage.exists(LAYOUT):
-                    return cls.open(url)
-                raise CheckpointExistsError(
-                    f"{url} is not empty and holds no unfinished transfer of this plan; "
-                    f"give another target, or replace an unfinished one (--overwrite)"
-                )
+                if found != plan_digest:
+                    raise CheckpointExistsError(
+                        f"{storage.label} is not empty and holds no unfinished transfer of this plan; "
+                        f"give another target, or replace an unfinished one (--overwrite)"
+                    )
+                if storage.exists(LAYOUT):
+                    return cls.open(url)  # else its creation was interrupted: nothing is lost by starting over
             if found is None:
-                raise CheckpointExistsError(f"{url} is not empty and no bot_dist store; it is not overwritten")
+                raise CheckpointExistsError(
+                    f"{storage.label} is not empty and no bot_dist store; it is not overwritten"
+                )
             storage.remove(MANIFEST)
             storage.remove()
         parameters = {s.parameter.name: s for s in stored}
@@ -129,7 +132,7 @@ class CheckpointWriter:
             missing = {stored.chunk_key(c) for c in stored.chunks()} - set(digests.get(name, ()))
             if missing:
                 raise CheckpointError(
-                    f"{self.storage.url}: not committed, {len(missing)} chunks of {name} were not written "
+                    f"{self.storage.label}: not committed, {len(missing)} chunks of {name} were not written "
                     f"(the first: {min(missing)})"
                 )
         manifest = Manifest(
@@ -141,7 +144,7 @@ class CheckpointWriter:
         try:
             self.storage.create(MANIFEST, manifest.to_bytes())
         except FileExistsError:
-            raise CheckpointExistsError(f"{self.storage.url}: another writer has committed this store") from None
+            raise CheckpointExistsError(f"{self.storage.label}: another writer has committed this store") from None
         self.storage.remove(STEPS)
         self.storage.remove(LAYOUT)
 

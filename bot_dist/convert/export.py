@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 
-from bot_dist.checkpoint.filesystems import label
 from bot_dist.convert.location import PACKAGE
 from bot_dist.convert.safetensors_in import INDEX, SINGLE
 from bot_dist.convert.safetensors_out import Tensor, shards, write_safetensors
@@ -24,6 +23,7 @@ from bot_dist.convert.storage import filesystem, is_local
 from bot_dist.convert.tokenizer import TOKENIZER_FILES, save_tokenizer
 from bot_dist.errors import CheckpointExistsError, InputError
 from bot_dist.families import model_of
+from bot_dist.urls import label
 
 STAGING = ".bot_dist-export-"
 """Prefix of the subfolder in which an unfinished export is."""

@@ -7,18 +7,18 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from bot_dist.axes import Parameter, Range
-from bot_dist.checkpoint.filesystems import label
 from bot_dist.convert.location import near_names
 from bot_dist.convert.storage import PIECE_BYTES, read_range
 from bot_dist.errors import SourceError
 from bot_dist.sharding import Box, box_shape, box_size
+from bot_dist.urls import label
 
 if TYPE_CHECKING:
     from bot_dist.families import Model
@@ -70,9 +70,10 @@ class FileSource:
     entries: dict[str, TensorEntry]
     """By name in ``transformers``; tensors that it has no name for keep the file's."""
     files: dict[str, dict[str, Any]]
-    """Per file: ``bytes`` and ``header_sha256``."""
+    """Per file: ``bytes``, ``header_sha256`` and ``version`` (which changes when it is written again)."""
     optional_prefix: str = field(default="")
     """Names may lack it."""
+    whole_rows: ClassVar[bool] = True
 
     def check(self, model: Model) -> None:
         """Raise SourceError unless every parameter of ``model`` is there, readable and of its shape, and no other.

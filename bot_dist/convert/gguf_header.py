@@ -12,9 +12,9 @@ import struct
 from dataclasses import dataclass, field
 from typing import Any
 
-from bot_dist.checkpoint.filesystems import label
 from bot_dist.convert.storage import missing, read_range, size_bytes
 from bot_dist.errors import SourceError
+from bot_dist.urls import label
 
 FIRST_BYTES, MAX_HEADER_BYTES = 4 * 2**20, 2**30
 

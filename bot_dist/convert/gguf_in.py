@@ -6,11 +6,12 @@ import math
 import re
 from typing import Any
 
-from bot_dist.checkpoint.filesystems import label
 from bot_dist.convert.files import DTYPES, FileSource, TensorEntry
 from bot_dist.convert.gguf_header import Header, TensorInfo, read_gguf_header
+from bot_dist.convert.storage import version
 from bot_dist.errors import FamilyError, MissingPackageError, SourceError, nearest
 from bot_dist.families import FAMILIES, Family, Weight
+from bot_dist.urls import label
 
 TOKENS = "tokenizer.ggml.tokens"
 _TOKEN_IDS = {
@@ -41,7 +42,7 @@ def open_gguf(url: str) -> FileSource:
         format="gguf",
         config=_config(header, family, url),
         entries=entries,
-        files={url.rpartition("/")[2]: {"bytes": header.size, "header_sha256": header.sha256}},
+        files={url.rpartition("/")[2]: {"bytes": header.size, "header_sha256": header.sha256, "version": version(url)}},
     )
 
 

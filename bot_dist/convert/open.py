@@ -8,8 +8,8 @@ from bot_dist.convert.storage import join, size_bytes
 
 
 def is_store(url: str) -> bool:
-    """Whether this is a store of bot_dist, be it complete or not."""
-    return any(size_bytes(join(url, name)) is not None for name in ("manifest.json", "zarr.json"))
+    """Whether this is a zarr store, be it complete or not."""
+    return size_bytes(join(url, "zarr.json")) is not None
 
 
 def open_source(url: str) -> Source:

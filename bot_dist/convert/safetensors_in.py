@@ -13,12 +13,12 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from bot_dist.checkpoint.filesystems import label
 from bot_dist.convert.files import FileSource, TensorEntry
 from bot_dist.convert.location import near_names, safe_relative
-from bot_dist.convert.storage import join, list_names, missing, read_file, read_range, size_bytes
+from bot_dist.convert.storage import join, list_names, missing, read_file, read_range, size_bytes, version
 from bot_dist.errors import SourceError
 from bot_dist.families import family_of
+from bot_dist.urls import label
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 MAX_HEADER_BYTES = 100_000_000
@@ -68,7 +68,7 @@ def open_safetensors(url: str) -> FileSource:
 
 
 def read_header(url: str) -> tuple[dict[str, TensorEntry], dict[str, Any]]:
-    """Index of one file, and its identity (``bytes``, ``header_sha256``).
+    """Index of one file, and its identity (``bytes``, ``header_sha256``, ``version``).
 
     Raises SourceError unless header and tensors fill the file exactly, without overlap.
     """
@@ -90,7 +90,7 @@ def read_header(url: str) -> tuple[dict[str, TensorEntry], dict[str, Any]]:
     header = head[8 : 8 + length]
     entries = _entries(url, _parse(header, url, "safetensors header"), 8 + length)
     _check_layout(url, entries, 8 + length, size)
-    return entries, {"bytes": size, "header_sha256": hashlib.sha256(header).hexdigest()}
+    return entries, {"bytes": size, "header_sha256": hashlib.sha256(header).hexdigest(), "version": version(url)}
 
 
 def _entries(url: str, header: dict[str, Any], data_offset: int) -> dict[str, TensorEntry]:

@@ -23,6 +23,10 @@ class Source(Protocol):
     def config(self) -> dict[str, Any]:
         """``transformers`` configuration."""
 
+    @property
+    def whole_rows(self) -> bool:
+        """Whether reading part of a row of a 2-D tensor costs reading all of it."""
+
     def check(self, model: Model) -> None:
         """Raise SourceError unless every parameter of ``model`` is there with its shape, and nothing else is."""
 

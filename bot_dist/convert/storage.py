@@ -13,9 +13,10 @@ from typing import Any
 from fsspec.implementations.local import LocalFileSystem
 
 from bot_dist.checkpoint import filesystems
-from bot_dist.checkpoint.filesystems import label, storage_errors
+from bot_dist.checkpoint.filesystems import storage_errors
 from bot_dist.convert.location import PACKAGE, near_names, package_glob, resolve
 from bot_dist.errors import SourceError
+from bot_dist.urls import label
 
 PIECE_BYTES = 32 * 2**20
 """Most bytes that one read or write of a large tensor handles at a time."""
@@ -50,6 +51,13 @@ def size_bytes(url: str) -> int | None:
     if info["size"] is None:
         raise SourceError(f"{label(url)}: the server does not tell the file's size; copy it to a local disk first")
     return int(info["size"])
+
+
+def version(url: str) -> str:
+    """What changes when a file is written again: a hash of its ETag or times."""
+    fs, path = filesystem(url)
+    with storage_errors(url, SourceError):
+        return str(fs.ukey(path))
 
 
 def list_names(url: str) -> list[str] | None:

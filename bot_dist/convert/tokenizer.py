@@ -8,13 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bot_dist.checkpoint.filesystems import label
 from bot_dist.convert.gguf_header import read_gguf_header
 from bot_dist.convert.gguf_in import TOKENS
 from bot_dist.convert.location import near_names, resolve
 from bot_dist.convert.open import is_store
 from bot_dist.convert.storage import is_local, join, list_names, read_file, read_range, write_file
 from bot_dist.errors import SourceError
+from bot_dist.urls import label
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

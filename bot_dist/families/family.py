@@ -56,8 +56,6 @@ class Family:
     weights: tuple[Weight, ...]
     head: Weight
     """The output head; present as a tensor only where it is not tied."""
-    table: str
-    """Name of the module that a tied head reads."""
     before_head: tuple[str, ...]
     """Modules just before the head: they take the factor that a tied table can't have."""
     tensor_axes: tuple[str, ...]
@@ -121,8 +119,8 @@ class Model:
         return sum(self.weight_layers(w) * self.parameter(w).size for w in self.weights)
 
     def flops_per_token(self, context: int) -> int:
-        """Forward FLOPs per token: two per multiply-add of every matrix, the head and the attention scores
-        (Kaplan et al. 2020, table 1); training costs three times as much."""
+        """Forward FLOPs per token: two per multiply-add of every matrix, of the head, and of the attention's scores and
+        sums over ``context`` tokens; training costs three times as much."""
         matrices = sum(self.weight_layers(w) * self.parameter(w).size for w in self.weights if w.kind == "matrix")
         if self.tied:
             matrices += self.sizes["vocab"] * self.sizes["embed"]

@@ -115,7 +115,6 @@ GPT2 = Family(
     model_types=("gpt2",),
     weights=WEIGHTS,
     head=HEAD,
-    table="embed",
     before_head=("norm.weight", "norm.bias"),
     tensor_axes=("heads", "mlp", "vocab"),
     resizable=RESIZABLE,

@@ -182,7 +182,6 @@ LLAMA = Family(
     model_types=("llama", "mistral"),
     weights=WEIGHTS,
     head=HEAD,
-    table="embed",
     before_head=("norm",),
     tensor_axes=("kv_heads", "mlp", "vocab"),
     resizable=RESIZABLE,

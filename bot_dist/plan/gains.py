@@ -26,8 +26,8 @@ def resolve(gain: Gain, n_source: int, n_target: int) -> Gain:
 def row_sum(weight: Weight, role: Role, gain: Gain, n_source: int, n_target: int) -> float:
     """What each row of the operator along one axis of ``weight`` sums to."""
     ratio = n_source / n_target
-    if resolve(gain, n_source, n_target) == "orthonormal":
-        return 1.0 if weight.kind == "vector" else math.sqrt(ratio)
+    if resolve(gain, n_source, n_target) == "orthonormal" and weight.kind != "vector":
+        return math.sqrt(ratio)
     if role == "layer":
         return ratio if weight.into_residual else 1.0
     return ratio if role == "read" else 1.0

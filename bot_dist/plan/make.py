@@ -7,13 +7,13 @@ import math
 from collections.abc import Mapping
 
 from bot_dist.axes import ITEMSIZE
-from bot_dist.errors import PlanError
+from bot_dist.errors import PlanError, RecipeError, nearest
 from bot_dist.families import Model, Weight
 from bot_dist.plan.gains import row_sum, tied_head_factor
 from bot_dist.plan.transfer import AxisPlan, ModulePlan, TransferPlan, step_peak
 from bot_dist.recipe import TransferConfig
 from bot_dist.sharding import Cut, Mesh, chunk_shape
-from bot_dist.wavelets import OperatorSpec, check_supported
+from bot_dist.wavelets import OperatorSpec, check_supported, filters
 
 STEP_BYTES = 2**26
 """A step's target is at most this large: progress shows, and little is done twice after an interruption."""
@@ -28,8 +28,10 @@ def make_plan(
     source_bytes: Mapping[str, int],
     source_dtype: Mapping[str, str],
     source_id: str,
+    whole_rows: bool = False,
 ) -> TransferPlan:
-    """Plan the transfer. ``source_bytes`` and ``source_dtype`` are per module: bytes on storage, and dtype read.
+    """Plan the transfer. ``source_bytes`` and ``source_dtype`` are per module: bytes on storage, and dtype read;
+    ``whole_rows`` says that the source can't read part of a row.
 
     Raises PlanError when a ratio is not supported, an axis can't be cut over the mesh, or no tile fits the memory
     limit (naming the smallest limit that works).
@@ -37,6 +39,7 @@ def make_plan(
     assert source.family is target.family
     if source.weights != target.weights:
         raise PlanError("source and target differ in whether the head is tied; keep tie_word_embeddings")
+    _check_wavelets(source, config)
     modules, smallest = [], 0
     for weight in source.weights:
         dtype = source_dtype[weight.name] if config.dtype == "source" else config.dtype
@@ -47,6 +50,7 @@ def make_plan(
             dtype=dtype,
             chunk=(),
             source_bytes=source_bytes[weight.name],
+            whole_rows=whole_rows,
         )
         while not (fits := _peak(module) <= config.memory_limit) or _step_bytes(module) > STEP_BYTES:
             smaller = _smaller(module)
@@ -69,6 +73,19 @@ def make_plan(
         mesh=mesh,
         memory_limit=config.memory_limit,
     )
+
+
+def _check_wavelets(source: Model, config: TransferConfig) -> None:
+    """Raise RecipeError on a wavelet that does not exist, for an axis that does not, even where none is used."""
+    if isinstance(config.wavelet, str):
+        filters(config.wavelet)
+        return
+    for axis, wavelet in config.wavelet.items():
+        if axis not in source.sizes:
+            raise RecipeError(
+                f"transfer.wavelet: family '{source.family.name}' has no axis {axis!r}; {nearest(axis, source.sizes)}"
+            )
+        filters(wavelet)
 
 
 def _axes(source: Model, target: Model, weight: Weight, config: TransferConfig, mesh: Mesh) -> tuple[AxisPlan, ...]:
@@ -98,7 +115,7 @@ def _axes(source: Model, target: Model, weight: Weight, config: TransferConfig, 
                     f"{mesh.tensor}; use a degree of at most {n_target}"
                 )
             cut = Cut(size=n_target, degree=mesh.tensor)
-        axes.append(AxisPlan(axis=axis, role=role, spec=spec, tile=cut.tile if cut else n_target, cut=cut))
+        axes.append(AxisPlan(axis=axis, spec=spec, tile=cut.tile if cut else n_target, cut=cut))
     return tuple(axes)
 
 

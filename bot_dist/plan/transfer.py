@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from bot_dist.axes import ITEMSIZE, Parameter, Range, Role
+from bot_dist.axes import ITEMSIZE, Parameter, Range
 from bot_dist.errors import PlanError
 from bot_dist.families import Model, Weight
 from bot_dist.sharding import Box, Cut, Mesh, box_size
@@ -26,7 +26,6 @@ class AxisPlan:
     """One axis of one module: how it is resampled, and how its target is cut into tiles."""
 
     axis: str
-    role: Role
     spec: OperatorSpec
     tile: int
     cut: Cut | None = None
@@ -79,6 +78,8 @@ class ModulePlan:
     """Inner chunk of each parameter of the target (no layer axis)."""
     source_bytes: int
     """Of the module on the source's storage."""
+    whole_rows: bool
+    """Reading part of a row from there costs reading all of it."""
 
     @property
     def layered(self) -> bool:
@@ -100,6 +101,8 @@ class ModulePlan:
         """Squared norm of the result over that of an orthonormal approximation band."""
         gain = self.scale
         for a in self.axes:
+            if a.spec.silent_copies:
+                continue  # each source layer once: all of its energy
             gain *= a.spec.row_sum / math.sqrt(a.spec.n_source / a.spec.n_target)
         return gain**2
 

@@ -31,8 +31,8 @@ class Mesh:
 class Cut:
     """An axis of ``size`` cut over ``degree`` owners, each owning ``tiles`` whole tiles of ``tile`` indices.
 
-    Storage wants a regular grid and one writer per cell, so the cut is regular too: every owner has
-    ``tile · tiles`` indices except the last, which may have fewer.
+    Storage wants a regular grid and one writer per cell, so the cut is regular too: owners have ``tile · tiles``
+    indices until the axis ends. The last that has any may have fewer, and on a short axis owners after it have none.
     """
 
     size: int

@@ -13,10 +13,10 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from bot_dist.checkpoint.filesystems import label
 from bot_dist.convert.storage import read_file, resolve_all
 from bot_dist.errors import InputError
 from bot_dist.recipe import TrainConfig
+from bot_dist.urls import label
 
 if TYPE_CHECKING:
     import torch
@@ -96,14 +96,11 @@ def pack_text(files: Iterable[str], tokenizer: Any) -> Tokens:
     return np.concatenate(parts) if parts else np.empty(0, np.int32)
 
 
-def prepare_tokens(config: TrainConfig, tokenizer_url: str, vocab_size: int, folder: str | Path) -> TokenFile:
-    """Tokenise ``config.text`` into ``folder``, or take what an earlier run with the same files and tokenizer left.
+def text_files(config: TrainConfig) -> list[str]:
+    """The files that ``config.text`` names, sorted.
 
-    Raises InputError when there is no text, a file can't be read, ``batch`` is not divisible by ``workers``, a token is
-    no row of the model's table, or the text is shorter than one batch and the held-out sequences.
+    Raises InputError when there are none, or the batch doesn't divide over the workers.
     """
-    from bot_dist.convert.tokenizer import load_tokenizer
-
     if config.batch % config.workers:
         raise InputError(
             f"train.batch is {config.batch} sequences, not divisible over train.workers={config.workers}; "
@@ -112,6 +109,18 @@ def prepare_tokens(config: TrainConfig, tokenizer_url: str, vocab_size: int, fol
     files = sorted({file for pattern in config.text for file in resolve_all(pattern)})
     if not files:
         raise InputError("train.text names no file; give paths, fsspec URLs or package://PACKAGE/FILE")
+    return files
+
+
+def prepare_tokens(config: TrainConfig, tokenizer_url: str, vocab_size: int, folder: str | Path) -> TokenFile:
+    """Tokenise ``config.text`` into ``folder``, or take what an earlier run with the same files and tokenizer left.
+
+    Raises InputError when there is no text, a file can't be read, ``batch`` is not divisible by ``workers``, a token is
+    no row of the model's table, or the text is shorter than one batch and the held-out sequences.
+    """
+    from bot_dist.convert.tokenizer import load_tokenizer
+
+    files = text_files(config)
     tokenizer = load_tokenizer(tokenizer_url)
     key = {"packing": 1, "files": [_identity(file) for file in files], "tokenizer": _tokenizer_digest(tokenizer)}
     path, key_path = Path(folder) / "tokens.npy", Path(folder) / "tokens.json"

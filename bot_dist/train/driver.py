@@ -8,7 +8,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -17,6 +17,7 @@ from bot_dist.errors import BotDistError, InputError, RunError
 from bot_dist.families import model_of
 from bot_dist.recipe import ClusterConfig, TrainConfig
 from bot_dist.train.results import PretrainResult, TrainRun, run_result
+from bot_dist.urls import absolute
 
 __all__ = ["PretrainResult", "TrainRun", "pretrain"]
 
@@ -46,8 +47,7 @@ def pretrain(
     from bot_dist.train.data import prepare_tokens
 
     begun = time.time()
-    for run in runs:
-        _check_context(run, train)
+    check(train, {run.name: run.config for run in runs})
     folder = Path(output).resolve() / "train"
     device = _device(cluster, train.workers)
     vocab_size = min(model_of(run.config).sizes["vocab"] for run in runs)
@@ -58,7 +58,7 @@ def pretrain(
         "runs": [dataclasses.asdict(_absolute_run(run)) for run in runs],
         "train": train.model_dump(),
         "tokens": dataclasses.asdict(tokens),
-        "tokenizer_url": _absolute(tokenizer_url),
+        "tokenizer_url": absolute(tokenizer_url),
         "events": str(events),
         "device": device,
     }
@@ -81,6 +81,21 @@ def pretrain(
         tokens=tokens.tokens,
         versions={name: importlib.metadata.version(name) for name in ("deepspeed", "ray", "torch", "transformers")},
     )
+
+
+def check(train: TrainConfig, configs: Mapping[str, dict[str, Any]]) -> None:
+    """Raise InputError for what can be seen to be wrong before anything runs; ``configs`` are the models by run."""
+    from bot_dist.train.data import text_files
+
+    text_files(train)
+    for name, config in configs.items():
+        field = model_of(config).family.context_field
+        longest = config.get(field)
+        if longest is not None and train.context > longest:
+            raise InputError(
+                f"run '{name}': train.context is {train.context} tokens, but the model has {field}={longest}; "
+                f"use train.context={longest} or less"
+            )
 
 
 def _fit(settings: dict[str, Any], workers: int, device: str, folder: Path) -> list[dict[str, Any]]:
@@ -131,16 +146,6 @@ def _unwrap(failure: BaseException) -> BaseException:
         failure = inner
 
 
-def _check_context(run: TrainRun, train: TrainConfig) -> None:
-    field = model_of(run.config).family.context_field
-    longest = run.config.get(field)
-    if longest is not None and train.context > longest:
-        raise InputError(
-            f"run '{run.name}': train.context is {train.context} tokens, but the model has {field}={longest}; "
-            f"use train.context={longest} or less"
-        )
-
-
 def _device(cluster: ClusterConfig, workers: int) -> Literal["cpu", "cuda"]:
     """Where to train, after making sure that the cluster can hold the workers (Ray Train would wait for ever)."""
     import ray
@@ -159,17 +164,12 @@ def _device(cluster: ClusterConfig, workers: int) -> Literal["cpu", "cuda"]:
     return "cpu"
 
 
-def _absolute(path: str) -> str:
-    """A local path made absolute (workers have another working directory); a URL as it is."""
-    return path if "://" in path else str(Path(path).resolve())
-
-
 def _absolute_run(run: TrainRun) -> TrainRun:
     return dataclasses.replace(
         run,
-        url=run.url and _absolute(run.url),
-        save_url=run.save_url and _absolute(run.save_url),
-        probe_path=run.probe_path and _absolute(run.probe_path),
+        url=run.url and absolute(run.url),
+        save_url=run.save_url and absolute(run.save_url),
+        probe_path=run.probe_path and absolute(run.probe_path),
     )
 
 

@@ -33,6 +33,8 @@ class InitialSource:
         self._std = 0.02 if std is None else float(std)
         self._residual = 1 / math.sqrt(2 * model.sizes["layer"])
 
+    whole_rows = False
+
     def check(self, model: Model) -> None:
         """Raise SourceError unless the parameters of ``model`` are those of this source."""
         wanted = {p.name: p.sizes for _, _, p in model.parameters()}

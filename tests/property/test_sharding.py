@@ -39,6 +39,7 @@ def test_a_cut_gives_every_owner_whole_tiles(size: int, degree: int, tiles: int)
     owners = [cut.owner(start) for start in range(0, size, cut.tile)]
     assert owners == sorted(owners)
     assert max(owners) < degree
+    assert set(owners) == set(range(max(owners) + 1))
     if size % (degree * tiles) == 0:
         assert len(set(owners)) == degree
 

@@ -150,6 +150,12 @@ def test_an_unfinished_store_of_the_same_plan_is_taken_up(url: str) -> None:
     assert create(url, plan="another", overwrite=True).recorded() == set()
 
 
+def test_an_interrupted_creation_starts_over(url: str) -> None:
+    create(url)
+    Path(url, "_layout.json").unlink()
+    assert create(url).shards(NORM.name) == [((0, 12),)]
+
+
 def test_a_foreign_folder_is_never_overwritten(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("three years")
     for overwrite in (False, True):

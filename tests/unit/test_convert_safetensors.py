@@ -131,14 +131,18 @@ def test_a_single_file_and_a_remote_folder_are_sources_too(pico_llama: PicoMaker
     assert_same(read_all(open_source(f"{made.url}/model.safetensors")), made.tensors)
 
 
-def test_provenance_identifies_files_by_size_and_header(pico_llama: PicoMaker) -> None:
+def test_provenance_identifies_files_by_size_header_and_version(pico_llama: PicoMaker) -> None:
     made = pico_llama()
     first = open_source(made.url).provenance()
     assert first["format"] == "safetensors"
     assert first["url"] == made.url
     assert first["files"]["model.safetensors"]["bytes"] == (made.folder / "model.safetensors").stat().st_size
     shutil.copytree(made.folder, made.folder.parent / "copy")
-    assert open_source(str(made.folder.parent / "copy")).provenance()["files"] == first["files"]
+    copy = open_source(str(made.folder.parent / "copy")).provenance()["files"]["model.safetensors"]
+    mine = first["files"]["model.safetensors"]
+    assert copy["header_sha256"] == mine["header_sha256"]
+    assert copy["version"] != mine["version"]
+    assert open_source(made.url).provenance() == first
     edit_tensors(made.folder, lambda t: {**t, "extra": torch.ones(1)})
     assert open_source(made.url).provenance()["files"] != first["files"]
 

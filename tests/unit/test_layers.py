@@ -20,8 +20,9 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "bot_dist"
 
 FLOORS = [  # of the architecture, lowest first; the names of one line do not import each other
-    {"errors"},
+    {"errors", "urls"},
     {"axes", "recipe"},
+    {"records"},
     {"families", "wavelets", "sharding"},
     {"plan"},
     {"checkpoint"},

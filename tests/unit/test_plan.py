@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from bot_dist.errors import FamilyError, PlanError
+from bot_dist.errors import FamilyError, PlanError, RecipeError
 from bot_dist.families import Model, model_of
 from bot_dist.plan import TransferPlan, make_plan, summarise
 from bot_dist.recipe import TransferConfig
@@ -122,6 +122,43 @@ def test_every_element_is_written_once_within_the_limit(
     assert summary.n_target == sum(box_size(s.target) for s in plan.steps())
     ids = [s.id for s in plan.steps()]
     assert len(set(ids)) == len(ids)
+
+
+def test_sources_of_whole_rows_read_them_for_every_cut_of_a_row() -> None:
+    model = model_of(SMOLLM2)
+    sizes = {w.name: 4 * model.weight_layers(w) * model.parameter(w).size for w in model.weights}
+    options = {"source_bytes": sizes, "source_dtype": dict.fromkeys(sizes, "float32"), "source_id": "test"}
+    read = [
+        {
+            row.name: row.bytes_read
+            for row in summarise(
+                make_plan(model, model, TransferConfig(), Mesh(tensor=3), whole_rows=whole, **options), 128
+            ).rows
+        }
+        for whole in (False, True)
+    ]
+    assert read[0] == sizes
+    assert read[1] == {n: b * (3 if n in ("attn.out", "mlp.down") else 1) for n, b in sizes.items()}
+
+
+def test_biases_keep_the_measure_gain() -> None:
+    plan = planned(GPT2, {"layers": 6}, gain="orthonormal")
+    assert row_sums(plan, "mlp.down.bias") == {"layer": 2}
+    assert row_sums(plan, "mlp.up.bias") == {"layer": 1}
+
+
+def test_identity_depth_keeps_the_energy() -> None:
+    plan = planned(SMOLLM2, {"layers": 60}, depth="identity")
+    gains = {m.weight.name: m.energy_gain for m in plan.modules if m.layered}
+    assert gains == pytest.approx({n: 1 if n in ("attn.out", "mlp.down") else 2 for n in gains})
+
+
+@pytest.mark.parametrize("wavelet", [{"embd": "db2"}, {"heads": "haar"}])
+def test_wavelets_for_axes_that_do_not_exist(wavelet: dict[str, str]) -> None:
+    with pytest.raises(RecipeError, match="family 'llama' has no axis"):
+        planned(SMOLLM2, HALF, wavelet=wavelet)
+    with pytest.raises(RecipeError, match="unknown wavelet 'nonsense'"):
+        planned(SMOLLM2, {}, wavelet="nonsense")
 
 
 def test_long_filters_read_a_halo() -> None:

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import datetime
 from pathlib import Path
 
 import pytest
 
 from bot_dist.errors import RecipeError
 from bot_dist.recipe import load_recipe, make_recipe, parse_bytes
+from bot_dist.urls import label
 
 MINIMAL = {"source": "a", "output": "b"}
 
@@ -47,6 +49,38 @@ def test_the_digest_is_of_what_is_computed() -> None:
     assert make_recipe(MINIMAL, ["target.layers=3"]).digest() != digest
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("output=s3://bucket/run", "only target_url may be a URL"),
+        ("output=", "output"),
+        ("train.seed=-1", r"train\.seed"),
+        ("train.clip=.inf", r"train\.clip"),
+        ("target.embed=true", r"target\.embed"),
+        ("train=3", "train"),
+    ],
+)
+def test_values_that_would_fail_later(override: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        make_recipe(MINIMAL, [override])
+
+
+def test_dates_and_homes() -> None:
+    with pytest.raises(RecipeError, match=r"train\.seed"):
+        make_recipe({**MINIMAL, "train": {"seed": datetime.date(2024, 1, 1)}})
+    assert make_recipe(MINIMAL, ["output=~/run"]).output == str(Path.home() / "run")
+
+
+def test_what_is_published_has_no_secrets() -> None:
+    recipe = make_recipe(
+        {"source": "s3://me:secret@host/key?token=abc", "output": "b", "train": {"text": ["https://u:p@h/t"]}}
+    )
+    public = recipe.public()
+    assert public["source"] == "s3://host/key"
+    assert public["train"]["text"] == ["https://h/t"]
+    assert label("run --set source=s3://me:secret@host/key?token=abc --x") == "run --set source=s3://host/key --x"
+
+
 def test_files(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="No such file"):
         load_recipe(tmp_path / "none.yaml")
@@ -56,3 +90,6 @@ def test_files(tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text("a: [")
     with pytest.raises(RecipeError, match="is no YAML"):
         load_recipe(tmp_path / "bad.yaml")
+    (tmp_path / "latin.yaml").write_bytes("source: é".encode("latin-1"))
+    with pytest.raises(RecipeError, match="is no YAML"):
+        load_recipe(tmp_path / "latin.yaml")

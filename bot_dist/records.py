@@ -1,0 +1,61 @@
+"""What the stages of a run have measured, kept in its output folder, so that a rerun takes up where it was."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from bot_dist.errors import CheckpointExistsError, InputError
+from bot_dist.recipe import Recipe
+
+
+class Records:
+    """The folder ``{output}/stages``.
+
+    Raises InputError when the output belongs to another recipe or can't be written, unless ``recipe.overwrite``, which
+    forgets what was recorded.
+    """
+
+    def __init__(self, output: Path, recipe: Recipe) -> None:
+        self._folder = output / "stages"
+        self._overwrite = recipe.overwrite
+        found = self.load("recipe")
+        if found is not None and not recipe.overwrite and found["digest"] != recipe.digest():
+            raise InputError(
+                f"{output} holds a run of another recipe; give another output (--set output=DIR) or --overwrite"
+            )
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"output {output} can't be written: {error.strerror}; give another folder") from None
+        if recipe.overwrite:
+            for old in self._folder.glob("*.json"):
+                old.unlink()
+        self.save("recipe", {"digest": recipe.digest(), "recipe": recipe.public()})
+
+    def load(self, name: str) -> dict[str, Any] | None:
+        """What was saved under this name, None if nothing was."""
+        path = self._folder / f"{name}.json"
+        if not path.is_file():
+            return None
+        result: dict[str, Any] = json.loads(path.read_text())
+        return result
+
+    def save(self, name: str, result: dict[str, Any]) -> dict[str, Any]:
+        """Record a result, atomically, and return it."""
+        partial = self._folder / f"{name}.json.partial"
+        partial.write_text(json.dumps(result, indent=1))
+        partial.replace(self._folder / f"{name}.json")
+        return result
+
+    def claim(self, stage: str, folder: str) -> None:
+        """Remember that this run writes ``folder``, and may overwrite it from now on.
+
+        Raises CheckpointExistsError when it holds what no attempt of this run has made.
+        """
+        if self.load(f"{stage}-begun") is None:
+            path = Path(folder)
+            if path.exists() and any(path.iterdir()) and not self._overwrite:
+                raise CheckpointExistsError(f"{folder} is not empty; give another output or --overwrite")
+            self.save(f"{stage}-begun", {"folder": folder})

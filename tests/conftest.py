@@ -87,3 +87,16 @@ def pico_gpt2(save_pico: Callable[..., Pico]) -> Callable[..., Pico]:
         return save_pico(model, dtype, max_shard_size=max_shard_size)
 
     return make
+
+
+@pytest.fixture(params=["tied llama", "untied llama", "gpt2"])
+def pico(
+    request: pytest.FixtureRequest, pico_llama: Callable[..., Pico], pico_gpt2: Callable[..., Pico]
+) -> Callable[..., Pico]:
+    """Maker of a model of every family, tied and not."""
+    makers: dict[str, Callable[..., Pico]] = {
+        "tied llama": pico_llama,
+        "untied llama": lambda **options: pico_llama(tied=False, **options),
+        "gpt2": pico_gpt2,
+    }
+    return makers[request.param]

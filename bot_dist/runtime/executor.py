@@ -18,6 +18,9 @@ from bot_dist.plan import ModulePlan, Step, TransferPlan, step_bytes
 from bot_dist.sharding import Box
 from bot_dist.wavelets.apply import apply_operator
 
+ENERGY_PIECE = 2**18
+"""Elements whose float64 copy is held at a time."""
+
 
 class Reader(Protocol):
     """What a step needs of a source."""
@@ -133,20 +136,16 @@ def _core(step: Step) -> tuple[slice, ...]:
     """Where the step's core lies in the tensor that was read."""
     slices = []
     for (start, stop), ranges in zip(step.core, step.source, strict=True):
-        inside = [(r, place) for r, place in _placed(ranges) if r[0] <= start and stop <= r[1]]
-        slices.append(
-            slice(inside[0][1].start + start - inside[0][0][0], inside[0][1].start + stop - inside[0][0][0])
-            if inside
-            else slice(0, 0)
-        )
+        offsets = [place.start - first for (first, last), place in _placed(ranges) if first <= start and stop <= last]
+        slices.append(slice(start + offsets[0], stop + offsets[0]) if offsets else slice(0, 0))
     return tuple(slices)
 
 
 def _energy(tensor: torch.Tensor) -> float:
-    """Squared norm, summed in float64 without a float64 copy."""
+    """Squared norm, summed in float64, a megabyte-sized piece at a time; of nothing, 0."""
     total = 0.0
-    for rows in tensor.reshape(-1, tensor.shape[-1]).split(4096):
-        total += torch.sum(rows.double() ** 2).item()
+    for piece in tensor.reshape(-1).split(ENERGY_PIECE):
+        total += torch.sum(piece.double() ** 2).item()
     return total
 
 

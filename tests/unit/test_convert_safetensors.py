@@ -28,16 +28,6 @@ from tests.conftest import Pico
 PicoMaker = Callable[..., Pico]
 
 
-@pytest.fixture(params=["tied llama", "untied llama", "gpt2"])
-def pico(request: pytest.FixtureRequest, pico_llama: PicoMaker, pico_gpt2: PicoMaker) -> PicoMaker:
-    makers: dict[str, PicoMaker] = {
-        "tied llama": pico_llama,
-        "untied llama": lambda **options: pico_llama(tied=False, **options),
-        "gpt2": pico_gpt2,
-    }
-    return makers[request.param]
-
-
 def parameters(source: Any) -> list[Parameter]:
     return [p for _, _, p in model_of(source.config).parameters()]
 

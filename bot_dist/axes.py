@@ -11,8 +11,9 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-Role = Literal["write", "read", "fixed", "layer"]
-"""What a map does along an axis: put out (``write``), sum over (``read``), neither (``fixed``), repeat (``layer``)."""
+Role = Literal["write", "read", "pointwise", "fixed", "layer"]
+"""What a map does along an axis: put out (``write``), sum over (``read``), hold one value for each index that is used
+by itself (``pointwise``: norm weights, positions), neither (``fixed``: never resampled), repeat (``layer``)."""
 
 Range = tuple[int, int]
 """Half-open index range ``(start, stop)`` along an axis."""
@@ -35,6 +36,10 @@ def write(axis: str) -> AxisUse:
 
 def read(axis: str) -> AxisUse:
     return AxisUse(axis, "read")
+
+
+def pointwise(axis: str) -> AxisUse:
+    return AxisUse(axis, "pointwise")
 
 
 def fixed(axis: str) -> AxisUse:

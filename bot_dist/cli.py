@@ -50,9 +50,14 @@ Embed = Annotated[int | None, typer.Option(help="Target residual width.", show_d
 Mlp = Annotated[int | None, typer.Option(help="Target FFN units.", show_default=False)]
 Heads = Annotated[int | None, typer.Option(help="Target query heads.", show_default=False)]
 KvHeads = Annotated[int | None, typer.Option(help="Target key/value heads.", show_default=False)]
+HeadDim = Annotated[int | None, typer.Option(help="Target size of a head (no rotary).", show_default=False)]
 Wavelet = Annotated[str | None, typer.Option(help="Discrete wavelet of PyWavelets (haar).", show_default=False)]
 Gain = Annotated[str | None, typer.Option(help="auto, measure or orthonormal.", show_default=False)]
-Depth = Annotated[str | None, typer.Option(help="wavelet or identity.", show_default=False)]
+Width = Annotated[str | None, typer.Option(help="resample, copy or lazy.", show_default=False)]
+Depth = Annotated[str | None, typer.Option(help="wavelet, identity, stack, interpolate or even.", show_default=False)]
+Preset = Annotated[str | None, typer.Option(help="Named settings, e.g. paper-gpt-s2l.", show_default=False)]
+KeepDetails = Annotated[bool, typer.Option("--keep-details", help="Store what shrinking drops, to grow back exactly.")]
+AllowNonfinite = Annotated[bool, typer.Option("--allow-nonfinite", help="Go on where the source has NaN or infinity.")]
 Tensor = Annotated[int | None, typer.Option(help="Tensor-parallel degree.", show_default=False)]
 MemoryLimit = Annotated[str | None, typer.Option(help="Tensor memory per actor, e.g. 512MiB.", show_default=False)]
 ExecutorKind = Annotated[str | None, typer.Option(help="ray or local.", show_default=False)]
@@ -63,13 +68,15 @@ def run(
     recipe: RecipePath,
     overrides: Overrides = None,
     overwrite: Overwrite = False,
+    allow_nonfinite: AllowNonfinite = False,
     address: Address = None,
     print_config: PrintConfig = False,
 ) -> None:
     """Plan, transfer, continue pretraining, export and report: the whole of a recipe."""
     from bot_dist import console, pipeline
 
-    resolved = _recipe(recipe, overrides, overwrite, address)
+    allowed = ["transfer.allow_nonfinite=true"] if allow_nonfinite else []
+    resolved = _recipe(recipe, [*allowed, *(overrides or ())], overwrite, address)
     if print_config:
         console.show_recipe(resolved)
         return
@@ -87,9 +94,13 @@ def plan(
     mlp: Mlp = None,
     heads: Heads = None,
     kv_heads: KvHeads = None,
+    head_dim: HeadDim = None,
+    preset: Preset = None,
     wavelet: Wavelet = None,
     gain: Gain = None,
+    width: Width = None,
     depth: Depth = None,
+    keep_details: KeepDetails = False,
     tensor: Tensor = None,
     memory_limit: MemoryLimit = None,
     overrides: Overrides = None,
@@ -110,12 +121,17 @@ def scale(
     mlp: Mlp = None,
     heads: Heads = None,
     kv_heads: KvHeads = None,
+    head_dim: HeadDim = None,
+    preset: Preset = None,
     wavelet: Wavelet = None,
     gain: Gain = None,
+    width: Width = None,
     depth: Depth = None,
+    keep_details: KeepDetails = False,
     tensor: Tensor = None,
     memory_limit: MemoryLimit = None,
     executor: ExecutorKind = None,
+    allow_nonfinite: AllowNonfinite = False,
     overrides: Overrides = None,
     overwrite: Overwrite = False,
     address: Address = None,
@@ -201,19 +217,21 @@ def _flags(overwrite: bool, address: str | None) -> list[str]:
     return (["overwrite=true"] if overwrite else []) + ([f"cluster.address={address}"] if address else [])
 
 
-_PLACES = {
-    "wavelet": "transfer.wavelet",
-    "gain": "transfer.gain",
-    "depth": "transfer.depth",
-    "memory_limit": "transfer.memory_limit",
-    "tensor": "cluster.tensor",
-    "executor": "cluster.executor",
-} | {size: f"target.{size}" for size in ("layers", "embed", "mlp", "heads", "kv_heads")}
+_SECTIONS = {
+    "target": ("layers", "embed", "mlp", "heads", "kv_heads", "head_dim"),
+    "transfer": ("preset", "wavelet", "gain", "width", "depth", "keep_details", "memory_limit", "allow_nonfinite"),
+    "cluster": ("tensor", "executor"),
+}
 
 
 def _plain(arguments: dict[str, Any]) -> list[str]:
     """The plain options that were given, as overrides of a recipe."""
-    return [f"{key}={arguments[name]}" for name, key in _PLACES.items() if arguments.get(name) is not None]
+    return [
+        f"{section}.{name}={str(arguments[name]).lower() if arguments[name] is True else arguments[name]}"
+        for section, names in _SECTIONS.items()
+        for name in names
+        if arguments.get(name) not in (None, False)
+    ]
 
 
 def _recipe_or_options(

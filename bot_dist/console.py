@@ -70,6 +70,8 @@ def show_plan(plan: TransferPlan, recipe: Recipe) -> None:
         f"parameters {summary.n_source:,} → {summary.n_target:,}; forward FLOPs per token "
         f"{summary.flops_source / 1e6:,.0f} M → {summary.flops_target / 1e6:,.0f} M (context {summary.context})"
     )
+    for note in plan.notes:
+        console.print(f"note: {note}", markup=False)
     console.print(
         f"mesh: tensor {plan.mesh.tensor} × data {plan.mesh.data}; bytes per actor "
         f"{', '.join(size(n) for n in summary.actor_bytes[:8])}{' …' if plan.mesh.size > 8 else ''}; peak tensors per "
@@ -159,6 +161,8 @@ def show_transfer(report: dict[str, Any], url: str) -> None:
     if report["energy_kept"]:
         kept = ", ".join(f"{name} {share:.1%}" for name, share in report["energy_kept"].items())
         console.print(f"energy kept: {kept}")
+    for name, n in report["overflowed"].items():
+        console.print(f"warning: {name}: {n:,} values are too large for its dtype and became infinite", style="yellow")
 
 
 def show_pretrain(result: dict[str, Any]) -> None:
@@ -210,6 +214,7 @@ def show_damage(url: str, damaged: Sequence[Damage]) -> None:
 def show_store(reader: CheckpointReader) -> None:
     """One row per module, and the provenance."""
     from bot_dist.families import model_of
+    from bot_dist.plan import DETAILS
 
     model = model_of(reader.config)
     table = Table(title=reader.url, title_justify="left")
@@ -222,6 +227,10 @@ def show_store(reader: CheckpointReader) -> None:
         table.add_row(
             weight.name, str(n), axes, stored.dtype, shape(stored.shard), shape(stored.chunk), size(n * stored.nbytes)
         )
+    for name, stored in reader.manifest.parameters.items():
+        if name.startswith(DETAILS):
+            axes = ", ".join(f"{a} {n}" for a, n in zip(stored.parameter.axes, stored.parameter.sizes, strict=True))
+            table.add_row(name, "1", axes, stored.dtype, shape(stored.shard), shape(stored.chunk), size(stored.nbytes))
     console.print(table)
     console.print(yaml.safe_dump({"provenance": reader.manifest.provenance}, sort_keys=False), markup=False)
 

@@ -26,7 +26,7 @@ from bot_dist.sharding import Mesh
 from bot_dist.urls import absolute, label
 
 if TYPE_CHECKING:
-    from bot_dist.checkpoint import CheckpointReader, Damage, StoredParameter
+    from bot_dist.checkpoint import CheckpointReader, Damage, MallatSource, StoredParameter
     from bot_dist.convert.source import Source
     from bot_dist.plan import TransferPlan
 
@@ -57,6 +57,7 @@ def transfer(recipe: Recipe, on_event: OnEvent = ignore) -> dict[str, Any]:
 def _transfer(recipe: Recipe, source: Source, plan: TransferPlan, on_event: OnEvent) -> dict[str, Any]:
     from bot_dist.checkpoint import CheckpointWriter
     from bot_dist.convert.tokenizer import save_tokenizer
+    from bot_dist.plan import details_of
     from bot_dist.runtime.tally import Tally
 
     started = time.perf_counter()
@@ -77,6 +78,8 @@ def _transfer(recipe: Recipe, source: Source, plan: TransferPlan, on_event: OnEv
         "versions": versions(),
         "transfer": report,
     }
+    if recipe.transfer.keep_details:
+        provenance["details"] = details_of(plan.source, plan.modules).to_json()
     writer.commit(tally.digests, provenance)
     on_event({"stage": "transfer", "event": "committed", "url": label(url), **report})
     return report
@@ -245,25 +248,43 @@ def _source(recipe: Recipe) -> tuple[Source, Model]:
 
 
 def _planned(recipe: Recipe) -> tuple[Source, TransferPlan]:
-    from bot_dist.plan import make_plan
+    from bot_dist.plan import SourceModule, make_plan, target_model
 
     source, model = _source(recipe)
-    target = model.resized(recipe.target)
+    target = target_model(model, recipe.target, recipe.transfer)
+    mallat = _with_details(source, model, target) if recipe.transfer.use_details else None
+    if mallat is not None:
+        source, model = mallat, target
     identity = json.dumps(source.provenance(), sort_keys=True)
     plan = make_plan(
         model,
         target,
         recipe.transfer,
         Mesh(tensor=recipe.cluster.tensor, data=recipe.cluster.data),
-        source_bytes={
-            w.name: sum(source.storage_bytes(model.parameter(w, i)) for i in range(model.weight_layers(w)))
+        modules={
+            w.name: SourceModule(
+                nbytes=sum(source.storage_bytes(model.parameter(w, i)) for i in range(model.weight_layers(w))),
+                dtype=_dtype(source, model, w),
+                learning_rate_factor=source.learning_rate_factor(model.parameter(w)),
+            )
             for w in model.weights
         },
-        source_dtype={w.name: _dtype(source, model, w) for w in model.weights},
         source_id=hashlib.sha256(identity.encode()).hexdigest()[:32],
         whole_rows=source.whole_rows,
+        details=mallat.details if mallat else None,
     )
     return source, plan
+
+
+def _with_details(source: Source, model: Model, target: Model) -> MallatSource | None:
+    """The source with its details, if it is a store that keeps what restores the target's sizes."""
+    from bot_dist.checkpoint import CheckpointReader, MallatSource
+
+    details = source.details() if isinstance(source, CheckpointReader) else None
+    if details is None or not (axes := details.restored(model, target)):
+        return None
+    assert isinstance(source, CheckpointReader)
+    return MallatSource(source, details.along(axes), target)
 
 
 def _dtype(source: Source, model: Model, weight: Weight) -> str:
@@ -286,9 +307,11 @@ def _stored(plan: TransferPlan) -> list[StoredParameter]:
     from bot_dist.checkpoint import StoredParameter
 
     return [
-        StoredParameter(parameter=plan.parameter(m, layer), dtype=m.dtype, shard=m.shard, chunk=m.chunk)
+        StoredParameter(
+            parameter=p, dtype=m.dtype, shard=m.shard, chunk=m.chunk, learning_rate_factor=m.learning_rate_factor
+        )
         for m in plan.modules
-        for layer in range(plan.target.weight_layers(m.weight))
+        for p in plan.written(m)
     ]
 
 

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StrictInt
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, model_validator
 
 from bot_dist.errors import RecipeError, nearest
 from bot_dist.urls import label
@@ -47,20 +47,70 @@ class _Config(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
+WidthPolicy = Literal["resample", "copy", "lazy"]
+
+PRESETS: dict[str, dict[str, Any]] = {
+    f"paper-{case}": {"wavelet": wavelet, "gain": "orthonormal", "depth": "wavelet", "width": "resample"}
+    for case, wavelet in {"bert-l2s": "haar", "bert-s2l": "bior6.8", "gpt-l2s": "coif3", "gpt-s2l": "db2"}.items()
+}
+"""Named settings: the best wavelet of each case in the ablation of BoT (CVPR 2026, arXiv 2603.07506), taken literally."""
+
+
 class TransferConfig(_Config):
     """How the source's weights become the target's."""
 
+    preset: str | None = None
+    """Named settings to start from, such as ``paper-gpt-s2l``; keys given beside it win."""
     wavelet: str | dict[str, str] = "haar"
-    """A discrete wavelet of PyWavelets, or one per axis (``{layer: haar, embed: db2}``; axes not named take haar)."""
+    """A discrete wavelet of PyWavelets, or one per axis (``{layer: haar, embed: db2}``) or per kind of module and axis
+    (``attn:embed``, ``mlp.down:embed``); what is not named takes haar."""
     gain: Literal["auto", "measure", "orthonormal"] = "auto"
     """``measure``: rows of write axes sum to 1, of read axes to n_source/n_target. ``orthonormal``: the paper's,
     √(n_source/n_target). ``auto``: measure on axes that grow, orthonormal on axes that shrink."""
-    depth: Literal["wavelet", "identity"] = "wavelet"
-    """The layer axis: resampled by its wavelet, or (growing only) inserted blocks that change nothing."""
+    width: WidthPolicy | dict[str, WidthPolicy] = "resample"
+    """Axes other than layers, all or one by one (``{embed: copy, mlp: lazy}``). ``resample``: the wavelet to the nearest
+    power of two, area resampling for the rest; keeps the function at integer ratios of haar. ``copy`` (growing): whole
+    units, each copied; keeps it at any ratio under RMSNorm. ``lazy`` (growing): old units stay, new ones start
+    untrained and silent. Axes that shrink are resampled unless named."""
+    depth: Literal["wavelet", "identity", "stack", "interpolate", "even"] = "wavelet"
+    """The layer axis: resampled by its wavelet; or growing by inserted blocks that change nothing (``identity``), by the
+    whole stack again (``stack``) or each block again (``interpolate``); or shrinking to evenly spaced blocks (``even``)."""
+    noise: float = Field(default=0.0, ge=0)
+    """Breaks the symmetry of copies on axes that are read: each weight times 1 + noise · (standard normal, less its mean
+    over the copies), which the function can't see."""
+    seed: int = Field(default=0, ge=0)
+    """Of that noise, and of the untrained weights of ``lazy``."""
+    keep_details: bool = False
+    """Store what shrinking drops beside the small model, so that growing from the store gives the source back."""
+    use_details: bool = True
+    """Growing from a store with details to the sizes that they were kept from restores the weights."""
+    allow_nonfinite: bool = False
+    """Go on where the source holds NaN or infinity."""
     dtype: Literal["source", "float32", "bfloat16"] = "source"
     """Of the target store. ``source`` keeps the source's (float32 where that is quantised)."""
     memory_limit: Bytes = 2**30
     """Bytes of tensors that one actor may hold at once."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_preset(cls, data: Any) -> Any:
+        if isinstance(data, dict) and (preset := data.get("preset")) is not None:
+            if preset not in PRESETS:
+                raise ValueError(f"unknown preset {preset!r}; {nearest(str(preset), PRESETS)}")
+            return {**PRESETS[preset], **data}
+        return data
+
+    def wavelet_of(self, module: str, axis: str) -> str:
+        """The wavelet of one axis of one module: the most specific that is named."""
+        if isinstance(self.wavelet, str):
+            return self.wavelet
+        keys = (f"{module}:{axis}", f"{module.partition('.')[0]}:{axis}", axis)
+        return next((self.wavelet[key] for key in keys if key in self.wavelet), "haar")
+
+    def width_of(self, axis: str, *, grows: bool) -> WidthPolicy:
+        if isinstance(self.width, str):
+            return self.width if grows else "resample"
+        return self.width.get(axis, "resample")
 
 
 class ClusterConfig(_Config):
@@ -124,7 +174,7 @@ class Recipe(_Config):
     target_url: str | None = None
     """Where the transferred store goes, any fsspec URL; None: ``{output}/transferred.zarr``."""
     target: dict[str, StrictInt] = Field(default_factory=dict)
-    """New sizes: ``layers``, ``embed``, ``mlp``, ``heads``, ``kv_heads`` (what the family has); others are kept."""
+    """New sizes: ``layers``, ``embed``, ``mlp``, ``heads``, ``kv_heads``, … (what the family has); others are kept."""
     transfer: TransferConfig = TransferConfig()
     cluster: ClusterConfig = ClusterConfig()
     train: TrainConfig = TrainConfig()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,53 +51,142 @@ def save_pico(tmp_path: Path) -> Callable[..., Pico]:
     return save
 
 
+RMS = {
+    "vocab_size": 64,
+    "hidden_size": 24,
+    "intermediate_size": 40,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 64,
+}
+SQUARE = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 3, "num_attention_heads": 3}
+WINDOWS = {
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    "sliding_window": 6,
+    "query_pre_attn_scalar": 16,
+}
+IMAGE = {**SQUARE, "image_size": 12, "patch_size": 4, "num_labels": 7}
+
+PICOS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "llama": ("LlamaConfig", "LlamaForCausalLM", RMS),
+    "mistral": ("MistralConfig", "MistralForCausalLM", {**RMS, "sliding_window": 6}),
+    "qwen2": ("Qwen2Config", "Qwen2ForCausalLM", RMS),
+    "qwen3": ("Qwen3Config", "Qwen3ForCausalLM", RMS),
+    "gemma": ("GemmaConfig", "GemmaForCausalLM", RMS),
+    "gemma2": ("Gemma2Config", "Gemma2ForCausalLM", {**RMS, **WINDOWS}),
+    "gemma3": ("Gemma3TextConfig", "Gemma3ForCausalLM", {**RMS, **WINDOWS}),
+    "gpt2": (
+        "GPT2Config",
+        "GPT2LMHeadModel",
+        {"vocab_size": 64, "n_positions": 32, "n_embd": 24, "n_layer": 3, "n_head": 3},
+    ),
+    "gpt_neox": ("GPTNeoXConfig", "GPTNeoXForCausalLM", {**SQUARE, "vocab_size": 64, "max_position_embeddings": 64}),
+    "bert": ("BertConfig", "BertForMaskedLM", {**SQUARE, "vocab_size": 64, "max_position_embeddings": 32}),
+    "vit": ("ViTConfig", "ViTForImageClassification", IMAGE),
+    "deit": ("DeiTConfig", "DeiTForImageClassificationWithTeacher", IMAGE),
+}
+"""Per kind of model: its configuration and model in ``transformers``, and its sizes."""
+
+
 @pytest.fixture
-def pico_llama(save_pico: Callable[..., Pico]) -> Callable[..., Pico]:
+def make_pico(save_pico: Callable[..., Pico]) -> Callable[..., Pico]:
+    """``make_pico(kind, model_class=…, dtype=…, max_shard_size=…, **config)``, for the kinds of ``PICOS``."""
+
+    def make(
+        kind: str,
+        model_class: str | None = None,
+        dtype: torch.dtype = torch.float32,
+        max_shard_size: str = "1GB",
+        **config: Any,
+    ) -> Pico:
+        import transformers
+
+        config_class, usual, sizes = PICOS[kind]
+        ids = {"bos_token_id": 1, "eos_token_id": 2} if "vocab_size" in sizes else {}
+        made = getattr(transformers, config_class)(**{**sizes, **ids, **config})
+        return save_pico(getattr(transformers, model_class or usual)(made), dtype, max_shard_size=max_shard_size)
+
+    return make
+
+
+@pytest.fixture
+def pico_llama(make_pico: Callable[..., Pico]) -> Callable[..., Pico]:
     """``pico_llama(tied=True, dtype=…, max_shard_size=…, **config)``."""
 
-    def make(tied: bool = True, dtype: torch.dtype = torch.float32, max_shard_size: str = "1GB", **config: Any) -> Pico:
-        from transformers import LlamaConfig, LlamaForCausalLM
-
-        sizes = {
-            "vocab_size": 64,
-            "hidden_size": 24,
-            "intermediate_size": 40,
-            "num_hidden_layers": 3,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "head_dim": 8,
-            "max_position_embeddings": 64,
-        }
-        ids = {"bos_token_id": 1, "eos_token_id": 2}
-        model = LlamaForCausalLM(LlamaConfig(**{**sizes, **ids, "tie_word_embeddings": tied, **config}))
-        return save_pico(model, dtype, max_shard_size=max_shard_size)
+    def make(tied: bool = True, **options: Any) -> Pico:
+        return make_pico("llama", tie_word_embeddings=tied, **options)
 
     return make
 
 
 @pytest.fixture
-def pico_gpt2(save_pico: Callable[..., Pico]) -> Callable[..., Pico]:
-    """``pico_gpt2(dtype=…, max_shard_size=…, **config)``; always tied."""
-
-    def make(dtype: torch.dtype = torch.float32, max_shard_size: str = "1GB", **config: Any) -> Pico:
-        from transformers import GPT2Config, GPT2LMHeadModel
-
-        sizes = {"vocab_size": 64, "n_positions": 32, "n_embd": 24, "n_layer": 3, "n_head": 3}
-        ids = {"bos_token_id": 1, "eos_token_id": 2}
-        model = GPT2LMHeadModel(GPT2Config(**{**sizes, **ids, **config}))
-        return save_pico(model, dtype, max_shard_size=max_shard_size)
-
-    return make
+def pico_gpt2(make_pico: Callable[..., Pico]) -> Callable[..., Pico]:
+    """``pico_gpt2(dtype=…, max_shard_size=…, **config)``; tied."""
+    return partial(make_pico, "gpt2")
 
 
-@pytest.fixture(params=["tied llama", "untied llama", "gpt2"])
-def pico(
-    request: pytest.FixtureRequest, pico_llama: Callable[..., Pico], pico_gpt2: Callable[..., Pico]
-) -> Callable[..., Pico]:
-    """Maker of a model of every family, tied and not."""
-    makers: dict[str, Callable[..., Pico]] = {
-        "tied llama": pico_llama,
-        "untied llama": lambda **options: pico_llama(tied=False, **options),
-        "gpt2": pico_gpt2,
-    }
-    return makers[request.param]
+@pytest.fixture
+def pico_gpt_neox(make_pico: Callable[..., Pico]) -> Callable[..., Pico]:
+    """``pico_gpt_neox(dtype=…, max_shard_size=…, **config)``; untied."""
+    return partial(make_pico, "gpt_neox")
+
+
+@pytest.fixture
+def pico_gemma(make_pico: Callable[..., Pico]) -> Callable[..., Pico]:
+    """``pico_gemma(dtype=…, max_shard_size=…, **config)``; tied."""
+    return partial(make_pico, "gemma")
+
+
+@pytest.fixture
+def pico_bert(make_pico: Callable[..., Pico]) -> Callable[..., Pico]:
+    """``pico_bert(model_class="BertForMaskedLM", dtype=…, max_shard_size=…, **config)``; tied."""
+    return partial(make_pico, "bert")
+
+
+@pytest.fixture
+def pico_vit(make_pico: Callable[..., Pico]) -> Callable[..., Pico]:
+    """``pico_vit(model_class="ViTForImageClassification", dtype=…, max_shard_size=…, **config)``."""
+    return partial(make_pico, "vit")
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "tied llama": {"kind": "llama", "tie_word_embeddings": True},
+    "untied llama": {"kind": "llama", "tie_word_embeddings": False},
+    "qwen3": {"kind": "qwen3", "attention_bias": True},
+    "gemma": {"kind": "gemma"},
+    "gemma2": {"kind": "gemma2"},
+    "gemma3": {"kind": "gemma3"},
+    "gpt2": {"kind": "gpt2"},
+    "gpt_neox": {"kind": "gpt_neox"},
+    "bert": {"kind": "bert"},
+    "vit": {"kind": "vit"},
+    "deit": {"kind": "deit"},
+}
+
+
+@pytest.fixture(params=VARIANTS)
+def pico(request: pytest.FixtureRequest, make_pico: Callable[..., Pico]) -> Callable[..., Pico]:
+    """Maker of a model of every family, tied and not. All of them have logits."""
+    return partial(make_pico, **VARIANTS[request.param])
+
+
+def inputs(model: Any) -> dict[str, torch.Tensor]:
+    """Two images or two texts, the same for models of all sizes."""
+    generator = torch.Generator().manual_seed(1)
+    config = model.config
+    if model.main_input_name == "pixel_values":
+        size = config.image_size if isinstance(config.image_size, list | tuple) else (config.image_size,) * 2
+        return {"pixel_values": torch.randn(2, config.num_channels, *size, generator=generator)}
+    made = {"input_ids": torch.randint(3, config.vocab_size, (2, 20), generator=generator)}
+    if config.model_type == "bert":
+        made["token_type_ids"] = torch.randint(2, (2, 20), generator=generator)
+    return made
+
+
+def outputs(model: Any) -> dict[str, torch.Tensor]:
+    """All that the model puts out for ``inputs``, by name."""
+    with torch.no_grad():
+        found = model.eval()(**inputs(model))
+    return {name: value for name, value in found.items() if isinstance(value, torch.Tensor)}

@@ -34,7 +34,11 @@ def create_array(store: Store, stored: StoredParameter) -> None:
         compressors=[Crc32cCodec()],
         fill_value=_NAN.get(stored.dtype, float("nan")),
         dimension_names=stored.parameter.axes,
-        attributes={"logical_dtype": stored.dtype, "shape": list(stored.parameter.shape)},
+        attributes={
+            "logical_dtype": stored.dtype,
+            "shape": list(stored.parameter.shape),
+            "learning_rate_factor": stored.learning_rate_factor,
+        },
         config={"write_empty_chunks": True},
     )
 

@@ -23,6 +23,8 @@ class StoredParameter:
     dtype: str
     shard: tuple[int, ...]
     chunk: tuple[int, ...]
+    learning_rate_factor: float = 1.0
+    """On Adam's learning rate for this parameter, inverse on its weight decay: what its change of size asks for."""
 
     def __post_init__(self) -> None:
         assert self.dtype in ITEMSIZE, self.dtype
@@ -63,6 +65,7 @@ class StoredParameter:
             "dtype": self.dtype,
             "shard": self.shard,
             "chunk": self.chunk,
+            "learning_rate_factor": self.learning_rate_factor,
         }
 
     @staticmethod
@@ -74,6 +77,7 @@ class StoredParameter:
                 dtype=data["dtype"],
                 shard=tuple(data["shard"]),
                 chunk=tuple(data["chunk"]),
+                learning_rate_factor=data["learning_rate_factor"],
             )
         except (KeyError, TypeError, AssertionError) as error:
             raise CheckpointError(f"manifest: the entry of {name} is malformed ({error!r})") from None

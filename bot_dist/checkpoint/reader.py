@@ -15,6 +15,7 @@ from bot_dist.checkpoint.layout import StoredParameter
 from bot_dist.checkpoint.manifest import Manifest
 from bot_dist.checkpoint.storage import Storage
 from bot_dist.errors import CheckpointError, SourceError
+from bot_dist.plan import DETAILS, Details
 from bot_dist.sharding import Box, box_size
 
 if TYPE_CHECKING:
@@ -72,6 +73,8 @@ class CheckpointReader:
                     f"{self.storage.label}: {name} has axes {stored.parameter.sizes}, wanted {parameter.sizes}"
                 )
         for name in self.manifest.parameters.keys() - wanted.keys():
+            if name.startswith(DETAILS):
+                continue
             raise SourceError(f"{self.storage.label}: {name} is no parameter of the model that its config describes")
 
     def dtype(self, parameter: Parameter) -> torch.dtype:
@@ -79,6 +82,18 @@ class CheckpointReader:
 
     def storage_bytes(self, parameter: Parameter) -> int:
         return self._stored(parameter.name).nbytes
+
+    def learning_rate_factor(self, parameter: Parameter) -> float:
+        return self._stored(parameter.name).learning_rate_factor
+
+    def parameter(self, name: str) -> Parameter:
+        """The parameter or detail band of that name. Raises SourceError when there is none."""
+        return self._stored(name).parameter
+
+    def details(self) -> Details | None:
+        """How the model was shrunk, where what that dropped was kept."""
+        recorded = self.manifest.provenance.get("details")
+        return Details.from_json(recorded) if recorded else None
 
     def read(self, parameter: Parameter, box: Box) -> torch.Tensor:
         """The box, checked. Raises CheckpointError naming the first chunk that is missing or damaged."""

@@ -22,13 +22,13 @@ from bot_dist.convert.source import Source
 from bot_dist.convert.storage import filesystem, is_local
 from bot_dist.convert.tokenizer import TOKENIZER_FILES, save_tokenizer
 from bot_dist.errors import CheckpointExistsError, InputError
-from bot_dist.families import model_of
+from bot_dist.families import Model, model_of
 from bot_dist.urls import label
 
 STAGING = ".bot_dist-export-"
 """Prefix of the subfolder in which an unfinished export is."""
 
-_FOREIGN = ("quantization_config", "torch_dtype", "auto_map", "_name_or_path", "transformers_version")
+_FOREIGN = ("torch_dtype", "auto_map", "_name_or_path", "transformers_version")
 """Configuration of the source's files, not of the model."""
 
 _WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
@@ -78,7 +78,7 @@ def export_huggingface(
     try:
         _write_weights(staging, source, shards(tensors, max_shard_bytes), progress or (lambda _: None))
         tokenizer = tokenizer_url is not None and save_tokenizer(tokenizer_url, str(staging))
-        _write_configs(staging, source.config, reduce(torch.promote_types, {t.dtype for t in tensors}))
+        _write_configs(staging, model, reduce(torch.promote_types, {t.dtype for t in tensors}))
         files = _publish(staging, target)
     except BaseException:
         shutil.rmtree(target if created else staging)
@@ -126,18 +126,18 @@ def _write_weights(folder: Path, source: Source, files: list[list[Tensor]], prog
     _write_json(folder / INDEX, {"metadata": total, "weight_map": weight_map})
 
 
-def _write_configs(folder: Path, config: dict[str, Any], dtype: torch.dtype) -> None:
+def _write_configs(folder: Path, model: Model, dtype: torch.dtype) -> None:
     import transformers
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+    config, family = model.config, model.family
     kept = {key: value for key, value in config.items() if key not in _FOREIGN}
     kept |= {
-        "architectures": [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config["model_type"]]],
+        "architectures": [family.architecture(config)],
         "dtype": str(dtype).removeprefix("torch."),
     }
     _write_json(folder / "config.json", transformers.AutoConfig.for_model(**kept).to_dict())
     ids = {key: config[key] for key in _TOKEN_IDS if config.get(key) is not None}
-    if ids:
+    if ids and family.objective == "causal":
         version = {"transformers_version": transformers.__version__}
         _write_json(folder / "generation_config.json", {"_from_model_config": True, **ids, **version})
 

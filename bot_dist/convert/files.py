@@ -95,7 +95,8 @@ class FileSource:
             )
         for parameter in expected.values():
             self._find(parameter)
-        passed = re.compile("|".join((*model.family.ignored, re.escape(model.family.head.hf))))
+        head = model.family.head
+        passed = re.compile("|".join((*model.family.ignored, *([re.escape(head.hf)] if head else ()))))
         unexpected = [
             name
             for name, entry in self.entries.items()
@@ -113,6 +114,9 @@ class FileSource:
 
     def storage_bytes(self, parameter: Parameter) -> int:
         return self._find(parameter).nbytes
+
+    def learning_rate_factor(self, parameter: Parameter) -> float:
+        return 1.0
 
     def read(self, parameter: Parameter, box: Box) -> torch.Tensor:
         """The box (ranges over the unfused axes) as a contiguous CPU tensor of the box's shape.
@@ -163,13 +167,13 @@ class FileSource:
         where = f"{label(self.url)}: tensor '{parameter.name}'"
         if entry is None:
             raise SourceError(f"{where} is missing")
-        if entry.shape != parameter.shape:
-            raise SourceError(f"{where} has shape {entry.shape}, wanted {parameter.shape} by config.json")
         if not entry.readable:
             raise SourceError(
-                f"{where} has dtype {entry.encoding}, wanted one of {', '.join(DTYPES)}; "
-                f"convert the model to one of these first"
+                f"{where} has dtype {entry.encoding}, wanted one of {', '.join(DTYPES)}; if the model is quantised, "
+                f"dequantise it first: AutoModel.from_pretrained(folder).dequantize().save_pretrained(new_folder)"
             )
+        if entry.shape != parameter.shape:
+            raise SourceError(f"{where} has shape {entry.shape}, wanted {parameter.shape} by config.json")
         return entry
 
 

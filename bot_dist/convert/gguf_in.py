@@ -30,7 +30,7 @@ def open_gguf(url: str) -> FileSource:
     sizes = _encodings()
     header = read_gguf_header(url)
     family = _family(header, url)
-    templates = {w.gguf: w for w in (*family.weights, family.head) if w.gguf}
+    templates = {w.gguf: w for w in (*family.weights, family.head) if w is not None and w.gguf}
     entries: dict[str, TensorEntry] = {}
     for name, info in header.tensors.items():
         weight, layer = _weight(name, templates)
@@ -98,7 +98,7 @@ def _config(header: Header, family: Family, url: str) -> dict[str, Any]:
     return {
         **config,
         **{key: header.scalars.get(field) for key, field in _TOKEN_IDS.items()},
-        "tie_word_embeddings": family.head.gguf not in header.tensors,
+        "tie_word_embeddings": family.head is not None and family.head.gguf not in header.tensors,
     }
 
 

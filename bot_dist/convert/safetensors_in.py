@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -17,7 +18,7 @@ from bot_dist.convert.files import FileSource, TensorEntry
 from bot_dist.convert.location import near_names, safe_relative
 from bot_dist.convert.storage import join, list_names, missing, read_file, read_range, size_bytes, version
 from bot_dist.errors import SourceError
-from bot_dist.families import family_of
+from bot_dist.families import Family, family_of
 from bot_dist.urls import label
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -61,7 +62,7 @@ def open_safetensors(url: str) -> FileSource:
         url=url,
         format="safetensors",
         config=config,
-        entries=_merge(folder, headers),
+        entries={_renamed(name, family): entry for name, entry in _merge(folder, headers).items()},
         files={name: identity for name, (_, identity) in headers.items()},
         optional_prefix=family.optional_prefix,
     )
@@ -148,6 +149,12 @@ def _merge(folder: str, headers: dict[str, tuple[dict[str, TensorEntry], dict[st
             raise SourceError(f"{label(folder)}: tensor '{min(twice)}' is in both '{other}' and '{name}'")
         merged |= entries
     return merged
+
+
+def _renamed(name: str, family: Family) -> str:
+    for old, new in family.renamed.items():
+        name = re.sub(old, new, name)
+    return name
 
 
 def _read_index(url: str) -> dict[str, str]:

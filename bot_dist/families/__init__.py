@@ -6,23 +6,50 @@ from collections.abc import Mapping
 from typing import Any
 
 from bot_dist.errors import FamilyError, nearest
+from bot_dist.families.bert import BERT
 from bot_dist.families.family import Family, Model, Weight
+from bot_dist.families.gemma import GEMMA, GEMMA2
 from bot_dist.families.gpt2 import GPT2
+from bot_dist.families.gpt_neox import GPT_NEOX
 from bot_dist.families.llama import LLAMA
+from bot_dist.families.vit import DEIT, VIT
 
-FAMILIES: dict[str, Family] = {"gpt2": GPT2, "llama": LLAMA}
+FAMILIES: dict[str, Family] = {
+    "bert": BERT,
+    "deit": DEIT,
+    "gemma": GEMMA,
+    "gemma2": GEMMA2,
+    "gpt2": GPT2,
+    "gpt_neox": GPT_NEOX,
+    "llama": LLAMA,
+    "vit": VIT,
+}
+
+NOT_EXPRESSED = {
+    "mixtral": "every expert is a tensor of its own, and names have no index for experts",
+    "gemma3": "it has a vision tower; save its language model by itself (model_type 'gemma3_text')",
+}
+"""Architectures that are near to a known one, and why they are none."""
 
 
 def family_of(config: Mapping[str, Any]) -> Family:
     """The family of a ``transformers`` configuration.
 
-    Raises FamilyError when its ``model_type`` belongs to no known family.
+    Raises FamilyError when its ``model_type`` belongs to no known family, or when its weights are quantised.
     """
+    if quantised := config.get("quantization_config"):
+        method = quantised.get("quant_method") if isinstance(quantised, Mapping) else None
+        raise FamilyError(
+            f"config.json: quantization_config (quant_method={method!r}) says that the weights are quantised; "
+            f"dequantise them first: AutoModel.from_pretrained(folder).dequantize().save_pretrained(new_folder)"
+        )
     model_type = config.get("model_type")
     for family in FAMILIES.values():
         if model_type in family.model_types:
             return family
     known = [t for f in FAMILIES.values() for t in f.model_types]
+    if model_type in NOT_EXPRESSED:
+        raise FamilyError(f"config.json: architecture {model_type!r} is not known: {NOT_EXPRESSED[model_type]}")
     raise FamilyError(
         f"config.json: unknown architecture {model_type!r}; {nearest(str(model_type), known)}"
         if model_type

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -24,13 +25,29 @@ class Weight:
     name: str
     """Name of the module: this function's weights over all layers, e.g. ``attn.q``."""
     hf: str
-    """Name in ``transformers``, with ``{layer}`` when there is one per layer."""
+    """Name in files of ``transformers``, with ``{layer}`` when there is one per layer."""
     dims: tuple[tuple[AxisUse, ...], ...]
     """Per dimension of the tensor in ``transformers``, the axes it is made of."""
     kind: Kind = "matrix"
     init: Init = "normal"
     into_residual: bool = False
     """Whether what it puts out is added to the residual stream."""
+    speaks: Literal["every", "first", "last"] | None = None
+    """Identity depth makes several blocks of one: which of them keep this weight. In the others it is ``silent``.
+    None: the first if it writes ``into_residual``, else every."""
+    query: bool = False
+    """Whether its output is compared with keys under a softmax scale of 1/√head_dim; on a ``qkv`` axis, slot 0 is. Said
+    where head_dim can change."""
+    root_width: bool = False
+    """Whether the model multiplies what it puts out by √embed (Gemma's embedding)."""
+    offset: float = 0.0
+    """What the model adds to the stored values before it uses them (Gemma's norms: 1)."""
+    pooled: bool = False
+    """Whether it is applied once for a whole sequence and not to every token (poolers, classifiers)."""
+    feature: str | None = None
+    """The feature of a configuration (``Family.features``) that it comes with; None: it is always there."""
+    inside: str | None = None
+    """Name of the parameter inside the ``transformers`` model, with ``{layer}``, where files (``hf``) have another."""
     gguf: str | None = None
     """Name in GGUF files, with ``{layer}``; None where GGUF has no such family."""
     gguf_rotary_permuted: bool = False
@@ -39,6 +56,22 @@ class Weight:
     @property
     def layered(self) -> bool:
         return "{layer}" in self.hf
+
+    @property
+    def speaking(self) -> Literal["every", "first", "last"]:
+        """Which blocks keep it under identity depth."""
+        return self.speaks or ("first" if self.into_residual else "every")
+
+    @property
+    def neutral(self) -> float:
+        """What new units hold along a width that grows lazily: for norm weights, what makes the model's factor 1."""
+        return 1.0 if self.init == "ones" else 0.0
+
+    @property
+    def silent(self) -> float:
+        """What it holds in a block that is to do nothing, where another copy speaks: what puts nothing out into the
+        residual stream, else the neutral value."""
+        return 0.0 - self.offset if self.into_residual else self.neutral
 
     @property
     def uses(self) -> tuple[AxisUse, ...]:
@@ -54,23 +87,43 @@ class Family:
     model_types: tuple[str, ...]
     """The ``model_type`` values of ``transformers`` configurations that it covers."""
     weights: tuple[Weight, ...]
-    head: Weight
-    """The output head; present as a tensor only where it is not tied."""
+    head: Weight | None
+    """The output head that may be tied to the embedding; present as a tensor only where it is not."""
     before_head: tuple[str, ...]
     """Modules just before the head: they take the factor that a tied table can't have."""
     tensor_axes: tuple[str, ...]
     """Axes that tensor parallelism cuts; the first of them that a weight has is cut."""
     resizable: Mapping[str, str]
     """Target options that a user may set, and what each means."""
+    fixed: Mapping[str, str]
+    """Options that a user may ask for in vain, and why they can't be set."""
     sizes: Callable[[Mapping[str, Any]], dict[str, int]]
     """Sizes of all axes of a configuration. Raises FamilyError on one the family can't express."""
     resize: Callable[[Mapping[str, Any], Mapping[str, int]], dict[str, Any]]
     """The configuration with the given target options. Raises FamilyError on impossible ones."""
     tied: Callable[[Mapping[str, Any]], bool]
+    """Whether the head is the embedding; asked only where there is a head."""
+    architecture: Callable[[Mapping[str, Any]], str]
+    """Name of the ``transformers`` class that a configuration is for."""
+    objective: Literal["causal", "masked", "image"] = "causal"
+    """What it is pretrained on."""
+    features: Callable[[Mapping[str, Any]], frozenset[str]] = lambda config: frozenset()
+    """Which optional weights a configuration has (``Weight.feature``)."""
+    norm: Literal["rms", "layer"] = "rms"
+    """Kind of its norms: LayerNorm removes the mean of the residual stream, RMSNorm does not."""
+    post_norm: bool = False
+    """Whether the residual stream itself is normalised after every sublayer (BERT)."""
+    half_steps: bool = True
+    """Whether a shorter step of each block can be had by scaling what it writes: not where a norm comes after it."""
+    per_layer_fields: tuple[str, ...] = ("layer_types",)
+    """Fields of the configuration that are lists with one entry per layer; ``resize`` spells out defaulted ones, still
+    with the entries of the source's layers."""
     gguf_config: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
     """``transformers`` configuration from GGUF metadata (keys without the architecture's prefix)."""
     optional_prefix: str = ""
     """Prefix of names that some published checkpoints leave out."""
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    """Regular expressions of parts of names in old checkpoints, and what they are called now."""
     ignored: tuple[str, ...] = ()
     """Regular expressions of tensors in published checkpoints that are no parameters."""
     context_field: str = "max_position_embeddings"
@@ -90,11 +143,24 @@ class Model:
 
     @property
     def tied(self) -> bool:
-        return self.family.tied(self.config)
+        """Whether there is a head that is the embedding."""
+        return self.head is not None and self.family.tied(self.config)
+
+    @cached_property
+    def features(self) -> frozenset[str | None]:
+        """The features that weights of this model may come with."""
+        return frozenset({None, *self.family.features(self.config)})
+
+    @property
+    def head(self) -> Weight | None:
+        """The output head, tied or not; None where the model has none."""
+        head = self.family.head
+        return head if head is not None and head.feature in self.features else None
 
     @cached_property
     def weights(self) -> tuple[Weight, ...]:
-        return self.family.weights if self.tied else (*self.family.weights, self.family.head)
+        untied = () if self.tied or self.head is None else (self.head,)
+        return tuple(w for w in (*self.family.weights, *untied) if w.feature in self.features)
 
     def weight_layers(self, weight: Weight) -> int:
         """How many parameters the module of this weight stacks."""
@@ -115,23 +181,45 @@ class Model:
                 yield weight, layer, self.parameter(weight, layer)
 
     @cached_property
+    def inside(self) -> dict[str, str]:
+        """By name of a parameter in files: its name inside the ``transformers`` model (with its head)."""
+        return {p.name: (weight.inside or weight.hf).format(layer=layer) for weight, layer, p in self.parameters()}
+
+    @cached_property
     def n_parameters(self) -> int:
         return sum(self.weight_layers(w) * self.parameter(w).size for w in self.weights)
+
+    def init_std(self, weight: Weight) -> float:
+        """Standard deviation of the family's own initialisation of a matrix or table."""
+        std = self.config.get(self.family.init_std)
+        std = 0.02 if std is None else float(std)
+        return std / math.sqrt(2 * self.sizes["layer"]) if weight.init == "residual" else std
 
     def flops_per_token(self, context: int) -> int:
         """Forward FLOPs per token: two per multiply-add of every matrix, of the head, and of the attention's scores and
         sums over ``context`` tokens; training costs three times as much."""
-        matrices = sum(self.weight_layers(w) * self.parameter(w).size for w in self.weights if w.kind == "matrix")
-        if self.tied:
-            matrices += self.sizes["vocab"] * self.sizes["embed"]
+        matrices = [w for w in self.weights if w.kind == "matrix"]
+        if self.tied and self.head is not None:
+            matrices.append(self.head)
+        sizes = {w: self.weight_layers(w) * self.parameter(w).size for w in matrices}
+        every_token = sum(size for w, size in sizes.items() if not w.pooled)
+        once = sum(size for w, size in sizes.items() if w.pooled)
         heads = self.sizes["head_dim"]
         for axis in ("heads", "kv_heads", "group"):
             heads *= self.sizes.get(axis, 1)
-        return 2 * (matrices + 2 * self.sizes["layer"] * heads * context)
+        return 2 * (every_token + once // context + 2 * self.sizes["layer"] * heads * context)
 
-    def resized(self, target: Mapping[str, int]) -> Model:
-        """The model of the same family with the given target options; the others are kept."""
+    def resized(self, target: Mapping[str, int], depth: str = "wavelet") -> Model:
+        """The model of the same family with the given target options; the others are kept.
+
+        Per-layer fields of the configuration follow the layers: those of source layer ``i mod n`` with depth ``stack``,
+        else of ``floor(i · n / n_target)``.
+        """
         for option, size in target.items():
+            if option in self.family.fixed:
+                raise FamilyError(
+                    f"target {option}={size}: family '{self.family.name}' keeps it: {self.family.fixed[option]}"
+                )
             if option not in self.family.resizable:
                 raise FamilyError(
                     f"target option {option!r} does not exist in family '{self.family.name}'; "
@@ -140,7 +228,11 @@ class Model:
             if size < 1:
                 raise FamilyError(f"target {option} is {size}; give at least 1")
         model = Model(self.family, self.family.resize(self.config, target))
-        model.family.sizes(model.config)
+        n_source, n_target = self.sizes["layer"], model.sizes["layer"]
+        origin = [i % n_source if depth == "stack" else i * n_source // n_target for i in range(n_target)]
+        for key in self.family.per_layer_fields:
+            if isinstance(model.config.get(key), list):
+                model.config[key] = [model.config[key][i] for i in origin]
         return model
 
 

@@ -5,88 +5,51 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from bot_dist.axes import fixed, read, write
+from bot_dist.axes import fixed, pointwise, read, write
 from bot_dist.errors import FamilyError
+from bot_dist.families import parts
 from bot_dist.families.family import Family, Weight, size_field
+from bot_dist.families.parts import FROM_WIDTH, INTO_WIDTH, layer_norm, linear, matrix
 
-HEADS_OUT = (fixed("qkv"), write("heads"), fixed("head_dim"))
-HEADS_IN = (read("heads"), fixed("head_dim"))
+HEADS_OUT = (fixed("qkv"), write("heads"), write("head_dim"))
+HEADS_IN = (read("heads"), read("head_dim"))
 BLOCK = "transformer.h.{layer}."
-
-
-def norm(name: str, hf: str) -> tuple[Weight, Weight]:
-    dims = ((write("embed"),),)
-    return (
-        Weight(name=f"{name}.weight", hf=f"{hf}.weight", dims=dims, kind="vector", init="ones"),
-        Weight(name=f"{name}.bias", hf=f"{hf}.bias", dims=dims, kind="vector", init="zeros"),
-    )
-
+WRITER: dict[str, Any] = {"into_residual": True, "init": "residual", "conv1d": True}
 
 WEIGHTS = (
-    Weight(name="embed", hf="transformer.wte.weight", dims=((fixed("vocab"),), (write("embed"),)), kind="table"),
-    Weight(name="position", hf="transformer.wpe.weight", dims=((fixed("position"),), (write("embed"),)), kind="table"),
-    *norm("attn.norm", BLOCK + "ln_1"),
-    Weight(name="attn.qkv.weight", hf=BLOCK + "attn.c_attn.weight", dims=((read("embed"),), HEADS_OUT)),
-    Weight(name="attn.qkv.bias", hf=BLOCK + "attn.c_attn.bias", dims=(HEADS_OUT,), kind="vector", init="zeros"),
-    Weight(
-        name="attn.out.weight",
-        hf=BLOCK + "attn.c_proj.weight",
-        dims=(HEADS_IN, (write("embed"),)),
-        into_residual=True,
-        init="residual",
-    ),
-    Weight(
-        name="attn.out.bias",
-        hf=BLOCK + "attn.c_proj.bias",
-        dims=((write("embed"),),),
-        kind="vector",
-        into_residual=True,
-        init="zeros",
-    ),
-    *norm("mlp.norm", BLOCK + "ln_2"),
-    Weight(name="mlp.up.weight", hf=BLOCK + "mlp.c_fc.weight", dims=((read("embed"),), (write("mlp"),))),
-    Weight(name="mlp.up.bias", hf=BLOCK + "mlp.c_fc.bias", dims=((write("mlp"),),), kind="vector", init="zeros"),
-    Weight(
-        name="mlp.down.weight",
-        hf=BLOCK + "mlp.c_proj.weight",
-        dims=((read("mlp"),), (write("embed"),)),
-        into_residual=True,
-        init="residual",
-    ),
-    Weight(
-        name="mlp.down.bias",
-        hf=BLOCK + "mlp.c_proj.bias",
-        dims=((write("embed"),),),
-        kind="vector",
-        into_residual=True,
-        init="zeros",
-    ),
-    *norm("norm", "transformer.ln_f"),
+    Weight(name="embed", hf="transformer.wte.weight", dims=((fixed("vocab"),), INTO_WIDTH), kind="table"),
+    Weight(name="position", hf="transformer.wpe.weight", dims=((pointwise("position"),), INTO_WIDTH), kind="table"),
+    *layer_norm("attn.norm", BLOCK + "ln_1"),
+    *linear("attn.qkv", BLOCK + "attn.c_attn", HEADS_OUT, FROM_WIDTH, conv1d=True, query=True),
+    *linear("attn.out", BLOCK + "attn.c_proj", INTO_WIDTH, HEADS_IN, **WRITER),
+    *layer_norm("mlp.norm", BLOCK + "ln_2"),
+    *linear("mlp.up", BLOCK + "mlp.c_fc", (write("mlp"),), FROM_WIDTH, conv1d=True),
+    *linear("mlp.down", BLOCK + "mlp.c_proj", INTO_WIDTH, (read("mlp"),), **WRITER),
+    *layer_norm("norm", "transformer.ln_f"),
 )
 
-HEAD = Weight(name="head", hf="lm_head.weight", dims=((fixed("vocab"),), (read("embed"),)))
+HEAD = matrix("head", "lm_head", (fixed("vocab"),), FROM_WIDTH)
 
 RESIZABLE = {
     "layers": "number of blocks",
     "embed": "width of the residual stream; always heads × head_dim in GPT-2",
     "mlp": "FFN units",
     "heads": "attention heads",
+    "head_dim": "width of a head",
+    "context": "positions",
 }
 
 
 def sizes(config: Mapping[str, Any]) -> dict[str, int]:
-    embed, heads = size_field(config, "n_embd", "gpt2"), size_field(config, "n_head", "gpt2")
-    if embed % heads:
-        raise FamilyError(f"config.json: n_embd={embed} is not divisible by n_head={heads}")
-    if config.get("add_cross_attention"):
-        raise FamilyError("config.json: family 'gpt2' does not express add_cross_attention=true; use false")
+    parts.refuse(config, "gpt2", add_cross_attention=False)
+    embed, heads, head_dim = parts.heads_of_width(config, "gpt2", "n_embd", "n_head")
     return {
         "layer": size_field(config, "n_layer", "gpt2"),
         "embed": embed,
         "mlp": size_field(config, "n_inner", "gpt2", default=4 * embed),
         "qkv": 3,
         "heads": heads,
-        "head_dim": embed // heads,
+        "head_dim": head_dim,
         "vocab": size_field(config, "vocab_size", "gpt2"),
         "position": size_field(config, "n_positions", "gpt2"),
     }
@@ -94,20 +57,26 @@ def sizes(config: Mapping[str, Any]) -> dict[str, int]:
 
 def resize(config: Mapping[str, Any], target: Mapping[str, int]) -> dict[str, Any]:
     now = sizes(config)
-    embed, heads = target.get("embed", now["embed"]), target.get("heads", now["heads"])
-    if embed != heads * now["head_dim"]:
-        raise FamilyError(
-            f"target embed={embed} is not heads × head_dim = {heads} × {now['head_dim']}, which GPT-2 requires; "
-            f"set embed={heads * now['head_dim']}"
-            + (f" or heads={embed // now['head_dim']}" if embed % now["head_dim"] == 0 else "")
-        )
-    return {
+    embed, heads = parts.resize_heads_of_width(now, target, "gpt2")
+    resized = {
         **config,
         "n_layer": target.get("layers", now["layer"]),
         "n_embd": embed,
         "n_head": heads,
         "n_inner": target.get("mlp", now["mlp"]),
+        "n_positions": target.get("context", now["position"]),
     }
+    if config.get("scale_attn_by_inverse_layer_idx") and resized["n_layer"] != now["layer"]:
+        raise FamilyError(
+            "config.json: with scale_attn_by_inverse_layer_idx=true a block depends on how many come before it; "
+            f"keep layers={now['layer']}"
+        )
+    if config.get("scale_attn_weights") is False and embed // heads != now["head_dim"]:
+        raise FamilyError(
+            "config.json: with scale_attn_weights=false there is no softmax scale to follow a change of head_dim; "
+            f"keep head_dim={now['head_dim']}"
+        )
+    return resized
 
 
 GPT2 = Family(
@@ -118,9 +87,12 @@ GPT2 = Family(
     before_head=("norm.weight", "norm.bias"),
     tensor_axes=("heads", "mlp", "vocab"),
     resizable=RESIZABLE,
+    fixed={"vocab": parts.VOCABULARY},
     sizes=sizes,
     resize=resize,
     tied=lambda config: bool(config.get("tie_word_embeddings", True)),
+    architecture=lambda config: "GPT2LMHeadModel",
+    norm="layer",
     optional_prefix="transformer.",
     ignored=(r".*\.attn\.bias", r".*\.attn\.masked_bias"),
     context_field="n_positions",

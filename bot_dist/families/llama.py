@@ -1,4 +1,5 @@
-"""Llama: RMSNorm, rotary positions, grouped-query attention, SwiGLU, head tied or not (also SmolLM, Mistral)."""
+"""Llama: RMSNorm, rotary positions, grouped-query attention, SwiGLU, head tied or not (also SmolLM, Mistral, Qwen 2
+and 3)."""
 
 from __future__ import annotations
 
@@ -6,153 +7,87 @@ from collections.abc import Mapping
 from typing import Any
 
 from bot_dist.axes import fixed, read, write
-from bot_dist.errors import FamilyError
-from bot_dist.families.family import Family, Weight, size_field
+from bot_dist.families import parts
+from bot_dist.families.family import Family, Weight
+from bot_dist.families.parts import FROM_WIDTH, INTO_WIDTH, bias, matrix, rms_norm
 
 HEADS_OUT = (write("kv_heads"), write("group"), fixed("head_dim"))
 HEADS_IN = (read("kv_heads"), read("group"), fixed("head_dim"))
 KV_OUT = (write("kv_heads"), fixed("head_dim"))
+UNITS_OUT, UNITS_IN = (write("mlp"),), (read("mlp"),)
+
 BLOCK = "model.layers.{layer}."
+ATTENTION, FFN = BLOCK + "self_attn.", BLOCK + "mlp."
+GGUF = "blk.{layer}."
 
 WEIGHTS = (
     Weight(
         name="embed",
         hf="model.embed_tokens.weight",
         gguf="token_embd.weight",
-        dims=((fixed("vocab"),), (write("embed"),)),
+        dims=((fixed("vocab"),), INTO_WIDTH),
         kind="table",
     ),
-    Weight(
-        name="attn.norm",
-        hf=BLOCK + "input_layernorm.weight",
-        gguf="blk.{layer}.attn_norm.weight",
-        dims=((write("embed"),),),
-        kind="vector",
-        init="ones",
+    rms_norm("attn.norm", BLOCK + "input_layernorm", gguf=GGUF + "attn_norm.weight"),
+    matrix(
+        "attn.q", ATTENTION + "q_proj", HEADS_OUT, FROM_WIDTH, gguf=GGUF + "attn_q.weight", gguf_rotary_permuted=True
     ),
-    Weight(
-        name="attn.q",
-        hf=BLOCK + "self_attn.q_proj.weight",
-        gguf="blk.{layer}.attn_q.weight",
-        gguf_rotary_permuted=True,
-        dims=(HEADS_OUT, (read("embed"),)),
+    matrix("attn.k", ATTENTION + "k_proj", KV_OUT, FROM_WIDTH, gguf=GGUF + "attn_k.weight", gguf_rotary_permuted=True),
+    matrix("attn.v", ATTENTION + "v_proj", KV_OUT, FROM_WIDTH, gguf=GGUF + "attn_v.weight"),
+    bias("attn.q", ATTENTION + "q_proj", HEADS_OUT, feature="qkv_bias"),
+    bias("attn.k", ATTENTION + "k_proj", KV_OUT, feature="qkv_bias"),
+    bias("attn.v", ATTENTION + "v_proj", KV_OUT, feature="qkv_bias"),
+    rms_norm("attn.q.norm", ATTENTION + "q_norm", axis=fixed("head_dim"), feature="qk_norm"),
+    rms_norm("attn.k.norm", ATTENTION + "k_norm", axis=fixed("head_dim"), feature="qk_norm"),
+    matrix(
+        "attn.out", ATTENTION + "o_proj", INTO_WIDTH, HEADS_IN, into_residual=True, gguf=GGUF + "attn_output.weight"
     ),
-    Weight(
-        name="attn.k",
-        hf=BLOCK + "self_attn.k_proj.weight",
-        gguf="blk.{layer}.attn_k.weight",
-        gguf_rotary_permuted=True,
-        dims=(KV_OUT, (read("embed"),)),
-    ),
-    Weight(
-        name="attn.v",
-        hf=BLOCK + "self_attn.v_proj.weight",
-        gguf="blk.{layer}.attn_v.weight",
-        dims=(KV_OUT, (read("embed"),)),
-    ),
-    Weight(
-        name="attn.out",
-        hf=BLOCK + "self_attn.o_proj.weight",
-        gguf="blk.{layer}.attn_output.weight",
-        dims=((write("embed"),), HEADS_IN),
-        into_residual=True,
-    ),
-    Weight(
-        name="mlp.norm",
-        hf=BLOCK + "post_attention_layernorm.weight",
-        gguf="blk.{layer}.ffn_norm.weight",
-        dims=((write("embed"),),),
-        kind="vector",
-        init="ones",
-    ),
-    Weight(
-        name="mlp.gate",
-        hf=BLOCK + "mlp.gate_proj.weight",
-        gguf="blk.{layer}.ffn_gate.weight",
-        dims=((write("mlp"),), (read("embed"),)),
-    ),
-    Weight(
-        name="mlp.up",
-        hf=BLOCK + "mlp.up_proj.weight",
-        gguf="blk.{layer}.ffn_up.weight",
-        dims=((write("mlp"),), (read("embed"),)),
-    ),
-    Weight(
-        name="mlp.down",
-        hf=BLOCK + "mlp.down_proj.weight",
-        gguf="blk.{layer}.ffn_down.weight",
-        dims=((write("embed"),), (read("mlp"),)),
-        into_residual=True,
-    ),
-    Weight(
-        name="norm",
-        hf="model.norm.weight",
-        gguf="output_norm.weight",
-        dims=((write("embed"),),),
-        kind="vector",
-        init="ones",
-    ),
+    bias("attn.out", ATTENTION + "o_proj", INTO_WIDTH, into_residual=True, feature="out_bias"),
+    rms_norm("mlp.norm", BLOCK + "post_attention_layernorm", gguf=GGUF + "ffn_norm.weight"),
+    matrix("mlp.gate", FFN + "gate_proj", UNITS_OUT, FROM_WIDTH, gguf=GGUF + "ffn_gate.weight"),
+    matrix("mlp.up", FFN + "up_proj", UNITS_OUT, FROM_WIDTH, gguf=GGUF + "ffn_up.weight"),
+    matrix("mlp.down", FFN + "down_proj", INTO_WIDTH, UNITS_IN, into_residual=True, gguf=GGUF + "ffn_down.weight"),
+    bias("mlp.gate", FFN + "gate_proj", UNITS_OUT, feature="mlp_bias"),
+    bias("mlp.up", FFN + "up_proj", UNITS_OUT, feature="mlp_bias"),
+    bias("mlp.down", FFN + "down_proj", INTO_WIDTH, into_residual=True, feature="mlp_bias"),
+    rms_norm("norm", "model.norm", gguf="output_norm.weight"),
 )
 
-HEAD = Weight(
-    name="head",
-    hf="lm_head.weight",
-    gguf="output.weight",
-    dims=((fixed("vocab"),), (read("embed"),)),
-)
+HEAD = matrix("head", "lm_head", (fixed("vocab"),), FROM_WIDTH, gguf="output.weight")
 
-RESIZABLE = {
-    "layers": "number of blocks",
-    "embed": "width of the residual stream",
-    "mlp": "FFN units",
-    "heads": "query heads",
-    "kv_heads": "key/value heads",
+CLASSES = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
 }
 
 
+def features(config: Mapping[str, Any]) -> frozenset[str]:
+    model_type, present = config["model_type"], set()
+    if model_type == "qwen2":
+        present.add("qkv_bias")
+    if model_type == "qwen3":
+        present.add("qk_norm")
+    if model_type in ("llama", "qwen3") and config.get("attention_bias"):
+        present |= {"qkv_bias", "out_bias"}
+    if model_type == "llama" and config.get("mlp_bias"):
+        present.add("mlp_bias")
+    return frozenset(present)
+
+
 def sizes(config: Mapping[str, Any]) -> dict[str, int]:
-    embed = size_field(config, "hidden_size", "llama")
-    heads = size_field(config, "num_attention_heads", "llama")
-    kv_heads = size_field(config, "num_key_value_heads", "llama", default=heads)
-    for unsupported in ("attention_bias", "mlp_bias"):
-        if config.get(unsupported):
-            raise FamilyError(f"config.json: family 'llama' does not express {unsupported}=true yet; use false")
-    if heads % kv_heads:
-        raise FamilyError(
-            f"config.json: num_attention_heads={heads} is not divisible by num_key_value_heads={kv_heads}; "
-            f"every key/value head serves the same number of query heads"
-        )
-    if not config.get("head_dim") and embed % heads:
-        raise FamilyError(f"config.json: no head_dim, and hidden_size={embed} is not divisible by {heads} heads")
-    return {
-        "layer": size_field(config, "num_hidden_layers", "llama"),
-        "embed": embed,
-        "mlp": size_field(config, "intermediate_size", "llama"),
-        "kv_heads": kv_heads,
-        "group": heads // kv_heads,
-        "head_dim": size_field(config, "head_dim", "llama", default=embed // heads),
-        "vocab": size_field(config, "vocab_size", "llama"),
-    }
+    return parts.grouped_query_sizes(config, "llama", head_dim=128 if config["model_type"] == "qwen3" else None)
 
 
 def resize(config: Mapping[str, Any], target: Mapping[str, int]) -> dict[str, Any]:
     now = sizes(config)
-    heads = target.get("heads", now["kv_heads"] * now["group"])
-    kv_heads = target.get("kv_heads", now["kv_heads"])
-    if heads % kv_heads:
-        raise FamilyError(
-            f"target heads={heads} is not divisible by kv_heads={kv_heads}; give kv_heads that divides heads, "
-            f"or heads={kv_heads * now['group']} to keep {now['group']} query heads per key/value head"
-        )
-    return {
-        **config,
-        "num_hidden_layers": target.get("layers", now["layer"]),
-        "hidden_size": target.get("embed", now["embed"]),
-        "intermediate_size": target.get("mlp", now["mlp"]),
-        "num_attention_heads": heads,
-        "num_key_value_heads": kv_heads,
-        "head_dim": now["head_dim"],
-    }
+    resized = parts.grouped_query_resize(config, target, now)
+    if config.get("use_sliding_window") and not config.get("layer_types"):
+        full = config.get("max_window_layers", 28)
+        windows = ["full_attention" if i < full else "sliding_attention" for i in range(now["layer"])]
+        resized["layer_types"] = windows
+    return resized
 
 
 def gguf_config(meta: Mapping[str, Any]) -> dict[str, Any]:
@@ -179,15 +114,18 @@ def gguf_config(meta: Mapping[str, Any]) -> dict[str, Any]:
 
 LLAMA = Family(
     name="llama",
-    model_types=("llama", "mistral"),
+    model_types=tuple(CLASSES),
     weights=WEIGHTS,
     head=HEAD,
     before_head=("norm",),
     tensor_axes=("kv_heads", "mlp", "vocab"),
-    resizable=RESIZABLE,
+    resizable=parts.GROUPED_QUERY_RESIZABLE,
+    fixed=parts.ROTARY,
     sizes=sizes,
     resize=resize,
     tied=lambda config: bool(config.get("tie_word_embeddings", False)),
+    architecture=lambda config: CLASSES[config["model_type"]],
+    features=features,
     gguf_config=gguf_config,
     ignored=(r".*\.rotary_emb\.inv_freq",),
 )

@@ -6,17 +6,44 @@ import dataclasses
 import math
 from collections.abc import Mapping
 
-from bot_dist.axes import ITEMSIZE
+from bot_dist.axes import ITEMSIZE, Role
 from bot_dist.errors import PlanError, RecipeError, nearest
 from bot_dist.families import Model, Weight
-from bot_dist.plan.gains import row_sum, tied_head_factor
+from bot_dist.plan import rules
+from bot_dist.plan.details import Details, detail_bands, restoring
+from bot_dist.plan.rules import RESIDUAL, axis_rule
 from bot_dist.plan.transfer import AxisPlan, ModulePlan, TransferPlan, step_peak
 from bot_dist.recipe import TransferConfig
 from bot_dist.sharding import Cut, Mesh, chunk_shape
-from bot_dist.wavelets import OperatorSpec, check_supported, filters
+from bot_dist.wavelets import OperatorSpec, check_supported, copies_only, filters
 
 STEP_BYTES = 2**26
 """A step's target is at most this large: progress shows, and little is done twice after an interruption."""
+
+Fitted = Mapping[str, Mapping[tuple[str, ...], OperatorSpec]]
+"""Per module, operators that come from elsewhere: by the consecutive axes that each acts on."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SourceModule:
+    """What a plan must know of one module of the source."""
+
+    nbytes: int
+    """On storage."""
+    dtype: str
+    """In which it is read."""
+    learning_rate_factor: float = 1.0
+    """That an earlier transfer has given it."""
+
+
+def target_model(source: Model, target: Mapping[str, int], config: TransferConfig) -> Model:
+    """The model that a transfer makes: of the given sizes, its head untied where it must be."""
+    model = source.resized(target, config.depth)
+    grows = model.sizes.get(RESIDUAL, 0) > source.sizes.get(RESIDUAL, 0)
+    lazy = grows and config.width_of(RESIDUAL, grows=True) == "lazy"
+    if lazy and source.tied and source.family.norm == "layer":
+        return Model(model.family, {**model.config, "tie_word_embeddings": False})
+    return model
 
 
 def make_plan(
@@ -25,104 +52,235 @@ def make_plan(
     config: TransferConfig,
     mesh: Mesh,
     *,
-    source_bytes: Mapping[str, int],
-    source_dtype: Mapping[str, str],
+    modules: Mapping[str, SourceModule],
     source_id: str,
     whole_rows: bool = False,
+    details: Details | None = None,
+    fitted: Fitted | None = None,
 ) -> TransferPlan:
-    """Plan the transfer. ``source_bytes`` and ``source_dtype`` are per module: bytes on storage, and dtype read;
-    ``whole_rows`` says that the source can't read part of a row.
+    """Plan the transfer. ``modules`` describes the source's weights by name; ``whole_rows`` says that the source can't
+    read part of a row. With ``details`` the source is read in Mallat's layout, and its bands are put together again.
 
-    Raises PlanError when a ratio is not supported, an axis can't be cut over the mesh, or no tile fits the memory
-    limit (naming the smallest limit that works).
+    Raises PlanError when a policy does not fit, an axis can't be cut over the mesh, or no tile fits the memory limit
+    (naming the smallest limit that works).
     """
     assert source.family is target.family
-    if source.weights != target.weights:
-        raise PlanError("source and target differ in whether the head is tied; keep tie_word_embeddings")
     _check_wavelets(source, config)
-    modules, smallest = [], 0
-    for weight in source.weights:
-        dtype = source_dtype[weight.name] if config.dtype == "source" else config.dtype
+    planned = []
+    for weight in target.weights:
+        origin = _origin(source, weight)
+        known = modules[origin.name]
+        axes = _axes(source, target, weight, config, mesh, details, (fitted or {}).get(weight.name, {}))
         module = ModulePlan(
             weight=weight,
-            axes=_axes(source, target, weight, config, mesh),
-            scale=_scale(source, target, weight, config),
-            dtype=dtype,
+            axes=axes,
+            factors=() if details else _factors(source, target, weight, config),
+            dtype=known.dtype if config.dtype == "source" else config.dtype,
             chunk=(),
-            source_bytes=source_bytes[weight.name],
+            source_bytes=known.nbytes,
+            source_dtype=known.dtype,
             whole_rows=whole_rows,
+            origin=origin if origin is not weight else None,
+            init_std=target.init_std(weight),
+            noise=config.noise if any(a.copies for a in axes) else 0.0,
+            seed=config.seed,
+            learning_rate_factor=known.learning_rate_factor * _learning_rate_factor(weight, axes),
         )
-        while not (fits := _peak(module) <= config.memory_limit) or _step_bytes(module) > STEP_BYTES:
+        planned += [module, *(detail_bands(module) if config.keep_details else ())]
+    if config.noise and not any(module.noise for module in planned):
+        raise PlanError("transfer.noise: no axis that a weight reads grows by copies, so there is no symmetry to break")
+    return TransferPlan(
+        source=source,
+        target=target,
+        source_id=source_id,
+        modules=_tiled(planned, config.memory_limit),
+        mesh=mesh,
+        memory_limit=config.memory_limit,
+        allow_nonfinite=config.allow_nonfinite,
+        notes=_notes(source, target, config, details),
+    )
+
+
+def _check_wavelets(source: Model, config: TransferConfig) -> None:
+    """Raise RecipeError on a wavelet or width policy for what the family has not, even where it is not used."""
+    named = config.wavelet if isinstance(config.wavelet, dict) else {"": config.wavelet}
+    for wavelet in named.values():
+        filters(wavelet)
+    modules = {w.name for w in source.weights} | {w.name.partition(".")[0] for w in source.weights}
+    keys = [("wavelet", key) for key in named if key]
+    keys += [("width", axis) for axis in config.width] if isinstance(config.width, dict) else []
+    for option, key in keys:
+        module, _, axis = key.rpartition(":")
+        if module and module not in modules:
+            raise RecipeError(
+                f"transfer.{option}: family '{source.family.name}' has no module {module!r}; {nearest(module, modules)}"
+            )
+        if axis not in source.sizes:
+            raise RecipeError(
+                f"transfer.{option}: family '{source.family.name}' has no axis {axis!r}; {nearest(axis, source.sizes)}"
+            )
+
+
+def _origin(source: Model, weight: Weight) -> Weight:
+    """The source's weight that ``weight`` is made of: its own, or the table that an untied head was tied to."""
+    if weight in source.weights:
+        return weight
+    return next(w for w in source.weights if w.kind == "table" and _axis_names(w) == _axis_names(weight))
+
+
+def _axis_names(weight: Weight) -> list[str]:
+    return [use.axis for use in weight.uses]
+
+
+def _axes(
+    source: Model,
+    target: Model,
+    weight: Weight,
+    config: TransferConfig,
+    mesh: Mesh,
+    details: Details | None,
+    fitted: Mapping[tuple[str, ...], OperatorSpec],
+) -> tuple[AxisPlan, ...]:
+    uses = [(use.axis, use.role) for use in weight.uses]
+    cut_axis = next((axis for axis in source.family.tensor_axes if axis in dict(uses)), None)
+    if weight.layered:
+        uses.insert(0, ("layer", "layer"))
+    axes: list[AxisPlan] = []
+    for axis, role in uses:
+        n_source, n_target = source.sizes[axis], target.sizes[axis]
+        where = f"{weight.name}: axis '{axis}'"
+        spec, fill = axis_rule(source.family, weight, axis, role, n_source, n_target, config)
+        if axis == "qkv" and weight.query and "head_dim" in _changed(source, target):
+            factor = rules.query_factor(config, source.sizes["head_dim"], target.sizes["head_dim"])
+            diagonal = (factor, *[1.0] * (n_source - 1))
+            spec = OperatorSpec(n_source=n_source, n_target=n_source, policy="diagonal", diagonal=diagonal)
+        if details and axis in (undone := details.modules[weight.name].operators):
+            spec = restoring(undone[axis])
+        check_supported(spec, where)
+        cut = None
+        if axis == cut_axis:
+            if mesh.tensor > n_target:
+                raise PlanError(
+                    f"{where} has {n_target} indices, fewer than the tensor-parallel degree "
+                    f"{mesh.tensor}; use a degree of at most {n_target}"
+                )
+            cut = Cut(size=n_target, degree=mesh.tensor)
+        copies = config.noise > 0 and role == "read" and weight.kind == "matrix" and n_target > n_source
+        if copies and spec.policy == "resample" and not copies_only(spec):
+            raise PlanError(
+                f"{where} ({n_source} → {n_target}) is resampled by {spec}, which makes no copies, so transfer.noise "
+                f"would be seen; use noise 0, an integer ratio of haar, or width copy"
+            )
+        axes.append(
+            AxisPlan(
+                axis=axis,
+                n_source=n_source,
+                n_target=n_target,
+                spec=spec,
+                tile=cut.tile if cut else n_target,
+                cut=cut,
+                copies=copies and copies_only(spec),
+                fill=fill,
+            )
+        )
+    for names, spec in fitted.items():
+        _fit(axes, weight, names, spec)
+    return tuple(axes)
+
+
+def _fit(axes: list[AxisPlan], weight: Weight, names: tuple[str, ...], spec: OperatorSpec) -> None:
+    """Put a fitted operator in the place of those of the consecutive axes ``names``."""
+    first = [a.axis for a in axes].index(names[0])
+    taken = axes[first : first + len(names)]
+    assert tuple(a.axis for a in taken) == names, (weight.name, names)
+    sizes = math.prod(a.n_source for a in taken), math.prod(a.n_target for a in taken)
+    if (spec.n_source, spec.n_target) != sizes:
+        raise PlanError(
+            f"{weight.name}: the operator {spec.handle} on {' × '.join(names)} is {spec.n_target} × {spec.n_source}, "
+            f"wanted {sizes[1]} × {sizes[0]}"
+        )
+    if spec.per_layer and not weight.layered:
+        raise PlanError(f"{weight.name}: the operator {spec.handle} differs per layer, and this weight has no layers")
+    taken = [dataclasses.replace(a, fill="neutral", copies=False) for a in taken]
+    axes[first] = dataclasses.replace(taken[0], spec=spec, spans=len(taken))
+    for i, a in enumerate(taken[1:], start=first + 1):
+        axes[i] = dataclasses.replace(a, spec=None, tile=a.n_target, cut=None)
+
+
+def _changed(source: Model, target: Model) -> set[str]:
+    return {axis for axis, n in source.sizes.items() if target.sizes[axis] != n}
+
+
+def _factors(source: Model, target: Model, weight: Weight, config: TransferConfig) -> tuple[tuple[str, float], ...]:
+    """What the family asks for besides the operators: per axis that changes, a factor on the whole weight."""
+    changed, factors = _changed(source, target), []
+    if RESIDUAL in changed:
+        n_source, n_target = source.sizes[RESIDUAL], target.sizes[RESIDUAL]
+        root = math.sqrt(n_source / n_target)
+        factor = root if weight.root_width else 1.0
+        if target.tied and weight.name in source.family.before_head:
+            table_is_scaled = any(w.root_width for w in source.weights)
+            factor = rules.tied_head_factor(config, n_source, n_target) / (root if table_is_scaled else 1.0)
+        factors.append((RESIDUAL, factor))
+    if "head_dim" in changed and weight.query and "qkv" not in _axis_names(weight):
+        factors.append(("head_dim", rules.query_factor(config, source.sizes["head_dim"], target.sizes["head_dim"])))
+    return tuple((axis, factor) for axis, factor in factors if factor != 1)
+
+
+def _learning_rate_factor(weight: Weight, axes: tuple[AxisPlan, ...]) -> float:
+    roles: dict[str, Role] = {use.axis: use.role for use in weight.uses} | {"layer": "layer"}
+    factor = 1.0
+    for a in axes:
+        spec, n_source = a.spec, a.n_source
+        if spec is not None and spec.of is not None:  # restored: from what the store has
+            n_source, spec = spec.of.n_target, spec.of
+        scaled = spec is not None and spec.row_sum != 1
+        factor *= rules.learning_rate_factor(weight, roles[a.axis], n_source, a.n_target, steps_scaled=scaled)
+    return factor
+
+
+def _notes(source: Model, target: Model, config: TransferConfig, details: Details | None) -> tuple[str, ...]:
+    if details:
+        return (f"details restore: {', '.join(sorted(_restored(details)))}",)
+    notes = []
+    if source.tied and target.head is not None and not target.tied:
+        more = target.parameter(target.head).size
+        notes.append(
+            f"the head is untied ({more:,} parameters more): under LayerNorm a tied one can't keep its function "
+            f"when '{RESIDUAL}' grows lazily"
+        )
+    for axis in sorted(_changed(source, target) - {"layer", "position"}):
+        n_source, n_target = source.sizes[axis], target.sizes[axis]
+        if n_target > n_source and n_target % n_source and config.width_of(axis, grows=True) == "resample":
+            notes.append(
+                f"'{axis}' {n_source} → {n_target}: resample keeps the function at integer ratios only"
+                + ("" if axis in ("head_dim", RESIDUAL) and target.family.norm == "layer" else "; copy at any")
+            )
+    return tuple(notes)
+
+
+def _restored(details: Details) -> set[str]:
+    return {axis for module in details.modules.values() for axis in module.operators if axis != "qkv"}
+
+
+def _tiled(modules: list[ModulePlan], memory_limit: int) -> tuple[ModulePlan, ...]:
+    """The modules with tiles that fit the limit, and the chunks of what is written."""
+    tiled, smallest = [], 0
+    for module in modules:
+        while not (fits := _peak(module) <= memory_limit) or _step_bytes(module) > STEP_BYTES:
             smaller = _smaller(module)
             if smaller is None:
                 break
             module = smaller
         if not fits:
             smallest = max(smallest, _peak(module))
-        modules.append(dataclasses.replace(module, chunk=chunk_shape(module.shard, ITEMSIZE[dtype])))
+        tiled.append(dataclasses.replace(module, chunk=chunk_shape(module.shard, ITEMSIZE[module.dtype])))
     if smallest:
         raise PlanError(
-            f"memory limit of {config.memory_limit:,} bytes per actor: no tile is small enough; "
+            f"memory limit of {memory_limit:,} bytes per actor: no tile is small enough; "
             f"the smallest that works is {smallest:,} bytes"
         )
-    return TransferPlan(
-        source=source,
-        target=target,
-        source_id=source_id,
-        modules=tuple(modules),
-        mesh=mesh,
-        memory_limit=config.memory_limit,
-    )
-
-
-def _check_wavelets(source: Model, config: TransferConfig) -> None:
-    """Raise RecipeError on a wavelet that does not exist, for an axis that does not, even where none is used."""
-    if isinstance(config.wavelet, str):
-        filters(config.wavelet)
-        return
-    for axis, wavelet in config.wavelet.items():
-        if axis not in source.sizes:
-            raise RecipeError(
-                f"transfer.wavelet: family '{source.family.name}' has no axis {axis!r}; {nearest(axis, source.sizes)}"
-            )
-        filters(wavelet)
-
-
-def _axes(source: Model, target: Model, weight: Weight, config: TransferConfig, mesh: Mesh) -> tuple[AxisPlan, ...]:
-    uses = [(use.axis, use.role) for use in weight.uses]
-    cut_axis = next((axis for axis in source.family.tensor_axes if axis in dict(uses)), None)
-    if weight.layered:
-        uses.insert(0, ("layer", "layer"))
-    axes = []
-    for axis, role in uses:
-        n_source, n_target = source.sizes[axis], target.sizes[axis]
-        identity = axis == "layer" and config.depth == "identity" and n_source != n_target
-        spec = OperatorSpec(
-            n_source=n_source,
-            n_target=n_target,
-            row_sum=1.0 if identity else row_sum(weight, role, config.gain, n_source, n_target),
-            wavelet=config.wavelet if isinstance(config.wavelet, str) else config.wavelet.get(axis, "haar"),
-            boundary="symmetric" if axis == "layer" else "periodic",
-            policy="identity" if identity else "wavelet",
-            silent_copies=identity and weight.into_residual,
-        )
-        check_supported(spec, f"{weight.name}: axis '{axis}'")
-        cut = None
-        if axis == cut_axis:
-            if mesh.tensor > n_target:
-                raise PlanError(
-                    f"{weight.name}: axis '{axis}' has {n_target} indices, fewer than the tensor-parallel degree "
-                    f"{mesh.tensor}; use a degree of at most {n_target}"
-                )
-            cut = Cut(size=n_target, degree=mesh.tensor)
-        axes.append(AxisPlan(axis=axis, spec=spec, tile=cut.tile if cut else n_target, cut=cut))
-    return tuple(axes)
-
-
-def _scale(source: Model, target: Model, weight: Weight, config: TransferConfig) -> float:
-    if source.tied and weight.name in source.family.before_head:
-        return tied_head_factor(config.gain, source.sizes["embed"], target.sizes["embed"])
-    return 1.0
+    return tuple(tiled)
 
 
 def _peak(module: ModulePlan) -> int:
@@ -141,7 +299,7 @@ def _smaller(module: ModulePlan) -> ModulePlan | None:
     Rows stay whole: the innermost axis is cut only where tensor parallelism does.
     """
     for i, a in enumerate(module.axes):
-        if a.tile > 1 and (a.cut is not None or i < len(module.axes) - 1):
+        if a.spec is not None and a.tile > 1 and (a.cut is not None or i < len(module.axes) - 1):
             cut = dataclasses.replace(a.cut, tiles=a.cut.tiles * 2) if a.cut is not None else None
             tile = cut.tile if cut is not None else -(-a.tile // 2)
             if tile < a.tile:

@@ -74,10 +74,10 @@ def summarise(plan: TransferPlan, context: int) -> PlanSummary:
             actor_peak[step.owner] = max(actor_peak[step.owner], peak)
         rows.append(
             ModuleRow(
-                name=module.weight.name,
+                name=module.name,
                 source_shape=module.source_shape(),
                 target_shape=module.target_shape(),
-                operators={a.axis: str(a.spec) for a in module.axes if not a.spec.is_identity},
+                operators={a.axis: str(a.spec) for a in module.axes if a.changes},
                 scale=module.scale,
                 bytes_read=bytes_read,
                 bytes_written=bytes_written,
@@ -100,6 +100,7 @@ def summarise(plan: TransferPlan, context: int) -> PlanSummary:
 def step_bytes(module: ModulePlan, step: Step) -> tuple[int, int]:
     """Bytes that a step reads from the source's storage (halo included, and whole rows where it can't read parts),
     and writes to the target's."""
-    axes = int(module.layered) + len(module.weight.dims[0]) if module.whole_rows else len(module.axes)
+    weight = module.origin or module.weight
+    axes = int(module.layered) + len(weight.dims[0]) if module.whole_rows else len(module.axes)
     share = math.prod(step.source_shape()[:axes]) / math.prod(module.source_shape()[:axes])
     return round(module.source_bytes * share), box_size(step.target) * ITEMSIZE[module.dtype]

@@ -10,15 +10,21 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 from bot_dist.axes import ITEMSIZE, Parameter, Range
 from bot_dist.errors import PlanError
 from bot_dist.families import Model, Weight
+from bot_dist.plan.rules import Fill
 from bot_dist.sharding import Box, Cut, Mesh, box_size
 from bot_dist.wavelets import Operator, OperatorSpec, build_operator
 
 FLOAT32 = ITEMSIZE["float32"]
+
+DETAILS = "details/"
+"""Prefix of the arrays that hold what shrinking dropped."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,21 +32,43 @@ class AxisPlan:
     """One axis of one module: how it is resampled, and how its target is cut into tiles."""
 
     axis: str
-    spec: OperatorSpec
+    n_source: int
+    n_target: int
+    spec: OperatorSpec | None
+    """None: the operator of the axis before takes this one along (a composite one, such as ``heads × head_dim``)."""
     tile: int
     cut: Cut | None = None
     """Present where tensor parallelism cuts this axis."""
+    spans: int = 1
+    """How many axes the operator acts on together, from this one on."""
+    copies: bool = False
+    """Whether copies along this axis are told apart by noise that the function can't see."""
+    fill: Fill = "neutral"
+    """What target indices hold that take nothing from the source."""
+
+    @property
+    def changes(self) -> bool:
+        """Whether an operator is applied along it."""
+        return self.spec is not None and not self.spec.is_identity
+
+    @property
+    def alone(self) -> bool:
+        """Whether its operator is applied by itself, before the others are in one pass."""
+        return self.spans > 1 or (self.spec is not None and self.spec.per_layer)
 
     def tiles(self) -> list[Range]:
-        n = self.spec.n_target
+        n = self.n_target
         return [(start, min(n, start + self.tile)) for start in range(0, n, self.tile)]
 
     def operator(self) -> Operator:
+        assert self.spec is not None, self
         return build_operator(self.spec)
 
     def needed(self, target: Range) -> tuple[Range, ...]:
         """Source ranges to read for a target range: the operator's support, and the part of the source that the
         target range stands for (so that the steps' energies add up to the source's)."""
+        if self.spec is None or self.spans > 1 or self.spec.policy == "stored":
+            return ((0, self.n_source),)
         if self.spec.is_identity:
             return (target,)
         ranges = sorted((*self.operator().support(target), self.core(target)))
@@ -54,14 +82,13 @@ class AxisPlan:
 
     def widest(self) -> int:
         """Source indices that the tile with the largest support needs."""
-        if self.spec.is_identity:
+        if not self.changes and self.spec is not None:
             return self.tile
         return max(sum(stop - start for start, stop in self.needed(t)) for t in self.tiles())
 
     def core(self, target: Range) -> Range:
         """The source range that a target range stands for; over all tiles, a partition of the source."""
-        n_source, n_target = self.spec.n_source, self.spec.n_target
-        return target[0] * n_source // n_target, target[1] * n_source // n_target
+        return target[0] * self.n_source // self.n_target, target[1] * self.n_source // self.n_target
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,53 +97,103 @@ class ModulePlan:
 
     weight: Weight
     axes: tuple[AxisPlan, ...]
-    scale: float
-    """Factor on all of it, besides the operators' own."""
     dtype: str
     """Of the target."""
     chunk: tuple[int, ...]
-    """Inner chunk of each parameter of the target (no layer axis)."""
+    """Inner chunk of each array that is written."""
     source_bytes: int
     """Of the module on the source's storage."""
+    source_dtype: str
+    """In which it is read."""
     whole_rows: bool
     """Reading part of a row from there costs reading all of it."""
+    origin: Weight | None = None
+    """The source's weight, where it is another: the table that an untied head is made of."""
+    factors: tuple[tuple[str, float], ...] = ()
+    """On all of it, besides the operators' own: per axis whose change asks for one."""
+    init_std: float = 0.0
+    """Standard deviation of what is filled with the family's initialisation."""
+    noise: float = 0.0
+    """Strength of the noise on copies (``AxisPlan.copies``)."""
+    seed: int = 0
+    """Of noise and initialisation."""
+    learning_rate_factor: float = 1.0
+    """For Adam; weight decay takes the inverse."""
+    band: str = ""
+    """Of the details that shrinking drops: one letter per axis, ``d`` where it is the detail band, ``a`` elsewhere. Empty
+    for the model's own weights."""
 
     @property
     def layered(self) -> bool:
         return self.weight.layered
 
     @property
+    def scale(self) -> float:
+        return math.prod(factor for _, factor in self.factors)
+
+    @property
+    def shift(self) -> float:
+        """Added at the end, so that what the model adds to the weights is scaled with them."""
+        return 0.0 if self.band else self.weight.offset * (self.scale - 1)
+
+    @property
+    def name(self) -> str:
+        return f"{DETAILS}{self.weight.name}/{self.band}" if self.band else self.weight.name
+
+    @property
+    def stacked(self) -> bool:
+        """Whether all layers are written to one array. Those of a detail band are no layers of a model."""
+        return bool(self.band)
+
+    @property
     def shard(self) -> tuple[int, ...]:
-        """Shard of each parameter of the target (no layer axis): what one step writes of one layer."""
-        return tuple(a.tile for a in self.axes[1 if self.layered else 0 :])
+        """Shard of each array that is written: of one layer, or of all where they are stacked."""
+        return self.within_array(tuple(a.tile for a in self.axes))
 
     @property
     def order(self) -> tuple[int, ...]:
-        """Axes in the order in which their operators are applied: those that shrink most first."""
-        changing = [i for i, a in enumerate(self.axes) if not a.spec.is_identity]
-        return tuple(sorted(changing, key=lambda i: self.axes[i].spec.n_target / self.axes[i].spec.n_source))
+        """Axes in the order in which their operators are applied: those applied alone; the innermost first where they
+        shrink; the innermost last where they grow."""
+        changing = [(i, a) for i, a in enumerate(self.axes) if a.changes]
+
+        def key(item: tuple[int, AxisPlan]) -> tuple[bool, bool, int]:
+            i, a = item
+            assert a.spec is not None
+            grows = a.spec.n_target > a.spec.n_source
+            return not a.alone, grows, i if grows else -i
+
+        return tuple(i for i, _ in sorted(changing, key=key))
+
+    @property
+    def random(self) -> bool:
+        """Whether any of it is drawn."""
+        return self.noise > 0 or any(a.fill == "init" for a in self.axes)
 
     @property
     def energy_gain(self) -> float:
         """Squared norm of the result over that of an orthonormal approximation band."""
         gain = self.scale
         for a in self.axes:
-            if a.spec.silent_copies:
-                continue  # each source layer once: all of its energy
-            gain *= a.spec.row_sum / math.sqrt(a.spec.n_source / a.spec.n_target)
+            if a.spec is not None and a.spec.policy in ("resample", "copy") and a.spec.speaks == "every":
+                # with silent copies each source layer is there once: all of its energy
+                gain *= a.spec.row_sum / math.sqrt(a.spec.n_source / a.spec.n_target)
         return gain**2
 
     def source_shape(self) -> tuple[int, ...]:
-        return tuple(a.spec.n_source for a in self.axes)
+        return tuple(a.n_source for a in self.axes)
 
     def target_shape(self) -> tuple[int, ...]:
-        return tuple(a.spec.n_target for a in self.axes)
+        return tuple(a.n_target for a in self.axes)
 
     def layers(self, box: Box) -> Range:
         return box[0] if self.layered else (0, 1)
 
     def within_layer(self, box: Box) -> Box:
         return box[1:] if self.layered else box
+
+    def within_array(self, sides: tuple[T, ...]) -> tuple[T, ...]:
+        """The sides, one per axis, that an array that is written has."""
+        return sides[1:] if self.layered and not self.stacked else sides
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,6 +226,10 @@ class TransferPlan:
     mesh: Mesh
     memory_limit: int
     """Bytes of tensors that one actor may hold."""
+    allow_nonfinite: bool = False
+    """Go on where the source holds NaN or infinity."""
+    notes: tuple[str, ...] = ()
+    """What the user should know about it."""
 
     def steps(self) -> Iterator[Step]:
         """The steps of all modules, made on demand."""
@@ -165,7 +246,7 @@ class TransferPlan:
             owner = self.mesh.rank(tensor[0], shared % self.mesh.data) if tensor else shared % self.mesh.size
             shared += 1
             yield Step(
-                id=f"{module.weight.name}-{number:05d}",
+                id=f"{module.name.replace('/', '-')}-{number:05d}",
                 module=index,
                 owner=owner,
                 target=target,
@@ -173,9 +254,13 @@ class TransferPlan:
                 core=tuple(core for _, _, core in tile),
             )
 
-    def parameter(self, module: ModulePlan, layer: int) -> Parameter:
-        """A parameter of the target."""
-        return self.target.parameter(module.weight, layer)
+    def written(self, module: ModulePlan, target: Box | None = None) -> list[Parameter]:
+        """The arrays that the module is written to, in the order of the layers of ``target`` (by default all)."""
+        if module.stacked:
+            axes = tuple(a.axis for a in module.axes)
+            return [Parameter(name=module.name, axes=axes, sizes=module.target_shape(), dims=(1,) * len(axes))]
+        layers = module.layers(target) if target else (0, self.target.weight_layers(module.weight))
+        return [self.target.parameter(module.weight, layer) for layer in range(*layers)]
 
     @cached_property
     def digest(self) -> str:
@@ -194,7 +279,7 @@ class TransferPlan:
         """Raise PlanError unless every step is within bounds and its memory, and all write every element once."""
         for module in self.modules:
             for a in module.axes:
-                assert a.tiles()[-1][1] == a.spec.n_target, (module.weight.name, a)
+                assert a.tiles()[-1][1] == a.n_target, (module.name, a)
         for i, module in enumerate(self.modules):
             written = 0
             for step in self.module_steps(i):
@@ -202,7 +287,7 @@ class TransferPlan:
                 assert 0 <= step.owner < self.mesh.size, step
                 if (peak := step_peak(module, step.target, step.source_shape())) > self.memory_limit:
                     raise PlanError(f"{step.id} needs {peak:,} bytes, over the limit of {self.memory_limit:,}")
-            assert written == math.prod(module.target_shape()), module.weight.name
+            assert written == math.prod(module.target_shape()), module.name
 
     def to_json(self) -> dict[str, Any]:
         """What the manifest records of the plan."""
@@ -211,24 +296,36 @@ class TransferPlan:
             "mesh": dataclasses.asdict(self.mesh),
             "memory_limit": self.memory_limit,
             "operators": {
-                m.weight.name: {a.axis: str(a.spec) for a in m.axes if not a.spec.is_identity} for m in self.modules
+                m.name: {a.axis: str(a.spec) for a in m.axes if a.changes} for m in self.modules if not m.band
             },
+            "notes": self.notes,
         }
 
 
 def step_peak(module: ModulePlan, target: Box, source_shape: tuple[int, ...]) -> int:
     """Bytes of tensors that a step holds at its worst moment.
 
-    Reading: the source box in float32, and one layer of it twice more (as it is stored, and converted). Each
-    operator: its input, and its result twice (sum and summand). Writing: the result, and one layer of it three times
+    Reading: the source box, and one layer of it twice more (as it is stored, and converted). Transforming: source and
+    target, in float32 where anything but operators acts on them, then with as much again for what is drawn; before
+    that, the result of each operator that is applied by itself. Writing: the result, and one layer of it three times
     (cast, encoded, being sent).
     """
+    source = math.prod(source_shape) * (2 if module.source_dtype == "bfloat16" else FLOAT32)
     shape = list(source_shape)
     layers = shape[0] if module.layered else 1
-    peak = FLOAT32 * math.prod(shape) * (1 + 2 / max(1, layers))
+    peak = source * (1 + 2 / max(1, layers))
     for i in module.order:
-        before = math.prod(shape)
-        shape[i] = target[i][1] - target[i][0]
-        peak = max(peak, FLOAT32 * (before + 2 * math.prod(shape)))
-    layers = shape[0] if module.layered else 1
-    return int(max(peak, FLOAT32 * math.prod(shape) * (1 + 3 / max(1, layers))))
+        a = module.axes[i]
+        if a.alone:
+            before = math.prod(shape)
+            shape[i : i + a.spans] = [stop - start for start, stop in target[i : i + a.spans]]
+            peak = max(peak, FLOAT32 * (before + math.prod(shape)))
+            source = FLOAT32 * math.prod(shape)
+    size = box_size(target)
+    written = size * ITEMSIZE[module.dtype]
+    if module.random or module.scale != 1 or module.shift:
+        peak = max(peak, source + size * FLOAT32, size * FLOAT32 * (5 if module.noise else 3) + written)
+    else:
+        peak = max(peak, source + written)
+    layers = target[0][1] - target[0][0] if module.layered else 1
+    return int(max(peak, written * (1 + 3 / max(1, layers))))

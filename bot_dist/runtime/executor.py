@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import resource
 import time
 from collections.abc import Callable
@@ -14,9 +15,10 @@ import torch
 
 from bot_dist.axes import Parameter, Range
 from bot_dist.checkpoint import CheckpointWriter
+from bot_dist.errors import SourceError
 from bot_dist.plan import ModulePlan, Step, TransferPlan, step_bytes
+from bot_dist.runtime.transform import transform
 from bot_dist.sharding import Box
-from bot_dist.wavelets.apply import apply_operator
 
 ENERGY_PIECE = 2**18
 """Elements whose float64 copy is held at a time."""
@@ -43,6 +45,8 @@ class StepResult:
     """Squared norm of the part of the source that this step stands for."""
     energy_target: float
     """Squared norm of what was written, as an orthonormal filter bank would have written it."""
+    overflowed: int
+    """Finite values that the target's dtype can't hold."""
     read_s: float = 0.0
     transform_s: float = 0.0
     write_s: float = 0.0
@@ -76,20 +80,19 @@ def run_step(
     started = time.perf_counter()
     tensor = _read(plan, module, step, source)
     energy_source = _energy(tensor[_core(step)])
+    if not (math.isfinite(energy_source) or plan.allow_nonfinite):
+        _refuse_nonfinite(plan, module, step, tensor)
     read = time.perf_counter()
-    tensor = tensor.to(device)
-    for i in module.order:
-        axis = module.axes[i]
-        tensor = apply_operator(tensor, axis.operator(), i, step.target[i], step.source[i])
-    if module.scale != 1.0:
-        tensor = tensor.mul_(module.scale)
-    energy_target = _energy(tensor) / module.energy_gain
-    tensor = tensor.to(getattr(torch, module.dtype)).cpu()
+    applied = transform(module, step, tensor.to(device))
+    del tensor
+    energy_target = _energy(applied.tensor) / module.energy_gain
+    tensor = applied.tensor.cpu()
     transformed = time.perf_counter()
     digests = {}
     names, shard = _written(plan, step)
     for i, name in enumerate(names):
-        digests[name] = writer.write(name, shard, tensor[i] if module.layered else tensor)
+        whole = module.stacked or not module.layered
+        digests[name] = writer.write(name, shard, tensor if whole else tensor[i])
     bytes_read, bytes_written = step_bytes(module, step)
     result = StepResult(
         step=step.id,
@@ -99,6 +102,7 @@ def run_step(
         bytes_written=bytes_written,
         energy_source=energy_source,
         energy_target=energy_target,
+        overflowed=applied.overflowed,
         read_s=read - started,
         transform_s=transformed - read,
         write_s=time.perf_counter() - transformed,
@@ -110,12 +114,13 @@ def run_step(
 
 
 def _read(plan: TransferPlan, module: ModulePlan, step: Step, source: Reader) -> torch.Tensor:
-    """The step's source box in float32: the concatenation of its ranges along every axis."""
-    tensor = torch.empty(step.source_shape(), dtype=torch.float32)
+    """The step's source box, in bfloat16 or float32: the concatenation of its ranges along every axis."""
+    dtype = torch.bfloat16 if module.source_dtype == "bfloat16" else torch.float32
+    tensor = torch.empty(step.source_shape(), dtype=dtype)
     layers = [i for r in step.source[0] for i in range(*r)] if module.layered else [0]
     within = step.source[1:] if module.layered else step.source
     for i, layer in enumerate(layers):
-        parameter = plan.source.parameter(module.weight, layer)
+        parameter = plan.source.parameter(module.origin or module.weight, layer)
         slab = tensor[i] if module.layered else tensor
         for pieces in itertools.product(*(_placed(ranges) for ranges in within)):
             box = tuple(piece for piece, _ in pieces)
@@ -142,19 +147,34 @@ def _core(step: Step) -> tuple[slice, ...]:
 
 
 def _energy(tensor: torch.Tensor) -> float:
-    """Squared norm, summed in float64, a megabyte-sized piece at a time; of nothing, 0."""
+    """Squared norm, in float32 a megabyte-sized piece at a time and in float64 over the pieces; of nothing, 0."""
     total = 0.0
     for piece in tensor.reshape(-1).split(ENERGY_PIECE):
-        total += torch.sum(piece.double() ** 2).item()
+        piece = piece.float()
+        total += torch.dot(piece, piece).item()
     return total
 
 
+def _refuse_nonfinite(plan: TransferPlan, module: ModulePlan, step: Step, tensor: torch.Tensor) -> None:
+    """Raise SourceError naming the first value that is no number, if there is one (else squares overflowed)."""
+    for found in (~torch.isfinite(tensor)).nonzero()[:1].tolist():
+        index = []
+        for i, ranges in zip(found, step.source, strict=True):
+            index.append(next(r[0] + i - place.start for r, place in _placed(ranges) if place.start <= i < place.stop))
+        layer = index[0] if module.layered else 0
+        parameter = plan.source.parameter(module.origin or module.weight, layer)
+        where = dict(zip(parameter.axes, index[1:] if module.layered else index, strict=True))
+        raise SourceError(
+            f"tensor '{parameter.name}' holds {tensor[tuple(found)].item()} at "
+            f"{', '.join(f'{axis} {i}' for axis, i in where.items())}; repair the source, or go on with it "
+            f"(--allow-nonfinite)"
+        )
+
+
 def _written(plan: TransferPlan, step: Step) -> tuple[list[str], Box]:
-    """What a step writes: the same shard of the parameter of each of its layers."""
+    """What a step writes: the same shard of the array of each of its layers, or of the one that stacks them."""
     module = plan.modules[step.module]
-    first, last = module.layers(step.target)
-    names = [plan.parameter(module, layer).name for layer in range(first, last)]
-    return names, module.within_layer(step.target)
+    return [p.name for p in plan.written(module, step.target)], module.within_array(step.target)
 
 
 def _intact(plan: TransferPlan, step: Step, writer: CheckpointWriter, earlier: StepResult) -> bool:

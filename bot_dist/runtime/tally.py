@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -22,6 +23,7 @@ class Tally:
         self.digests: dict[str, dict[str, str]] = {}
         """Per parameter, the digest of every chunk written: what a commit needs."""
         self._steps = self._resumed = self._bytes_read = self._bytes_written = 0
+        self._overflowed: dict[str, int] = {}
         self._peak_rss = [0] * plan.mesh.size
         self._energy = [[0.0, 0.0] for _ in plan.modules]
         self._seconds = 0.0
@@ -47,6 +49,8 @@ class Tally:
             "steps_resumed": self._resumed,
             "actor_peak_rss_bytes": self._peak_rss,
             "energy_kept": self._energy_kept(),
+            "detail_energy": self._detail_energy(),
+            "overflowed": self._overflowed,
         }
 
     def _execute(self, executor: Executor, source: Reader, target_url: str) -> None:
@@ -66,6 +70,9 @@ class Tally:
             self._bytes_read += result.bytes_read
             self._bytes_written += result.bytes_written
         self._peak_rss[result.rank] = max(self._peak_rss[result.rank], result.peak_rss_bytes)
+        if result.overflowed:
+            name = self.plan.modules[result.module].name
+            self._overflowed[name] = self._overflowed.get(name, 0) + result.overflowed
         self._energy[result.module][0] += result.energy_source
         self._energy[result.module][1] += result.energy_target
         measured = dataclasses.asdict(result)
@@ -75,7 +82,19 @@ class Tally:
     def _energy_kept(self) -> dict[str, float]:
         """Share of each module's squared norm that its approximation band keeps; modules that only grow keep all."""
         return {
-            module.weight.name: target / source
+            module.name: target / source
             for module, (source, target) in zip(self.plan.modules, self._energy, strict=True)
-            if source > 0 and any(a.spec.n_target < a.spec.n_source for a in module.axes)
+            if _finite(source, target) and not module.band and any(a.n_target < a.n_source for a in module.axes)
         }
+
+    def _detail_energy(self) -> dict[str, dict[str, float]]:
+        """Share of each module's squared norm in each detail band that was kept."""
+        shares: dict[str, dict[str, float]] = {}
+        for module, (source, target) in zip(self.plan.modules, self._energy, strict=True):
+            if module.band and _finite(source, target):
+                shares.setdefault(module.weight.name, {})[module.band] = target / source
+        return shares
+
+
+def _finite(source: float, target: float) -> bool:
+    return source > 0 and math.isfinite(source) and math.isfinite(target)

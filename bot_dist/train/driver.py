@@ -89,7 +89,13 @@ def check(train: TrainConfig, configs: Mapping[str, dict[str, Any]]) -> None:
 
     text_files(train)
     for name, config in configs.items():
-        field = model_of(config).family.context_field
+        family = model_of(config).family
+        if family.objective != "causal":
+            raise InputError(
+                f"run '{name}': family '{family.name}' is pretrained on '{family.objective}', and continued pretraining "
+                f"is for causal language models so far; transfer it (bot_dist scale) and train it elsewhere"
+            )
+        field = family.context_field
         longest = config.get(field)
         if longest is not None and train.context > longest:
             raise InputError(

@@ -1,6 +1,18 @@
-"""Filter banks as one linear operator per axis, and the application of operators to tensors."""
+"""Every change of an axis as one linear operator, and the application of operators to tensors."""
 
+from bot_dist.wavelets.build import build_operator, check_supported
+from bot_dist.wavelets.copies import copies_only, counts
 from bot_dist.wavelets.filter_bank import filters
-from bot_dist.wavelets.operators import Operator, OperatorSpec, build_operator, check_supported
+from bot_dist.wavelets.operators import Operator
+from bot_dist.wavelets.spec import OperatorSpec, spec_from_json
 
-__all__ = ["Operator", "OperatorSpec", "build_operator", "check_supported", "filters"]
+__all__ = [
+    "Operator",
+    "OperatorSpec",
+    "build_operator",
+    "check_supported",
+    "copies_only",
+    "counts",
+    "filters",
+    "spec_from_json",
+]

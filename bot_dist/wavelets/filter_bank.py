@@ -1,8 +1,9 @@
-"""One level of a filter bank as rows of indices and taps, aligned as PyWavelets aligns mode ``periodization``.
+"""One level of a filter bank as an operator, aligned as PyWavelets aligns mode ``periodization``.
 
-Analysis (DWT, approximation band only) of a signal x of even length n:
-``cA[k] = Σ_j dec_lo[j] · x[2k + L/2 − j]``. Synthesis (IDWT with zero details):
-``x[m] = Σ_k rec_lo[m − 2k + L/2 − 1] · cA[k]``, L the filters' (even) length and indices extended at the ends.
+Analysis (DWT) of a signal x of even length n into one band:
+``c[k] = Σ_j dec[j] · x[2k + L/2 − j]``. Synthesis (IDWT) from one band, the other being zero:
+``x[m] = Σ_k rec[m − 2k + L/2 − 1] · c[k]``, L the filters' (even) length and indices extended at the ends. The low-pass
+filters give and take the approximation band, the high-pass filters the detail band.
 
 On a symmetric axis (layers, which have an order) the whole samples by which a long filter moves the signal are taken
 back: sample k of the coarse signal lies between samples 2k and 2k + 1 of the fine one.
@@ -11,57 +12,66 @@ back: sample k of the coarse signal lies between samples 2k and 2k + 1 of the fi
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from bot_dist.errors import RecipeError, nearest
+from bot_dist.wavelets.operators import Indices, Operator, Taps, keep
+from bot_dist.wavelets.spec import Boundary
 
-Rows = tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]
-"""Indices and taps, both ``(n_target, width)``."""
+HAAR = frozenset({"haar", "db1", "bior1.1", "rbio1.1"})
+"""The names of the filter bank of averages and differences of two."""
+
+
+class Filters(NamedTuple):
+    """Of one wavelet, each of one even length."""
+
+    dec_lo: Taps
+    dec_hi: Taps
+    rec_lo: Taps
+    rec_hi: Taps
 
 
 @cache
-def filters(wavelet: str) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Low-pass analysis and synthesis filters. Raises RecipeError on an unknown wavelet."""
+def filters(wavelet: str) -> Filters:
+    """Raises RecipeError on an unknown wavelet."""
     import pywt
 
     if wavelet not in pywt.wavelist(kind="discrete"):
         raise RecipeError(f"unknown wavelet {wavelet!r}; {nearest(wavelet, pywt.wavelist(kind='discrete'))}")
-    bank = pywt.Wavelet(wavelet)
-    return np.array(bank.dec_lo), np.array(bank.rec_lo)
+    return Filters(*map(np.array, pywt.Wavelet(wavelet).filter_bank))
 
 
-def analysis_level(n: int, wavelet: str, boundary: str) -> Rows:
-    """From ``n`` (even) to ``n / 2``."""
-    low, _ = filters(wavelet)
-    length = len(low)
+def analysis(n: int, taps: Taps, boundary: Boundary) -> Operator:
+    """From ``n`` (even) to ``n / 2`` by one analysis filter (the low-pass one if the boundary is symmetric)."""
+    length = len(taps)
     reach = length // 2 - np.arange(length)
-    shift = _phase(low, reach - 0.5) if boundary == "symmetric" else 0
+    shift = _phase(taps, reach - 0.5) if boundary == "symmetric" else 0
     positions = 2 * np.arange(n // 2)[:, None] + reach[None, :] - shift
-    return _extend(positions, n, boundary), np.broadcast_to(low, positions.shape)
+    rows = Operator(_extend(positions, n, boundary), np.broadcast_to(taps, positions.shape), n)
+    return rows.after(keep(n))
 
 
-def synthesis_level(n: int, wavelet: str, boundary: str) -> Rows:
-    """From ``n`` to ``2n``."""
-    _, low = filters(wavelet)
-    length = len(low)
-    shift = _phase(low, np.arange(length) - length // 2 + 0.5) if boundary == "symmetric" else 0
+def synthesis(n: int, taps: Taps, boundary: Boundary) -> Operator:
+    """From ``n`` to ``2n`` by one synthesis filter (the low-pass one if the boundary is symmetric)."""
+    length = len(taps)
+    shift = _phase(taps, np.arange(length) - length // 2 + 0.5) if boundary == "symmetric" else 0
     m = np.arange(2 * n)[:, None]
     # x[m] takes the taps j of one parity, those with an integer k = (m + shift + L/2 − 1 − j) / 2.
-    phase = (m + shift + length // 2 - 1) % 2
-    j = phase + 2 * np.arange(length // 2)[None, :]
+    parity = (m + shift + length // 2 - 1) % 2
+    j = parity + 2 * np.arange(length // 2)[None, :]
     positions = (m + shift + length // 2 - 1 - j) // 2
-    return _extend(positions, n, boundary), low[j]
+    return Operator(_extend(positions, n, boundary), taps[j], n).after(keep(n))
 
 
-def _phase(taps: npt.NDArray[np.float64], offsets: npt.NDArray[np.floating[Any]]) -> int:
-    """The whole number of samples by which a filter's centre of gravity is off, for the layer axis."""
+def _phase(taps: Taps, offsets: npt.NDArray[np.floating[Any]]) -> int:
+    """The whole number of samples by which a filter's centre of gravity is off."""
     return round(float((taps * offsets).sum() / taps.sum()))
 
 
-def _extend(positions: npt.NDArray[np.int64], n: int, boundary: str) -> npt.NDArray[np.int64]:
+def _extend(positions: Indices, n: int, boundary: Boundary) -> Indices:
     """Bring positions outside ``[0, n)`` back: wrapped, or mirrored at the half sample, as often as needed."""
     if boundary == "periodic":
         return positions % n

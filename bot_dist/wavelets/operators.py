@@ -7,59 +7,27 @@ and their taps. They are built in float64.
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from bot_dist.axes import Range
-from bot_dist.errors import PlanError
-from bot_dist.wavelets.filter_bank import analysis_level, synthesis_level
-
-Boundary = Literal["periodic", "symmetric"]
-Policy = Literal["wavelet", "identity"]
 
 Indices = npt.NDArray[np.int64]
 Taps = npt.NDArray[np.float64]
 
-
-@dataclass(frozen=True, kw_only=True)
-class OperatorSpec:
-    """Everything that determines one operator; small enough to be printed, stored and sent."""
-
-    n_source: int
-    n_target: int
-    row_sum: float
-    """What every row sums to: the gain that this use of the axis asks for."""
-    wavelet: str = "haar"
-    boundary: Boundary = "periodic"
-    policy: Policy = "wavelet"
-    """``wavelet``: analysis or synthesis by the filter bank. ``identity``: each target index copies a source index."""
-    silent_copies: bool = False
-    """With ``identity``: all copies of a source index but the first are zero rows."""
-
-    @property
-    def is_identity(self) -> bool:
-        """Whether it changes nothing but, perhaps, scale."""
-        return self.n_source == self.n_target
-
-    @property
-    def levels(self) -> int:
-        """Levels of the filter bank: negative where the axis grows."""
-        return round(math.log2(self.n_source / self.n_target))
-
-    def __str__(self) -> str:
-        if self.is_identity:
-            return "keep"
-        return "identity" if self.policy == "identity" else f"{self.wavelet} ×{self.row_sum:.3g}"
+BLOCK = 2**21
+"""Elements that a product of operators holds at a time."""
 
 
 @dataclass(frozen=True, eq=False)
 class Operator:
-    """A banded matrix: ``A[i, indices[i, j]] += taps[i, j]``; ``indices`` and ``taps`` are ``(n_target, width)``."""
+    """A banded matrix: ``A[i, indices[i, j]] += taps[i, j]``; ``indices`` and ``taps`` are ``(n_target, width)``.
+
+    Rows with fewer taps than the widest repeat one of their indices, with tap zero.
+    """
 
     indices: Indices
     taps: Taps
@@ -77,11 +45,10 @@ class Operator:
 
     def support(self, target: Range) -> tuple[Range, ...]:
         """The source ranges, ascending, that the target indices need: the block under them and its halo."""
-        needed = np.unique(self.indices[target[0] : target[1]])
-        breaks = np.flatnonzero(np.diff(needed) > 1)
-        starts = needed[np.concatenate(([0], breaks + 1))]
-        stops = needed[np.concatenate((breaks, [len(needed) - 1]))] + 1
-        return tuple((int(a), int(b)) for a, b in zip(starts, stops, strict=True))
+        needed = np.zeros(self.n_source + 2, dtype=np.int8)
+        needed[self.indices[target[0] : target[1]] + 1] = 1
+        edges = np.flatnonzero(np.diff(needed))
+        return tuple((int(start), int(stop)) for start, stop in edges.reshape(-1, 2))
 
     def restricted(self, target: Range, source: tuple[Range, ...]) -> tuple[Indices, Taps]:
         """Rows of ``target`` with indices into the concatenation of the ``source`` ranges."""
@@ -94,75 +61,77 @@ class Operator:
         assert (local >= 0).all(), "a source range misses part of the support"
         return local, self.taps[target[0] : target[1]]
 
+    def scaled(self, factor: float) -> Operator:
+        return Operator(self.indices, self.taps * factor, self.n_source)
+
     def after(self, first: Operator) -> Operator:
         """The product ``self · first``, with equal indices of a row merged."""
-        indices = first.indices[self.indices].reshape(self.n_target, -1)
-        taps = (self.taps[:, :, None] * first.taps[self.indices]).reshape(self.n_target, -1)
-        return Operator(*merge(indices, taps), first.n_source)
+        assert self.n_source == first.n_target, (self.n_source, first.n_target)
+        rows = max(1, BLOCK // (self.indices.shape[1] * first.indices.shape[1]))
+        blocks = []
+        for start in range(0, self.n_target, rows):
+            outer, outer_taps = self.indices[start : start + rows], self.taps[start : start + rows]
+            indices = first.indices[outer].reshape(len(outer), -1)
+            taps = (outer_taps[:, :, None] * first.taps[outer]).reshape(len(outer), -1)
+            blocks += _merged(indices, taps, first.n_source)
+        return below(blocks)
 
 
-def merge(indices: Indices, taps: Taps) -> tuple[Indices, Taps]:
-    """Sort each row by index, add taps of equal indices and trim to the widest row; spare places repeat an index
-    with tap zero."""
-    order = np.argsort(indices, axis=1, kind="stable")
-    indices = np.take_along_axis(indices, order, 1)
-    taps = np.take_along_axis(taps, order, 1)
-    first = np.ones(indices.shape, dtype=bool)
-    first[:, 1:] = indices[:, 1:] != indices[:, :-1]
-    slot = np.cumsum(first, axis=1) - 1
-    width = int(slot.max()) + 1
-    merged_indices = np.repeat(indices[:, :1], width, axis=1)
-    merged_taps = np.zeros((len(indices), width))
-    rows = np.arange(len(indices))[:, None]
-    merged_indices[rows, slot] = indices
-    np.add.at(merged_taps, (np.broadcast_to(rows, slot.shape), slot), taps)
-    return merged_indices, merged_taps
+def keep(n: int) -> Operator:
+    """The identity."""
+    return Operator(np.arange(n)[:, None], np.ones((n, 1)), n)
 
 
-def check_supported(spec: OperatorSpec, what: str) -> None:
-    """Raise PlanError, naming the axis by ``what``, when no operator leads from ``n_source`` to ``n_target``."""
-    if spec.is_identity:
-        return
-    if spec.policy == "identity":
-        if spec.n_target < spec.n_source:
-            raise PlanError(
-                f"{what}: depth policy 'identity' only grows, and {spec.n_source} → {spec.n_target} shrinks; "
-                f"use depth 'wavelet'"
-            )
-        return
-    large, small = max(spec.n_source, spec.n_target), min(spec.n_source, spec.n_target)
-    ratio = large / small
-    if large % small or ratio != 2 ** round(math.log2(ratio)):
-        shrunk = [str(spec.n_source >> k) for k in range(1, 5) if spec.n_source % (1 << k) == 0]
-        grown = [str(spec.n_source << k) for k in range(1, 4)]
-        raise PlanError(
-            f"{what}: {spec.n_source} → {spec.n_target} is no power of two, and no other ratio is supported yet; "
-            f"from {spec.n_source} use {', '.join(shrunk + grown)}"
-        )
+def from_dense(matrix: Taps) -> Operator:
+    """A matrix ``(n_target, n_source)`` with few zeros; its indices take no memory."""
+    return Operator(np.broadcast_to(np.arange(matrix.shape[1]), matrix.shape), matrix, matrix.shape[1])
 
 
-@lru_cache(maxsize=256)
-def build_operator(spec: OperatorSpec) -> Operator:
-    """The operator that ``spec`` describes.
+def below(operators: Sequence[Operator]) -> Operator:
+    """Operators on one source as one, their targets one after the other."""
+    width = max(operator.indices.shape[1] for operator in operators)
+    indices = np.empty((sum(operator.n_target for operator in operators), width), dtype=np.int64)
+    taps = np.zeros(indices.shape)
+    start = 0
+    for operator in operators:
+        stop, own = start + operator.n_target, operator.indices.shape[1]
+        indices[start:stop, :own] = operator.indices
+        indices[start:stop, own:] = operator.indices[:, :1]
+        taps[start:stop, :own] = operator.taps
+        start = stop
+    return Operator(indices, taps, operators[0].n_source)
 
-    With the orthonormal row sum √(n_source/n_target) and a periodic boundary it is the approximation band of
-    ``pywt.wavedec`` (or ``waverec`` with zero details) in mode ``periodization``.
+
+def beside(operators: Sequence[Operator]) -> Operator:
+    """Operators on one target as one, their sources one after the other."""
+    offsets = np.cumsum([0, *(operator.n_source for operator in operators)])
+    indices = [operator.indices + offset for operator, offset in zip(operators, offsets[:-1], strict=True)]
+    return Operator(
+        np.concatenate(indices, axis=1), np.concatenate([o.taps for o in operators], axis=1), int(offsets[-1])
+    )
+
+
+def _merged(indices: Indices, taps: Taps, n_source: int) -> list[Operator]:
+    """Consecutive rows with taps of equal indices added, and those left out that are zero.
+
+    The taps of a row are summed in a window of the source, which may wrap around its end.
     """
-    if spec.is_identity or spec.policy == "identity":
-        return _copies(spec)
-    operator = Operator(np.arange(spec.n_source)[:, None], np.ones((spec.n_source, 1)), spec.n_source)
-    n = spec.n_source
-    for _ in range(abs(spec.levels)):
-        level = analysis_level if spec.levels > 0 else synthesis_level
-        indices, taps = level(n, spec.wavelet, spec.boundary)
-        operator = Operator(indices, taps, n).after(operator)
-        n = operator.n_target
-    return Operator(operator.indices, operator.taps * (spec.row_sum * 2 ** (-spec.levels / 2)), spec.n_source)
-
-
-def _copies(spec: OperatorSpec) -> Operator:
-    indices = np.arange(spec.n_target) * spec.n_source // spec.n_target
-    taps = np.full(spec.n_target, spec.row_sum)
-    if spec.silent_copies:
-        taps[1:][indices[1:] == indices[:-1]] = 0.0
-    return Operator(indices[:, None], taps[:, None], spec.n_source)
+    first = indices[:, :1]
+    place = (indices - first + n_source // 2) % n_source
+    start = place.min(axis=1, keepdims=True)
+    place -= start
+    rows, window = len(indices), int(place.max()) + 1
+    if rows > 1 and rows * window > 4 * BLOCK:
+        half = rows // 2
+        return _merged(indices[:half], taps[:half], n_source) + _merged(indices[half:], taps[half:], n_source)
+    place += np.arange(rows)[:, None] * window
+    sums = np.bincount(place.ravel(), taps.ravel(), rows * window).reshape(rows, window)
+    row, column = np.nonzero(sums)
+    counts = np.bincount(row, minlength=rows)
+    slot = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
+    width = max(1, int(counts.max()))
+    kept_indices, kept_taps = np.repeat(first, width, axis=1), np.zeros((rows, width))
+    kept_indices[row, slot] = (first[row, 0] + start[row, 0] - n_source // 2 + column) % n_source
+    kept_taps[row, slot] = sums[row, column]
+    spare = np.arange(width) >= counts[:, None]
+    return [Operator(np.where(spare, kept_indices[:, :1], kept_indices), kept_taps, n_source)]

@@ -22,7 +22,7 @@ PACKAGE = ROOT / "bot_dist"
 FLOORS = [  # of the architecture, lowest first; the names of one line do not import each other
     {"errors", "urls"},
     {"axes", "recipe"},
-    {"records"},
+    {"draws", "records"},
     {"families", "wavelets", "sharding"},
     {"plan"},
     {"checkpoint"},
@@ -37,8 +37,9 @@ ONLY_IN = {
     "ray": {"runtime", "train", "evaluate"},
     "deepspeed": {"train"},
     "transformers": {"calibrate", "convert", "train", "evaluate"},
+    "numba": {"wavelets"},
 }
-HEAVY = {"torch", "ray", "deepspeed", "transformers", "zarr", "numpy", "pandas", "matplotlib", "pywt"}
+HEAVY = {"torch", "ray", "deepspeed", "transformers", "zarr", "numpy", "pandas", "matplotlib", "pywt", "numba"}
 TOP_LEVEL = {"bot_dist", "launch", "configs", "tests", "pyproject.toml", "README.md"}
 
 MODULES = sorted(PACKAGE.rglob("*.py"))

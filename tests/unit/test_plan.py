@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import subprocess
 import sys
@@ -11,9 +12,10 @@ import pytest
 
 from bot_dist.errors import FamilyError, PlanError, RecipeError
 from bot_dist.families import Model, model_of
-from bot_dist.plan import TransferPlan, make_plan, summarise
-from bot_dist.recipe import TransferConfig
+from bot_dist.plan import Fitted, ModulePlan, SourceModule, TransferPlan, make_plan, summarise, target_model
+from bot_dist.recipe import PRESETS, TransferConfig, make_recipe
 from bot_dist.sharding import Mesh, box_size
+from bot_dist.wavelets import OperatorSpec
 
 SMOLLM2 = {
     "model_type": "llama",
@@ -31,23 +33,41 @@ HALF = {"layers": 15, "embed": 288, "mlp": 768}
 DOUBLE = {"embed": 1152, "mlp": 3072, "heads": 18, "kv_heads": 6}
 
 
-def planned(config: dict[str, Any], target: dict[str, int], mesh: Mesh | None = None, **transfer: Any) -> TransferPlan:
-    model = model_of(config)
-    sizes = {w.name: 4 * model.weight_layers(w) * model.parameter(w).size for w in model.weights}
+def modules_of(model: Model, dtype: str = "float32") -> dict[str, SourceModule]:
+    return {
+        w.name: SourceModule(nbytes=4 * model.weight_layers(w) * model.parameter(w).size, dtype=dtype)
+        for w in model.weights
+    }
+
+
+def planned(
+    config: dict[str, Any],
+    target: dict[str, int],
+    mesh: Mesh | None = None,
+    *,
+    fitted: Fitted | None = None,
+    whole_rows: bool = False,
+    **transfer: Any,
+) -> TransferPlan:
+    model, options = model_of(config), TransferConfig(**transfer)
     return make_plan(
         model,
-        model.resized(target),
-        TransferConfig(**transfer),
+        target_model(model, target, options),
+        options,
         mesh or Mesh(tensor=2),
-        source_bytes=sizes,
-        source_dtype=dict.fromkeys(sizes, "float32"),
+        modules=modules_of(model),
         source_id="test",
+        whole_rows=whole_rows,
+        fitted=fitted,
     )
 
 
+def module_of(plan: TransferPlan, name: str) -> ModulePlan:
+    return next(m for m in plan.modules if m.name == name)
+
+
 def row_sums(plan: TransferPlan, name: str) -> dict[str, float]:
-    module = next(m for m in plan.modules if m.weight.name == name)
-    return {a.axis: a.spec.row_sum for a in module.axes if not a.spec.is_identity}
+    return {a.axis: a.spec.row_sum for a in module_of(plan, name).axes if a.n_source != a.n_target}
 
 
 def scales(plan: TransferPlan) -> dict[str, float]:
@@ -102,7 +122,7 @@ def test_identity_depth_silences_inserted_blocks() -> None:
     plan = planned(SMOLLM2, {"layers": 60}, depth="identity")
     for module in plan.modules:
         if module.layered:
-            assert module.axes[0].spec.silent_copies == module.weight.into_residual
+            assert module.axes[0].spec.speaks == ("first" if module.weight.into_residual else "every")
             assert module.axes[0].spec.row_sum == 1
 
 
@@ -125,17 +145,10 @@ def test_every_element_is_written_once_within_the_limit(
 
 
 def test_sources_of_whole_rows_read_them_for_every_cut_of_a_row() -> None:
-    model = model_of(SMOLLM2)
-    sizes = {w.name: 4 * model.weight_layers(w) * model.parameter(w).size for w in model.weights}
-    options = {"source_bytes": sizes, "source_dtype": dict.fromkeys(sizes, "float32"), "source_id": "test"}
+    sizes = {name: module.nbytes for name, module in modules_of(model_of(SMOLLM2)).items()}
     read = [
-        {
-            row.name: row.bytes_read
-            for row in summarise(
-                make_plan(model, model, TransferConfig(), Mesh(tensor=3), whole_rows=whole, **options), 128
-            ).rows
-        }
-        for whole in (False, True)
+        {row.name: row.bytes_read for row in summarise(planned(SMOLLM2, {}, Mesh(tensor=3), whole_rows=rows), 128).rows}
+        for rows in (False, True)
     ]
     assert read[0] == sizes
     assert read[1] == {n: b * (3 if n in ("attn.out", "mlp.down") else 1) for n, b in sizes.items()}
@@ -157,6 +170,8 @@ def test_identity_depth_keeps_the_energy() -> None:
 def test_wavelets_for_axes_that_do_not_exist(wavelet: dict[str, str]) -> None:
     with pytest.raises(RecipeError, match="family 'llama' has no axis"):
         planned(SMOLLM2, HALF, wavelet=wavelet)
+    with pytest.raises(RecipeError, match="transfer.width: family 'llama' has no axis 'ffn'"):
+        planned(SMOLLM2, DOUBLE, width={"ffn": "copy"})
     with pytest.raises(RecipeError, match="unknown wavelet 'nonsense'"):
         planned(SMOLLM2, {}, wavelet="nonsense")
 
@@ -168,8 +183,90 @@ def test_long_filters_read_a_halo() -> None:
 
 def test_wavelets_per_axis() -> None:
     plan = planned(SMOLLM2, HALF, wavelet={"embed": "db2"})
-    module = next(m for m in plan.modules if m.weight.name == "mlp.up")
-    assert [a.spec.wavelet for a in module.axes] == ["haar", "haar", "db2"]
+    assert [a.spec.wavelet for a in module_of(plan, "mlp.up").axes] == ["haar", "haar", "db2"]
+
+
+def test_wavelets_per_kind_of_module() -> None:
+    plan = planned(SMOLLM2, HALF, wavelet={"embed": "db2", "mlp:embed": "db3", "mlp.down:embed": "db4"})
+    found = {name: module_of(plan, name).axes[-1 if name != "mlp.down" else 1].spec.wavelet for name in WAVELETS}
+    assert found == WAVELETS
+
+
+WAVELETS = {"attn.q": "db2", "mlp.up": "db3", "mlp.down": "db4", "embed": "db2"}
+
+
+def test_presets_are_the_ablation_of_the_paper() -> None:
+    config = TransferConfig.model_validate({"preset": "paper-gpt-l2s", "depth": "even"})
+    assert (config.wavelet, config.gain, config.depth) == ("coif3", "orthonormal", "even")
+    assert set(PRESETS) == {"paper-bert-l2s", "paper-bert-s2l", "paper-gpt-l2s", "paper-gpt-s2l"}
+    with pytest.raises(RecipeError, match="unknown preset 'paper-gpt-s3l'; did you mean 'paper-gpt-s2l'"):
+        make_recipe({"source": "a", "output": "b"}, {"transfer.preset": "paper-gpt-s3l"})
+
+
+def test_copies_of_the_residual_width_keep_its_root_mean_square() -> None:
+    plan = planned(SMOLLM2, {"embed": 768, "mlp": 2048}, width="copy")
+    specs = {name: {a.axis: a.spec for a in module_of(plan, name).axes} for name in ("mlp.up", "mlp.down", "mlp.norm")}
+    assert (specs["mlp.up"]["embed"].row_sum, specs["mlp.up"]["embed"].split) == (math.sqrt(3 / 4), 0.5)
+    assert (specs["mlp.down"]["embed"].row_sum, specs["mlp.down"]["embed"].split) == (math.sqrt(4 / 3), 0.5)
+    assert (specs["mlp.norm"]["embed"].row_sum, specs["mlp.norm"]["embed"].split) == (1, 0)
+    assert [specs[name]["mlp"].split for name in ("mlp.up", "mlp.down")] == [0, 1]
+    assert scales(plan) == {"norm": 0.75}
+
+
+def test_axes_that_shrink_are_resampled_where_others_are_copied() -> None:
+    plan = planned(SMOLLM2, {"embed": 768, "mlp": 1024}, width="copy")
+    assert [a.spec.policy for a in module_of(plan, "mlp.up").axes[1:]] == ["resample", "copy"]
+
+
+def test_learning_rate_factors_follow_what_is_summed_over() -> None:
+    plan = planned(SMOLLM2, {**DOUBLE, "layers": 60})
+    factors = {m.name: m.learning_rate_factor for m in plan.modules}
+    assert factors == {
+        **dict.fromkeys(("attn.q", "attn.k", "attn.v", "mlp.gate", "mlp.up"), 0.5),
+        **dict.fromkeys(("attn.out", "mlp.down"), 0.25),  # shorter steps of twice the layers
+        **dict.fromkeys(("embed", "attn.norm", "mlp.norm", "norm"), 1.0),
+    }
+    deep = planned(SMOLLM2, {"layers": 60}, depth="identity")
+    assert {m.learning_rate_factor for m in deep.modules} == {1.0}
+
+
+def test_lazy_growth_under_layernorm_unties_the_head_and_says_so() -> None:
+    plan = planned(GPT2, {"embed": 1024, "heads": 16}, width="lazy")
+    assert not plan.target.tied
+    assert module_of(plan, "head").origin.name == "embed"
+    assert plan.notes[0].startswith(f"the head is untied ({50257 * 1024:,} parameters more)")
+    centred = {m.name for m in plan.modules for a in m.axes if a.spec.centred}
+    assert centred == {"embed", "position", "attn.out.weight", "attn.out.bias", "mlp.down.weight", "mlp.down.bias"}
+
+
+def test_resampling_at_odd_ratios_says_what_it_loses() -> None:
+    assert (
+        "'embed' 576 → 768: resample keeps the function at integer ratios only; copy at any"
+        in planned(SMOLLM2, {"embed": 768}).notes
+    )
+    assert not planned(SMOLLM2, {"embed": 768}, width="copy").notes
+
+
+def test_details_of_every_band() -> None:
+    plan = planned(SMOLLM2, HALF, keep_details=True)
+    bands = {m.band for m in plan.modules if m.weight.name == "mlp.up"}
+    assert bands == {"", "aad", "ada", "add", "daa", "dad", "dda", "ddd"}
+    plan.validate()
+    kept = sum(math.prod(m.target_shape()) for m in plan.modules)
+    assert kept == plan.source.n_parameters
+
+
+def test_a_fitted_operator_takes_the_place_of_others() -> None:
+    heads = OperatorSpec(n_source=9 * 64, n_target=6 * 64, policy="stored", handle="heads.npy", digest="1")
+    fitted = {"attn.out": {("kv_heads", "group", "head_dim"): heads}}
+    plan = planned(SMOLLM2, {"heads": 6, "kv_heads": 2}, Mesh(), fitted=fitted)
+    plan.validate()
+    module = module_of(plan, "attn.out")
+    assert [a.spans for a in module.axes] == [1, 1, 3, 1, 1]
+    assert module.order == (2,)
+    wrong = dataclasses.replace(heads, n_source=100)
+    with pytest.raises(PlanError, match="heads.npy on kv_heads × group × head_dim is 384 × 100, wanted 384 × 576"):
+        planned(SMOLLM2, {"heads": 6, "kv_heads": 2}, fitted={"attn.out": {("kv_heads", "group", "head_dim"): wrong}})
 
 
 def test_equal_plans_have_equal_digests_in_every_process() -> None:
@@ -184,9 +281,19 @@ def test_equal_plans_have_equal_digests_in_every_process() -> None:
 @pytest.mark.parametrize(
     ("config", "target", "options", "message"),
     [
-        (SMOLLM2, {"embed": 768}, {}, r"axis 'embed': 576 → 768 is no power of two.*use 288, 144"),
-        (SMOLLM2, {"layers": 20}, {}, r"axis 'layer': 30 → 20"),
-        (SMOLLM2, {"layers": 15}, {"depth": "identity"}, "'identity' only grows"),
+        (SMOLLM2, {"layers": 15}, {"depth": "identity"}, "'identity' only grows, and 30 → 15 shrinks"),
+        (SMOLLM2, {"layers": 60}, {"depth": "even"}, "'even' only shrinks, and 30 → 60 grows"),
+        (SMOLLM2, {"mlp": 768}, {"width": {"mlp": "copy"}}, r"axis 'mlp' .1536 → 768.*'copy' only grows"),
+        (SMOLLM2, DOUBLE, {"noise": 1, "wavelet": "db2"}, "resampled by db2 .* no copies"),
+        (SMOLLM2, HALF, {"noise": 1}, "transfer.noise: no axis"),
+        (SMOLLM2, {**HALF, "embed": 1152}, {"keep_details": True}, "axis 'embed' grows .576 → 1152., and keep_details"),
+        (
+            GPT2,
+            {"embed": 1024, "heads": 16},
+            {"width": "copy"},
+            "LayerNorm's mean at multiples of 768 only; use 768 or 1536",
+        ),
+        (GPT2, {"head_dim": 96, "embed": 1152}, {"width": {"head_dim": "copy"}}, "softmax scale at multiples of 64"),
         (SMOLLM2, HALF, {"mesh": Mesh(tensor=4)}, r"axis 'kv_heads' has 3 indices, fewer than.*at most 3"),
         (SMOLLM2, HALF, {"memory_limit": 1000}, r"memory limit of 1,000 bytes.*smallest that works is [\d,]+ bytes"),
         (SMOLLM2, {"layers": 0}, {}, "target layers is 0"),

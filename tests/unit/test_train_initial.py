@@ -5,10 +5,11 @@ import math
 import pytest
 import torch
 
+from bot_dist.draws import BLOCK
 from bot_dist.errors import SourceError
 from bot_dist.families import Model, model_of
 from bot_dist.sharding import flat_boxes, grid, whole
-from bot_dist.train.initial import BLOCK, InitialSource
+from bot_dist.train.initial import InitialSource
 
 LLAMA = {
     "model_type": "llama",

@@ -1,0 +1,153 @@
+"""The one table that says which operator an axis gets: from what a weight does along it, and what the user chose.
+
+If weights are samples of a kernel, ``y(u) = ∫ W(u, v) x(v) dv``, the discrete weight is ``W(u, v) · dv``: an axis that
+is summed over carries the measure ``n_source / n_target``, one that is put out carries none (``measure``). The paper's
+literal filter bank gives √(n_source / n_target) to every axis (``orthonormal``); norms and biases keep their scale.
+
+On the residual width copies and untouched units follow one formula: with Q an isometry, write √(n_t/n_s) · Q and read
+√(n_s/n_t) · Q, so that the stream keeps its root mean square and what is read is what was written.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from bot_dist.axes import Role
+from bot_dist.errors import PlanError
+from bot_dist.families import Family, Weight
+from bot_dist.recipe import TransferConfig
+from bot_dist.wavelets import OperatorSpec
+
+RESIDUAL = "embed"
+"""The axis along which sublayers add to each other."""
+
+ORDERED = ("layer", "position")
+"""Axes whose indices have an order: extended symmetrically, where others wrap."""
+
+Fill = Literal["neutral", "init"]
+"""What target indices hold that take nothing from the source: nothing that acts, or the family's initialisation."""
+
+
+def axis_rule(
+    family: Family, weight: Weight, axis: str, role: Role, n_source: int, n_target: int, config: TransferConfig
+) -> tuple[OperatorSpec, Fill]:
+    """The operator along one axis of ``weight``, and what it leaves untouched is filled with.
+
+    Raises PlanError where the family can't keep its function under the chosen policy.
+    """
+    if n_source == n_target or role == "fixed":
+        return OperatorSpec(n_source=n_source, n_target=n_target), "neutral"
+    if role == "layer":
+        return _layers(family, weight, n_source, n_target, config), "neutral"
+    policy = config.width_of(axis, grows=n_target > n_source)
+    where = f"{weight.name}: axis '{axis}' ({n_source} → {n_target}): width policy '{policy}'"
+    if policy == "resample":
+        spec = OperatorSpec(
+            n_source=n_source,
+            n_target=n_target,
+            row_sum=_row_sum(weight, role, config, n_source, n_target),
+            wavelet=config.wavelet_of(weight.name, axis),
+            boundary="symmetric" if axis in ORDERED else "periodic",
+        )
+        return spec, "neutral"
+    if n_target < n_source:
+        raise PlanError(f"{where} only grows; use resample for this axis")
+    if axis == "position" or (axis == "head_dim" and policy == "lazy"):
+        raise PlanError(f"{where} has no meaning there; use resample for this axis")
+    integers_only = axis == "head_dim" or (axis == RESIDUAL and family.norm == "layer")
+    if policy == "copy" and integers_only and n_target % n_source:
+        multiples = f"{n_target // n_source * n_source} or {(n_target // n_source + 1) * n_source}"
+        what = "LayerNorm's mean" if axis == RESIDUAL else "the softmax scale"
+        raise PlanError(f"{where} keeps {what} at multiples of {n_source} only; use {multiples}, or resample")
+    if axis == RESIDUAL and policy == "lazy" and family.post_norm:
+        raise PlanError(f"{where}: new units would change the norms of family '{family.name}'; use copy or resample")
+    if role == "pointwise":
+        return OperatorSpec(n_source=n_source, n_target=n_target, policy=policy), "neutral"
+    if axis == RESIDUAL:
+        ratio = n_target / n_source if role == "write" else n_source / n_target
+        added = weight.kind != "vector" or weight.into_residual
+        spec = OperatorSpec(
+            n_source=n_source,
+            n_target=n_target,
+            row_sum=math.sqrt(ratio),
+            policy=policy,
+            split=0.5 if policy == "copy" else 0.0,
+            centred=policy == "lazy" and role == "write" and added and family.norm == "layer",
+        )
+        return spec, "init" if role == "read" else "neutral"
+    split = 1.0 if policy == "copy" and role == "read" else 0.0
+    spec = OperatorSpec(n_source=n_source, n_target=n_target, policy=policy, split=split)
+    return spec, "init" if role == "write" else "neutral"
+
+
+def _layers(family: Family, weight: Weight, n_source: int, n_target: int, config: TransferConfig) -> OperatorSpec:
+    if config.depth in ("identity", "interpolate", "stack") and n_target < n_source:
+        raise PlanError(
+            f"{weight.name}: axis 'layer': depth policy '{config.depth}' only grows, and {n_source} → {n_target} "
+            f"shrinks; use depth 'wavelet' or 'even'"
+        )
+    if config.depth == "even" and n_target > n_source:
+        raise PlanError(
+            f"{weight.name}: axis 'layer': depth policy 'even' only shrinks, and {n_source} → {n_target} grows; "
+            f"use depth 'identity', 'wavelet', 'interpolate' or 'stack'"
+        )
+    if config.depth == "stack":
+        return OperatorSpec(n_source=n_source, n_target=n_target, policy="stack")
+    if config.depth != "wavelet":
+        speaks = weight.speaking if config.depth == "identity" else "every"
+        return OperatorSpec(n_source=n_source, n_target=n_target, policy="copy", speaks=speaks)
+    row_sum = _row_sum(weight, "layer", config, n_source, n_target)
+    if not family.half_steps and config.gain != "orthonormal":
+        row_sum = 1.0
+    return OperatorSpec(
+        n_source=n_source,
+        n_target=n_target,
+        row_sum=row_sum,
+        wavelet=config.wavelet_of(weight.name, "layer"),
+        boundary="symmetric",
+    )
+
+
+def is_orthonormal(config: TransferConfig, n_source: int, n_target: int) -> bool:
+    """Whether an axis gets the paper's gain: ``auto`` gives it to axes that shrink."""
+    return config.gain == "orthonormal" or (config.gain == "auto" and n_target < n_source)
+
+
+def _row_sum(weight: Weight, role: Role, config: TransferConfig, n_source: int, n_target: int) -> float:
+    """What each row of a resampling operator sums to."""
+    ratio = n_source / n_target
+    if role == "pointwise":
+        return 1.0
+    if is_orthonormal(config, n_source, n_target) and weight.kind != "vector":
+        return math.sqrt(ratio)
+    if role == "layer":
+        return ratio if weight.into_residual else 1.0
+    return ratio if role == "read" else 1.0
+
+
+def query_factor(config: TransferConfig, n_source: int, n_target: int) -> float:
+    """What queries are multiplied by when head_dim changes, so that scores q·k/√head_dim keep their scale: with rows of
+    q and k that sum to g, q·k grows by g² · n_t/n_s and the softmax scale by √(n_s/n_t)."""
+    resampled = config.width_of("head_dim", grows=n_target > n_source) == "resample"
+    squared = n_source / n_target if resampled and is_orthonormal(config, n_source, n_target) else 1.0
+    return math.sqrt(n_source / n_target) / squared
+
+
+def tied_head_factor(config: TransferConfig, n_source: int, n_target: int) -> float:
+    """What the norm before a tied head is multiplied by: the table has the gain of the written embedding, and the
+    head that reads it would have had the gain of a read axis."""
+    resampled = config.width_of(RESIDUAL, grows=n_target > n_source) == "resample"
+    return 1.0 if resampled and is_orthonormal(config, n_source, n_target) else n_source / n_target
+
+
+def learning_rate_factor(weight: Weight, role: Role, n_source: int, n_target: int, *, steps_scaled: bool) -> float:
+    """What one axis of ``weight`` multiplies Adam's learning rate by (and divides weight decay by).
+
+    Adam moves every weight by the learning rate, whatever its gradient, and a read axis of n_target terms adds
+    n_target of those moves: scaled by n_source/n_target, a step in function space stays what it was. The same holds
+    for residual writers where more layers take shorter steps.
+    """
+    if weight.kind != "matrix":
+        return 1.0
+    return n_source / n_target if role == "read" or (role == "layer" and weight.into_residual and steps_scaled) else 1.0

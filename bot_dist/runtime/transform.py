@@ -1,0 +1,159 @@
+"""What a step does to its tile, between reading and writing: operators, then what a plan draws, fills or scales."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+
+from bot_dist.axes import Range
+from bot_dist.checkpoint import read_operators
+from bot_dist.draws import normal
+from bot_dist.plan import AxisPlan, ModulePlan, Step
+from bot_dist.sharding import Box
+from bot_dist.wavelets import Operator, OperatorSpec, counts
+from bot_dist.wavelets.apply import Applied, Stage, apply_operators
+
+
+def transform(module: ModulePlan, step: Step, tensor: torch.Tensor) -> Applied:
+    """The target tile, in the target's dtype on the tensor's device, of the source box of a step.
+
+    Its bytes do not depend on how the target is cut into tiles.
+    """
+    dtype = getattr(torch, module.dtype)
+    for i in module.order:
+        if module.axes[i].alone:
+            tensor = _apply_alone(module.axes, i, step, tensor)
+    stages = [
+        _stage(_operator(module.axes[i]), i, step.target[i], step.source[i])
+        for i in module.order
+        if not module.axes[i].alone
+    ]
+    if not (module.random or module.scale != 1 or module.shift or _untouched(module, step)):
+        return apply_operators(tensor, stages, dtype)
+    values = apply_operators(tensor, stages, torch.float32).tensor
+    _fill(module, step, values)
+    if module.noise:
+        _add_noise(module, step, values)
+    if module.scale != 1:
+        values.mul_(module.scale)
+    if module.shift:
+        values.add_(module.shift)
+    return apply_operators(values, [], dtype)
+
+
+def _operator(a: AxisPlan) -> Operator:
+    assert a.spec is not None
+    return read_operators(a.spec)[0] if a.spec.policy == "stored" else a.operator()
+
+
+def _stage(operator: Operator, along: int, target: Range, source: tuple[Range, ...]) -> Stage:
+    return Stage(along, *operator.restricted(target, source))
+
+
+def _apply_alone(axes: tuple[AxisPlan, ...], i: int, step: Step, tensor: torch.Tensor) -> torch.Tensor:
+    """An operator on several axes together, or one that differs per layer. Of all its axes but the first, source and
+    target are whole."""
+    a = axes[i]
+    assert a.spec is not None
+    inner = axes[i + 1 : i + a.spans]
+    n_inner = math.prod(b.n_source for b in inner), math.prod(b.n_target for b in inner)
+    source = ((0, a.n_source * n_inner[0]),) if inner else step.source[i]
+    start, stop = step.target[i]
+    target = start * n_inner[1], stop * n_inner[1]
+    shape = [*tensor.shape]
+    joined = tensor.reshape(*shape[:i], -1, *shape[i + a.spans :])
+    if a.spec.per_layer:
+        layers = [layer for r in step.source[0] for layer in range(*r)]
+        operators = read_operators(a.spec)
+        stages = [_stage(operators[layer], i - 1, target, source) for layer in layers]
+        parts = [
+            apply_operators(part.contiguous(), [stage], torch.float32).tensor
+            for part, stage in zip(joined, stages, strict=True)
+        ]
+        joined = torch.stack(parts)
+    else:
+        joined = apply_operators(joined, [_stage(_operator(a), i, target, source)], torch.float32).tensor
+    return joined.reshape(*shape[:i], stop - start, *(b.n_target for b in inner), *shape[i + a.spans :])
+
+
+def _untaken(spec: OperatorSpec | None, target: Range) -> np.ndarray:
+    """Which target indices take nothing from the source: booleans over the range."""
+    indices = np.arange(*target)
+    if spec is None or spec.is_identity:
+        return np.zeros(len(indices), dtype=bool)
+    if spec.policy == "lazy":
+        return indices >= spec.n_source
+    if spec.policy == "copy" and spec.speaks != "every":
+        origin = indices * spec.n_source // spec.n_target
+        other = (indices + (1 if spec.speaks == "last" else -1)) * spec.n_source // spec.n_target
+        return np.asarray(origin == other)
+    return np.zeros(len(indices), dtype=bool)
+
+
+def _untouched(module: ModulePlan, step: Step) -> bool:
+    """Whether the tile has indices that take nothing from the source and are not to be zero."""
+    return module.weight.neutral != 0 and any(
+        _untaken(a.spec, target).any() for a, target in zip(module.axes, step.target, strict=True)
+    )
+
+
+def _fill(module: ModulePlan, step: Step, values: torch.Tensor) -> None:
+    """Give what takes nothing from the source its value: the neutral one; or the family's initialisation where that is
+    asked for along some axis, and silence along none."""
+    drawn = torch.zeros(values.shape, dtype=torch.bool)
+    neutral = torch.zeros(values.shape, dtype=torch.bool)
+    for i, (a, target) in enumerate(zip(module.axes, step.target, strict=True)):
+        shape = [1] * values.dim()
+        shape[i] = -1
+        untaken = torch.from_numpy(_untaken(a.spec, target)).view(shape)
+        if a.fill == "init" and module.weight.kind != "vector":
+            drawn |= untaken
+        else:
+            neutral |= untaken
+    drawn &= ~neutral
+    if neutral.any():
+        values[neutral.to(values.device)] = module.weight.neutral
+    if drawn.any():
+        random = _draw("init", module, step.target).mul_(module.init_std)
+        drawn = drawn.to(values.device)
+        values[drawn] = random.to(values.device)[drawn]
+
+
+def _add_noise(module: ModulePlan, step: Step, values: torch.Tensor) -> None:
+    """Multiply by 1 + noise · (ξ − its mean over the copies of each source index), ξ standard normal.
+
+    Copies of a unit carry the same activation and the same weight, so the sum over them does not change.
+    """
+    groups = [_groups(a, target) if a.copies else None for a, target in zip(module.axes, step.target, strict=True)]
+    box = tuple(g[0] if g else target for g, target in zip(groups, step.target, strict=True))
+    drawn = _draw("noise", module, box)
+    mean = drawn
+    for i, group in enumerate(groups):
+        if group:
+            mean = apply_operators(mean, [Stage(i, group[1], group[2])], torch.float32).tensor
+    for i, group in enumerate(groups):
+        if group:
+            mean = mean.index_select(i, torch.from_numpy(group[3]))
+            start = step.target[i][0] - group[0][0]
+            drawn = drawn.narrow(i, start, values.shape[i])
+    values.mul_((drawn - mean).mul_(module.noise).add_(1.0).to(values.device))
+
+
+def _groups(a: AxisPlan, target: Range) -> tuple[Range, np.ndarray, np.ndarray, np.ndarray]:
+    """The target range widened to all copies of its source indices; for each of these the copies within that range
+    and the taps of their mean; and which mean each index of ``target`` has."""
+    origin = np.arange(*target) * a.n_source // a.n_target
+    first, last = int(origin[0]), int(origin[-1])
+    start, stop = -(-first * a.n_target // a.n_source), -(-(last + 1) * a.n_target // a.n_source)
+    copies = counts(a.n_source, a.n_target)[first : last + 1]
+    begin = np.cumsum(copies) - copies
+    place = np.arange(copies.max())
+    indices = begin[:, None] + np.minimum(place, copies[:, None] - 1)
+    taps = np.where(place < copies[:, None], 1.0 / copies[:, None], 0.0)
+    return (start, stop), indices, taps, origin - first
+
+
+def _draw(what: str, module: ModulePlan, box: Box) -> torch.Tensor:
+    return torch.from_numpy(normal(f"{what}/{module.seed}/{module.name}", module.target_shape(), box))

@@ -1,0 +1,63 @@
+"""Operators that take values as they are: copies, selections, untouched units, factors per index."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from bot_dist.wavelets.filter_bank import HAAR
+from bot_dist.wavelets.operators import Indices, Operator, Taps, from_dense
+from bot_dist.wavelets.spec import OperatorSpec
+
+
+def origins(n_source: int, n_target: int) -> Indices:
+    """The source index that each target index copies, ``(n_target,)``: spread evenly, in order."""
+    return np.arange(n_target) * n_source // n_target
+
+
+def counts(n_source: int, n_target: int) -> Indices:
+    """How often each source index is copied, ``(n_source,)``."""
+    return np.bincount(origins(n_source, n_target), minlength=n_source)
+
+
+def copies_only(spec: OperatorSpec) -> bool:
+    """Whether every target index takes one value, that of its origin (perhaps scaled), and nothing else."""
+    if spec.policy == "copy":
+        return spec.speaks == "every"
+    return spec.policy == "resample" and spec.wavelet in HAAR and spec.n_target % spec.n_source == 0
+
+
+def copying(spec: OperatorSpec) -> Operator:
+    """Target index i takes its origin, divided by a power of the number of its copies; a selection where it shrinks."""
+    indices = origins(spec.n_source, spec.n_target)
+    copies = counts(spec.n_source, spec.n_target)[indices].astype(np.float64)
+    taps: Taps = spec.row_sum / copies**spec.split
+    run_starts = np.diff(indices, prepend=-1) > 0
+    if spec.speaks == "first":
+        taps[~run_starts] = 0.0
+    elif spec.speaks == "last":
+        taps[:-1][~run_starts[1:]] = 0.0
+    return Operator(indices[:, None], taps[:, None], spec.n_source)
+
+
+def lazy(spec: OperatorSpec) -> Operator:
+    """``row_sum · [1; 0]``, after ``1 − 11ᵀ/n_source`` if centred."""
+    if spec.centred:
+        matrix = np.zeros((spec.n_target, spec.n_source))
+        matrix[: spec.n_source] = -spec.row_sum / spec.n_source
+        matrix[: spec.n_source].flat[:: spec.n_source + 1] += spec.row_sum
+        return from_dense(matrix)
+    old = np.arange(spec.n_target) < spec.n_source
+    indices = np.where(old, np.arange(spec.n_target), origins(spec.n_source, spec.n_target))
+    return Operator(indices[:, None], np.where(old, spec.row_sum, 0.0)[:, None], spec.n_source)
+
+
+def stack(spec: OperatorSpec) -> Operator:
+    """The whole source again and again."""
+    indices = np.arange(spec.n_target)[:, None] % spec.n_source
+    return Operator(indices, np.full(indices.shape, spec.row_sum), spec.n_source)
+
+
+def diagonal(spec: OperatorSpec) -> Operator:
+    """A factor per index."""
+    assert len(spec.diagonal) == spec.n_source == spec.n_target, spec
+    return Operator(np.arange(spec.n_source)[:, None], np.array(spec.diagonal)[:, None], spec.n_source)

@@ -1,0 +1,96 @@
+"""What determines an operator: a few numbers and words that can be printed, stored and sent."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Boundary = Literal["periodic", "symmetric"]
+Policy = Literal["resample", "copy", "lazy", "stack", "diagonal", "detail", "restore", "stored"]
+Speaks = Literal["every", "first", "last"]
+
+ROOTS = {0.0: "", 0.5: " /c^½", 1.0: " /c"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class OperatorSpec:
+    """Everything that determines one operator ``A`` of shape ``(n_target, n_source)``.
+
+    - ``resample``: levels of a filter bank, and area resampling for the rest of the ratio.
+    - ``copy``: target index i takes source index ⌊i · n_source / n_target⌋: an even selection where the axis shrinks.
+    - ``lazy``: old indices stay, new ones are zero.
+    - ``stack``: target index i takes source index i mod n_source.
+    - ``diagonal``: a factor per index.
+    - ``detail``: what the shrinking operator ``of`` drops.
+    - ``restore``: undoes ``of``, on its target and its details one after the other.
+    - ``stored``: a fitted matrix that is kept elsewhere.
+    """
+
+    n_source: int
+    n_target: int
+    row_sum: float = 1.0
+    """``resample``: what every row sums to. ``copy``, ``lazy``, ``stack``: the factor of every value that is taken."""
+    wavelet: str = "haar"
+    boundary: Boundary = "periodic"
+    policy: Policy = "resample"
+    split: float = 0.0
+    """``copy``: a value that is copied c times is divided by c ** split: 0 for plain copies, 1 for the measure of a
+    read axis, ½ for the residual width."""
+    speaks: Speaks = "every"
+    """``copy``: which of the copies of one index is kept; the rows of the others are zero."""
+    centred: bool = False
+    """``lazy``: subtract the mean over the source first, as LayerNorm does."""
+    diagonal: tuple[float, ...] = ()
+    """``diagonal``: the n_source = n_target factors."""
+    of: OperatorSpec | None = None
+    """``detail``, ``restore``: the shrinking operator that they belong to."""
+    handle: str = ""
+    """``stored``: where the matrix is kept."""
+    digest: str = ""
+    """``stored``: of the matrix."""
+    per_layer: bool = False
+    """``stored``: whether there is one matrix per layer."""
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether it changes nothing, so that applying it can be skipped."""
+        return (
+            self.n_source == self.n_target
+            and self.policy in ("resample", "copy", "lazy", "stack")
+            and self.row_sum == 1
+            and not self.centred
+        )
+
+    @property
+    def levels(self) -> int:
+        """Of the filter bank: the whole number nearest to |log₂(n_source / n_target)|."""
+        return round(abs(math.log2(self.n_source / self.n_target)))
+
+    @property
+    def is_dyadic(self) -> bool:
+        """Whether levels of the filter bank are all there is to it."""
+        return max(self.n_source, self.n_target) == min(self.n_source, self.n_target) << self.levels
+
+    def __str__(self) -> str:
+        if self.is_identity:
+            return "keep"
+        if self.policy == "resample":
+            bank = self.wavelet if self.levels else ""
+            area = "" if bank and self.is_dyadic else "area"
+            return f"{'+'.join(filter(None, (bank, area)))} ×{self.row_sum:.3g}"
+        if self.policy == "copy":
+            if self.n_target < self.n_source:
+                return "even"
+            if self.speaks != "every":
+                return "identity"
+            return f"copy ×{self.row_sum:.3g}{ROOTS.get(self.split, f' /c^{self.split:.3g}')}"
+        return f"{self.policy} of {self.of}" if self.policy in ("detail", "restore") else self.policy
+
+
+def spec_from_json(data: Mapping[str, Any]) -> OperatorSpec:
+    """The inverse of ``dataclasses.asdict``, through JSON."""
+    of = data.get("of")
+    fields = {**data, "diagonal": tuple(data.get("diagonal", ())), "of": None if of is None else spec_from_json(of)}
+    return OperatorSpec(**fields)

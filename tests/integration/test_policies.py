@@ -1,0 +1,312 @@
+"""Every way to change a size, on every family: the function is kept where that is promised, and can be had back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import bot_dist
+from bot_dist.checkpoint import CheckpointReader, write_operators
+from bot_dist.convert.export import export_huggingface
+from bot_dist.convert.open import open_source
+from bot_dist.errors import BotDistError, SourceError
+from bot_dist.families import Model, model_of
+from bot_dist.pipeline import _planned
+from bot_dist.plan import make_plan
+from bot_dist.sharding import whole
+
+Factory = Callable[..., Any]
+
+
+def transfer(source: str, url: Path, target: dict[str, int], **overrides: Any) -> CheckpointReader:
+    recipe = {"source": source, "output": str(url.parent), "target_url": str(url), "target": target}
+    bot_dist.transfer(bot_dist.make_recipe(recipe, {"cluster.executor": "local", **overrides}))
+    return CheckpointReader(str(url))
+
+
+def tensors(reader: CheckpointReader) -> dict[str, torch.Tensor]:
+    model = model_of(reader.config)
+    return {p.name: reader.read(p, whole(p.sizes)).reshape(p.shape) for _, _, p in model.parameters()}
+
+
+def logits_of(model: Any) -> torch.Tensor:
+    config = model.config
+    if model.main_input_name == "pixel_values":
+        shape = (2, config.num_channels, config.image_size, config.image_size)
+        inputs = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    else:
+        inputs = torch.arange(40).reshape(2, 20) * 7 % config.vocab_size
+    with torch.no_grad():
+        output = model.eval()(inputs)
+    return output.logits if "logits" in output else output.last_hidden_state
+
+
+def exported(reader: CheckpointReader, folder: Path, like: Any) -> torch.Tensor:
+    """Logits of the store's model as ``transformers`` loads it; no key may be missing or left over."""
+    export_huggingface(reader, str(folder))
+    model, info = type(like).from_pretrained(folder, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    return logits_of(model)
+
+
+def assert_same(after: torch.Tensor, before: torch.Tensor) -> None:
+    assert (after - before).abs().max() < 1e-5 * before.abs().max()
+
+
+def widths(model: Model, factor: int) -> dict[str, int]:
+    """Target options that multiply every width."""
+    sizes = model.sizes
+    target = {name: factor * sizes[name] for name in ("embed", "mlp", "kv_heads") if name in model.family.resizable}
+    if "heads" in model.family.resizable:
+        target["heads"] = factor * (sizes["heads"] if "heads" in sizes else sizes["kv_heads"] * sizes["group"])
+    return target
+
+
+@pytest.mark.parametrize("factor", [2, 3])
+def test_haar_growth_keeps_the_function(factor: int, tmp_path: Path, pico: Factory) -> None:
+    source = pico()
+    model = model_of(open_source(source.url).config)
+    target = {**widths(model, factor), "layers": 2 * model.sizes["layer"]}
+    grown = transfer(source.url, tmp_path / "grown", target, **{"transfer.depth": "identity"})
+    assert_same(exported(grown, tmp_path / "export", source.model), logits_of(source.model))
+
+
+def test_copies_keep_the_function_at_any_ratio_under_rmsnorm(tmp_path: Path, pico: Factory) -> None:
+    if model_of(open_source(pico().url).config).family.norm != "rms":
+        pytest.skip("LayerNorm's mean: integer ratios only")
+    source = pico(num_attention_heads=6, num_key_value_heads=3)
+    sizes = model_of(open_source(source.url).config).sizes
+    target = {"embed": sizes["embed"] * 4 // 3, "mlp": sizes["mlp"] * 4 // 3, "kv_heads": 4, "heads": 8}
+    grown = transfer(source.url, tmp_path / "grown", target, **{"transfer.width": "copy"})
+    assert_same(exported(grown, tmp_path / "export", source.model), logits_of(source.model))
+
+
+@pytest.mark.parametrize("width", ["resample", "copy"])
+def test_noise_on_copies_is_invisible_and_breaks_their_symmetry(width: str, tmp_path: Path, pico: Factory) -> None:
+    source = pico()
+    target = widths(model_of(open_source(source.url).config), 2)
+    options = {"transfer.width": width, "transfer.noise": 0.5}
+    plain = tensors(transfer(source.url, tmp_path / "plain", target, **{"transfer.width": width}))
+    noisy = transfer(source.url, tmp_path / "noisy", target, **options)
+    assert_same(exported(noisy, tmp_path / "export", source.model), logits_of(source.model))
+    changed = {w.name: not torch.equal(tensors(noisy)[p.name], plain[p.name]) for w, _, p in parameters(noisy)}
+    reads = {w.name: w.kind == "matrix" and any(u.role == "read" for u in w.uses) for w, _, _ in parameters(noisy)}
+    assert changed == reads
+    assert not torch.equal(
+        *(
+            tensors(transfer(source.url, tmp_path / f"seed{seed}", target, **options, **{"transfer.seed": seed}))[
+                next(p.name for w, _, p in parameters(noisy) if reads[w.name])
+            ]
+            for seed in (1, 2)
+        )
+    )
+
+
+def parameters(reader: CheckpointReader) -> list[Any]:
+    return list(model_of(reader.config).parameters())
+
+
+def test_lazy_growth_keeps_the_function(tmp_path: Path, pico: Factory) -> None:
+    source = pico()
+    model = model_of(open_source(source.url).config)
+    wide = {"transfer.width": "lazy"} | ({"target.embed": model.sizes["embed"]} if model.family.post_norm else {})
+    target = widths(model, 2)
+    if model.family.post_norm:
+        target = {"mlp": target["mlp"]}
+    grown = transfer(source.url, tmp_path / "grown", {**target, "layers": 2 * model.sizes["layer"]}, **wide)
+    deep = {"transfer.depth": "identity"}
+    grown = transfer(source.url, tmp_path / "deep", {**target, "layers": 2 * model.sizes["layer"]}, **wide, **deep)
+    assert_same(exported(grown, tmp_path / "export", source.model), logits_of(source.model))
+    reads = [p for w, _, p in parameters(grown) if w.kind == "matrix" and not w.into_residual and w.layered]
+    new = tensors(grown)[reads[0].name]
+    assert 0.5 < new.std() / model.init_std(model.weights[0]) < 10 or new.abs().max() > 0
+
+
+def test_with_measure_shrinking_a_grown_model_returns_the_source(tmp_path: Path, pico: Factory) -> None:
+    source = pico()
+    model = model_of(open_source(source.url).config)
+    measure = {"transfer.gain": "measure", "transfer.use_details": False}
+    grown = transfer(source.url, tmp_path / "grown", widths(model, 2), **measure)
+    shrunk = transfer(grown.url, tmp_path / "back", widths(model, 1), **measure)
+    for name, tensor in tensors(shrunk).items():
+        torch.testing.assert_close(tensor, source.tensors[name].detach(), rtol=1e-5, atol=1e-6)
+
+
+SHRINKS = {
+    "haar": {},
+    "measure": {"transfer.gain": "measure"},
+    "db2": {"transfer.wavelet": "db2"},
+    "bior": {"transfer.wavelet": {"layer": "haar", "mlp": "bior2.2", "embed": "coif1"}},
+    "even": {"transfer.depth": "even"},
+}
+
+
+@pytest.mark.parametrize("options", SHRINKS.values(), ids=SHRINKS)
+def test_details_give_the_source_back(options: dict[str, Any], tmp_path: Path, pico: Factory) -> None:
+    source = pico()
+    model = model_of(open_source(source.url).config)
+    small = {"layers": 2, "mlp": model.sizes["mlp"] * 3 // 4}
+    if model.sizes["embed"] % 2 == 0 and "head_dim" not in model.family.resizable and "heads" in model.family.resizable:
+        small["embed"] = model.sizes["embed"] // 2
+    if model.family.name in ("gpt2", "gpt_neox", "bert", "vit"):
+        del small["mlp"]
+        small = {"layers": 2, "mlp": model.sizes["mlp"] // 2}
+    shrunk = transfer(source.url, tmp_path / "small", small, **{"transfer.keep_details": True, **options})
+    assert shrunk.manifest.provenance["transfer"]["detail_energy"]
+    before = {"layers": model.sizes["layer"], "mlp": model.sizes["mlp"], "embed": model.sizes["embed"]}
+    restored = transfer(shrunk.url, tmp_path / "again", {name: before[name] for name in small})
+    for name, tensor in tensors(restored).items():
+        torch.testing.assert_close(tensor, source.tensors[name].detach(), rtol=1e-4, atol=2e-6)
+    assert restored.manifest.provenance["plan"]["notes"] == [f"details restore: {names(small)}"]
+    kept = {p.learning_rate_factor for p in restored.manifest.parameters.values()}
+    assert kept == {1.0}
+
+
+def names(small: dict[str, int]) -> str:
+    return ", ".join(sorted("layer" if name == "layers" else name for name in small))
+
+
+def test_some_axes_can_be_restored(tmp_path: Path, pico_llama: Factory) -> None:
+    source = pico_llama()
+    shrunk = transfer(source.url, tmp_path / "small", {"embed": 12, "mlp": 30}, **{"transfer.keep_details": True})
+    narrow = tensors(transfer(source.url, tmp_path / "narrow", {"embed": 12}))
+    restored = tensors(transfer(shrunk.url, tmp_path / "mlp", {"mlp": 40}))
+    for name, tensor in restored.items():
+        torch.testing.assert_close(tensor, narrow[name], rtol=1e-4, atol=2e-6)
+
+
+@pytest.mark.parametrize("target", [{"head_dim": 16}, {"head_dim": 24}])
+def test_head_dim_grows_with_the_softmax_scale_corrected(
+    target: dict[str, int], tmp_path: Path, pico_gpt2: Factory
+) -> None:
+    source = pico_gpt2()
+    embed = source.model.config.n_head * target["head_dim"]
+    grown = transfer(source.url, tmp_path / "grown", {**target, "embed": embed})
+    assert_same(exported(grown, tmp_path / "export", source.model), logits_of(source.model))
+
+
+POLICIES = [
+    {"transfer.width": "copy", "transfer.noise": 1.0, "transfer.depth": "stack"},
+    {"transfer.width": "lazy", "transfer.depth": "identity"},
+    {"transfer.wavelet": "db3", "transfer.depth": "wavelet"},
+]
+
+
+@pytest.mark.parametrize("options", POLICIES, ids=["copy", "lazy", "db3"])
+def test_the_bytes_do_not_depend_on_the_mesh_or_the_limit(
+    options: dict[str, Any], tmp_path: Path, pico_llama: Factory
+) -> None:
+    source = pico_llama(num_attention_heads=6, num_key_value_heads=3)
+    target = {"embed": 36, "mlp": 70, "kv_heads": 4, "heads": 8, "layers": 5}
+    one = tensors(transfer(source.url, tmp_path / "one", target, **options))
+    for tensor, data, limit in ((2, 1, "1 GiB"), (3, 2, "1 GiB"), (2, 1, "48 KiB")):
+        mesh = {"cluster.tensor": tensor, "cluster.data": data, "transfer.memory_limit": limit}
+        other = tensors(transfer(source.url, tmp_path / f"{tensor}{data}{limit}", target, **options, **mesh))
+        assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_fitted_operators_act_on_several_axes_and_differ_per_layer(tmp_path: Path, pico_llama: Factory) -> None:
+    source = pico_llama()
+    random = np.random.default_rng(0)
+    heads = random.standard_normal((2 * 8, 4 * 8))
+    units = random.standard_normal((3, 20, 40))
+    recipe = bot_dist.make_recipe(
+        {"source": source.url, "output": str(tmp_path), "target": {"kv_heads": 1, "heads": 2, "mlp": 20}}
+    )
+    reader, plan = _planned(recipe)
+    fitted = {
+        "attn.out": {("kv_heads", "group", "head_dim"): write_operators(str(tmp_path / "heads.npy"), heads)},
+        "mlp.down": {("mlp",): write_operators(str(tmp_path / "units.npy"), units)},
+    }
+    plan = make_plan(
+        plan.source,
+        plan.target,
+        recipe.transfer,
+        plan.mesh,
+        modules={m.weight.name: _known(m) for m in plan.modules},
+        source_id="",
+        fitted=fitted,
+    )
+    plan.validate()
+    written = run_plan(plan, reader, tmp_path / "store")
+    for layer in range(3):
+        block = f"model.layers.{layer}."
+        out = source.tensors[block + "self_attn.o_proj.weight"].detach().double()
+        down = source.tensors[block + "mlp.down_proj.weight"].detach().double()
+        wanted = {
+            block + "self_attn.o_proj.weight": out @ torch.from_numpy(heads).T,
+            block + "mlp.down_proj.weight": down @ torch.from_numpy(units[layer]).T,
+        }
+        for name, tensor in wanted.items():
+            torch.testing.assert_close(written[name].double(), tensor, rtol=1e-5, atol=1e-5)
+
+
+def _known(module: Any) -> Any:
+    from bot_dist.plan import SourceModule
+
+    return SourceModule(nbytes=module.source_bytes, dtype=module.source_dtype)
+
+
+def run_plan(plan: Any, source: Any, url: Path) -> dict[str, torch.Tensor]:
+    from bot_dist.checkpoint import CheckpointWriter
+    from bot_dist.pipeline import _stored
+    from bot_dist.runtime.tally import Tally
+
+    writer = CheckpointWriter.create(str(url), _stored(plan), config=plan.target.config, plan_digest=plan.digest)
+    tally = Tally(plan, lambda event: None)
+    tally.run(
+        bot_dist.make_recipe({"source": "", "output": "."}, {"cluster.executor": "local"}).cluster, source, str(url)
+    )
+    writer.commit(tally.digests, {})
+    return tensors(CheckpointReader(str(url)))
+
+
+def test_what_is_no_number_is_named(tmp_path: Path, save_pico: Factory, pico_llama: Factory) -> None:
+    source = pico_llama()
+    weights = source.tensors["model.layers.1.mlp.up_proj.weight"]
+    with torch.no_grad():
+        weights[5, 7] = float("nan")
+    source.model.save_pretrained(source.folder)
+    with pytest.raises(SourceError, match=r"'model\.layers\.1\.mlp\.up_proj\.weight' holds nan at mlp 5, embed 7.*"):
+        transfer(source.url, tmp_path / "refused", {"embed": 12})
+    allowed = transfer(source.url, tmp_path / "allowed", {"embed": 12}, **{"transfer.allow_nonfinite": True})
+    assert torch.isnan(tensors(allowed)["model.layers.1.mlp.up_proj.weight"][5, 3])
+    assert json.loads((tmp_path / "allowed" / "manifest.json").read_text(), parse_constant=_refuse)
+
+
+def _refuse(constant: str) -> None:
+    raise AssertionError(f"{constant} is no JSON")
+
+
+def test_overflow_of_a_narrowing_cast_is_counted(tmp_path: Path, pico_llama: Factory) -> None:
+    source = pico_llama(dtype=torch.float16)
+    with torch.no_grad():
+        source.tensors["model.layers.0.mlp.up_proj.weight"][:2, :2] = 60000
+    source.model.save_pretrained(source.folder)
+    small = transfer(source.url, tmp_path / "small", {"embed": 12, "mlp": 20}, **{"transfer.gain": "orthonormal"})
+    assert small.manifest.provenance["transfer"]["overflowed"] == {"mlp.up": 1}
+
+
+def test_the_checkpoint_carries_learning_rate_factors(tmp_path: Path, pico_llama: Factory) -> None:
+    source = pico_llama()
+    grown = transfer(source.url, tmp_path / "grown", {"embed": 48, "mlp": 80})
+    factors = {name: s.learning_rate_factor for name, s in grown.manifest.parameters.items()}
+    assert factors["model.layers.0.mlp.up_proj.weight"] == factors["model.layers.2.mlp.down_proj.weight"] == 0.5
+    assert factors["model.embed_tokens.weight"] == factors["model.norm.weight"] == 1
+    attributes = json.loads((tmp_path / "grown/model.layers.0.mlp.up_proj.weight/zarr.json").read_text())["attributes"]
+    assert attributes["learning_rate_factor"] == 0.5
+    again = transfer(grown.url, tmp_path / "again", {"embed": 96})
+    assert again.manifest.parameters["model.layers.0.mlp.up_proj.weight"].learning_rate_factor == 0.25
+
+
+def test_a_policy_that_cannot_be_is_one_clear_error(tmp_path: Path, pico_gpt2: Factory) -> None:
+    source = pico_gpt2()
+    with pytest.raises(BotDistError, match="LayerNorm's mean"):
+        transfer(source.url, tmp_path / "s", {"embed": 32, "heads": 4}, **{"transfer.width": "copy"})

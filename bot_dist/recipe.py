@@ -53,7 +53,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     f"paper-{case}": {"wavelet": wavelet, "gain": "orthonormal", "depth": "wavelet", "width": "resample"}
     for case, wavelet in {"bert-l2s": "haar", "bert-s2l": "bior6.8", "gpt-l2s": "coif3", "gpt-s2l": "db2"}.items()
 }
-"""Named settings: the best wavelet of each case in the ablation of BoT (CVPR 2026, arXiv 2603.07506), taken literally."""
+"""Named settings: the best wavelet of each case in the ablation of BoT (arXiv 2603.07506), taken literally."""
 
 
 class TransferConfig(_Config):
@@ -68,16 +68,17 @@ class TransferConfig(_Config):
     """``measure``: rows of write axes sum to 1, of read axes to n_source/n_target. ``orthonormal``: the paper's,
     √(n_source/n_target). ``auto``: measure on axes that grow, orthonormal on axes that shrink."""
     width: WidthPolicy | dict[str, WidthPolicy] = "resample"
-    """Axes other than layers, all or one by one (``{embed: copy, mlp: lazy}``). ``resample``: the wavelet to the nearest
-    power of two, area resampling for the rest; keeps the function at integer ratios of haar. ``copy`` (growing): whole
-    units, each copied; keeps it at any ratio under RMSNorm. ``lazy`` (growing): old units stay, new ones start
-    untrained and silent. Axes that shrink are resampled unless named."""
+    """Axes other than layers, all or one by one (``{embed: copy, mlp: lazy}``). ``resample``: the wavelet to the
+    nearest power of two, area resampling for the rest; keeps the function at integer ratios of haar. ``copy``
+    (growing): whole units, each copied; keeps it at any ratio under RMSNorm. ``lazy`` (growing): old units stay, new
+    ones start untrained and silent. Axes that shrink are resampled unless named."""
     depth: Literal["wavelet", "identity", "stack", "interpolate", "even"] = "wavelet"
-    """The layer axis: resampled by its wavelet; or growing by inserted blocks that change nothing (``identity``), by the
-    whole stack again (``stack``) or each block again (``interpolate``); or shrinking to evenly spaced blocks (``even``)."""
+    """The layer axis: resampled by its wavelet; or growing by inserted blocks that change nothing (``identity``), by
+    the whole stack again (``stack``) or each block again (``interpolate``); or shrinking to evenly spaced blocks
+    (``even``)."""
     noise: float = Field(default=0.0, ge=0)
-    """Breaks the symmetry of copies on axes that are read: each weight times 1 + noise · (standard normal, less its mean
-    over the copies), which the function can't see."""
+    """Breaks the symmetry of copies on axes that are read: each weight times 1 + noise · (standard normal, less its
+    mean over the copies), which the function can't see."""
     seed: int = Field(default=0, ge=0)
     """Of that noise, and of the untrained weights of ``lazy``."""
     keep_details: bool = False

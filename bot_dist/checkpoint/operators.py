@@ -1,4 +1,4 @@
-"""Operators that were fitted rather than built: matrices in files of their own, which a plan names by URL and digest."""
+"""Operators that were fitted rather than built: matrices in files of their own, named by URL and digest."""
 
 from __future__ import annotations
 

@@ -111,7 +111,7 @@ def sizes(family: str, config: Mapping[str, Any]) -> dict[str, int]:
         "patch_height": patch_height,
         "patch_width": patch_width,
         "position": TOKENS[family] + patches,
-        "class": classes(config),
+        **({"class": classes(config)} if classes(config) else {}),
         "pooled": size_field(config, "pooler_output_size", family, default=embed),
     }
 

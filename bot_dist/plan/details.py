@@ -1,8 +1,8 @@
 """What shrinking drops: the detail bands that a plan keeps, and how a later plan puts them back.
 
-Along one axis ``d = ker(A)ᵀ · w``, and ``w = [pinv(A), ker(A)] · [a; d]``. Over several axes there is a band for every
-choice of approximation (``a``) or detail (``d``) per axis, as the seven detail bands of a 3-D DWT. Laid out side by side
-along every axis, first ``a`` then ``d`` (Mallat's layout), they are one tensor of the original shape.
+Along one axis ``d = D · w``, and ``w = R · [a; d]`` (``wavelets.details``). Over several axes there is a band for every
+choice of approximation (``a``) or detail (``d``) per axis, as the seven detail bands of a 3-D DWT. Laid out side by
+side along every axis, first ``a`` then ``d`` (Mallat's layout), they are one tensor of the original shape.
 """
 
 from __future__ import annotations

@@ -120,8 +120,8 @@ class ModulePlan:
     learning_rate_factor: float = 1.0
     """For Adam; weight decay takes the inverse."""
     band: str = ""
-    """Of the details that shrinking drops: one letter per axis, ``d`` where it is the detail band, ``a`` elsewhere. Empty
-    for the model's own weights."""
+    """Of the details that shrinking drops: one letter per axis, ``d`` where it is the detail band, ``a`` elsewhere.
+    Empty for the model's own weights."""
 
     @property
     def layered(self) -> bool:

@@ -92,8 +92,8 @@ def check(train: TrainConfig, configs: Mapping[str, dict[str, Any]]) -> None:
         family = model_of(config).family
         if family.objective != "causal":
             raise InputError(
-                f"run '{name}': family '{family.name}' is pretrained on '{family.objective}', and continued pretraining "
-                f"is for causal language models so far; transfer it (bot_dist scale) and train it elsewhere"
+                f"run '{name}': family '{family.name}' has the objective '{family.objective}', and pretraining is for "
+                f"causal language models so far; transfer it alone (bot_dist scale) and train it elsewhere"
             )
         field = family.context_field
         longest = config.get(field)

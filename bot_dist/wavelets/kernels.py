@@ -47,6 +47,7 @@ from bot_dist.wavelets.simd import (
 ROWS, PHASES, TURNED = 0, 1, 2
 """How a stage runs: sums of rows, polyphase along the innermost dimension, or rows of the transposed box."""
 STRIP = 4 * LANES
+L1_ELEMENTS = 6 * 1024
 TAPS_AT_A_TIME = 96
 """Of a wide operator: their strip of rows, 24 KiB, stays in the first-level cache for all targets."""
 
@@ -106,16 +107,35 @@ def prepare(indices: int, taps: int, at: int, shared: bool, width: int, step: in
 
 
 @njit(nogil=True)
+def prepare_all(low: int, high: int, step: int, stage: Any) -> None:
+    """``prepare`` for targets ``low`` to ``high`` of a stage that is not wide."""
+    indices, taps, width, shared, offsets, tap32 = stage
+    for t in range(low, high):
+        row = (t - low) * width
+        prepare(indices, taps, t * width, shared, width, step, offsets + 8 * row, tap32 + 4 * row)
+
+
+@njit(nogil=True)
+def strip_of(width: int) -> int:
+    """How much of the rows of an operator that is not wide to work on at a time: those that neighbouring targets share
+    stay in the first-level cache."""
+    return max(1, L1_ELEMENTS // (width * STRIP)) * STRIP
+
+
+@njit(nogil=True)
 def rows_stage(source: int, target: int, outer: int, extent: int, low: int, high: int, inner: int, stage: Any) -> None:
     """Targets ``low`` to ``high`` of an operator: (outer, extent, inner) to (outer, high − low, inner)."""
     indices, taps, width, shared, offsets, tap32 = stage
     n_target = high - low
     if width <= TAPS_AT_A_TIME:
-        for t in range(low, high):
-            prepare(indices, taps, t * width, shared, width, inner, offsets, tap32)
-            for o in range(outer):
-                to, base = (o * n_target + t - low) * inner, o * extent * inner
-                combine(target + 4 * to, source + 4 * base, offsets, tap32, width, inner, False)
+        prepare_all(low, high, inner, stage)
+        step = strip_of(width)
+        for o in range(outer):
+            for strip in range(0, inner, step):
+                n, base = min(step, inner - strip), source + 4 * (o * extent * inner + strip)
+                for t in range(n_target):
+                    to, row = target + 4 * ((o * n_target + t) * inner + strip), t * width
+                    combine(to, base, offsets + 8 * row, tap32 + 4 * row, width, n, False)
         return
     for o in range(outer):
         for strip in range(0, inner, STRIP):
@@ -452,17 +472,15 @@ def run_tiles(plan: Any, source: Any, target: Any, scratch: Any, first: int, las
                 overflowed += deliver(result, target.address, target.half, target.past_cache, to, n)
         else:
             outer, trailing = product(extent, 0, along), product(extent, along + 1, inner)
-            width, shared = plan.width[final], plan.shared[final] == 1
-            for t in range(low[along], high[along]):
-                prepare(
-                    plan.indices[final], plan.taps[final], t * width, shared, width, trailing * pitch,
-                    scratch.offsets, scratch.taps,
-                )  # fmt: skip
-                for o in range(outer):
-                    for r in range(trailing):
-                        base = here + 4 * (o * n_source * trailing + r) * pitch
-                        combine(row, base, scratch.offsets, scratch.taps, width, n, False)
-                        place = (o * extent[along] + t - low[along]) * trailing + r
-                        to = integer(scratch.starts, place) + low[inner]
+            stage = (plan.indices[final], plan.taps[final], plan.width[final], plan.shared[final] == 1,
+                     scratch.offsets, scratch.taps)  # fmt: skip
+            width = plan.width[final]
+            prepare_all(low[along], high[along], trailing * pitch, stage)
+            for o in range(outer):
+                for r in range(trailing):
+                    base = here + 4 * (o * n_source * trailing + r) * pitch
+                    for t in range(extent[along]):
+                        combine(row, base, scratch.offsets + 8 * t * width, scratch.taps + 4 * t * width, width, n, False)
+                        to = integer(scratch.starts, (o * extent[along] + t) * trailing + r) + low[inner]
                         overflowed += deliver(row, target.address, target.half, target.past_cache, to, n)
     return overflowed

@@ -11,6 +11,7 @@ numba's cache on disk knows a kernel by the file it is in, not by what it calls:
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -54,6 +55,9 @@ def _operation(result: Any, *arguments: Any) -> Callable[[Callable[..., Any]], A
             return result(*arguments), codegen
 
         declare.__name__, declare.__doc__ = emit.__name__, emit.__doc__
+        names = ["typing", *(f"argument{i}" for i in range(len(arguments)))]  # numba wants the arity
+        parameters = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in names]
+        declare.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         return intrinsic(declare)
 
     return decorate

@@ -370,7 +370,7 @@ def _scratch_sizes(
         row=max(int(padded(n_source)), int(padded(n_target))),
         phases=(per_target + per_source) * pitch,
         turned=turned * batch,
-        width=max(axes[d].width for d in order),
+        width=max(sizes[d] * axes[d].width if axes[d].width <= TAPS_AT_A_TIME else TAPS_AT_A_TIME for d in order),
         phase_taps=(per_target + alone) * axes[-1].width,
         starts=max(starts),
         pitch=pitch,

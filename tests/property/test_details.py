@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from bot_dist.errors import PlanError
 from bot_dist.wavelets import Operator, OperatorSpec, build_operator, check_supported
-from bot_dist.wavelets.details import complement, is_filter_bank
+from bot_dist.wavelets.details import complement, is_filter_bank, largest_block
 from tests.property.test_operators import HAAR, TOLERANCE, boundaries, gains, levels, spec, tolerance, wavelets
 
 ORTHOGONAL = [name for name in pywt.wavelist(kind="discrete") if pywt.Wavelet(name).orthogonal]
@@ -117,6 +117,13 @@ def test_haar_drops_differences(wavelet: str) -> None:
 def test_details_of_banded_operators_are_banded(of: OperatorSpec, width: int) -> None:
     for undoing in (detail(of), restore(of)):
         assert build_operator(undoing).taps.shape[1] <= width
+
+
+@given(shrinking())
+@settings(deadline=None)
+def test_the_largest_block_is_known_before_anything_is_built(of: OperatorSpec) -> None:
+    if not is_filter_bank(of):
+        assert build_operator(restore(of)).taps.shape[1] <= largest_block(of)
 
 
 def test_a_basis_of_the_kernel_does_not_depend_on_how_it_was_found(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -219,7 +219,7 @@ def show_store(reader: CheckpointReader) -> None:
     model = model_of(reader.config)
     table = Table(title=reader.url, title_justify="left")
     for heading in ("module", "parameters", "axes", "dtype", "shard", "chunk", "bytes"):
-        table.add_column(heading, no_wrap=heading == "axes")
+        table.add_column(heading, no_wrap=heading in ("module", "axes"))
     for weight in model.weights:
         stored = reader.manifest.parameters[model.parameter(weight).name]
         axes = ", ".join(f"{a} {n}" for a, n in zip(stored.parameter.axes, stored.parameter.sizes, strict=True))
@@ -232,7 +232,8 @@ def show_store(reader: CheckpointReader) -> None:
             axes = ", ".join(f"{a} {n}" for a, n in zip(stored.parameter.axes, stored.parameter.sizes, strict=True))
             table.add_row(name, "1", axes, stored.dtype, shape(stored.shard), shape(stored.chunk), size(stored.nbytes))
     console.print(table)
-    console.print(yaml.safe_dump({"provenance": reader.manifest.provenance}, sort_keys=False), markup=False)
+    provenance = {key: value for key, value in reader.manifest.provenance.items() if key != "details"}
+    console.print(yaml.safe_dump({"provenance": provenance}, sort_keys=False), markup=False)
 
 
 def shape(sizes: Sequence[int]) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 
 @dataclass(frozen=True)
@@ -18,14 +19,12 @@ class Pico:
 
     folder: Path
     model: Any
+    tensors: dict[str, torch.Tensor]
+    """Its parameters, by name in the files (which is not always that inside the model)."""
 
     @property
     def url(self) -> str:
         return str(self.folder)
-
-    @property
-    def tensors(self) -> dict[str, torch.Tensor]:
-        return dict(self.model.named_parameters())
 
 
 def randomised(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
@@ -46,7 +45,13 @@ def save_pico(tmp_path: Path) -> Callable[..., Pico]:
         folder = tmp_path / f"pico-{len(list(tmp_path.glob('pico-*')))}"
         model = randomised(model.to(dtype))
         model.save_pretrained(folder, **options)
-        return Pico(folder, model)
+        parameters = [*model.parameters()]
+        named = {
+            name: next(p for p in parameters if p.shape == tensor.shape and torch.equal(p, tensor))
+            for path in folder.glob("*.safetensors")
+            for name, tensor in load_file(path).items()
+        }
+        return Pico(folder, model, named)
 
     return save
 

@@ -30,6 +30,14 @@ def resolve(url: str) -> str:
     return str(path)
 
 
+def exists_in_package(url: str) -> bool:
+    """Whether the package of a ``package://`` URL has what it names; True for any other URL. Raises as ``resolve``."""
+    if not url.startswith(PACKAGE):
+        return True
+    folder, file = _split(url)
+    return (folder / file).exists()
+
+
 def package_glob(url: str) -> list[str]:
     """Local paths of the files that a ``package://`` pattern matches."""
     folder, pattern = _split(url)

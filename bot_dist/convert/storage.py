@@ -14,7 +14,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from bot_dist.checkpoint import filesystems
 from bot_dist.checkpoint.filesystems import storage_errors
-from bot_dist.convert.location import PACKAGE, near_names, package_glob, resolve
+from bot_dist.convert.location import PACKAGE, exists_in_package, near_names, package_glob, resolve
 from bot_dist.errors import SourceError
 from bot_dist.urls import label
 
@@ -40,6 +40,8 @@ def join(folder: str, name: str) -> str:
 
 def size_bytes(url: str) -> int | None:
     """Size of a file; None when there is none (or a folder)."""
+    if not exists_in_package(url):
+        return None
     fs, path = filesystem(url)
     with storage_errors(url, SourceError):
         try:

@@ -94,31 +94,35 @@ def _untaken(spec: OperatorSpec | None, target: Range) -> np.ndarray:
 
 def _untouched(module: ModulePlan, step: Step) -> bool:
     """Whether the tile has indices that take nothing from the source and are not to be zero."""
-    return module.weight.neutral != 0 and any(
-        _untaken(a.spec, target).any() for a, target in zip(module.axes, step.target, strict=True)
+    return any(
+        _blank(module, a) != 0 and _untaken(a.spec, target).any()
+        for a, target in zip(module.axes, step.target, strict=True)
     )
 
 
+def _blank(module: ModulePlan, a: AxisPlan) -> float:
+    """What indices of an axis hold that take nothing from the source, where nothing is drawn for them."""
+    return module.weight.silent if a.axis == "layer" else module.weight.neutral
+
+
 def _fill(module: ModulePlan, step: Step, values: torch.Tensor) -> None:
-    """Give what takes nothing from the source its value: the neutral one; or the family's initialisation where that is
-    asked for along some axis, and silence along none."""
-    drawn = torch.zeros(values.shape, dtype=torch.bool)
-    neutral = torch.zeros(values.shape, dtype=torch.bool)
+    """Give what takes nothing from the source its value: that of a block that does nothing, along the layers; else the
+    neutral one; or the family's initialisation where that is asked for along some axis, and silence along none."""
+    untaken = []
     for i, (a, target) in enumerate(zip(module.axes, step.target, strict=True)):
         shape = [1] * values.dim()
         shape[i] = -1
-        untaken = torch.from_numpy(_untaken(a.spec, target)).view(shape)
-        if a.fill == "init" and module.weight.kind != "vector":
-            drawn |= untaken
-        else:
-            neutral |= untaken
-    drawn &= ~neutral
-    if neutral.any():
-        values[neutral.to(values.device)] = module.weight.neutral
-    if drawn.any():
-        random = _draw("init", module, step.target).mul_(module.init_std)
-        drawn = drawn.to(values.device)
-        values[drawn] = random.to(values.device)[drawn]
+        untaken.append((a, torch.from_numpy(_untaken(a.spec, target)).view(shape).to(values.device)))
+    drawn = [mask for a, mask in untaken if a.fill == "init" and module.weight.kind != "vector"]
+    if any(mask.any() for mask in drawn):
+        chosen = torch.zeros(values.shape, dtype=torch.bool, device=values.device)
+        for mask in drawn:
+            chosen |= mask
+        random = _draw("init", module, step.target).mul_(module.init_std).to(values.device)
+        values.copy_(torch.where(chosen, random, values))
+    for a, mask in reversed(untaken):  # the layers' last
+        if mask.any() and not (a.fill == "init" and module.weight.kind != "vector"):
+            values.masked_fill_(mask, _blank(module, a))
 
 
 def _add_noise(module: ModulePlan, step: Step, values: torch.Tensor) -> None:

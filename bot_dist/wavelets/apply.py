@@ -26,7 +26,8 @@ from bot_dist.axes import Range
 from bot_dist.wavelets.operators import Operator
 
 if TYPE_CHECKING:
-    from bot_dist.wavelets.tiling import Axis, Memory, Task
+    from bot_dist.wavelets.scratch import Memory
+    from bot_dist.wavelets.tiling import Axis, Task
 
 PIECE = 2**20
 """Elements that a reference step holds temporarily."""
@@ -100,8 +101,8 @@ def _one_stage(x: torch.Tensor, stage: Stage) -> torch.Tensor:
     shape = list(x.shape)
     shape[stage.along] = len(stage.indices)
     result = x.new_empty(shape)
-    index = torch.from_numpy(np.ascontiguousarray(stage.indices.T)).to(x.device)
-    tap = torch.from_numpy(np.ascontiguousarray(stage.taps.T, dtype=np.float32)).to(x.device)
+    index = torch.from_numpy(np.array(stage.indices.T, order="C")).to(x.device)
+    tap = torch.from_numpy(np.array(stage.taps.T, dtype=np.float32, order="C")).to(x.device)
     tap = tap.view(len(tap), *(-1 if d == stage.along else 1 for d in range(x.dim())))
     others = [d for d in range(x.dim()) if d != stage.along]
     if not others:
@@ -182,7 +183,7 @@ def _axes(target: torch.Tensor, x: torch.Tensor, stages: Sequence[Stage]) -> tup
             shared = axis.n_target > 1 and stage.indices.strides[0] == 0  # a dense operator's: spare the memory
             indices = stage.indices[:1] if shared else stage.indices
             axes.append(dataclasses.replace(axis, indices=indices, taps=stage.taps))
-        elif axes and axes[-1].indices is None:
+        elif axes and axes[-1].continues_in(axis):
             n = axes.pop().n_source * axis.n_source
             axes.append(Axis(n, n, axis.source_stride, axis.target_stride))
         else:
@@ -212,7 +213,7 @@ def _run(task: Task, x: torch.Tensor, target: torch.Tensor, threads: int) -> int
 
 
 def _memory(tensor: torch.Tensor) -> Memory:
-    from bot_dist.wavelets.tiling import Memory
+    from bot_dist.wavelets.scratch import Memory
 
     past_cache = tensor.nbytes >= LARGE_BYTES and tensor.data_ptr() % 64 == 0
     return Memory(tensor.data_ptr(), tensor.dtype == torch.bfloat16, past_cache)

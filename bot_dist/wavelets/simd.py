@@ -4,9 +4,6 @@ LLVM's own vectoriser decides by cost models and alias checks whether a loop bec
 does not depend on them, and runs where vectors are narrower too (LLVM splits them). Addresses instead of arrays keep a
 call to a few registers and free of reference counts. No operation here fuses or reorders: ``scaled`` and ``plus`` are
 one IEEE operation per lane. ``address`` is that of element 0, ``index`` counts elements, and nothing is checked.
-
-numba's cache on disk knows a kernel by the file it is in, not by what it calls: after a change here, touch
-``kernels.py``.
 """
 
 from __future__ import annotations
@@ -15,7 +12,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from llvmlite import ir
+from llvmlite import ir  # type: ignore[import-untyped]
 from numba.core import types
 from numba.extending import intrinsic, models, register_model
 
@@ -37,7 +34,7 @@ class _Vector(types.Type):
 @register_model(_Vector)
 class _VectorModel(models.PrimitiveModel):
     def __init__(self, manager: Any, kind: Any) -> None:
-        super().__init__(manager, kind, _FLOATS)
+        super().__init__(manager, kind, _FLOATS)  # type: ignore[no-untyped-call]
 
 
 _vector = _Vector()

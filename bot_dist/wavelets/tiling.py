@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -16,21 +15,27 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from bot_dist.wavelets.kernels import LANES, PHASES, ROWS, TAPS_AT_A_TIME, TURNED, padded
+from bot_dist.wavelets.kernels import PHASES, ROWS, TURNED
+from bot_dist.wavelets.rows import padded as compiled_padded
+from bot_dist.wavelets.scratch import ScratchSizes
+from bot_dist.wavelets.simd import LANES
+from bot_dist.wavelets.sums import TAPS_AT_A_TIME
 
-Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
 Doubles = npt.NDArray[np.float64]
 
-CACHE_BYTES = 2**20
+LONGEST_ROW = 2048
+"""Elements of a row and its phases that share the first-level cache."""
+CACHE_BYTES = 3 * 2**20
 """Of scratch per thread, wanted."""
 SCRATCH_BYTES = 24 * 2**20
 """Of scratch in all threads, allowed where operators need whole axes."""
+TURNED_ROWS = 64
+"""Rows transposed at a time, or half or a quarter of it where they are long."""
 MAX_PERIOD = 32
+padded = compiled_padded.py_func
 MERGED_GAP = 8
 """Source values between two needed ones that are fetched rather than skipped."""
-SLACK = 8 * LANES
-"""Elements behind every buffer: kernels compute whole vectors."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +53,11 @@ class Axis:
     @property
     def width(self) -> int:
         return 0 if self.taps is None else self.taps.shape[1]
+
+    def continues_in(self, inner: Axis) -> bool:
+        """Whether this and the next dimension, neither changed by a stage, are one in memory."""
+        contiguous = self.source_stride == inner.n_source * inner.source_stride
+        return self.indices is None and contiguous and self.target_stride == inner.n_target * inner.target_stride
 
     def needed(self, low: int, high: int, merged_gap: int = 0) -> Ints:
         """The source indices, ascending, that targets ``low`` to ``high`` need."""
@@ -99,59 +109,6 @@ class Tiling(NamedTuple):
     """Address of the float64 taps."""
     width: Ints
     shared: Ints
-
-
-class Memory(NamedTuple):
-    """A tensor: float32, or bfloat16 if ``half``."""
-
-    address: int
-    half: bool
-    past_cache: bool
-    """As a target: whether it is aligned to 64 bytes and so large that the cache can't hold it."""
-
-
-class Scratch(NamedTuple):
-    """What one thread works in: addresses, and three sizes."""
-
-    here: int
-    there: int
-    row: int
-    phases: int
-    turned: int
-    offsets: int
-    taps: int
-    phase_offsets: int
-    phase_taps: int
-    starts: int
-    pitch: int
-    """Of ``phases``."""
-    batch: int
-    """Rows that are transposed at a time."""
-
-
-@dataclass(frozen=True)
-class ScratchSizes:
-    """Elements of each buffer of a Scratch."""
-
-    box: int
-    row: int
-    phases: int
-    turned: int
-    width: int
-    phase_taps: int
-    starts: int
-    pitch: int
-    batch: int
-
-    def allocate(self) -> tuple[Scratch, Floats]:
-        """The scratch and what has to be kept as long as it is used."""
-        floats = [self.box, self.box, self.row, self.phases, self.turned]
-        small = [2 * self.width, self.width, 2 * self.phase_taps, self.phase_taps, 2 * self.starts]
-        sizes = [-(-(n + SLACK) // LANES) * LANES for n in floats + small]
-        memory = np.zeros(sum(sizes) + LANES, np.float32)
-        start = -(-memory.ctypes.data // 64) * 64
-        addresses = [start + 4 * sum(sizes[:i]) for i in range(len(sizes))]
-        return Scratch(*addresses, self.pitch, self.batch), memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -215,23 +172,26 @@ class _Sizes:
         return cache[d, size]
 
     def estimate(self, sizes: Sequence[int], cache: dict[tuple[int, int], int]) -> tuple[float, int]:
-        """Cycles per target element, and elements of the largest box between stages."""
+        """Cycles per target element, and elements of the boxes between stages."""
         box = [self.extents(d, size, cache) for d, size in enumerate(sizes)]
-        cycles = _rows(box) * 40.0 + _elements(box) * 0.7
-        largest = 0 if len(self.order) > 1 and self.kinds[0] == PHASES else _elements(box)
+        cycles = 2500.0 + _rows(box) * 100 + _elements(box)
+        longest = box[-1]
+        boxes = [] if at_once(self.kinds) else [_elements(box)]
         for s, d in enumerate(self.order):
-            before = _elements(box)
+            before, before_rows = _elements(box), _rows(box)
             box[d] = sizes[d]
             after, width = _elements(box), self.axes[d].width
-            cycles += after * (0.2 + width / 10) + _elements(box) / max(box[-1], 1) * 10
             if self.kinds[s] == TURNED:
-                cycles += 2.5 * (before + after)
+                # Rows are transposed, and back, a batch at a time however many there are.
+                filled = -(-before_rows // TURNED_ROWS) * TURNED_ROWS / before_rows
+                cycles += (before + after) * 2.5 + after * width * 0.07 * filled
+            else:
+                cycles += after * (0.15 + width * 0.07) + _rows(box) * (40 if self.kinds[s] == ROWS else 80 + 4 * width)
             if s < len(self.order) - 1 or self.kinds[s] == TURNED or width > TAPS_AT_A_TIME:
-                largest = max(largest, after)
-        cycles += _rows(box) * 30.0 + _elements(box) * 0.5
-        if largest * 4 > 2**14:
-            cycles *= 1.1
-        return cycles / _elements(sizes), largest
+                boxes.append(after)
+        longest = max(longest, box[-1])
+        cycles += _rows(box) * 60 + _elements(box) * (0.5 if longest <= LONGEST_ROW else 0.9)
+        return cycles / math.prod(sizes), max(boxes[::2], default=0) + max(boxes[1::2], default=0)
 
     def best(self, allowed_bytes: int) -> list[int] | None:
         """Tile sizes; None where even the smallest tile needs more scratch than that."""
@@ -239,20 +199,25 @@ class _Sizes:
         sizes = [1] * len(self.axes)
         sizes[-1] = min(LANES, self.axes[-1].n_target)
         cost, box = self.estimate(sizes, cache)
-        if 8 * box > allowed_bytes:
+        if 4 * box > allowed_bytes and len(self.order) > 1:
             return None
-        limit = max(CACHE_BYTES, 8 * box)
+        limit = max(min(CACHE_BYTES, allowed_bytes), 4 * box)
         while True:
             options = []
             for d, axis in enumerate(self.axes):
                 if sizes[d] < axis.n_target:
                     larger = [*sizes[:d], min(2 * sizes[d], axis.n_target), *sizes[d + 1 :]]
                     estimate, elements = self.estimate(larger, cache)
-                    if 8 * elements <= limit and estimate < 0.985 * cost:
+                    if 4 * elements <= limit and estimate < 0.99 * cost:
                         options.append((estimate, larger))
             if not options:
                 return sizes
             cost, sizes = min(options)
+
+
+def at_once(kinds: Sequence[int]) -> bool:
+    """Whether the first stage is applied while fetching, so that there is no box before it."""
+    return len(kinds) > 1 and kinds[0] == PHASES
 
 
 def _elements(box: Sequence[int]) -> int:
@@ -272,7 +237,7 @@ def make_tiling(axes: Sequence[Axis], order: Sequence[int], threads: int) -> Tas
     if inner.indices is not None and inner.taps is not None and len(inner.indices) == inner.n_target:
         period = find_period(inner.indices, inner.taps)
     kinds = [ROWS if d != last else PHASES if period[0] else TURNED for d in order]
-    sizes = _Sizes(axes, order, kinds).best(SCRATCH_BYTES // threads if len(order) > 1 else sys.maxsize)
+    sizes = _Sizes(axes, order, kinds).best(SCRATCH_BYTES // threads)
     if sizes is None:
         return None
 
@@ -334,10 +299,8 @@ def make_tiling(axes: Sequence[Axis], order: Sequence[int], threads: int) -> Tas
         shared=np.array([int(len(array) < axes[d].n_target) for d, array in zip(order, indices, strict=True)]),
     )
     extents = [int(counts[first : first + n].max()) for first, n in zip(tiling.first_tile, grid, strict=True)]
-    alone = max(
-        high - low - stop + start
-        for low, high, start, stop in zip(lows[-grid[-1] :], highs[-grid[-1] :], regular[::2], regular[1::2], strict=True)
-    )
+    ends = zip(lows[-grid[-1] :], highs[-grid[-1] :], regular[::2], regular[1::2], strict=True)
+    alone = max(high - low - stop + start for low, high, start, stop in ends)
     scratch = _scratch_sizes(axes, order, kinds, extents, sizes, period, alone)
     return Task(tiling, scratch, (indices, taps))
 
@@ -353,8 +316,7 @@ def _scratch_sizes(
 ) -> ScratchSizes:
     """Room for the largest tile: every axis at its widest."""
     box = list(extents)
-    fused = len(order) > 1 and kinds[0] == PHASES
-    boxes = [] if fused else [_elements(box)]
+    boxes = [] if at_once(kinds) else [_elements(box)]
     starts = [_rows(box)]
     for d in order:
         box[d] = sizes[d]
@@ -362,11 +324,12 @@ def _scratch_sizes(
     starts.append(_rows(box))
     n_source, n_target = extents[-1], sizes[-1]
     turned = n_source + n_target if TURNED in kinds else 0
-    batch = next((b for b in (64, 32) if b * turned * 4 <= CACHE_BYTES), LANES)
+    batch = next((b for b in (TURNED_ROWS, TURNED_ROWS // 2) if 8 * b * turned <= CACHE_BYTES), LANES)
     per_target, per_source = period
     pitch = int(padded(max(-(-n_source // per_source), -(-n_target // per_target)))) + 2 * LANES
     return ScratchSizes(
-        box=max(boxes),
+        here=max(boxes[::2]),
+        there=max(boxes[1::2], default=0),
         row=max(int(padded(n_source)), int(padded(n_target))),
         phases=(per_target + per_source) * pitch,
         turned=turned * batch,

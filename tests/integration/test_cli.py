@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from bot_dist.checkpoint import CheckpointReader
@@ -57,6 +58,35 @@ def test_scale_plan_inspect_verify_export(
     assert (status, "model.norm.weight, chunk 0: shard c/0 is missing" in text) == (1, True)
 
 
+def test_policies_and_details_on_the_command_line(
+    cli: Callable[..., tuple[int, str]], tmp_path: Path, pico_llama: PicoFactory
+) -> None:
+    source, small, again = pico_llama().url, tmp_path / "small", tmp_path / "again"
+    status, text = cli("plan", source, "--embed", "32", "--width", "copy", "--layers", "4", "--depth", "identity")
+    assert (status, "embed copy ×1.15 /c^½" in text, "layer identity" in text) == (0, True, True)
+    status, text = cli("plan", source, "--embed", "32")
+    assert (status, "resample keeps the function at integer ratios only" in text) == (0, True)
+    status, text = cli("plan", source, "--embed", "48", "--preset", "paper-gpt-s2l")
+    assert (status, "embed db2 ×0.707" in text) == (0, True)
+    assert cli(*scale(source, small, "--embed", "12", "--keep-details"))[0] == 0
+    assert "details/mlp.up/aad" in cli("inspect", str(small))[1]
+    status, text = cli(*scale(str(small), again, "--embed", "24"))
+    assert (status, "details restore: embed" in text) == (0, True)
+    assert cli("verify", str(small))[0] == 0
+
+
+def test_a_source_with_nan_is_refused_by_name(
+    cli: Callable[..., tuple[int, str]], tmp_path: Path, pico_llama: PicoFactory
+) -> None:
+    source = pico_llama()
+    with torch.no_grad():
+        source.model.model.embed_tokens.weight[3, 4] = float("inf")
+    source.model.save_pretrained(source.folder)
+    status, text = cli(*scale(source.url, tmp_path / "store", "--embed", "12"))
+    assert (status, "'model.embed_tokens.weight' holds inf at vocab 3, embed 4" in text) == (2, True)
+    assert cli(*scale(source.url, tmp_path / "store", "--embed", "12", "--allow-nonfinite", "--overwrite"))[0] == 0
+
+
 def test_a_recipe_with_overrides(cli: Callable[..., tuple[int, str]], tmp_path: Path, pico_llama: PicoFactory) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
@@ -92,7 +122,9 @@ BAD = [
         ["--tensor", "3"],
         "axis 'kv_heads' has 2 indices, fewer than the tensor-parallel degree 3",
     ),
-    ("ratio", None, ["--mlp", "30"], "40 → 30 is no power of two"),
+    ("policy", None, ["--layers", "2", "--depth", "stack"], "depth policy 'stack' only grows, and 3 → 2 shrinks"),
+    ("preset", None, ["--preset", "paper-gpt"], "unknown preset 'paper-gpt'; did you mean 'paper-gpt-s2l'"),
+    ("negative size", None, ["--mlp", "-3"], "target mlp is -3; give at least 1"),
     ("memory limit", None, ["--memory-limit", "100"], "the smallest that works is"),
     ("wavelet", None, ["--wavelet", "harr"], "unknown wavelet 'harr'"),
     ("override", None, ["--set", "train.stepz=1"], "unknown key 'train.stepz'"),

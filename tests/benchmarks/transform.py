@@ -1,0 +1,212 @@
+"""How fast operators are applied, next to copying the same bytes, PyWavelets and ptwt (``pip install ptwt``).
+
+``python tests/benchmarks/transform.py [--quick]``. A case's speed is bytes in and out per second. It is divided by that
+of ``Tensor.copy_`` between two tensors of the module's size and dtype, timed in turn with it, both on targets that are
+already in memory (``reused``) and on fresh ones (``fresh``: allocated within the time, in huge pages for both, as
+``apply_operators`` does it). Other loads on the machine take from both sides of a ratio.
+"""
+
+from __future__ import annotations
+
+import math
+import platform
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pywt
+import torch
+
+from bot_dist.wavelets import OperatorSpec, build_operator
+from bot_dist.wavelets import apply as implementation
+from bot_dist.wavelets.apply import Stage, apply_operators
+
+THREADS = 2
+MODULE = (24, 1024, 4096)
+MEMORY_BAR_MIB = 64
+
+
+@dataclass(frozen=True)
+class Case:
+    name: str
+    shape: tuple[int, ...]
+    stages: list[Stage]
+    bar: float | None = None
+    """Of the copy's speed, in float32; half of it in bfloat16."""
+    gmac: float | None = None
+    """Of a dense operator."""
+
+
+def stage(along: int, n_source: int, n_target: int, wavelet: str = "haar", *, orthonormal: bool = False) -> Stage:
+    gain = math.sqrt(n_source / n_target) if orthonormal else 1.0
+    operator = build_operator(OperatorSpec(n_source=n_source, n_target=n_target, row_sum=gain, wavelet=wavelet))
+    return Stage(along, operator.indices, operator.taps)
+
+
+def scaling(shape: tuple[int, ...], wavelet: str, *, grow: bool, orthonormal: bool = False) -> list[Stage]:
+    """Every axis by 2: down the innermost first, up the innermost last."""
+    order = range(len(shape)) if grow else reversed(range(len(shape)))
+    return [stage(d, n := shape[d], 2 * n if grow else n // 2, wavelet, orthonormal=orthonormal) for d in order]
+
+
+def cases(layers: int) -> list[Case]:
+    module = (layers, *MODULE[1:])
+    copies = Stage(2, np.arange(768)[:, None] * 576 // 768, np.ones((768, 1)))
+    dense = np.random.default_rng(0).standard_normal((384, 576)), np.broadcast_to(np.arange(576), (384, 576))
+    gmac = layers * 1024 * 576 * 384 / 1e9
+    attention = (layers // 2, 4, 4, 64, 2048)
+    return [
+        Case("haar down", module, scaling(module, "haar", grow=False), 0.7),
+        Case("haar up", module, scaling(module, "haar", grow=True), 0.5),
+        Case("coif3 down", module, scaling(module, "coif3", grow=False), 0.25),
+        Case("bior6.8 up", module, scaling(module, "bior6.8", grow=True), 0.25),
+        Case("copy 576→768, columns", (layers, 1024, 576), [copies]),
+        Case("copy 576→768, rows", (layers, 576, 1024), [Stage(1, copies.indices, copies.taps)]),
+        Case("area 576→768, columns", (layers, 1024, 576), [stage(2, 576, 768)]),
+        Case("area 768→576, columns", (layers, 1024, 768), [stage(2, 768, 576)]),
+        Case("area 768→576, rows", (layers, 768, 1024), [stage(1, 768, 576)]),
+        Case("dense 576→384, columns", (layers, 1024, 576), [Stage(2, dense[1], dense[0])], gmac=gmac),
+        Case("dense 576→384, rows", (layers, 576, 1024), [Stage(1, dense[1], dense[0])], gmac=gmac),
+        Case(
+            "query 5-D up",
+            attention,
+            [stage(0, attention[0], layers), stage(1, 4, 8), stage(2, 4, 8), stage(4, 2048, 4096)],
+        ),
+        Case(
+            "query 5-D down",
+            attention,
+            [stage(4, 2048, 1024), stage(2, 4, 2), stage(1, 4, 2), stage(0, attention[0], attention[0] // 2)],
+        ),
+        Case(
+            "output 5-D down",
+            (layers // 2, 2048, 4, 4, 64),
+            [stage(3, 4, 2), stage(2, 4, 2), stage(1, 2048, 1024), stage(0, attention[0], attention[0] // 2)],
+        ),
+    ]
+
+
+def seconds(run: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    run()
+    return time.perf_counter() - started
+
+
+def in_turn(repeats: int, *runs: Callable[[], object]) -> list[float]:
+    """The best time of each, run one after the other."""
+    times = [[seconds(run) for run in runs] for _ in range(repeats)]
+    return [min(column) for column in zip(*times, strict=True)]
+
+
+def status_kib(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field))
+
+
+def peak_mib(run: Callable[[], torch.Tensor]) -> float:
+    """Of resident memory while it runs, without what was there before and what it returns."""
+    before = status_kib("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")
+    result = run()
+    return (status_kib("VmHWM") - before - result.nbytes / 1024) / 1024
+
+
+def measure(case: Case, dtype: torch.dtype, copied: torch.Tensor, repeats: int) -> None:
+    x = torch.randn(case.shape).to(dtype)
+    memory = peak_mib(lambda: apply_operators(x, case.stages, dtype).tensor)
+    target = apply_operators(x, case.stages, dtype).tensor
+    copy = torch.empty_like(copied).copy_(copied)
+
+    def fresh_copy() -> torch.Tensor:
+        return implementation._allocate(list(copied.shape), dtype).copy_(copied)
+
+    copy_s, reused_s, fresh_copy_s, fresh_s = in_turn(
+        repeats,
+        lambda: copy.copy_(copied),
+        lambda: implementation._into(target, x, case.stages),
+        fresh_copy,
+        lambda: apply_operators(x, case.stages, dtype),
+    )
+    moved, copied_bytes = (x.nbytes + target.nbytes) / 1e9, 2 * copied.nbytes / 1e9
+    ratio = moved / reused_s / (copied_bytes / copy_s)
+    fresh_ratio = moved / fresh_s / (copied_bytes / fresh_copy_s)
+    bar = None if case.bar is None else case.bar / (1 if dtype == torch.float32 else 2)
+    verdict = "" if bar is None else f"{bar:.3f} {'ok' if ratio >= bar else 'MISSED'}"
+    if case.gmac is not None:
+        verdict = f"{case.gmac / reused_s:.0f} GMAC/s"
+    if memory > MEMORY_BAR_MIB:
+        verdict += f" MEMORY OVER {MEMORY_BAR_MIB} MiB"
+    print(
+        f"{case.name:24}{str(dtype).removeprefix('torch.'):>9}{reused_s * 1e3:9.1f}{moved / reused_s:8.1f}"
+        f"{copied_bytes / copy_s:8.1f}{ratio:8.2f}{fresh_ratio:8.2f}{memory:9.1f}  {verdict}",
+        flush=True,
+    )
+
+
+def versus_pywt(wavelet: str, shape: tuple[int, ...], *, grow: bool, repeats: int) -> None:
+    x = torch.randn(shape)
+    stages = scaling(shape, wavelet, grow=grow, orthonormal=True)
+
+    def theirs() -> np.ndarray:
+        if grow:
+            return np.asarray(pywt.idwtn({"aaa": x.numpy()}, wavelet, "periodization"))
+        return np.asarray(pywt.dwtn(x.numpy(), wavelet, "periodization")["aaa"])
+
+    np.testing.assert_allclose(apply_operators(x, stages, torch.float32).tensor, theirs(), atol=1e-4)
+    their_s = min(seconds(theirs) for _ in range(max(1, repeats // 2)))
+    own_s = min(seconds(lambda: apply_operators(x, stages, torch.float32)) for _ in range(3 * repeats))
+    verdict = "ok" if their_s >= 100 * own_s else "MISSED"
+    print(f"{wavelet + (' up' if grow else ' down'):24}{their_s / own_s:8.0f} × pywt   bar 100 {verdict}", flush=True)
+
+
+def versus_ptwt(wavelet: str, shape: tuple[int, ...], *, grow: bool, repeats: int) -> None:
+    import ptwt
+
+    x = torch.randn(shape)
+    stages = scaling(shape, wavelet, grow=grow, orthonormal=True)
+    zeros = torch.zeros_like(x)
+    details = {name: zeros for name in ("aad", "ada", "add", "daa", "dad", "dda", "ddd")}
+
+    def theirs() -> object:
+        with torch.no_grad():
+            if grow:
+                return ptwt.waverec3((x, details), wavelet)
+            return ptwt.wavedec3(x, wavelet, mode="periodic", level=1)
+
+    theirs()
+    apply_operators(x, stages, torch.float32)
+    their_s = min(seconds(theirs) for _ in range(repeats))
+    own_s = min(seconds(lambda: apply_operators(x, stages, torch.float32)) for _ in range(3 * repeats))
+    verdict = "ok" if their_s >= 25 * own_s else "MISSED"
+    print(f"{wavelet + (' up' if grow else ' down'):24}{their_s / own_s:8.0f} × ptwt   bar 25 {verdict}", flush=True)
+
+
+def main() -> None:
+    quick = "--quick" in sys.argv[1:]
+    layers, repeats = (6, 3) if quick else (MODULE[0], 5)
+    torch.set_num_threads(THREADS)
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    print(f"{model}, {THREADS} threads of torch {torch.__version__}; module ({layers}, {MODULE[1]}, {MODULE[2]})")
+    started = time.perf_counter()
+    apply_operators(torch.randn(2, 4), scaling((2, 4), "haar", grow=False), torch.float32)
+    print(f"first call, compiled or loaded from numba's cache: {time.perf_counter() - started:.1f} s\n")
+
+    print(f"{'':24}{'':>9}{'':>9}{'GB/s':>8}{'copy':>8}{'of copy':>16}{'MiB':>9}")
+    print(f"{'case':24}{'dtype':>9}{'ms':>9}{'reused':>8}{'reused':>8}{'reused':>8}{'fresh':>8}{'peak':>9}  bar")
+    for dtype in (torch.float32, torch.bfloat16):
+        copied = torch.randn((layers, *MODULE[1:])).to(dtype)
+        for case in cases(layers):
+            measure(case, dtype, copied, repeats)
+    print()
+    small = (8, 128, 512) if quick else (16, 256, 1024)
+    print(f"apply_operators, fresh target, on {small} float32")
+    for versus in (versus_pywt, versus_ptwt):
+        for wavelet, grow in (("haar", False), ("haar", True), ("coif3", False), ("bior6.8", True)):
+            versus(wavelet, small, grow=grow, repeats=repeats)
+
+
+if __name__ == "__main__":
+    main()

@@ -13,7 +13,7 @@ from bot_dist.axes import fixed, read, write
 from bot_dist.errors import FamilyError
 from bot_dist.families import parts
 from bot_dist.families.family import Family, Weight
-from bot_dist.families.parts import FROM_WIDTH, INTO_WIDTH, Uses, bias, matrix, rms_norm
+from bot_dist.families.parts import FROM_WIDTH, INTO_WIDTH, bias, matrix, rms_norm
 
 HEADS_OUT = (write("kv_heads"), write("group"), fixed("head_dim"))
 HEADS_IN = (read("kv_heads"), read("group"), fixed("head_dim"))
@@ -40,17 +40,16 @@ HEAD = matrix("head", "lm_head", (fixed("vocab"),), FROM_WIDTH)
 
 
 def attention(into_residual: bool) -> tuple[Weight, ...]:
-    out: Uses = INTO_WIDTH
     return (
         norm("attn.norm", BLOCK + "input_layernorm"),
         matrix("attn.q", ATTENTION + "q_proj", HEADS_OUT, FROM_WIDTH),
         matrix("attn.k", ATTENTION + "k_proj", KV_OUT, FROM_WIDTH),
         matrix("attn.v", ATTENTION + "v_proj", KV_OUT, FROM_WIDTH),
-        matrix("attn.out", ATTENTION + "o_proj", out, HEADS_IN, into_residual=into_residual),
+        matrix("attn.out", ATTENTION + "o_proj", INTO_WIDTH, HEADS_IN, into_residual=into_residual),
         bias("attn.q", ATTENTION + "q_proj", HEADS_OUT, feature="attention_bias"),
         bias("attn.k", ATTENTION + "k_proj", KV_OUT, feature="attention_bias"),
         bias("attn.v", ATTENTION + "v_proj", KV_OUT, feature="attention_bias"),
-        bias("attn.out", ATTENTION + "o_proj", out, into_residual=into_residual, feature="attention_bias"),
+        bias("attn.out", ATTENTION + "o_proj", INTO_WIDTH, into_residual=into_residual, feature="attention_bias"),
     )
 
 

@@ -46,7 +46,7 @@ def axis_rule(
         spec = OperatorSpec(
             n_source=n_source,
             n_target=n_target,
-            row_sum=_row_sum(weight, role, config, n_source, n_target),
+            row_sum=_row_sum(family, weight, role, config, n_source, n_target),
             wavelet=config.wavelet_of(weight.name, axis),
             boundary="symmetric" if axis in ORDERED else "periodic",
         )
@@ -97,13 +97,10 @@ def _layers(family: Family, weight: Weight, n_source: int, n_target: int, config
     if config.depth != "wavelet":
         speaks = weight.speaking if config.depth == "identity" else "every"
         return OperatorSpec(n_source=n_source, n_target=n_target, policy="copy", speaks=speaks)
-    row_sum = _row_sum(weight, "layer", config, n_source, n_target)
-    if not family.half_steps and config.gain != "orthonormal":
-        row_sum = 1.0
     return OperatorSpec(
         n_source=n_source,
         n_target=n_target,
-        row_sum=row_sum,
+        row_sum=_row_sum(family, weight, "layer", config, n_source, n_target),
         wavelet=config.wavelet_of(weight.name, "layer"),
         boundary="symmetric",
     )
@@ -114,7 +111,9 @@ def is_orthonormal(config: TransferConfig, n_source: int, n_target: int) -> bool
     return config.gain == "orthonormal" or (config.gain == "auto" and n_target < n_source)
 
 
-def _row_sum(weight: Weight, role: Role, config: TransferConfig, n_source: int, n_target: int) -> float:
+def _row_sum(
+    family: Family, weight: Weight, role: Role, config: TransferConfig, n_source: int, n_target: int
+) -> float:
     """What each row of a resampling operator sums to."""
     ratio = n_source / n_target
     if role == "pointwise":
@@ -122,7 +121,7 @@ def _row_sum(weight: Weight, role: Role, config: TransferConfig, n_source: int, 
     if is_orthonormal(config, n_source, n_target) and weight.kind != "vector":
         return math.sqrt(ratio)
     if role == "layer":
-        return ratio if weight.into_residual else 1.0
+        return ratio if weight.into_residual and family.half_steps else 1.0
     return ratio if role == "read" else 1.0
 
 

@@ -91,7 +91,7 @@ def _build(model: Model, ds_config: dict[str, Any]) -> torch.nn.Module:
 
 
 def _groups(module: torch.nn.Module, model: Model, weight_decay: float) -> list[dict[str, Any]]:
-    decayed = {p.name for weight, _, p in model.parameters() if weight.kind in ("matrix", "table")}
+    decayed = {model.inside[p.name] for weight, _, p in model.parameters() if weight.kind in ("matrix", "table")}
     with_decay = [p for name, p in module.named_parameters() if name in decayed]
     without = [p for name, p in module.named_parameters() if name not in decayed]
     groups = [{"params": with_decay, "weight_decay": weight_decay}, {"params": without, "weight_decay": 0.0}]

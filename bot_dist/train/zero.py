@@ -140,11 +140,11 @@ def _match(module: torch.nn.Module, model: Model) -> list[tuple[Parameter, Any]]
     theirs: dict[str, Any] = dict(module.named_parameters())
     ours = [parameter for _, _, parameter in model.parameters()]
     found = {name: tuple(p.ds_shape) for name, p in theirs.items()}
-    wanted = {parameter.name: parameter.shape for parameter in ours}
+    wanted = {model.inside[parameter.name]: parameter.shape for parameter in ours}
     if found != wanted:
         name = min(n for n in found.keys() | wanted.keys() if found.get(n) != wanted.get(n))
         raise RunError(
             f"{model.family.name}: parameter '{name}' has shape {found.get(name)} in transformers and "
             f"{wanted.get(name)} in the family's declaration; this configuration is not one that the family expresses"
         )
-    return [(parameter, theirs[parameter.name]) for parameter in ours]
+    return [(parameter, theirs[model.inside[parameter.name]]) for parameter in ours]

@@ -167,7 +167,7 @@ def versus_ptwt(wavelet: str, shape: tuple[int, ...], *, grow: bool, repeats: in
     x = torch.randn(shape)
     stages = scaling(shape, wavelet, grow=grow, orthonormal=True)
     zeros = torch.zeros_like(x)
-    details = {name: zeros for name in ("aad", "ada", "add", "daa", "dad", "dda", "ddd")}
+    details = dict.fromkeys(("aad", "ada", "add", "daa", "dad", "dda", "ddd"), zeros)
 
     def theirs() -> object:
         with torch.no_grad():

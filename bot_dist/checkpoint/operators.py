@@ -11,7 +11,7 @@ import xxhash
 
 from bot_dist.checkpoint.storage import Storage
 from bot_dist.errors import CheckpointError
-from bot_dist.wavelets import Operator, OperatorSpec
+from bot_dist.wavelets import Operator, OperatorSpec, from_dense
 
 
 def write_operators(url: str, matrices: npt.NDArray[np.float64]) -> OperatorSpec:
@@ -48,5 +48,4 @@ def read_operators(spec: OperatorSpec) -> tuple[Operator, ...]:
             f"fit it again, or plan with what is there"
         )
     matrices: npt.NDArray[np.float64] = np.load(io.BytesIO(data), allow_pickle=False)
-    indices = np.broadcast_to(np.arange(spec.n_source), (spec.n_target, spec.n_source))
-    return tuple(Operator(indices, matrix, spec.n_source) for matrix in (matrices if spec.per_layer else [matrices]))
+    return tuple(from_dense(matrix) for matrix in (matrices if spec.per_layer else [matrices]))

@@ -3,7 +3,7 @@
 from bot_dist.wavelets.build import build_operator, check_supported
 from bot_dist.wavelets.copies import copies_only, counts
 from bot_dist.wavelets.filter_bank import filters
-from bot_dist.wavelets.operators import Operator
+from bot_dist.wavelets.operators import Operator, from_dense
 from bot_dist.wavelets.spec import OperatorSpec, spec_from_json
 
 __all__ = [
@@ -14,5 +14,6 @@ __all__ = [
     "copies_only",
     "counts",
     "filters",
+    "from_dense",
     "spec_from_json",
 ]

@@ -39,6 +39,8 @@ SMALL = 2**16
 """Elements below which threads are not worth starting."""
 LARGE_BYTES = 2**23
 """From here on a target is written past the cache, in huge pages."""
+PAGE_BYTES = 2**12
+MADV_HUGEPAGE = 14
 NATIVE = (torch.float32, torch.bfloat16)
 
 
@@ -136,13 +138,14 @@ def _shape_after(x: torch.Tensor, stages: Sequence[Stage]) -> list[int]:
 
 
 def _allocate(shape: list[int], dtype: torch.dtype) -> torch.Tensor:
-    """An uninitialised tensor, in huge pages when large: most of the cost of fresh memory is its page faults."""
+    """An uninitialised tensor; a large one in huge pages that are there already, since page faults cost more than what
+    is written to the pages, and least when nothing else is done meanwhile."""
     tensor = torch.empty(shape, dtype=dtype)
     if tensor.nbytes >= LARGE_BYTES and sys.platform == "linux":
-        page, madv_hugepage = 4096, 14
-        start = -(-tensor.data_ptr() // page) * page
-        length = (tensor.data_ptr() + tensor.nbytes - start) // page * page
-        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), madv_hugepage)
+        start = -(-tensor.data_ptr() // PAGE_BYTES) * PAGE_BYTES
+        length = (tensor.data_ptr() + tensor.nbytes - start) // PAGE_BYTES * PAGE_BYTES
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), MADV_HUGEPAGE)
+        tensor.view(-1)[:: PAGE_BYTES // tensor.itemsize].zero_()  # by torch's threads
     return tensor
 
 

@@ -43,10 +43,14 @@ class Operator:
         np.add.at(matrix, (np.arange(self.n_target)[:, None], self.indices), self.taps)
         return matrix
 
+    def _distinct(self, target: Range) -> Indices:
+        """Indices of the rows of ``target``; one row stands for all where they share it."""
+        return self.indices[target[0] : target[0] + 1 if self.indices.strides[0] == 0 else target[1]]
+
     def support(self, target: Range) -> tuple[Range, ...]:
         """The source ranges, ascending, that the target indices need: the block under them and its halo."""
         needed = np.zeros(self.n_source + 2, dtype=np.int8)
-        needed[self.indices[target[0] : target[1]] + 1] = 1
+        needed[self._distinct(target) + 1] = 1
         edges = np.flatnonzero(np.diff(needed))
         return tuple((int(start), int(stop)) for start, stop in edges.reshape(-1, 2))
 
@@ -57,9 +61,10 @@ class Operator:
         for start, stop in source:
             positions[start:stop] = np.arange(offset, offset + stop - start)
             offset += stop - start
-        local = positions[self.indices[target[0] : target[1]]]
+        local = positions[self._distinct(target)]
         assert (local >= 0).all(), "a source range misses part of the support"
-        return local, self.taps[target[0] : target[1]]
+        taps = self.taps[target[0] : target[1]]
+        return np.broadcast_to(local, taps.shape), taps
 
     def scaled(self, factor: float) -> Operator:
         return Operator(self.indices, self.taps * factor, self.n_source)

@@ -65,7 +65,9 @@ class Axis:
             return np.arange(low, high)
         if 2 * self.width > self.n_source or len(self.indices) < self.n_target:
             return np.arange(self.n_source)
-        starts, stops = _runs(np.unique(self.indices[low:high]), merged_gap)
+        used = np.zeros(self.n_source, dtype=bool)
+        used[self.indices[low:high]] = True
+        starts, stops = _runs(np.flatnonzero(used), merged_gap)
         return np.concatenate([np.arange(a, b) for a, b in zip(starts, stops, strict=True)])
 
 
@@ -174,7 +176,7 @@ class _Sizes:
     def estimate(self, sizes: Sequence[int], cache: dict[tuple[int, int], int]) -> tuple[float, int]:
         """Cycles per target element, and elements of the boxes between stages."""
         box = [self.extents(d, size, cache) for d, size in enumerate(sizes)]
-        cycles = 2500.0 + _rows(box) * 100 + _elements(box)
+        cycles = 5000.0 + _rows(box) * 100 + _elements(box)
         longest = box[-1]
         boxes = [] if at_once(self.kinds) else [_elements(box)]
         for s, d in enumerate(self.order):

@@ -251,10 +251,12 @@ def _planned(recipe: Recipe) -> tuple[Source, TransferPlan]:
     from bot_dist.plan import SourceModule, make_plan, target_model
 
     source, model = _source(recipe)
-    target = target_model(model, recipe.target, recipe.transfer)
-    mallat = _with_details(source, model, target) if recipe.transfer.use_details else None
+    mallat, notes = _with_details(recipe, source, model)
     if mallat is not None:
-        source, model = mallat, target
+        source = mallat
+        model = target = mallat.model
+    else:
+        target = target_model(model, recipe.target, recipe.transfer)
     identity = json.dumps(source.provenance(), sort_keys=True)
     plan = make_plan(
         model,
@@ -272,19 +274,26 @@ def _planned(recipe: Recipe) -> tuple[Source, TransferPlan]:
         source_id=hashlib.sha256(identity.encode()).hexdigest()[:32],
         whole_rows=source.whole_rows,
         details=mallat.details if mallat else None,
+        notes=notes,
     )
     return source, plan
 
 
-def _with_details(source: Source, model: Model, target: Model) -> MallatSource | None:
-    """The source with its details, if it is a store that keeps what restores the target's sizes."""
+def _with_details(recipe: Recipe, source: Source, model: Model) -> tuple[MallatSource | None, list[str]]:
+    """The source with its details, if it is a store that keeps what restores the target's sizes; else what the user
+    should know about them."""
     from bot_dist.checkpoint import CheckpointReader, MallatSource
 
     details = source.details() if isinstance(source, CheckpointReader) else None
-    if details is None or not (axes := details.restored(model, target)):
-        return None
-    assert isinstance(source, CheckpointReader)
-    return MallatSource(source, details.along(axes), target)
+    target = model.resized(recipe.target, recipe.transfer.depth)
+    if details is None or target.sizes == model.sizes or not isinstance(source, CheckpointReader):
+        return None, []
+    axes = details.restored(model, target) if recipe.transfer.use_details else frozenset()
+    if not axes:
+        return None, ["the details that the source keeps are not used, and not kept in the target"]
+    left = sorted({*details.axes} - axes)
+    notes = [f"details of {', '.join(left)} are not kept in the target"] if left else []
+    return MallatSource(source, details.along(axes), details.restored_model(target, axes)), notes
 
 
 def _dtype(source: Source, model: Model, weight: Weight) -> str:

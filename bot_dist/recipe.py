@@ -78,7 +78,7 @@ class TransferConfig(_Config):
     (``even``)."""
     noise: float = Field(default=0.0, ge=0)
     """Breaks the symmetry of copies on axes that are read: each weight times 1 + noise · (standard normal, less its
-    mean over the copies), which the function can't see."""
+    mean over the copies), which the function can't see, up to the rounding of the store's dtype."""
     seed: int = Field(default=0, ge=0)
     """Of that noise, and of the untrained weights of ``lazy``."""
     keep_details: bool = False
@@ -96,7 +96,7 @@ class TransferConfig(_Config):
     @classmethod
     def _from_preset(cls, data: Any) -> Any:
         if isinstance(data, dict) and (preset := data.get("preset")) is not None:
-            if preset not in PRESETS:
+            if not isinstance(preset, str) or preset not in PRESETS:
                 raise ValueError(f"unknown preset {preset!r}; {nearest(str(preset), PRESETS)}")
             return {**PRESETS[preset], **data}
         return data
@@ -105,8 +105,9 @@ class TransferConfig(_Config):
         """The wavelet of one axis of one module: the most specific that is named."""
         if isinstance(self.wavelet, str):
             return self.wavelet
-        keys = (f"{module}:{axis}", f"{module.partition('.')[0]}:{axis}", axis)
-        return next((self.wavelet[key] for key in keys if key in self.wavelet), "haar")
+        parts = module.split(".")
+        keys = [f"{'.'.join(parts[:n])}:{axis}" for n in range(len(parts), 0, -1)]
+        return next((self.wavelet[key] for key in (*keys, axis) if key in self.wavelet), "haar")
 
     def width_of(self, axis: str, *, grows: bool) -> WidthPolicy:
         if isinstance(self.width, str):

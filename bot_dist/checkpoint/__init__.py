@@ -5,9 +5,8 @@ A store at ``URL/`` holds
 - ``zarr.json``: the group, whose attribute ``bot_dist`` names the format version and the plan that writes here;
 - ``NAME/``: one sharded array per parameter, named as ``transformers`` names it, of the *unfused* shape with the
   axes as ``dimension_names`` (``kv_heads, group, head_dim, embed``); ``attributes.shape`` is the fused shape.
-  ``attributes.learning_rate_factor`` is what Adam's
-  learning rate is to be multiplied by, and weight decay divided by.
-  bfloat16 is stored as uint16 bit patterns, with ``attributes.logical_dtype``. Chunks carry crc32c, nothing is
+  ``attributes.learning_rate_factor`` is what Adam's learning rate is to be multiplied by, and weight decay divided
+  by. bfloat16 is stored as uint16 bit patterns, with ``attributes.logical_dtype``. Chunks carry crc32c, nothing is
   compressed, and what was never written reads as NaN, not as zero;
 - ``details/MODULE/BAND/``: what shrinking dropped, where the plan keeps it: one array per detail band of a module, with
   the layer axis; ``BAND`` has a letter per axis, ``d`` where it is the detail. No parameters of the model;

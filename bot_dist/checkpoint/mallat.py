@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from bot_dist.axes import Parameter, Range
@@ -52,14 +53,12 @@ class MallatSource:
         axes = ("layer", *axes) if weight.layered else axes
         result = torch.empty(box_shape(box), dtype=self.dtype(parameter))
         undone = self.details.modules[weight.name]
-        sides = [list(self._parts(axis, r, undone.operators)) for axis, r in zip(axes, box, strict=True)]
+        restored = [spec is not None and spec.policy != "diagonal" for _, spec in undone.operators]
+        sides = [list(self._parts(*side)) for side in zip(axes, restored, box, strict=True)]
         for parts in itertools.product(*sides):
             band = "".join(letter for letter, _, _ in parts)
             values = self._band(weight, band, tuple(r for _, r, _ in parts))
-            factors = [f for axis, f in undone.factors.items() if "d" not in band or band[axes.index(axis)] == "a"]
-            scale = 1.0
-            for factor in factors:
-                scale *= factor
+            scale = math.prod(f for axis, f in undone.factors.items() if band[axes.index(axis)] == "a")
             if scale != 1:
                 shift = 0.0 if "d" in band else weight.offset * (scale - 1)
                 values = ((values.float() - shift) / scale).to(values.dtype)
@@ -69,9 +68,9 @@ class MallatSource:
     def provenance(self) -> dict[str, Any]:
         return self.reader.provenance()
 
-    def _parts(self, axis: str, wanted: Range, operators: Mapping[str, Any]) -> Iterator[tuple[str, Range, slice]]:
+    def _parts(self, axis: str, restored: bool, wanted: Range) -> Iterator[tuple[str, Range, slice]]:
         """The approximation's and the detail's part of a range: indices within the band, and where they are put."""
-        n = self._stored.sizes[axis] if axis in operators else self.model.sizes[axis]
+        n = self._stored.sizes[axis] if restored else self.model.sizes[axis]
         for letter, origin, (start, stop) in (
             ("a", 0, (wanted[0], min(wanted[1], n))),
             ("d", n, (max(wanted[0], n), wanted[1])),

@@ -33,7 +33,7 @@ def write_operators(url: str, matrices: npt.NDArray[np.float64]) -> OperatorSpec
     )
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=1)
 def read_operators(spec: OperatorSpec) -> tuple[Operator, ...]:
     """The operator that ``spec`` stands for; one per source layer where they differ.
 

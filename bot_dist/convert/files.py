@@ -170,7 +170,7 @@ class FileSource:
         if not entry.readable:
             raise SourceError(
                 f"{where} has dtype {entry.encoding}, wanted one of {', '.join(DTYPES)}; if the model is quantised, "
-                f"dequantise it first: AutoModel.from_pretrained(folder).dequantize().save_pretrained(new_folder)"
+                f"dequantise it first (in transformers: model.dequantize(), then save_pretrained)"
             )
         if entry.shape != parameter.shape:
             raise SourceError(f"{where} has shape {entry.shape}, wanted {parameter.shape} by config.json")

@@ -41,7 +41,7 @@ def family_of(config: Mapping[str, Any]) -> Family:
         method = quantised.get("quant_method") if isinstance(quantised, Mapping) else None
         raise FamilyError(
             f"config.json: quantization_config (quant_method={method!r}) says that the weights are quantised; "
-            f"dequantise them first: AutoModel.from_pretrained(folder).dequantize().save_pretrained(new_folder)"
+            f"dequantise them first (in transformers: model.dequantize(), then save_pretrained)"
         )
     model_type = config.get("model_type")
     for family in FAMILIES.values():

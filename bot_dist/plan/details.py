@@ -23,8 +23,8 @@ from bot_dist.wavelets import OperatorSpec, check_supported, spec_from_json
 class ModuleDetails:
     """How one module was shrunk."""
 
-    operators: Mapping[str, OperatorSpec]
-    """Per axis that it changed along."""
+    operators: tuple[tuple[str, OperatorSpec | None], ...]
+    """Its axes in order (one may come twice), and what changed it along them."""
     factors: Mapping[str, float]
     """``ModulePlan.factors`` of its approximation band."""
 
@@ -44,7 +44,7 @@ class Details:
     def from_json(data: Mapping[str, Any]) -> Details:
         modules = {
             name: ModuleDetails(
-                operators={axis: spec_from_json(spec) for axis, spec in module["operators"].items()},
+                operators=tuple((axis, spec and spec_from_json(spec)) for axis, spec in module["operators"]),
                 factors=module["factors"],
             )
             for name, module in data["modules"].items()
@@ -56,12 +56,18 @@ class Details:
         ours = {*axes, *(("qkv",) if "head_dim" in axes else ())}
         modules = {
             name: ModuleDetails(
-                operators={axis: spec for axis, spec in m.operators.items() if axis in ours},
+                operators=tuple((axis, spec if axis in ours else None) for axis, spec in m.operators),
                 factors={axis: factor for axis, factor in m.factors.items() if axis in ours},
             )
             for name, m in self.modules.items()
         }
         return Details(config=self.config, modules=modules)
+
+    @property
+    def axes(self) -> list[str]:
+        """Axes that were changed."""
+        changed = {axis for m in self.modules.values() for axis, spec in m.operators if spec is not None}
+        return sorted(changed - {"qkv"})  # which changes along with head_dim
 
     def restored(self, stored: Model, target: Model) -> frozenset[str]:
         """The axes along which ``target`` has its size from before the shrinking, if along all others it has the size
@@ -70,6 +76,15 @@ class Details:
         changed = {axis for axis, n in target.sizes.items() if n != stored.sizes[axis]}
         return frozenset(changed) if all(target.sizes[a] == before[a] for a in changed) else frozenset()
 
+    def restored_model(self, target: Model, axes: Collection[str]) -> Model:
+        """``target`` with all that its configuration has lost: the whole one, if it has its old sizes along every axis;
+        else what is per layer, if the layers are restored."""
+        if Model(target.family, dict(self.config)).sizes == target.sizes:
+            return Model(target.family, dict(self.config))
+        fields = target.family.per_layer_fields if "layer" in axes else ()
+        kept = {key: value for key, value in target.config.items() if key not in fields}
+        return Model(target.family, {**kept, **{key: self.config[key] for key in fields if key in self.config}})
+
 
 def details_of(source: Model, modules: tuple[ModulePlan, ...]) -> Details:
     """What must be known to undo ``modules``."""
@@ -77,7 +92,7 @@ def details_of(source: Model, modules: tuple[ModulePlan, ...]) -> Details:
         config=source.config,
         modules={
             m.name: ModuleDetails(
-                operators={a.axis: a.spec for a in m.axes if a.spec is not None and a.changes}, factors=dict(m.factors)
+                operators=tuple((a.axis, a.spec if a.changes else None) for a in m.axes), factors=dict(m.factors)
             )
             for m in modules
             if not m.band

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from bot_dist.axes import ITEMSIZE, Role
 from bot_dist.errors import PlanError, RecipeError, nearest
@@ -57,9 +57,11 @@ def make_plan(
     whole_rows: bool = False,
     details: Details | None = None,
     fitted: Fitted | None = None,
+    notes: Sequence[str] = (),
 ) -> TransferPlan:
     """Plan the transfer. ``modules`` describes the source's weights by name; ``whole_rows`` says that the source can't
     read part of a row. With ``details`` the source is read in Mallat's layout, and its bands are put together again.
+    ``notes`` are added to the plan's own.
 
     Raises PlanError when a policy does not fit, an axis can't be cut over the mesh, or no tile fits the memory limit
     (naming the smallest limit that works).
@@ -87,6 +89,8 @@ def make_plan(
             learning_rate_factor=known.learning_rate_factor * _learning_rate_factor(weight, axes),
         )
         planned += [module, *(detail_bands(module) if config.keep_details else ())]
+    if config.keep_details and not any(module.band for module in planned):
+        raise PlanError("transfer.keep_details: no axis shrinks, so nothing is dropped; use keep_details false")
     if config.noise and not any(module.noise for module in planned):
         raise PlanError("transfer.noise: no axis that a weight reads grows by copies, so there is no symmetry to break")
     return TransferPlan(
@@ -97,7 +101,7 @@ def make_plan(
         mesh=mesh,
         memory_limit=config.memory_limit,
         allow_nonfinite=config.allow_nonfinite,
-        notes=_notes(source, target, config, details),
+        notes=(*_notes(source, target, config, details), *_dtype_notes(planned), *notes),
     )
 
 
@@ -106,18 +110,21 @@ def _check_wavelets(source: Model, config: TransferConfig) -> None:
     named = config.wavelet if isinstance(config.wavelet, dict) else {"": config.wavelet}
     for wavelet in named.values():
         filters(wavelet)
-    modules = {w.name for w in source.weights} | {w.name.partition(".")[0] for w in source.weights}
-    keys = [("wavelet", key) for key in named if key]
-    keys += [("width", axis) for axis in config.width] if isinstance(config.width, dict) else []
-    for option, key in keys:
+    names = {w.name for w in source.weights}
+    modules = {".".join(name.split(".")[: i + 1]) for name in names for i in range(name.count(".") + 1)}
+    axes = {use.axis for w in source.weights for use in w.uses if use.role != "fixed"}
+    keys = [("wavelet", key, {*axes, "layer"}) for key in named if key]
+    keys += [("width", axis, axes) for axis in config.width] if isinstance(config.width, dict) else []
+    for option, key, known in keys:
         module, _, axis = key.rpartition(":")
         if module and module not in modules:
             raise RecipeError(
                 f"transfer.{option}: family '{source.family.name}' has no module {module!r}; {nearest(module, modules)}"
             )
-        if axis not in source.sizes:
+        if axis not in known:
             raise RecipeError(
-                f"transfer.{option}: family '{source.family.name}' has no axis {axis!r}; {nearest(axis, source.sizes)}"
+                f"transfer.{option}: family '{source.family.name}' has no axis {axis!r} to choose for; "
+                f"{nearest(axis, known)}" + ("; for layers set transfer.depth" if axis == "layer" else "")
             )
 
 
@@ -146,16 +153,17 @@ def _axes(
     if weight.layered:
         uses.insert(0, ("layer", "layer"))
     axes: list[AxisPlan] = []
-    for axis, role in uses:
+    for i, (axis, role) in enumerate(uses):
         n_source, n_target = source.sizes[axis], target.sizes[axis]
         where = f"{weight.name}: axis '{axis}'"
-        spec, fill = axis_rule(source.family, weight, axis, role, n_source, n_target, config)
+        rule = axis_rule(source.family, weight, axis, role, n_source, n_target, config)
+        spec = rule.spec
         if axis == "qkv" and weight.query and "head_dim" in _changed(source, target):
             factor = rules.query_factor(config, source.sizes["head_dim"], target.sizes["head_dim"])
             diagonal = (factor, *[1.0] * (n_source - 1))
             spec = OperatorSpec(n_source=n_source, n_target=n_source, policy="diagonal", diagonal=diagonal)
-        if details and axis in (undone := details.modules[weight.name].operators):
-            spec = restoring(undone[axis])
+        if details and (undone := details.modules[weight.name].operators[i][1]) is not None:
+            spec = restoring(undone)
         check_supported(spec, where)
         cut = None
         if axis == cut_axis:
@@ -180,7 +188,8 @@ def _axes(
                 tile=cut.tile if cut else n_target,
                 cut=cut,
                 copies=copies and copies_only(spec),
-                fill=fill,
+                fill=rule.fill,
+                centred=rule.centred,
             )
         )
     for names, spec in fitted.items():
@@ -228,39 +237,49 @@ def _factors(source: Model, target: Model, weight: Weight, config: TransferConfi
 
 
 def _learning_rate_factor(weight: Weight, axes: tuple[AxisPlan, ...]) -> float:
-    roles: dict[str, Role] = {use.axis: use.role for use in weight.uses} | {"layer": "layer"}
+    roles: list[Role] = [use.role for use in weight.uses]
+    if weight.layered:
+        roles.insert(0, "layer")
     factor = 1.0
-    for a in axes:
+    for a, role in zip(axes, roles, strict=True):
         spec, n_source = a.spec, a.n_source
         if spec is not None and spec.of is not None:  # restored: from what the store has
-            n_source, spec = spec.of.n_target, spec.of
-        scaled = spec is not None and spec.row_sum != 1
-        factor *= rules.learning_rate_factor(weight, roles[a.axis], n_source, a.n_target, steps_scaled=scaled)
+            factor /= rules.learning_rate_factor(weight, role, spec.of.n_source, spec.of.n_target, spec.of)
+        else:
+            factor *= rules.learning_rate_factor(weight, role, n_source, a.n_target, spec)
     return factor
 
 
 def _notes(source: Model, target: Model, config: TransferConfig, details: Details | None) -> tuple[str, ...]:
-    if details:
-        return (f"details restore: {', '.join(sorted(_restored(details)))}",)
-    notes = []
+    """What the user should know about the plan."""
+    notes = [f"details restore: {', '.join(details.axes)}"] if details else []
     if source.tied and target.head is not None and not target.tied:
         more = target.parameter(target.head).size
         notes.append(
             f"the head is untied ({more:,} parameters more): under LayerNorm a tied one can't keep its function "
             f"when '{RESIDUAL}' grows lazily"
         )
-    for axis in sorted(_changed(source, target) - {"layer", "position"}):
+    for axis in sorted(_changed(source, target) - {"position"}):
         n_source, n_target = source.sizes[axis], target.sizes[axis]
-        if n_target > n_source and n_target % n_source and config.width_of(axis, grows=True) == "resample":
+        resampled = axis != "layer" and config.width_of(axis, grows=True) == "resample"
+        if n_target < n_source or not resampled:
+            continue
+        wavelet = config.wavelet_of("", axis)
+        haar = copies_only(OperatorSpec(n_source=n_source, n_target=2 * n_source, wavelet=wavelet))
+        if haar and n_target % n_source:
+            integers_only = axis == "head_dim" or (axis == RESIDUAL and target.family.norm == "layer")
             notes.append(
                 f"'{axis}' {n_source} → {n_target}: resample keeps the function at integer ratios only"
-                + ("" if axis in ("head_dim", RESIDUAL) and target.family.norm == "layer" else "; copy at any")
+                + ("" if integers_only else "; copy at any")
             )
+        elif not haar:
+            notes.append(f"'{axis}' {n_source} → {n_target}: resampling by {wavelet} does not keep the function")
     return tuple(notes)
 
 
-def _restored(details: Details) -> set[str]:
-    return {axis for module in details.modules.values() for axis in module.operators if axis != "qkv"}
+def _dtype_notes(modules: Iterable[ModulePlan]) -> list[str]:
+    dtypes = sorted({m.dtype for m in modules if m.noise} - {"float32", "float64"})
+    return [f"noise is invisible up to the rounding of {', '.join(dtypes)} only"] if dtypes else []
 
 
 def _tiled(modules: list[ModulePlan], memory_limit: int) -> tuple[ModulePlan, ...]:

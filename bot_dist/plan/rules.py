@@ -11,6 +11,7 @@ On the residual width copies and untouched units follow one formula: with Q an i
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Literal
 
 from bot_dist.axes import Role
@@ -29,41 +30,52 @@ Fill = Literal["neutral", "init"]
 """What target indices hold that take nothing from the source: nothing that acts, or the family's initialisation."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class AxisRule:
+    """What happens along one axis of a weight."""
+
+    spec: OperatorSpec
+    fill: Fill = "neutral"
+    centred: bool = False
+    """Subtract the mean over the source first: LayerNorm, which would do it, sees more units from now on."""
+
+
 def axis_rule(
     family: Family, weight: Weight, axis: str, role: Role, n_source: int, n_target: int, config: TransferConfig
-) -> tuple[OperatorSpec, Fill]:
-    """The operator along one axis of ``weight``, and what it leaves untouched is filled with.
+) -> AxisRule:
+    """The operator along one axis of ``weight``, and what goes with it.
 
     Raises PlanError where the family can't keep its function under the chosen policy.
     """
     if n_source == n_target or role == "fixed":
-        return OperatorSpec(n_source=n_source, n_target=n_target), "neutral"
+        return AxisRule(spec=OperatorSpec(n_source=n_source, n_target=n_target))
     if role == "layer":
-        return _layers(family, weight, n_source, n_target, config), "neutral"
+        return AxisRule(spec=_layers(family, weight, n_source, n_target, config))
     policy = config.width_of(axis, grows=n_target > n_source)
     where = f"{weight.name}: axis '{axis}' ({n_source} → {n_target}): width policy '{policy}'"
     if policy == "resample":
         spec = OperatorSpec(
             n_source=n_source,
             n_target=n_target,
-            row_sum=_row_sum(family, weight, role, config, n_source, n_target),
+            row_sum=_row_sum(family, weight, axis, role, config, n_source, n_target),
             wavelet=config.wavelet_of(weight.name, axis),
             boundary="symmetric" if axis in ORDERED else "periodic",
         )
-        return spec, "neutral"
+        return AxisRule(spec=spec)
+    resample = f"resample it (width: {{{axis}: resample}})"
     if n_target < n_source:
-        raise PlanError(f"{where} only grows; use resample for this axis")
+        raise PlanError(f"{where} only grows; {resample}")
     if axis == "position" or (axis == "head_dim" and policy == "lazy"):
-        raise PlanError(f"{where} has no meaning there; use resample for this axis")
+        raise PlanError(f"{where} has no meaning there; {resample}")
     integers_only = axis == "head_dim" or (axis == RESIDUAL and family.norm == "layer")
     if policy == "copy" and integers_only and n_target % n_source:
         multiples = f"{n_target // n_source * n_source} or {(n_target // n_source + 1) * n_source}"
         what = "LayerNorm's mean" if axis == RESIDUAL else "the softmax scale"
-        raise PlanError(f"{where} keeps {what} at multiples of {n_source} only; use {multiples}, or resample")
+        raise PlanError(f"{where} keeps {what} at multiples of {n_source} only; use {multiples}, or {resample}")
     if axis == RESIDUAL and policy == "lazy" and family.post_norm:
-        raise PlanError(f"{where}: new units would change the norms of family '{family.name}'; use copy or resample")
+        raise PlanError(f"{where}: new units would change the norms of family '{family.name}'; copy or {resample}")
     if role == "pointwise":
-        return OperatorSpec(n_source=n_source, n_target=n_target, policy=policy), "neutral"
+        return AxisRule(spec=OperatorSpec(n_source=n_source, n_target=n_target, policy=policy))
     if axis == RESIDUAL:
         ratio = n_target / n_source if role == "write" else n_source / n_target
         added = weight.kind != "vector" or weight.into_residual
@@ -73,12 +85,12 @@ def axis_rule(
             row_sum=math.sqrt(ratio),
             policy=policy,
             split=0.5 if policy == "copy" else 0.0,
-            centred=policy == "lazy" and role == "write" and added and family.norm == "layer",
         )
-        return spec, "init" if role == "read" else "neutral"
+        centred = policy == "lazy" and role == "write" and added and family.norm == "layer"
+        return AxisRule(spec=spec, fill="init" if role == "read" else "neutral", centred=centred)
     split = 1.0 if policy == "copy" and role == "read" else 0.0
     spec = OperatorSpec(n_source=n_source, n_target=n_target, policy=policy, split=split)
-    return spec, "init" if role == "write" else "neutral"
+    return AxisRule(spec=spec, fill="init" if role == "write" else "neutral")
 
 
 def _layers(family: Family, weight: Weight, n_source: int, n_target: int, config: TransferConfig) -> OperatorSpec:
@@ -100,25 +112,26 @@ def _layers(family: Family, weight: Weight, n_source: int, n_target: int, config
     return OperatorSpec(
         n_source=n_source,
         n_target=n_target,
-        row_sum=_row_sum(family, weight, "layer", config, n_source, n_target),
+        row_sum=_row_sum(family, weight, "layer", "layer", config, n_source, n_target),
         wavelet=config.wavelet_of(weight.name, "layer"),
         boundary="symmetric",
     )
 
 
-def is_orthonormal(config: TransferConfig, n_source: int, n_target: int) -> bool:
-    """Whether an axis gets the paper's gain: ``auto`` gives it to axes that shrink."""
-    return config.gain == "orthonormal" or (config.gain == "auto" and n_target < n_source)
+def _is_orthonormal(config: TransferConfig, axis: str, n_source: int, n_target: int) -> bool:
+    """Whether an axis is resampled with the paper's gain: ``auto`` gives it to axes that shrink."""
+    resampled = axis == "layer" or config.width_of(axis, grows=n_target > n_source) == "resample"
+    return resampled and (config.gain == "orthonormal" or (config.gain == "auto" and n_target < n_source))
 
 
 def _row_sum(
-    family: Family, weight: Weight, role: Role, config: TransferConfig, n_source: int, n_target: int
+    family: Family, weight: Weight, axis: str, role: Role, config: TransferConfig, n_source: int, n_target: int
 ) -> float:
     """What each row of a resampling operator sums to."""
     ratio = n_source / n_target
     if role == "pointwise":
         return 1.0
-    if is_orthonormal(config, n_source, n_target) and weight.kind != "vector":
+    if _is_orthonormal(config, axis, n_source, n_target) and weight.kind != "vector":
         return math.sqrt(ratio)
     if role == "layer":
         return ratio if weight.into_residual and family.half_steps else 1.0
@@ -128,25 +141,27 @@ def _row_sum(
 def query_factor(config: TransferConfig, n_source: int, n_target: int) -> float:
     """What queries are multiplied by when head_dim changes, so that scores q·k/√head_dim keep their scale: with rows of
     q and k that sum to g, q·k grows by g² · n_t/n_s and the softmax scale by √(n_s/n_t)."""
-    resampled = config.width_of("head_dim", grows=n_target > n_source) == "resample"
-    squared = n_source / n_target if resampled and is_orthonormal(config, n_source, n_target) else 1.0
+    squared = n_source / n_target if _is_orthonormal(config, "head_dim", n_source, n_target) else 1.0
     return math.sqrt(n_source / n_target) / squared
 
 
 def tied_head_factor(config: TransferConfig, n_source: int, n_target: int) -> float:
     """What the norm before a tied head is multiplied by: the table has the gain of the written embedding, and the
     head that reads it would have had the gain of a read axis."""
-    resampled = config.width_of(RESIDUAL, grows=n_target > n_source) == "resample"
-    return 1.0 if resampled and is_orthonormal(config, n_source, n_target) else n_source / n_target
+    return 1.0 if _is_orthonormal(config, RESIDUAL, n_source, n_target) else n_source / n_target
 
 
-def learning_rate_factor(weight: Weight, role: Role, n_source: int, n_target: int, *, steps_scaled: bool) -> float:
+def learning_rate_factor(weight: Weight, role: Role, n_source: int, n_target: int, spec: OperatorSpec | None) -> float:
     """What one axis of ``weight`` multiplies Adam's learning rate by (and divides weight decay by).
 
     Adam moves every weight by the learning rate, whatever its gradient, and a read axis of n_target terms adds
     n_target of those moves: scaled by n_source/n_target, a step in function space stays what it was. The same holds
     for residual writers where more layers take shorter steps.
     """
-    if weight.kind != "matrix":
+    if weight.kind != "matrix" or n_source == n_target:
         return 1.0
-    return n_source / n_target if role == "read" or (role == "layer" and weight.into_residual and steps_scaled) else 1.0
+    ratio = n_source / n_target
+    if role == "layer" and spec is not None:
+        shorter = weight.into_residual and spec.policy == "resample" and math.isclose(spec.row_sum, ratio)
+        return ratio if shorter else 1.0
+    return ratio if role == "read" else 1.0

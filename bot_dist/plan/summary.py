@@ -77,7 +77,7 @@ def summarise(plan: TransferPlan, context: int) -> PlanSummary:
                 name=module.name,
                 source_shape=module.source_shape(),
                 target_shape=module.target_shape(),
-                operators={a.axis: str(a.spec) for a in module.axes if a.changes},
+                operators=module.described(),
                 scale=module.scale,
                 bytes_read=bytes_read,
                 bytes_written=bytes_written,

@@ -45,6 +45,8 @@ class AxisPlan:
     """Whether copies along this axis are told apart by noise that the function can't see."""
     fill: Fill = "neutral"
     """What target indices hold that take nothing from the source."""
+    centred: bool = False
+    """Whether the mean over the source is subtracted first."""
 
     @property
     def changes(self) -> bool:
@@ -67,7 +69,7 @@ class AxisPlan:
     def needed(self, target: Range) -> tuple[Range, ...]:
         """Source ranges to read for a target range: the operator's support, and the part of the source that the
         target range stands for (so that the steps' energies add up to the source's)."""
-        if self.spec is None or self.spans > 1 or self.spec.policy == "stored":
+        if self.spec is None or self.spans > 1 or self.centred or self.spec.policy == "stored":
             return ((0, self.n_source),)
         if self.spec.is_identity:
             return (target,)
@@ -169,15 +171,23 @@ class ModulePlan:
         """Whether any of it is drawn."""
         return self.noise > 0 or any(a.fill == "init" for a in self.axes)
 
-    @property
+    @cached_property
     def energy_gain(self) -> float:
-        """Squared norm of the result over that of an orthonormal approximation band."""
-        gain = self.scale
+        """Squared norm of the result over that of an orthonormal approximation band: per operator, the mean of the
+        squares of its singular values. Of fitted operators, which are not known here, 1."""
+        gain = self.scale**2
         for a in self.axes:
-            if a.spec is not None and a.spec.policy in ("resample", "copy") and a.spec.speaks == "every":
-                # with silent copies each source layer is there once: all of its energy
-                gain *= a.spec.row_sum / math.sqrt(a.spec.n_source / a.spec.n_target)
-        return gain**2
+            if a.changes and a.spec is not None and a.spec.policy != "stored":
+                gain *= float((a.operator().taps ** 2).sum()) / min(a.n_source, a.n_target)
+        return gain
+
+    def described(self) -> dict[str, str]:
+        """Per axis that changes, what happens to it; by name, in one line where a weight has an axis twice."""
+        found: dict[str, str] = {}
+        for a in self.axes:
+            if a.changes:
+                found[a.axis] = f"{found[a.axis]}, {a.spec}" if a.axis in found else str(a.spec)
+        return found
 
     def source_shape(self) -> tuple[int, ...]:
         return tuple(a.n_source for a in self.axes)
@@ -295,9 +305,7 @@ class TransferPlan:
             "digest": self.digest,
             "mesh": dataclasses.asdict(self.mesh),
             "memory_limit": self.memory_limit,
-            "operators": {
-                m.name: {a.axis: str(a.spec) for a in m.axes if a.changes} for m in self.modules if not m.band
-            },
+            "operators": {m.name: m.described() for m in self.modules if not m.band},
             "notes": self.notes,
         }
 
@@ -305,27 +313,34 @@ class TransferPlan:
 def step_peak(module: ModulePlan, target: Box, source_shape: tuple[int, ...]) -> int:
     """Bytes of tensors that a step holds at its worst moment.
 
-    Reading: the source box, and one layer of it twice more (as it is stored, and converted). Transforming: source and
-    target, in float32 where anything but operators acts on them, then with as much again for what is drawn; before
-    that, the result of each operator that is applied by itself. Writing: the result, and one layer of it three times
-    (cast, encoded, being sent).
+    Reading: the source box, and one layer of it twice more (as it is stored, and converted). Transforming: the source
+    box, what each operator makes of it that is applied by itself, fitted matrices (twice while they are read), a
+    centred copy; and the target, in float32 where anything but operators acts on it, then with what is drawn. Writing:
+    the result, and one layer of it three times (cast, encoded, being sent).
     """
     source = math.prod(source_shape) * (2 if module.source_dtype == "bfloat16" else FLOAT32)
     shape = list(source_shape)
     layers = shape[0] if module.layered else 1
     peak = source * (1 + 2 / max(1, layers))
+    held = source
     for i in module.order:
         a = module.axes[i]
+        if a.spec is not None and a.spec.policy == "stored":
+            matrices = module.axes[0].n_source if a.spec.per_layer else 1
+            fitted = 8 * a.spec.n_source * a.spec.n_target * matrices
+            peak = max(peak, held + 2 * fitted)
+            held += fitted
         if a.alone:
-            before = math.prod(shape)
             shape[i : i + a.spans] = [stop - start for start, stop in target[i : i + a.spans]]
-            peak = max(peak, FLOAT32 * (before + math.prod(shape)))
-            source = FLOAT32 * math.prod(shape)
+            held += FLOAT32 * math.prod(shape)
+    if any(a.centred for a in module.axes):
+        held += FLOAT32 * math.prod(shape)
     size = box_size(target)
     written = size * ITEMSIZE[module.dtype]
     if module.random or module.scale != 1 or module.shift:
-        peak = max(peak, source + size * FLOAT32, size * FLOAT32 * (5 if module.noise else 3) + written)
+        drawn = size * (4 if module.noise else 1) * FLOAT32 + size if module.random else 0
+        peak = max(peak, held + size * FLOAT32 + max(drawn, written))
     else:
-        peak = max(peak, source + written)
+        peak = max(peak, held + written)
     layers = target[0][1] - target[0][0] if module.layered else 1
     return int(max(peak, written * (1 + 3 / max(1, layers))))

@@ -85,7 +85,7 @@ def run_step(
     read = time.perf_counter()
     applied = transform(module, step, tensor.to(device))
     del tensor
-    energy_target = _energy(applied.tensor) / module.energy_gain
+    energy_target = _energy(applied.tensor - module.shift if module.shift else applied.tensor) / module.energy_gain
     tensor = applied.tensor.cpu()
     transformed = time.perf_counter()
     digests = {}

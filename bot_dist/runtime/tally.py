@@ -80,9 +80,12 @@ class Tally:
         self._on_event({"event": "step", **measured})
 
     def _energy_kept(self) -> dict[str, float]:
-        """Share of each module's squared norm that its approximation band keeps; modules that only grow keep all."""
+        """Share of each module's squared norm that its approximation band keeps; modules that only grow keep all.
+
+        Exact for orthonormal operators. For others it is what they would keep of white noise, and never more than all.
+        """
         return {
-            module.name: target / source
+            module.name: min(1.0, target / source)
             for module, (source, target) in zip(self.plan.modules, self._energy, strict=True)
             if _finite(source, target) and not module.band and any(a.n_target < a.n_source for a in module.axes)
         }

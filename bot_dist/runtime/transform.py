@@ -25,6 +25,9 @@ def transform(module: ModulePlan, step: Step, tensor: torch.Tensor) -> Applied:
     for i in module.order:
         if module.axes[i].alone:
             tensor = _apply_alone(module.axes, i, step, tensor)
+    for i, a in enumerate(module.axes):
+        if a.centred:
+            tensor = _centred(tensor, i)
     stages = [
         _stage(_operator(module.axes[i]), i, step.target[i], step.source[i])
         for i in module.order
@@ -52,6 +55,13 @@ def _stage(operator: Operator, along: int, target: Range, source: tuple[Range, .
     return Stage(along, *operator.restricted(target, source))
 
 
+def _centred(tensor: torch.Tensor, along: int) -> torch.Tensor:
+    """The tensor less its mean along a dimension, in float32."""
+    n = tensor.shape[along]
+    mean = Stage(along, np.arange(n)[None], np.full((1, n), 1 / n))
+    return tensor.float() - apply_operators(tensor, [mean], torch.float32).tensor
+
+
 def _apply_alone(axes: tuple[AxisPlan, ...], i: int, step: Step, tensor: torch.Tensor) -> torch.Tensor:
     """An operator on several axes together, or one that differs per layer. Of all its axes but the first, source and
     target are whole."""
@@ -67,12 +77,13 @@ def _apply_alone(axes: tuple[AxisPlan, ...], i: int, step: Step, tensor: torch.T
     if a.spec.per_layer:
         layers = [layer for r in step.source[0] for layer in range(*r)]
         operators = read_operators(a.spec)
-        stages = [_stage(operators[layer], i - 1, target, source) for layer in layers]
-        parts = [
-            apply_operators(part.contiguous(), [stage], torch.float32).tensor
-            for part, stage in zip(joined, stages, strict=True)
-        ]
-        joined = torch.stack(parts)
+        shape_after = [*joined.shape]
+        shape_after[i] = target[1] - target[0]
+        result = torch.empty(shape_after, device=joined.device)
+        for part, into, layer in zip(joined, result, layers, strict=True):
+            stage = _stage(operators[layer], i - 1, target, source)
+            into.copy_(apply_operators(part, [stage], torch.float32).tensor)
+        joined = result
     else:
         joined = apply_operators(joined, [_stage(_operator(a), i, target, source)], torch.float32).tensor
     return joined.reshape(*shape[:i], stop - start, *(b.n_target for b in inner), *shape[i + a.spans :])
@@ -119,7 +130,7 @@ def _fill(module: ModulePlan, step: Step, values: torch.Tensor) -> None:
         for mask in drawn:
             chosen |= mask
         random = _draw("init", module, step.target).mul_(module.init_std).to(values.device)
-        values.copy_(torch.where(chosen, random, values))
+        torch.where(chosen, random, values, out=values)
     for a, mask in reversed(untaken):  # the layers' last
         if mask.any() and not (a.fill == "init" and module.weight.kind != "vector"):
             values.masked_fill_(mask, _blank(module, a))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from bot_dist.wavelets.filter_bank import HAAR
-from bot_dist.wavelets.operators import Indices, Operator, Taps, from_dense
+from bot_dist.wavelets.operators import Indices, Operator, Taps
 from bot_dist.wavelets.spec import OperatorSpec
 
 
@@ -40,12 +40,7 @@ def copying(spec: OperatorSpec) -> Operator:
 
 
 def lazy(spec: OperatorSpec) -> Operator:
-    """``row_sum · [1; 0]``, after ``1 − 11ᵀ/n_source`` if centred."""
-    if spec.centred:
-        matrix = np.zeros((spec.n_target, spec.n_source))
-        matrix[: spec.n_source] = -spec.row_sum / spec.n_source
-        matrix[: spec.n_source].flat[:: spec.n_source + 1] += spec.row_sum
-        return from_dense(matrix)
+    """``row_sum · [1; 0]``."""
     old = np.arange(spec.n_target) < spec.n_source
     indices = np.where(old, np.arange(spec.n_target), origins(spec.n_source, spec.n_target))
     return Operator(indices[:, None], np.where(old, spec.row_sum, 0.0)[:, None], spec.n_source)

@@ -24,7 +24,7 @@ from bot_dist.wavelets.spec import OperatorSpec
 Part = tuple[Indices, Indices, Taps]
 """Target indices, source indices and the dense matrix between them."""
 
-MAX_BLOCK = 8192
+MAX_BLOCK = 4096
 """Source indices of the largest block that is inverted."""
 
 MAX_CONDITION = 1e6
@@ -41,7 +41,8 @@ def undoing(spec: OperatorSpec, operator: Operator) -> tuple[Operator, Operator]
 def is_filter_bank(spec: OperatorSpec) -> bool:
     """Whether a shrinking operator is levels of a filter bank that has a synthesis bank of the same length."""
     periodic = spec.boundary == "periodic" or spec.wavelet in HAAR
-    return spec.policy == "resample" and spec.levels > 0 and spec.is_dyadic and periodic
+    exact = spec.wavelet != "dmey"  # a truncated filter: its synthesis does not undo its analysis
+    return spec.policy == "resample" and spec.levels > 0 and spec.is_dyadic and periodic and exact
 
 
 def largest_block(spec: OperatorSpec) -> int:

@@ -40,8 +40,6 @@ class OperatorSpec:
     read axis, ½ for the residual width."""
     speaks: Speaks = "every"
     """``copy``: which of the copies of one index is kept; the rows of the others are zero."""
-    centred: bool = False
-    """``lazy``: subtract the mean over the source first, as LayerNorm does."""
     diagonal: tuple[float, ...] = ()
     """``diagonal``: the n_source = n_target factors."""
     of: OperatorSpec | None = None
@@ -60,7 +58,6 @@ class OperatorSpec:
             self.n_source == self.n_target
             and self.policy in ("resample", "copy", "lazy", "stack")
             and self.row_sum == 1
-            and not self.centred
         )
 
     @property

@@ -16,7 +16,7 @@ from bot_dist.checkpoint import CheckpointReader, write_operators
 from bot_dist.convert.export import export_huggingface
 from bot_dist.convert.open import open_source
 from bot_dist.convert.source import Source
-from bot_dist.errors import BotDistError, SourceError
+from bot_dist.errors import BotDistError, PlanError, SourceError
 from bot_dist.families import Model, model_of
 from bot_dist.pipeline import _planned
 from bot_dist.plan import make_plan
@@ -128,39 +128,95 @@ def test_with_measure_shrinking_a_grown_model_returns_the_source(tmp_path: Path,
         torch.testing.assert_close(tensor, before[name], rtol=1e-5, atol=1e-6)
 
 
-SHRINKS = {
+SHRINKS: dict[str, dict[str, Any]] = {
     "haar": {},
     "measure": {"transfer.gain": "measure"},
-    "db2": {"transfer.wavelet": "db2"},
     "bior": {"transfer.wavelet": {"layer": "haar", "mlp": "bior2.2", "embed": "coif1"}},
     "even": {"transfer.depth": "even"},
 }
+
+
+def smaller(model: Model) -> dict[str, int]:
+    """Every width that can be halved by itself, an odd ratio of FFN units, and two layers of three."""
+    sizes, family = model.sizes, model.family
+    small = {"layers": 2, "mlp": sizes["mlp"] * 3 // 4}
+    if "head_dim" in family.resizable:
+        return {**small, "embed": sizes["embed"] // 2, "head_dim": sizes["head_dim"] // 2}
+    return small if family.name == "gpt_neox" else {**small, "embed": sizes["embed"] // 2}
 
 
 @pytest.mark.parametrize("options", SHRINKS.values(), ids=SHRINKS)
 def test_details_give_the_source_back(options: dict[str, Any], tmp_path: Path, pico: Factory) -> None:
     source = pico()
     model = model_of(open_source(source.url).config)
-    small = {"layers": 2, "mlp": model.sizes["mlp"] * 3 // 4}
-    if model.sizes["embed"] % 2 == 0 and "head_dim" not in model.family.resizable and "heads" in model.family.resizable:
-        small["embed"] = model.sizes["embed"] // 2
-    if model.family.name in ("gpt2", "gpt_neox", "bert", "vit"):
-        del small["mlp"]
-        small = {"layers": 2, "mlp": model.sizes["mlp"] // 2}
+    before, small = tensors(open_source(source.url)), smaller(model)
     shrunk = transfer(source.url, tmp_path / "small", small, **{"transfer.keep_details": True, **options})
-    assert shrunk.manifest.provenance["transfer"]["detail_energy"]
-    before = {"layers": model.sizes["layer"], "mlp": model.sizes["mlp"], "embed": model.sizes["embed"]}
-    whole_model = tensors(open_source(source.url))
-    restored = transfer(shrunk.url, tmp_path / "again", {name: before[name] for name in small})
+    back = {name: model.sizes["layer" if name == "layers" else name] for name in small}
+    restored = transfer(shrunk.url, tmp_path / "again", back)
     for name, tensor in tensors(restored).items():
-        torch.testing.assert_close(tensor, whole_model[name], rtol=1e-4, atol=2e-6)
-    assert restored.manifest.provenance["plan"]["notes"] == [f"details restore: {names(small)}"]
-    kept = {p.learning_rate_factor for p in restored.manifest.parameters.values()}
-    assert kept == {1.0}
+        torch.testing.assert_close(tensor, before[name], rtol=1e-4, atol=2e-6)
+    assert restored.config == model.config
+    changed = sorted("layer" if name == "layers" else name for name in small)
+    assert restored.manifest.provenance["plan"]["notes"] == [f"details restore: {', '.join(changed)}"]
+    assert {p.learning_rate_factor for p in restored.manifest.parameters.values()} == {1.0}
 
 
-def names(small: dict[str, int]) -> str:
-    return ", ".join(sorted("layer" if name == "layers" else name for name in small))
+def test_the_bands_share_out_the_energy(tmp_path: Path, pico_llama: Factory) -> None:
+    source = pico_llama(num_hidden_layers=4)
+    small = {"layers": 2, "embed": 12, "mlp": 20}
+    shrunk = transfer(source.url, tmp_path / "small", small, **{"transfer.keep_details": True})
+    report = shrunk.manifest.provenance["transfer"]
+    for name, bands in report["detail_energy"].items():
+        assert sum((report["energy_kept"][name], *bands.values())) == pytest.approx(1, rel=1e-4), name
+    even = transfer(source.url, tmp_path / "even", {"layers": 2}, **{"transfer.depth": "even"})
+    assert even.manifest.provenance["transfer"]["energy_kept"]["mlp.up"] == pytest.approx(0.5, abs=0.05)
+
+
+def test_restored_layers_have_their_own_kind_of_attention(tmp_path: Path, make_pico: Factory) -> None:
+    source = make_pico("gemma2")
+    shrunk = transfer(source.url, tmp_path / "s", {"layers": 2, "mlp": 20}, **{"transfer.keep_details": True})
+    deep = transfer(shrunk.url, tmp_path / "deep", {"layers": 3})
+    assert deep.config["layer_types"] == open_source(source.url).config["layer_types"]
+    assert deep.manifest.provenance["plan"]["notes"] == [
+        "details restore: layer",
+        "details of mlp are not kept in the target",
+    ]
+
+
+def test_the_details_that_are_not_used_are_said(tmp_path: Path, pico_llama: Factory) -> None:
+    shrunk = transfer(pico_llama().url, tmp_path / "s", {"embed": 12}, **{"transfer.keep_details": True})
+    wide = transfer(shrunk.url, tmp_path / "wide", {"embed": 48})
+    assert wide.manifest.provenance["plan"]["notes"] == [
+        "the details that the source keeps are not used, and not kept in the target"
+    ]
+    with pytest.raises(PlanError, match="keep_details: no axis shrinks"):
+        transfer(shrunk.url, tmp_path / "again", {"embed": 24}, **{"transfer.keep_details": True})
+
+
+def test_details_restore_whatever_the_policy_for_growing(tmp_path: Path, pico_gpt2: Factory) -> None:
+    source = pico_gpt2()
+    small = {"embed": 16, "heads": 2}
+    shrunk = transfer(source.url, tmp_path / "s", small, **{"transfer.keep_details": True})
+    restored = transfer(shrunk.url, tmp_path / "again", {"embed": 24, "heads": 3}, **{"transfer.width": "lazy"})
+    assert_same(exported(restored, tmp_path / "export", source.model), outputs(source.model)["logits"])
+
+
+MIXED = [{}, {"transfer.width": "copy"}, {"transfer.wavelet": "db2", "transfer.gain": "orthonormal"}]
+
+
+@pytest.mark.parametrize("options", MIXED, ids=["haar", "copy", "db2"])
+def test_wider_and_shallower_in_one_pass_is_one_after_the_other(
+    options: dict[str, Any], tmp_path: Path, pico_llama: Factory
+) -> None:
+    source = pico_llama()
+    wide, shallow = {"embed": 48, "mlp": 60}, {"layers": 2}
+    both = transfer(source.url, tmp_path / "both", {**wide, **shallow}, **options)
+    step = transfer(source.url, tmp_path / "wide", wide, **options)
+    after = tensors(transfer(step.url, tmp_path / "after", shallow, **options))
+    for name, tensor in tensors(both).items():
+        torch.testing.assert_close(tensor, after[name], rtol=1e-5, atol=1e-6)
+    kept = both.manifest.provenance["transfer"]["energy_kept"]
+    assert all(0.3 < share <= 1 for share in kept.values())
 
 
 def test_some_axes_can_be_restored(tmp_path: Path, pico_llama: Factory) -> None:

@@ -29,6 +29,17 @@ SMOLLM2 = {
     "tie_word_embeddings": True,
 }
 GPT2 = {"model_type": "gpt2", "n_embd": 768, "n_head": 12, "n_layer": 12, "vocab_size": 50257, "n_positions": 1024}
+BERT = {
+    "model_type": "bert",
+    "architectures": ["BertForMaskedLM"],
+    "hidden_size": 64,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 2,
+    "intermediate_size": 128,
+    "vocab_size": 100,
+    "max_position_embeddings": 32,
+    "type_vocab_size": 2,
+}
 HALF = {"layers": 15, "embed": 288, "mlp": 768}
 DOUBLE = {"embed": 1152, "mlp": 3072, "heads": 18, "kv_heads": 6}
 
@@ -172,6 +183,8 @@ def test_wavelets_for_axes_that_do_not_exist(wavelet: dict[str, str]) -> None:
         planned(SMOLLM2, HALF, wavelet=wavelet)
     with pytest.raises(RecipeError, match=r"transfer\.width: family 'llama' has no axis 'ffn'"):
         planned(SMOLLM2, DOUBLE, width={"ffn": "copy"})
+    with pytest.raises(RecipeError, match=r"no axis 'layer' to choose for.*transfer\.depth"):
+        planned(SMOLLM2, DOUBLE, width={"layer": "copy"})
     with pytest.raises(RecipeError, match="unknown wavelet 'nonsense'"):
         planned(SMOLLM2, {}, wavelet="nonsense")
 
@@ -199,6 +212,8 @@ def test_presets_are_the_ablation_of_the_paper() -> None:
     config = TransferConfig.model_validate({"preset": "paper-gpt-l2s", "depth": "even"})
     assert (config.wavelet, config.gain, config.depth) == ("coif3", "orthonormal", "even")
     assert set(PRESETS) == {"paper-bert-l2s", "paper-bert-s2l", "paper-gpt-l2s", "paper-gpt-s2l"}
+    with pytest.raises(RecipeError, match=r"unknown preset \['a'\]"):
+        make_recipe({"source": "a", "output": "b"}, {"transfer.preset": ["a"]})
     with pytest.raises(RecipeError, match="unknown preset 'paper-gpt-s3l'; did you mean 'paper-gpt-s2l'"):
         make_recipe({"source": "a", "output": "b"}, {"transfer.preset": "paper-gpt-s3l"})
 
@@ -230,12 +245,30 @@ def test_learning_rate_factors_follow_what_is_summed_over() -> None:
     assert {m.learning_rate_factor for m in deep.modules} == {1.0}
 
 
+def test_a_weight_with_one_axis_twice_reads_it_once() -> None:
+    plan = planned(BERT, {"embed": 128, "heads": 8})
+    factors = {m.name: m.learning_rate_factor for m in plan.modules}
+    assert factors["head.transform.weight"] == factors["attn.q.weight"] == 0.5
+    assert module_of(plan, "head.transform.weight").described() == {"embed": "haar ×1, haar ×0.5"}
+
+
+def test_notes_say_what_a_plan_costs() -> None:
+    assert planned(SMOLLM2, DOUBLE, noise=1, dtype="bfloat16").notes == (
+        "noise is invisible up to the rounding of bfloat16 only",
+    )
+    assert not planned(SMOLLM2, DOUBLE, noise=1).notes
+    assert (
+        "'mlp' 1536 → 3072: resampling by db2 does not keep the function"
+        in planned(SMOLLM2, DOUBLE, wavelet="db2").notes
+    )
+
+
 def test_lazy_growth_under_layernorm_unties_the_head_and_says_so() -> None:
     plan = planned(GPT2, {"embed": 1024, "heads": 16}, width="lazy")
     assert not plan.target.tied
     assert module_of(plan, "head").origin.name == "embed"
     assert plan.notes[0].startswith(f"the head is untied ({50257 * 1024:,} parameters more)")
-    centred = {m.name for m in plan.modules for a in m.axes if a.spec.centred}
+    centred = {m.name for m in plan.modules for a in m.axes if a.centred}
     assert centred == {"embed", "position", "attn.out.weight", "attn.out.bias", "mlp.down.weight", "mlp.down.bias"}
 
 

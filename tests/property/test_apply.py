@@ -14,8 +14,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bot_dist.wavelets import OperatorSpec, build_operator, tiling
-from bot_dist.wavelets.apply import Stage, apply_operators, apply_reference
+from bot_dist.wavelets import OperatorSpec, build_operator
+from bot_dist.wavelets.apply import Stage, apply_operators, apply_reference, tiling
 
 NATIVE = [torch.float32, torch.bfloat16]
 DTYPES = [*NATIVE, torch.float16, torch.float64]

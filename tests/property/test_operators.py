@@ -24,7 +24,7 @@ from bot_dist.wavelets import (
     counts,
     spec_from_json,
 )
-from bot_dist.wavelets.apply import apply_operator
+from bot_dist.wavelets.apply import Stage, apply_operators
 
 WAVELETS = pywt.wavelist(kind="discrete")
 HAAR = ["haar", "db1", "bior1.1", "rbio1.1"]
@@ -285,9 +285,11 @@ def test_a_block_gives_the_same_bytes(
     start = data.draw(st.integers(0, n_target - 1))
     stop = data.draw(st.integers(start + 1, n_target))
     x = torch.randn(3, n_source, 5, generator=torch.Generator().manual_seed(n_source))
-    whole = apply_operator(x, operator, 1, (0, n_target), [(0, n_source)])
+    everything = Stage(1, *operator.restricted((0, n_target), ((0, n_source),)))
+    whole = apply_operators(x, [everything], torch.float32).tensor
     source = operator.support((start, stop))
-    block = apply_operator(torch.cat([x[:, a:b] for a, b in source], 1), operator, 1, (start, stop), source)
+    part = torch.cat([x[:, a:b] for a, b in source], 1)
+    block = apply_operators(part, [Stage(1, *operator.restricted((start, stop), source))], torch.float32).tensor
     assert torch.equal(block, whole[:, start:stop])
     exact = torch.einsum("ts,asb->atb", torch.from_numpy(operator.dense()), x.double())
     torch.testing.assert_close(whole.double(), exact, rtol=1e-5, atol=1e-5)

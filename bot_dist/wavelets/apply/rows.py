@@ -9,7 +9,7 @@ from typing import Any
 
 from numba import njit
 
-from bot_dist.wavelets.simd import (
+from bot_dist.wavelets.apply.simd import (
     LANES,
     evens,
     integer,

@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from bot_dist.wavelets.polyphase import phases_row, prepare_phases, split
-from bot_dist.wavelets.rows import deliver, fetch, fetch_split, padded, row_starts
-from bot_dist.wavelets.simd import integer
-from bot_dist.wavelets.sums import TAPS_AT_A_TIME, combine, prepare_all, rows_stage, turned_stage
+from bot_dist.wavelets.apply.polyphase import phases_row, prepare_phases, split
+from bot_dist.wavelets.apply.rows import deliver, fetch, fetch_split, padded, row_starts
+from bot_dist.wavelets.apply.simd import integer
+from bot_dist.wavelets.apply.sums import TAPS_AT_A_TIME, combine, prepare_all, rows_stage, turned_stage
 
 ROWS, PHASES, TURNED = 0, 1, 2
 """How a stage runs: sums of rows, polyphase along the innermost dimension, or rows of the transposed box."""

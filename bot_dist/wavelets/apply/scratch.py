@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from bot_dist.wavelets.simd import LANES
+from bot_dist.wavelets.apply.simd import LANES
 
 SLACK = 8 * LANES
 """Elements behind every buffer: kernels compute whole vectors."""

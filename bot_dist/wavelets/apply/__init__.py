@@ -22,12 +22,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from bot_dist.axes import Range
-from bot_dist.wavelets.operators import Operator
-
 if TYPE_CHECKING:
-    from bot_dist.wavelets.scratch import Memory
-    from bot_dist.wavelets.tiling import Axis, Task
+    from bot_dist.wavelets.apply.scratch import Memory
+    from bot_dist.wavelets.apply.tiling import Axis, Task
 
 PIECE = 2**20
 """Elements that a reference step holds temporarily."""
@@ -90,14 +87,6 @@ def apply_reference(x: torch.Tensor, stages: Sequence[Stage], dtype: torch.dtype
     return _cast(x, dtype)
 
 
-def apply_operator(
-    x: torch.Tensor, operator: Operator, along: int, target: Range, source: Sequence[Range]
-) -> torch.Tensor:
-    """Rows ``target`` of the operator, applied along dimension ``along`` of a float32 tensor that holds the
-    concatenation of the ``source`` ranges there."""
-    return _one_stage(x, Stage(along, *operator.restricted(target, tuple(source))))
-
-
 def _one_stage(x: torch.Tensor, stage: Stage) -> torch.Tensor:
     """A stage in torch, a piece of the longest other dimension at a time."""
     shape = list(x.shape)
@@ -152,7 +141,7 @@ def _allocate(shape: list[int], dtype: torch.dtype) -> torch.Tensor:
 def _into(target: torch.Tensor, x: torch.Tensor, stages: Sequence[Stage]) -> int:
     """Apply the stages, writing into ``target`` (any strides but the innermost, which is 1); returns how many values
     overflowed."""
-    from bot_dist.wavelets.tiling import make_tiling
+    from bot_dist.wavelets.apply.tiling import make_tiling
 
     axes, order = _axes(target, x, stages)
     threads = torch.get_num_threads() if max(x.numel(), target.numel()) > SMALL else 1
@@ -173,7 +162,7 @@ def _into(target: torch.Tensor, x: torch.Tensor, stages: Sequence[Stage]) -> int
 
 def _axes(target: torch.Tensor, x: torch.Tensor, stages: Sequence[Stage]) -> tuple[list[Axis], list[int]]:
     """The dimensions, neighbours that no stage touches as one, and the stages' order as positions among them."""
-    from bot_dist.wavelets.tiling import Axis
+    from bot_dist.wavelets.apply.tiling import Axis
 
     stage_along = {stage.along: stage for stage in stages}
     axes: list[Axis] = []
@@ -196,7 +185,7 @@ def _axes(target: torch.Tensor, x: torch.Tensor, stages: Sequence[Stage]) -> tup
 
 def _run(task: Task, x: torch.Tensor, target: torch.Tensor, threads: int) -> int:
     """The compiled pass over all tiles, on threads of this call."""
-    from bot_dist.wavelets.kernels import run_tiles
+    from bot_dist.wavelets.apply.kernels import run_tiles
 
     source, into = _memory(x), _memory(target)
     tiles = math.prod(task.tiling.grid.tolist())
@@ -216,7 +205,7 @@ def _run(task: Task, x: torch.Tensor, target: torch.Tensor, threads: int) -> int
 
 
 def _memory(tensor: torch.Tensor) -> Memory:
-    from bot_dist.wavelets.scratch import Memory
+    from bot_dist.wavelets.apply.scratch import Memory
 
     past_cache = tensor.nbytes >= LARGE_BYTES and tensor.data_ptr() % 64 == 0
     return Memory(tensor.data_ptr(), tensor.dtype == torch.bfloat16, past_cache)

@@ -10,7 +10,7 @@ from typing import Any
 
 from numba import njit
 
-from bot_dist.wavelets.simd import (
+from bot_dist.wavelets.apply.simd import (
     LANES,
     evens,
     integer,
@@ -23,7 +23,7 @@ from bot_dist.wavelets.simd import (
     zipped_high,
     zipped_low,
 )
-from bot_dist.wavelets.sums import combine, prepare
+from bot_dist.wavelets.apply.sums import combine, prepare
 
 
 @njit(nogil=True)

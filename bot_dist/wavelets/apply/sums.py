@@ -12,7 +12,7 @@ from typing import Any
 
 from numba import njit
 
-from bot_dist.wavelets.simd import LANES, integer, load, plus, put, put_integer, rounded, scaled, store, value
+from bot_dist.wavelets.apply.simd import LANES, integer, load, plus, put, put_integer, rounded, scaled, store, value
 
 STRIP = 4 * LANES
 TAPS_AT_A_TIME = 96

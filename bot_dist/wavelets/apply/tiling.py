@@ -15,11 +15,11 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from bot_dist.wavelets.kernels import PHASES, ROWS, TURNED
-from bot_dist.wavelets.rows import padded as compiled_padded
-from bot_dist.wavelets.scratch import ScratchSizes
-from bot_dist.wavelets.simd import LANES
-from bot_dist.wavelets.sums import TAPS_AT_A_TIME
+from bot_dist.wavelets.apply.kernels import PHASES, ROWS, TURNED
+from bot_dist.wavelets.apply.rows import padded as compiled_padded
+from bot_dist.wavelets.apply.scratch import ScratchSizes
+from bot_dist.wavelets.apply.simd import LANES
+from bot_dist.wavelets.apply.sums import TAPS_AT_A_TIME
 
 Ints = npt.NDArray[np.int64]
 Doubles = npt.NDArray[np.float64]

@@ -157,28 +157,11 @@ def _axes(
         n_source, n_target = source.sizes[axis], target.sizes[axis]
         where = f"{weight.name}: axis '{axis}'"
         rule = axis_rule(source.family, weight, axis, role, n_source, n_target, config)
-        spec = rule.spec
-        if axis == "qkv" and weight.query and "head_dim" in _changed(source, target):
-            factor = rules.query_factor(config, source.sizes["head_dim"], target.sizes["head_dim"])
-            diagonal = (factor, *[1.0] * (n_source - 1))
-            spec = OperatorSpec(n_source=n_source, n_target=n_source, policy="diagonal", diagonal=diagonal)
+        spec = _query_slots(source, target, weight, config) if axis == "qkv" else rule.spec
         if details and (undone := details.modules[weight.name].operators[i][1]) is not None:
             spec = restoring(undone)
         check_supported(spec, where)
-        cut = None
-        if axis == cut_axis:
-            if mesh.tensor > n_target:
-                raise PlanError(
-                    f"{where} has {n_target} indices, fewer than the tensor-parallel degree "
-                    f"{mesh.tensor}; use a degree of at most {n_target}"
-                )
-            cut = Cut(size=n_target, degree=mesh.tensor)
-        copies = config.noise > 0 and role == "read" and weight.kind == "matrix" and n_target > n_source
-        if copies and spec.policy == "resample" and not copies_only(spec):
-            raise PlanError(
-                f"{where} ({n_source} → {n_target}) is resampled by {spec}, which makes no copies, so transfer.noise "
-                f"would be seen; use noise 0, an integer ratio of haar, or width copy"
-            )
+        cut = _cut(n_target, mesh, where) if axis == cut_axis else None
         axes.append(
             AxisPlan(
                 axis=axis,
@@ -187,7 +170,7 @@ def _axes(
                 spec=spec,
                 tile=cut.tile if cut else n_target,
                 cut=cut,
-                copies=copies and copies_only(spec),
+                copies=config.noise > 0 and role == "read" and weight.kind == "matrix" and _copies(spec, where),
                 fill=rule.fill,
                 centred=rule.centred,
             )
@@ -195,6 +178,36 @@ def _axes(
     for names, spec in fitted.items():
         _fit(axes, weight, names, spec)
     return tuple(axes)
+
+
+def _query_slots(source: Model, target: Model, weight: Weight, config: TransferConfig) -> OperatorSpec:
+    """What happens along the slots of a fused weight: queries take the correction of the softmax scale."""
+    n = source.sizes["qkv"]
+    if not weight.query or "head_dim" not in _changed(source, target):
+        return OperatorSpec(n_source=n, n_target=n)
+    factor = rules.query_factor(config, source.sizes["head_dim"], target.sizes["head_dim"])
+    return OperatorSpec(n_source=n, n_target=n, policy="diagonal", diagonal=(factor, *[1.0] * (n - 1)))
+
+
+def _cut(n_target: int, mesh: Mesh, where: str) -> Cut:
+    if mesh.tensor > n_target:
+        raise PlanError(
+            f"{where} has {n_target} indices, fewer than the tensor-parallel degree {mesh.tensor}; "
+            f"use a degree of at most {n_target}"
+        )
+    return Cut(size=n_target, degree=mesh.tensor)
+
+
+def _copies(spec: OperatorSpec, where: str) -> bool:
+    """Whether it makes copies, which noise may tell apart. Raises PlanError where it blurs them instead."""
+    if spec.n_target <= spec.n_source or copies_only(spec):
+        return spec.n_target > spec.n_source
+    if spec.policy == "resample":
+        raise PlanError(
+            f"{where} ({spec.n_source} → {spec.n_target}) is resampled by {spec}, which makes no copies, so "
+            f"transfer.noise would be seen; use noise 0, an integer ratio of haar, or width copy"
+        )
+    return False
 
 
 def _fit(axes: list[AxisPlan], weight: Weight, names: tuple[str, ...], spec: OperatorSpec) -> None:

@@ -83,7 +83,7 @@ class StoredParameter:
             raise CheckpointError(f"manifest: the entry of {name} is malformed ({error!r})") from None
 
 
-def store_layout(parameter: Parameter, dtype: str = "float32") -> StoredParameter:
+def store_layout(parameter: Parameter, learning_rate_factor: float = 1.0, *, dtype: str = "float32") -> StoredParameter:
     """Shards and chunks for a parameter that no plan lays out: shards of about 64 MiB, cut along the first axes."""
     shard = list(parameter.sizes)
     for i, n in enumerate(shard):
@@ -93,5 +93,9 @@ def store_layout(parameter: Parameter, dtype: str = "float32") -> StoredParamete
         exact = -(-n // min(parts, n))
         shard[i] = min(n, -(-exact // 64) * 64 if exact >= 64 else exact)
     return StoredParameter(
-        parameter=parameter, dtype=dtype, shard=tuple(shard), chunk=chunk_shape(shard, ITEMSIZE[dtype])
+        parameter=parameter,
+        dtype=dtype,
+        shard=tuple(shard),
+        chunk=chunk_shape(shard, ITEMSIZE[dtype]),
+        learning_rate_factor=learning_rate_factor,
     )

@@ -100,10 +100,12 @@ class Trainer:
         _reset_peak_rss()
         begun = time.perf_counter()
         torch.manual_seed(self._train.seed * 1_000_003 + self._rank)  # dropout, where a configuration has it
+        source = self._source()
         if run.save_url:
             zero.create_store(
                 run.save_url,
                 model,
+                source,
                 tokenizer_url=self._tokenizer_url,
                 run_digest=self._run_digest(),
                 overwrite=run.overwrite,
@@ -112,7 +114,6 @@ class Trainer:
             model, self._train, world=self._world, device=self._device, trains=run.steps > 0
         )
         loading = time.perf_counter()
-        source = self._source()
         read_bytes = zero.fill(self._module, self._engine, model, zero.flat_reader(source))
         dist.barrier()
         load_s = time.perf_counter() - loading

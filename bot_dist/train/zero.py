@@ -92,13 +92,15 @@ def digest(module: torch.nn.Module, engine: Any, model: Model) -> str:
     return result[0]
 
 
-def create_store(url: str, model: Model, *, tokenizer_url: str, run_digest: str, overwrite: bool) -> None:
-    """Claim the store that ``save`` will fill, and put the tokenizer there.
+def create_store(
+    url: str, model: Model, source: Source, *, tokenizer_url: str, run_digest: str, overwrite: bool
+) -> None:
+    """Claim the store that ``save`` will fill, and put the tokenizer there. Learning-rate factors are the source's.
 
     Rank 0 does so before training, so that a taken target costs no run. Raises CheckpointExistsError.
     """
     if dist.get_rank() == 0:
-        stored = [store_layout(parameter) for _, _, parameter in model.parameters()]
+        stored = [store_layout(p, source.learning_rate_factor(p)) for _, _, p in model.parameters()]
         CheckpointWriter.create(url, stored, config=model.config, plan_digest=run_digest, overwrite=overwrite)
         save_tokenizer(tokenizer_url, join(url, "tokenizer"))
     dist.barrier()

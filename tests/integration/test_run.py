@@ -17,6 +17,9 @@ from bot_dist.errors import CheckpointError, CheckpointExistsError, InputError, 
 pytestmark = [pytest.mark.ray, pytest.mark.deepspeed, pytest.mark.usefixtures("ray_cluster")]
 
 
+STORES = ("transferred", "trained")
+
+
 @pytest.fixture
 def recipe(
     tmp_path: Path, pico_llama: Callable[..., Any], pico_tokenizer: Path, shakespeare: str
@@ -46,6 +49,12 @@ def test_a_run_and_its_reruns(recipe: Callable[..., bot_dist.Recipe], tmp_path: 
     assert all(text in html for text in ("data:image/png;base64", "mlp.down", "energy kept", "torch"))
     kinds = {(e["stage"], e["event"]) for e in map(json.loads, (out / "events.jsonl").read_text().splitlines())}
     assert {("transfer", "step"), ("transfer", "committed"), ("pretrain", "step"), ("export", "start")} <= kinds
+
+    before, after = (CheckpointReader(str(out / f"{name}.zarr")).manifest.parameters for name in STORES)
+    assert {n: p.learning_rate_factor for n, p in after.items()} == {
+        n: p.learning_rate_factor for n, p in before.items()
+    }
+    assert before["model.layers.0.mlp.up_proj.weight"].learning_rate_factor == 2
 
     # Again: nothing to do. After a lost report: only the report.
     assert bot_dist.run(recipe())["complete_before"]

@@ -150,7 +150,11 @@ def test_ray_actors_give_the_bytes_of_this_process(
     options = {"transfer.wavelet": "db3", "cluster.executor": "ray", "cluster.tensor": tensor}
     by_ray = tensors(transfer(pico.url, tmp_path / "ray", target, **options))
     assert all(torch.equal(local[name], by_ray[name]) for name in local)
-    assert not [a for a in list_actors(filters=[("state", "=", "ALIVE")]) if "bot_dist" in a.name]
+    assert not [
+        a
+        for a in list_actors(ray.get_runtime_context().gcs_address, filters=[("state", "=", "ALIVE")])
+        if "bot_dist" in a.name
+    ]
     assert ray.is_initialized()
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -13,11 +12,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from bot_dist.axes import Parameter, Range
+from bot_dist.axes import Parameter
 from bot_dist.convert.location import near_names
 from bot_dist.convert.storage import PIECE_BYTES, read_range
 from bot_dist.errors import SourceError
-from bot_dist.sharding import Box, box_shape, box_size
+from bot_dist.sharding import Box, box_shape, box_size, runs
 from bot_dist.urls import label
 
 if TYPE_CHECKING:
@@ -187,21 +186,6 @@ def decode(data: bytes, entry: TensorEntry, n_rows: int) -> npt.NDArray[Any]:
     stored = np.frombuffer(data, np.uint8).reshape(n_rows, -1)
     rows: npt.NDArray[np.float32] = gguf.quants.dequantize(stored, gguf.GGMLQuantizationType[entry.encoding])
     return rows
-
-
-def runs(sizes: Sequence[int], box: Box) -> Iterator[Range]:
-    """The maximal runs of row-major flat indices that a box covers, in order."""
-    cut = max((i for i, size in enumerate(sizes) if box[i] != (0, size)), default=None)
-    if cut is None:
-        yield 0, math.prod(sizes)
-        return
-    stride = math.prod(sizes[cut + 1 :])
-    low, high = box[cut]
-    for indices in itertools.product(*(range(*r) for r in box[:cut])):
-        base = 0
-        for index, size in zip(indices, sizes[:cut], strict=True):
-            base = base * size + index
-        yield (base * sizes[cut] + low) * stride, (base * sizes[cut] + high) * stride
 
 
 def _more(names: Sequence[str]) -> str:

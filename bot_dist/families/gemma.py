@@ -9,16 +9,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from bot_dist.axes import fixed, read, write
+from bot_dist.axes import fixed
 from bot_dist.errors import FamilyError
 from bot_dist.families import parts
 from bot_dist.families.family import Family, Weight
-from bot_dist.families.parts import FROM_WIDTH, INTO_WIDTH, bias, matrix, rms_norm
-
-HEADS_OUT = (write("kv_heads"), write("group"), fixed("head_dim"))
-HEADS_IN = (read("kv_heads"), read("group"), fixed("head_dim"))
-KV_OUT = (write("kv_heads"), fixed("head_dim"))
-UNITS_OUT, UNITS_IN = (write("mlp"),), (read("mlp"),)
+from bot_dist.families.parts import (
+    FROM_WIDTH,
+    HEADS_IN,
+    HEADS_OUT,
+    INTO_WIDTH,
+    KV_OUT,
+    UNITS_IN,
+    UNITS_OUT,
+    bias,
+    matrix,
+    rms_norm,
+)
 
 BLOCK = "model.layers.{layer}."
 ATTENTION, FFN = BLOCK + "self_attn.", BLOCK + "mlp."

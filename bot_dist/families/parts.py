@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from bot_dist.axes import AxisUse, pointwise, read, write
+from bot_dist.axes import AxisUse, fixed, pointwise, read, write
 from bot_dist.errors import FamilyError
 from bot_dist.families.family import Init, Weight, size_field
 
@@ -14,6 +14,12 @@ Uses = tuple[AxisUse, ...]
 WIDTH = pointwise("embed")
 INTO_WIDTH: Uses = (write("embed"),)
 FROM_WIDTH: Uses = (read("embed"),)
+UNITS_OUT: Uses = (write("mlp"),)
+UNITS_IN: Uses = (read("mlp"),)
+HEADS_OUT: Uses = (write("kv_heads"), write("group"), fixed("head_dim"))
+HEADS_IN: Uses = (read("kv_heads"), read("group"), fixed("head_dim"))
+KV_OUT: Uses = (write("kv_heads"), fixed("head_dim"))
+"""Of grouped-query attention with rotary positions."""
 
 VOCABULARY = "the vocabulary belongs to the tokenizer"
 ROTARY = {

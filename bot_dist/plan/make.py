@@ -75,6 +75,7 @@ def make_plan(
         axes = _axes(source, target, weight, config, mesh, details, (fitted or {}).get(weight.name, {}))
         module = ModulePlan(
             weight=weight,
+            origin=origin,
             axes=axes,
             factors=() if details else _factors(source, target, weight, config),
             dtype=known.dtype if config.dtype == "source" else config.dtype,
@@ -82,7 +83,6 @@ def make_plan(
             source_bytes=known.nbytes,
             source_dtype=known.dtype,
             whole_rows=whole_rows,
-            origin=origin if origin is not weight else None,
             init_std=target.init_std(weight),
             noise=config.noise if any(a.copies for a in axes) else 0.0,
             seed=config.seed,

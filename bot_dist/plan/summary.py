@@ -100,7 +100,6 @@ def summarise(plan: TransferPlan, context: int) -> PlanSummary:
 def step_bytes(module: ModulePlan, step: Step) -> tuple[int, int]:
     """Bytes that a step reads from the source's storage (halo included, and whole rows where it can't read parts),
     and writes to the target's."""
-    weight = module.origin or module.weight
-    axes = int(module.layered) + len(weight.dims[0]) if module.whole_rows else len(module.axes)
+    axes = int(module.layered) + len(module.origin.dims[0]) if module.whole_rows else len(module.axes)
     share = math.prod(step.source_shape()[:axes]) / math.prod(module.source_shape()[:axes])
     return round(module.source_bytes * share), box_size(step.target) * ITEMSIZE[module.dtype]

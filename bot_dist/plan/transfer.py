@@ -98,6 +98,8 @@ class ModulePlan:
     """One module: the same weight of every layer, its axes (the layer axis first, if it has one) and its tiles."""
 
     weight: Weight
+    origin: Weight
+    """The source's weight: the same, or the table that an untied head is made of."""
     axes: tuple[AxisPlan, ...]
     dtype: str
     """Of the target."""
@@ -109,8 +111,6 @@ class ModulePlan:
     """In which it is read."""
     whole_rows: bool
     """Reading part of a row from there costs reading all of it."""
-    origin: Weight | None = None
-    """The source's weight, where it is another: the table that an untied head is made of."""
     factors: tuple[tuple[str, float], ...] = ()
     """On all of it, besides the operators' own: per axis whose change asks for one."""
     init_std: float = 0.0

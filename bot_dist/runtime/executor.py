@@ -120,7 +120,7 @@ def _read(plan: TransferPlan, module: ModulePlan, step: Step, source: Reader) ->
     layers = [i for r in step.source[0] for i in range(*r)] if module.layered else [0]
     within = step.source[1:] if module.layered else step.source
     for i, layer in enumerate(layers):
-        parameter = plan.source.parameter(module.origin or module.weight, layer)
+        parameter = plan.source.parameter(module.origin, layer)
         slab = tensor[i] if module.layered else tensor
         for pieces in itertools.product(*(_placed(ranges) for ranges in within)):
             box = tuple(piece for piece, _ in pieces)
@@ -162,7 +162,7 @@ def _refuse_nonfinite(plan: TransferPlan, module: ModulePlan, step: Step, tensor
         for i, ranges in zip(found, step.source, strict=True):
             index.append(next(r[0] + i - place.start for r, place in _placed(ranges) if place.start <= i < place.stop))
         layer = index[0] if module.layered else 0
-        parameter = plan.source.parameter(module.origin or module.weight, layer)
+        parameter = plan.source.parameter(module.origin, layer)
         where = dict(zip(parameter.axes, index[1:] if module.layered else index, strict=True))
         raise SourceError(
             f"tensor '{parameter.name}' holds {tensor[tuple(found)].item()} at "

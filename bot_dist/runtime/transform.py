@@ -12,7 +12,7 @@ from bot_dist.checkpoint import read_operators
 from bot_dist.draws import normal
 from bot_dist.plan import AxisPlan, ModulePlan, Step
 from bot_dist.sharding import Box
-from bot_dist.wavelets import Operator, OperatorSpec, counts
+from bot_dist.wavelets import Operator, counts
 from bot_dist.wavelets.apply import Applied, Stage, apply_operators
 
 
@@ -89,25 +89,18 @@ def _apply_alone(axes: tuple[AxisPlan, ...], i: int, step: Step, tensor: torch.T
     return joined.reshape(*shape[:i], stop - start, *(b.n_target for b in inner), *shape[i + a.spans :])
 
 
-def _untaken(spec: OperatorSpec | None, target: Range) -> np.ndarray:
-    """Which target indices take nothing from the source: booleans over the range."""
-    indices = np.arange(*target)
-    if spec is None or spec.is_identity:
-        return np.zeros(len(indices), dtype=bool)
-    if spec.policy == "lazy":
-        return indices >= spec.n_source
-    if spec.policy == "copy" and spec.speaks != "every":
-        origin = indices * spec.n_source // spec.n_target
-        other = (indices + (1 if spec.speaks == "last" else -1)) * spec.n_source // spec.n_target
-        return np.asarray(origin == other)
-    return np.zeros(len(indices), dtype=bool)
+def _untaken(a: AxisPlan, target: Range) -> np.ndarray:
+    """Which target indices take nothing from the source, as rows of the operator without a tap: booleans over the
+    range. Fitted operators always take something."""
+    if not a.changes or (a.spec is not None and a.spec.policy == "stored"):
+        return np.zeros(target[1] - target[0], dtype=bool)
+    return np.asarray(~a.operator().taps[target[0] : target[1]].any(axis=1))
 
 
 def _untouched(module: ModulePlan, step: Step) -> bool:
     """Whether the tile has indices that take nothing from the source and are not to be zero."""
     return any(
-        _blank(module, a) != 0 and _untaken(a.spec, target).any()
-        for a, target in zip(module.axes, step.target, strict=True)
+        _blank(module, a) != 0 and _untaken(a, target).any() for a, target in zip(module.axes, step.target, strict=True)
     )
 
 
@@ -123,7 +116,7 @@ def _fill(module: ModulePlan, step: Step, values: torch.Tensor) -> None:
     for i, (a, target) in enumerate(zip(module.axes, step.target, strict=True)):
         shape = [1] * values.dim()
         shape[i] = -1
-        untaken.append((a, torch.from_numpy(_untaken(a.spec, target)).view(shape).to(values.device)))
+        untaken.append((a, torch.from_numpy(_untaken(a, target)).view(shape).to(values.device)))
     drawn = [mask for a, mask in untaken if a.fill == "init" and module.weight.kind != "vector"]
     if any(mask.any() for mask in drawn):
         chosen = torch.zeros(values.shape, dtype=torch.bool, device=values.device)

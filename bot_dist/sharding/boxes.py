@@ -69,3 +69,18 @@ def flat_boxes(shape: Sequence[int], start: int, stop: int) -> Iterator[Box]:
         yield ((head, tail), *whole(shape[1:]))
     if tail < last:
         yield from inside(tail, 0, stop - tail * row)
+
+
+def runs(sizes: Sequence[int], box: Box) -> Iterator[Range]:
+    """The maximal runs of row-major flat indices that a box covers, in order."""
+    cut = max((i for i, size in enumerate(sizes) if box[i] != (0, size)), default=None)
+    if cut is None:
+        yield 0, math.prod(sizes)
+        return
+    stride = math.prod(sizes[cut + 1 :])
+    low, high = box[cut]
+    for indices in itertools.product(*(range(*r) for r in box[:cut])):
+        base = 0
+        for index, size in zip(indices, sizes[:cut], strict=True):
+            base = base * size + index
+        yield (base * sizes[cut] + low) * stride, (base * sizes[cut] + high) * stride

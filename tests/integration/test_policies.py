@@ -21,7 +21,7 @@ from bot_dist.families import Model, model_of
 from bot_dist.pipeline import _planned
 from bot_dist.plan import make_plan
 from bot_dist.sharding import whole
-from tests.conftest import outputs
+from tests.conftest import VARIANTS, outputs
 
 Factory = Callable[..., Any]
 
@@ -66,10 +66,9 @@ def test_haar_growth_keeps_the_function(tmp_path: Path, pico: Factory) -> None:
     assert_same(exported(grown, tmp_path / "export", source.model), outputs(source.model)["logits"])
 
 
-def test_copies_keep_the_function_at_any_ratio_under_rmsnorm(tmp_path: Path, pico: Factory) -> None:
-    if model_of(open_source(pico().url).config).family.norm != "rms":
-        pytest.skip("LayerNorm's mean: integer ratios only")
-    source = pico(num_attention_heads=6, num_key_value_heads=3)
+@pytest.mark.parametrize("variant", ["tied llama", "untied llama", "qwen3", "gemma", "gemma2", "gemma3"])
+def test_copies_keep_the_function_at_any_ratio_under_rmsnorm(variant: str, tmp_path: Path, make_pico: Factory) -> None:
+    source = make_pico(**VARIANTS[variant], num_attention_heads=6, num_key_value_heads=3)
     sizes = model_of(open_source(source.url).config).sizes
     target = {"embed": sizes["embed"] * 4 // 3, "mlp": sizes["mlp"] * 4 // 3, "kv_heads": 4, "heads": 8}
     grown = transfer(source.url, tmp_path / "grown", target, **{"transfer.width": "copy"})

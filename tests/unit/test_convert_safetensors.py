@@ -18,11 +18,11 @@ from safetensors.torch import load_file, save_file
 
 from bot_dist.axes import Parameter
 from bot_dist.convert import files, open_source
-from bot_dist.convert.files import FileSource, runs
+from bot_dist.convert.files import FileSource
 from bot_dist.convert.safetensors_in import read_header
 from bot_dist.errors import FamilyError, InputError, SourceError
 from bot_dist.families import model_of
-from bot_dist.sharding import Box, whole
+from bot_dist.sharding import Box, runs, whole
 from tests.conftest import Pico
 
 PicoMaker = Callable[..., Pico]

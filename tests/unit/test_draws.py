@@ -21,7 +21,7 @@ def test_a_box_holds_what_the_whole_tensor_holds_there(sizes: tuple[int, ...], d
         start = data.draw(st.integers(0, n - 1))
         box.append((start, data.draw(st.integers(start + 1, n))))
     full = normal("key", sizes, whole(sizes))
-    np.testing.assert_array_equal(normal("key", sizes, box), full[tuple(slice(*r) for r in box)])
+    np.testing.assert_array_equal(normal("key", sizes, tuple(box)), full[tuple(slice(*r) for r in box)])
 
 
 def test_keys_differ_and_equal_keys_do_not() -> None:

@@ -22,9 +22,9 @@ PACKAGE = ROOT / "bot_dist"
 FLOORS = [  # of the architecture, lowest first; the names of one line do not import each other
     {"errors", "urls"},
     {"axes", "recipe"},
-    {"draws", "records"},
+    {"records"},
     {"families", "wavelets", "sharding"},
-    {"plan"},
+    {"draws", "plan"},
     {"checkpoint"},
     {"convert", "runtime"},
     {"calibrate", "evaluate", "train"},

@@ -65,11 +65,11 @@ def _transfer(recipe: Recipe, source: Source, plan: TransferPlan, on_event: OnEv
     url = absolute(recipe.transferred_url)
     _keep_apart(recipe.source, url)
     writer = CheckpointWriter.create(
-        url, _stored(plan), config=plan.target.config, plan_digest=plan.digest, overwrite=recipe.overwrite
+        url, _stored(plan), config=plan.target.config, attempt=plan.digest, overwrite=recipe.overwrite
     )
     tally = Tally(plan, lambda event: on_event({"stage": "transfer", **event}))
     tally.run(recipe.cluster, source, url)
-    tokenizer = save_tokenizer(recipe.source, f"{url}/tokenizer")
+    tokenizer = save_tokenizer(recipe.source, f"{writer.url}/tokenizer")
     report = {"seconds": time.perf_counter() - started, "tokenizer": tokenizer, **tally.report()}
     provenance = {
         "source": source.provenance(),
@@ -80,7 +80,7 @@ def _transfer(recipe: Recipe, source: Source, plan: TransferPlan, on_event: OnEv
     }
     if recipe.transfer.keep_details:
         provenance["details"] = details_of(plan.source, plan.modules).to_json()
-    writer.commit(tally.digests, provenance)
+    writer.commit(tally.digests, provenance, overwrite=recipe.overwrite)
     on_event({"stage": "transfer", "event": "committed", "url": label(url), **report})
     return report
 
@@ -183,7 +183,8 @@ def verify(url: str, on_event: OnEvent = ignore) -> list[Damage]:
     on_event({"stage": "verify", "event": "start", "bytes": sum(s.nbytes for s in parameters.values())})
     damaged = []
     for name, stored in parameters.items():
-        damaged += [found for found in reader.verify(name) if found is not None]
+        for shard in stored.shards():
+            damaged += reader.verify(name, shard)
         on_event({"stage": "verify", "event": "parameter", "name": name, "bytes": stored.nbytes})
     return damaged
 

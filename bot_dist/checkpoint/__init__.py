@@ -1,21 +1,33 @@
-"""The checkpoint: a zarr v3 group whose commit is a manifest with a digest per inner chunk. Format version 0.
+"""The checkpoint: zarr v3 arrays whose commit is a manifest with a digest per inner chunk. Format version 1.
 
 A store at ``URL/`` holds
 
-- ``zarr.json``: the group, whose attribute ``bot_dist`` names the format version and the plan that writes here;
-- ``NAME/``: one sharded array per parameter, named as ``transformers`` names it, of the *unfused* shape with the
-  axes as ``dimension_names`` (``kv_heads, group, head_dim, embed``); ``attributes.shape`` is the fused shape.
-  ``attributes.learning_rate_factor`` is what Adam's learning rate is to be multiplied by, and weight decay divided
-  by. bfloat16 is stored as uint16 bit patterns, with ``attributes.logical_dtype``. Chunks carry crc32c, nothing is
-  compressed, and what was never written reads as NaN, not as zero;
-- ``details/MODULE/BAND/``: what shrinking dropped, where the plan keeps it: one array per detail band of a module, with
-  the layer axis; ``BAND`` has a letter per axis, ``d`` where it is the detail. No parameters of the model;
-- ``tokenizer/``: the tokenizer's files, where the source has them;
-- ``_steps/``: what an unfinished transfer has finished so far; gone after the commit;
-- ``manifest.json``: written last, by exclusive creation. Readers refuse a store without it, and check every chunk
-  they read against it.
+- ``manifest.json``: the commit, written last and at once: on object stores created on condition that there is none,
+  on local disks after everything else is synced. It names the attempt, and has the model's configuration, every
+  parameter's axes, dtype, shards, chunks and digests (xxh3-64 of each inner chunk's bytes), the other files' digests,
+  provenance (source with its digest, recipe, plan, versions, layer permutations and details where there are some), and
+  its own digest. Readers refuse a store without it, and check every chunk that they read against it;
+- ``zarr.json``: a group, whose attribute ``bot_dist`` names the format version;
+- ``data/ATTEMPT/``: what one attempt wrote, a zarr group. Every attempt writes into its own, so a writer that was given
+  up for dead harms no other; the commit removes those of the others. In there
 
-The format promises no compatibility yet.
+  - ``NAME/``: one sharded array per parameter, named as ``transformers`` names it, of the *unfused* shape with the axes
+    as ``dimension_names`` (``kv_heads, group, head_dim, embed``); ``attributes.shape`` is the fused shape, and
+    ``attributes.learning_rate_factor`` what Adam's learning rate is to be multiplied by, and weight decay divided by;
+  - ``details/MODULE/BAND/``: what shrinking dropped, where the plan keeps it: one array per detail band of a module,
+    with the layer axis; ``BAND`` has a letter per axis, ``d`` where it is the detail. No parameters of the model;
+  - ``tokenizer/``: the tokenizer's files, where the source has them;
+  - ``_layout.json``, ``_steps/``: of an unfinished attempt: what it writes, and what is done; gone after the commit.
+
+Shards follow tensor-parallel cuts, so that one actor writes one whole. Inner chunks are whole rows, at most 256 KiB
+where rows are shorter, so that a ZeRO rank reads its own rows and at most one chunk more at either end. The codecs are
+``sharding_indexed`` over ``bytes`` and ``crc32c``. Nothing is compressed: weights hold little to compress
+(``tests/benchmarks/checkpoint.py`` measures what zstd would win and cost). bfloat16 is stored as uint16 bit patterns
+with ``attributes.logical_dtype``.
+
+Plain zarr reads it: ``zarr.open_group(URL + "/" + manifest["data"])["model.norm.weight"][:]``. It checks the crc32c of
+what it reads but not the manifest's digests, sees bfloat16 as uint16, and reads a missing shard as NaN,
+not as an error.
 """
 
 from bot_dist.checkpoint.layout import StoredParameter, store_layout

@@ -1,52 +1,56 @@
-"""Between torch tensors and the zarr arrays of a store."""
+"""What plain zarr is told of a parameter's array, and numpy's view of torch tensors."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+import json
+from typing import Any, cast
 
-import numpy as np
+import numpy.typing as npt
 import torch
-import xxhash
 
 from bot_dist.checkpoint.layout import StoredParameter
 from bot_dist.sharding import Box
 
-if TYPE_CHECKING:
-    import zarr
-    from zarr.abc.store import Store
-
 _STORED_AS = {"bfloat16": "uint16"}
 _NAN = {"bfloat16": 0x7FC0}
+_BYTES = {"name": "bytes", "configuration": {"endian": "little"}}
+_CRC32C = {"name": "crc32c"}
 
 
-def create_array(store: Store, stored: StoredParameter) -> None:
-    """Create the array of one parameter: metadata only."""
-    import zarr
-    from zarr.codecs import Crc32cCodec
-
-    zarr.create_array(
-        store,
-        name=stored.parameter.name,
-        shape=stored.parameter.sizes,
-        dtype=_STORED_AS.get(stored.dtype, stored.dtype),
-        shards=stored.shard,
-        chunks=stored.chunk,
-        compressors=[Crc32cCodec()],
-        fill_value=_NAN.get(stored.dtype, float("nan")),
-        dimension_names=stored.parameter.axes,
-        attributes={
-            "logical_dtype": stored.dtype,
-            "shape": list(stored.parameter.shape),
-            "learning_rate_factor": stored.learning_rate_factor,
+def metadata(stored: StoredParameter) -> bytes:
+    """The ``zarr.json`` of an array, by the zarr v3 specification."""
+    p = stored.parameter
+    sharding = {
+        "chunk_shape": stored.chunk,
+        "codecs": [_BYTES, _CRC32C],
+        "index_codecs": [_BYTES, _CRC32C],
+        "index_location": "end",
+    }
+    return json.dumps(
+        {
+            "zarr_format": 3,
+            "node_type": "array",
+            "shape": p.sizes,
+            "data_type": _STORED_AS.get(stored.dtype, stored.dtype),
+            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": stored.shard}},
+            "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+            "fill_value": _NAN.get(stored.dtype, "NaN"),
+            "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
+            "dimension_names": p.axes,
+            "storage_transformers": [],
+            "attributes": {
+                "logical_dtype": stored.dtype,
+                "shape": p.shape,
+                "learning_rate_factor": stored.learning_rate_factor,
+            },
         },
-        config={"write_empty_chunks": True},
-    )
+        indent=1,
+    ).encode()
 
 
-def open_array(store: Store, stored: StoredParameter) -> zarr.Array[Any]:
-    import zarr
-
-    return zarr.open_array(store, path=stored.parameter.name, mode="r" if store.read_only else "r+")
+def group_metadata(attributes: dict[str, Any]) -> bytes:
+    """The ``zarr.json`` of a group."""
+    return json.dumps({"zarr_format": 3, "node_type": "group", "attributes": attributes}, indent=1).encode()
 
 
 def slices(box: Box, origin: Box | None = None) -> tuple[slice, ...]:
@@ -55,25 +59,15 @@ def slices(box: Box, origin: Box | None = None) -> tuple[slice, ...]:
     return tuple(slice(start - o, stop - o) for (start, stop), o in zip(box, offsets, strict=True))
 
 
-def to_numpy(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
+def to_numpy(tensor: torch.Tensor) -> npt.NDArray[Any]:
     tensor = tensor.detach().cpu().contiguous()
     return tensor.view(torch.uint16).numpy() if tensor.dtype == torch.bfloat16 else tensor.numpy()
-
-
-def to_torch(array: np.ndarray[Any, Any], dtype: str) -> torch.Tensor:
-    tensor = torch.from_numpy(np.ascontiguousarray(array))
-    return tensor.view(torch.bfloat16) if dtype == "bfloat16" else tensor
 
 
 def torch_dtype(name: str) -> torch.dtype:
     return cast(torch.dtype, getattr(torch, name))
 
 
-def digest(array: np.ndarray[Any, Any]) -> str:
-    """xxh3-64 of the array's bytes, row-major."""
-    return xxhash.xxh3_64_hexdigest(np.ascontiguousarray(array).data)
-
-
-def chunk_digests(stored: StoredParameter, region: Box, array: np.ndarray[Any, Any]) -> dict[str, str]:
-    """Digest of every inner chunk of ``region`` (whole chunks), whose values are ``array``."""
-    return {stored.chunk_key(chunk): digest(array[slices(chunk, region)]) for chunk in stored.chunks(region)}
+def fill_value(dtype: str) -> float | int:
+    """What pads a chunk: NaN."""
+    return _NAN.get(dtype, float("nan"))

@@ -34,6 +34,16 @@ class StoredParameter:
     def nbytes(self) -> int:
         return self.parameter.size * ITEMSIZE[self.dtype]
 
+    @property
+    def chunk_bytes(self) -> int:
+        """Of one inner chunk; one that the parameter ends in is padded to it."""
+        return math.prod(self.chunk) * ITEMSIZE[self.dtype]
+
+    @property
+    def grid_shape(self) -> tuple[int, ...]:
+        """How many inner chunks there are along each axis."""
+        return tuple(-(-n // c) for n, c in zip(self.parameter.sizes, self.chunk, strict=True))
+
     def shards(self) -> Iterator[Box]:
         return grid(whole(self.parameter.sizes), self.shard)
 
@@ -48,9 +58,21 @@ class StoredParameter:
             for (start, stop), c, n in zip(box, self.chunk, self.parameter.sizes, strict=True)
         )
 
+    def shards_of(self, box: Box) -> Iterator[Box]:
+        """The shards that meet ``box``, clipped to the parameter but not to the box."""
+        for part in grid(box, self.shard):
+            yield tuple(
+                (start // s * s, min(n, start // s * s + s))
+                for (start, _), s, n in zip(part, self.shard, self.parameter.sizes, strict=True)
+            )
+
+    def chunk_index(self, chunk: Box) -> tuple[int, ...]:
+        """Where an inner chunk is in the grid of them."""
+        return tuple(start // c for (start, _), c in zip(chunk, self.chunk, strict=True))
+
     def chunk_key(self, chunk: Box) -> str:
         """Name of an inner chunk: its grid index, ``"0.3.0"``."""
-        return ".".join(str(start // c) for (start, _), c in zip(chunk, self.chunk, strict=True))
+        return ".".join(map(str, self.chunk_index(chunk)))
 
     def shard_key(self, shard: Box) -> str:
         """Path of a shard inside its array, ``"c/0/3/0"``."""

@@ -3,32 +3,60 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import xxhash
 
 from bot_dist.checkpoint.layout import StoredParameter
+from bot_dist.checkpoint.shards import DIGEST_BYTES
 from bot_dist.checkpoint.storage import Storage
 from bot_dist.errors import CheckpointError, CheckpointMissingError
+from bot_dist.sharding import Box
 
-FORMAT_VERSION = 0
+FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
+ATTEMPTS = "data"
+"""Folder of the attempts to write a store: each has a folder of its own in there."""
+
+_ATTEMPT = re.compile(rf"{ATTEMPTS}/[A-Za-z0-9][A-Za-z0-9_-]*")
+_NAME = re.compile(r"(?!\.)[^/\\\0:]+(/(?!\.)[^/\\\0:]+)*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredFile:
+    """A file that is carried along beside the arrays."""
+
+    nbytes: int
+    xxh3_128: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
     """Contents of a committed store."""
 
+    data: str
+    """The folder, within the store, of the attempt that was committed: a zarr group."""
     config: dict[str, Any]
     """``transformers`` configuration of the model."""
     parameters: dict[str, StoredParameter]
-    digests: dict[str, dict[str, str]]
-    """Per parameter, xxh3-64 of each inner chunk's values by chunk key."""
+    digests: dict[str, bytes]
+    """Per parameter, xxh3-64 of the bytes of each inner chunk, in row-major order of the grid of them."""
     provenance: dict[str, Any]
     """Where it came from: source, plan, recipe, versions, energy kept."""
+    files: dict[str, StoredFile] = field(default_factory=dict)
+    """What else lies in the folder: the tokenizer's files, by path."""
+
+    def chunk_digest(self, name: str, chunk: Box) -> bytes:
+        """What was committed of an inner chunk."""
+        stored, ordinal = self.parameters[name], 0
+        for i, n in zip(stored.chunk_index(chunk), stored.grid_shape, strict=True):
+            ordinal = ordinal * n + i
+        return self.digests[name][ordinal * DIGEST_BYTES : (ordinal + 1) * DIGEST_BYTES]
 
     @cached_property
     def digest(self) -> str:
@@ -42,23 +70,23 @@ class Manifest:
         return {
             "format": "bot_dist",
             "format_version": FORMAT_VERSION,
+            "data": self.data,
             "config": self.config,
             "parameters": {
-                name: {
-                    **stored.to_json(),
-                    "digests": [self.digests[name][stored.chunk_key(c)] for c in stored.chunks()],
-                }
+                name: {**stored.to_json(), "digests": self.digests[name].hex()}
                 for name, stored in self.parameters.items()
             },
+            "files": {name: vars(file) for name, file in self.files.items()},
             "provenance": self.provenance,
         }
 
     @staticmethod
     def load(storage: Storage) -> Manifest:
         """The manifest of a committed store. Raises CheckpointError if there is none or it was changed."""
-        if not storage.exists():
-            raise CheckpointMissingError(f"{storage.label}: no such store; give the URL of a bot_dist checkpoint")
+        where = f"{storage.label}/{MANIFEST}"
         if not storage.exists(MANIFEST):
+            if not storage.exists():
+                raise CheckpointMissingError(f"{storage.label}: no such store; give the URL of a bot_dist checkpoint")
             raise CheckpointMissingError(
                 f"{storage.label}: no {MANIFEST}, so this is no committed bot_dist checkpoint; "
                 f"if its transfer was interrupted, run the same command again to resume it"
@@ -67,19 +95,34 @@ class Manifest:
             body = json.loads(storage.read(MANIFEST))
             found, version = body.pop("digest"), body["format_version"]
         except (ValueError, KeyError, AttributeError):
-            raise CheckpointError(f"{storage.label}/{MANIFEST} is damaged: not the JSON of a manifest") from None
+            raise CheckpointError(f"{where} is damaged: not the JSON of a manifest") from None
         if version != FORMAT_VERSION:
-            raise CheckpointError(f"{storage.label}: format version {version}; this bot_dist reads {FORMAT_VERSION}")
-        if found != _digest(body):
-            raise CheckpointError(f"{storage.label}/{MANIFEST} was changed: digest {_digest(body)}, recorded {found}")
+            raise CheckpointError(
+                f"{storage.label}: format version {version}, this bot_dist reads {FORMAT_VERSION}; "
+                f"make the store again with this version, or read it with the one that wrote it"
+            )
+        if found != (actual := _digest(body)):
+            raise CheckpointError(f"{where} was changed: digest {actual}, recorded {found}; restore it")
+        return Manifest._from_body(body, where)
+
+    @staticmethod
+    def _from_body(body: dict[str, Any], where: str) -> Manifest:
         parameters = {name: StoredParameter.from_json(name, data) for name, data in body["parameters"].items()}
+        digests = {name: bytes.fromhex(data["digests"]) for name, data in body["parameters"].items()}
+        if not _ATTEMPT.fullmatch(body["data"]):
+            raise CheckpointError(f"{where}: data folder {body['data']!r}, wanted {ATTEMPTS}/NAME")
+        for name in (*parameters, *body["files"]):
+            if not _NAME.fullmatch(name):
+                raise CheckpointError(f"{where}: name {name!r} leads out of the store")
+        for name, stored in parameters.items():
+            if len(digests[name]) != DIGEST_BYTES * math.prod(stored.grid_shape):
+                raise CheckpointError(f"{where}: {name} has {len(digests[name])} bytes of digests, wanted 8 per chunk")
         return Manifest(
+            data=body["data"],
             config=body["config"],
             parameters=parameters,
-            digests={
-                name: dict(zip(map(p.chunk_key, p.chunks()), body["parameters"][name]["digests"], strict=True))
-                for name, p in parameters.items()
-            },
+            digests=digests,
+            files={name: StoredFile(**file) for name, file in body["files"].items()},
             provenance=body["provenance"],
         )
 

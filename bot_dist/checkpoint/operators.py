@@ -21,7 +21,7 @@ def write_operators(url: str, matrices: npt.NDArray[np.float64]) -> OperatorSpec
     file = io.BytesIO()
     np.save(file, np.ascontiguousarray(matrices, dtype=np.float64), allow_pickle=False)
     folder, _, name = url.rpartition("/")
-    Storage(folder).write(name, file.getvalue())
+    Storage(folder).write(name, [file.getvalue()])
     n_target, n_source = matrices.shape[-2:]
     return OperatorSpec(
         n_source=n_source,

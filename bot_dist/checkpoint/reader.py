@@ -2,32 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import xxhash
 
 from bot_dist.axes import Parameter
-from bot_dist.checkpoint import arrays
+from bot_dist.checkpoint import arrays, shards
 from bot_dist.checkpoint.layout import StoredParameter
 from bot_dist.checkpoint.manifest import Manifest
-from bot_dist.checkpoint.storage import Storage
+from bot_dist.checkpoint.storage import Request, Storage
 from bot_dist.errors import CheckpointError, SourceError
 from bot_dist.plan import DETAILS, Details
-from bot_dist.sharding import Box, box_size
+from bot_dist.sharding import Box, box_size, even_range, flat_boxes, whole
 
 if TYPE_CHECKING:
     import torch
-    from zarr.abc.store import Store
 
     from bot_dist.families import Model
+
+LOCAL_BATCH = 2**21
+"""Bytes read before they are checked: few enough to be in the cache still."""
+REMOTE_BATCH = 2**25
+"""Bytes asked for at the same time."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Damage:
-    """An inner chunk that does not hold what was committed."""
+    """An inner chunk that does not hold what was committed, or the index of a shard."""
 
     parameter: str
     chunk: str
@@ -38,7 +46,7 @@ class Damage:
 
 
 class CheckpointReader:
-    """A committed checkpoint. Implements the ``Source`` protocol; pickles as its URL.
+    """A committed checkpoint. Implements the ``Source`` protocol; pickles as its URL; threads may share it.
 
     Raises CheckpointError when the store is not committed or its manifest was changed.
     """
@@ -52,10 +60,6 @@ class CheckpointReader:
 
     def __reduce__(self) -> tuple[type[CheckpointReader], tuple[str]]:
         return CheckpointReader, (self.url,)
-
-    @cached_property
-    def _store(self) -> Store:
-        return self.storage.zarr_store(read_only=True)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -78,17 +82,23 @@ class CheckpointReader:
             raise SourceError(f"{self.storage.label}: {name} is no parameter of the model that its config describes")
 
     def dtype(self, parameter: Parameter) -> torch.dtype:
-        return arrays.torch_dtype(self._stored(parameter.name).dtype)
+        return arrays.torch_dtype(self.stored(parameter.name).dtype)
 
     def storage_bytes(self, parameter: Parameter) -> int:
-        return self._stored(parameter.name).nbytes
+        return self.stored(parameter.name).nbytes
 
     def learning_rate_factor(self, parameter: Parameter) -> float:
-        return self._stored(parameter.name).learning_rate_factor
+        return self.stored(parameter.name).learning_rate_factor
 
     def parameter(self, name: str) -> Parameter:
         """The parameter or detail band of that name. Raises SourceError when there is none."""
-        return self._stored(name).parameter
+        return self.stored(name).parameter
+
+    def stored(self, name: str) -> StoredParameter:
+        """How a parameter lies on storage. Raises SourceError when there is none of that name."""
+        if name not in self.manifest.parameters:
+            raise SourceError(f"{self.storage.label} holds no parameter {name}")
+        return self.manifest.parameters[name]
 
     def details(self) -> Details | None:
         """How the model was shrunk, where what that dropped was kept."""
@@ -97,48 +107,202 @@ class CheckpointReader:
 
     def read(self, parameter: Parameter, box: Box) -> torch.Tensor:
         """The box, checked. Raises CheckpointError naming the first chunk that is missing or damaged."""
-        stored = self._stored(parameter.name)
+        import torch
+
+        stored = self.stored(parameter.name)
         if box_size(box) == 0:
             raise ValueError(f"{parameter.name}: empty box {box}")
-        region = stored.expand(box)
-        values = self._values(stored, region)
-        recorded = self.manifest.digests[parameter.name]
-        for chunk, found in arrays.chunk_digests(stored, region, values).items():
-            if found != recorded[chunk]:
-                raise CheckpointError(
-                    f"{self.storage.label}: {parameter.name}, chunk {chunk} is missing or damaged "
-                    f"(digest {found}, committed {recorded[chunk]}); run the transfer again or restore the store"
-                )
-        return arrays.to_torch(values[arrays.slices(box, region)], stored.dtype)
+        result = torch.empty(tuple(stop - start for start, stop in box), dtype=arrays.torch_dtype(stored.dtype))
+        self._fill(stored, box, arrays.to_numpy(result))
+        return result
+
+    def read_flat(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """Elements ``[start, stop)`` of the row-major parameter, as a flat tensor: what a ZeRO rank owns."""
+        import torch
+
+        parameter = self.parameter(name)
+        boxes = flat_boxes(parameter.sizes, start, stop)
+        return torch.cat([self.read(parameter, box).reshape(-1) for box in boxes])
+
+    def read_slice(self, name: str, axis: str, rank: int, degree: int) -> torch.Tensor:
+        """What tensor parallelism gives ``rank`` of ``degree`` along a named axis; the first ranks have one more where
+        it doesn't divide. Of the unfused shape. Raises SourceError when the parameter has no such axis."""
+        parameter = self.parameter(name)
+        if axis not in parameter.axes:
+            raise SourceError(f"{self.storage.label}: {name} has no axis '{axis}', only {', '.join(parameter.axes)}")
+        along = parameter.axes.index(axis)
+        box = list(whole(parameter.sizes))
+        box[along] = even_range(parameter.sizes[along], degree, rank)
+        return self.read(parameter, tuple(box))
+
+    def tensors(self, names: Iterable[str] | None = None) -> Iterator[tuple[str, torch.Tensor]]:
+        """Whole tensors of the fused shape, of the model or those named, in order; a few are read ahead at a time."""
+        threads = min(8, (os.cpu_count() or 1) + 1)
+        if names is None:
+            names = [name for name in self.manifest.parameters if not name.startswith(DETAILS)]
+        waiting: deque[tuple[str, Future[torch.Tensor]]] = deque()
+
+        def taken() -> tuple[str, torch.Tensor]:
+            name, future = waiting.popleft()
+            return name, future.result().reshape(self.parameter(name).shape)
+
+        with ThreadPoolExecutor(threads, thread_name_prefix="bot_dist-read") as pool:
+            for name in names:
+                parameter = self.parameter(name)
+                waiting.append((name, pool.submit(self.read, parameter, whole(parameter.sizes))))
+                if len(waiting) > threads:
+                    yield taken()
+            while waiting:
+                yield taken()
+
+    def file(self, name: str) -> bytes:
+        """A file that is carried along, checked. Raises SourceError when there is none, CheckpointError when it was
+        changed."""
+        if name not in self.manifest.files:
+            raise SourceError(f"{self.storage.label} holds no file {name}")
+        data = self.storage.read(f"{self.manifest.data}/{name}")
+        if (found := xxhash.xxh3_128_hexdigest(data)) != (wanted := self.manifest.files[name].xxh3_128):
+            raise CheckpointError(
+                f"{self.storage.label}/{self.manifest.data}/{name} was changed (digest {found}, committed {wanted}); "
+                f"restore it"
+            )
+        return data
 
     def provenance(self) -> dict[str, Any]:
         return {"url": self.storage.label, "format": "bot_dist", "digest": self.manifest.digest}
 
-    def verify(self, name: str) -> Iterator[Damage | None]:
-        """Read every inner chunk of a parameter and yield, for each, what is wrong with it or None."""
-        stored = self._stored(name)
-        for chunk in stored.chunks():
-            key = stored.chunk_key(chunk)
-            problem = None
+    def verify(self, name: str, shard: Box) -> list[Damage]:
+        """Read a whole shard and tell what is wrong with it, chunk by chunk."""
+        stored, pitch = self.stored(name), shards.pitch(self.stored(name))
+        damaged = []
+        for piece in self._pieces(stored, shard, max(1, REMOTE_BATCH // pitch)):
+            data = memoryview(bytearray(len(piece.chunks) * pitch))
             try:
-                found = arrays.digest(self._values(stored, chunk))
-            except CheckpointError as error:
-                problem = str(error)
-            else:
-                if found != self.manifest.digests[name][key]:
-                    problem = f"digest {found}, committed {self.manifest.digests[name][key]}"
-                    if not self.storage.exists(f"{name}/{stored.shard_key(chunk)}"):
-                        problem = f"shard {stored.shard_key(chunk)} is missing"
-            yield Damage(parameter=name, chunk=key, problem=problem) if problem else None
+                self.storage.read_into([Request(piece.key, piece.offset, [data])])
+                problems = [self._problem(stored, c, data[i * pitch :][:pitch]) for i, c in enumerate(piece.chunks)]
+            except CheckpointError:
+                problems = [self._read_problem(stored, piece, i) for i in range(len(piece.chunks))]
+            damaged += [
+                Damage(parameter=name, chunk=stored.chunk_key(chunk), problem=problem)
+                for chunk, problem in zip(piece.chunks, problems, strict=True)
+                if problem
+            ]
+        wanted = shards.index(stored, shard)
+        index = bytearray(len(wanted))
+        offset = shards.shard_bytes(stored, shard) - len(wanted)
+        try:
+            self.storage.read_into([Request(self._key(stored, shard), offset, [memoryview(index)])])
+        except CheckpointError as error:
+            if not damaged:
+                damaged.append(Damage(parameter=name, chunk=f"index of {stored.shard_key(shard)}", problem=str(error)))
+        else:
+            if index != wanted:
+                problem = "not what the layout says; plain zarr will not find its chunks"
+                damaged.append(Damage(parameter=name, chunk=f"index of {stored.shard_key(shard)}", problem=problem))
+        return damaged
 
-    def _stored(self, name: str) -> StoredParameter:
-        if name not in self.manifest.parameters:
-            raise SourceError(f"{self.storage.label} holds no parameter {name}")
-        return self.manifest.parameters[name]
+    def verify_sizes(self) -> list[Damage]:
+        """Shards that are missing or of another size, by listing alone."""
+        on_storage = self.storage.sizes(self.manifest.data)
+        damaged = []
+        for name, stored in self.manifest.parameters.items():
+            for shard in stored.shards():
+                key = stored.shard_key(shard)
+                found, wanted = on_storage.get(f"{name}/{key}"), shards.shard_bytes(stored, shard)
+                if found != wanted:
+                    problem = f"shard {key} " + (
+                        "is missing" if found is None else f"has {found:,} of {wanted:,} bytes"
+                    )
+                    damaged += [
+                        Damage(parameter=name, chunk=stored.chunk_key(chunk), problem=problem)
+                        for chunk in stored.chunks(shard)
+                    ]
+        return damaged
 
-    def _values(self, stored: StoredParameter, region: Box) -> np.ndarray[Any, Any]:
+    def _problem(self, stored: StoredParameter, chunk: Box, data: memoryview) -> str | None:
+        """What is wrong with an inner chunk that was read with its crc."""
+        values, crc = data[: stored.chunk_bytes], data[stored.chunk_bytes :]
+        found, wanted = shards.digest(values), self.manifest.chunk_digest(stored.parameter.name, chunk)
+        if found != wanted:
+            return f"digest {found.hex()}, committed {wanted.hex()}"
+        return None if crc == shards.crc(values) else "its crc32c is wrong; plain zarr will refuse it"
+
+    def _read_problem(self, stored: StoredParameter, piece: _Piece, i: int) -> str | None:
+        """What is wrong with one chunk of a piece that can't be read as a whole."""
+        data = memoryview(bytearray(shards.pitch(stored)))
+        try:
+            self.storage.read_into([Request(piece.key, piece.offset + i * len(data), [data])])
+        except CheckpointError as error:
+            return str(error) if self.storage.exists(piece.key) else f"shard {piece.key} is missing"
+        return self._problem(stored, piece.chunks[i], data)
+
+    def _fill(self, stored: StoredParameter, box: Box, result: Any) -> None:
+        """Read the chunks that meet ``box``, check them, and put what the box has of them into ``result``."""
+        limit = LOCAL_BATCH if self.storage.local else REMOTE_BATCH
+        batch: list[_Piece] = []
+        for piece in self._pieces(stored, box, max(1, limit // shards.pitch(stored))):
+            batch.append(piece)
+            if sum(len(p.chunks) for p in batch) * shards.pitch(stored) >= limit:
+                self._fetch(stored, box, result, batch)
+                batch = []
+        if batch:
+            self._fetch(stored, box, result, batch)
+
+    def _pieces(self, stored: StoredParameter, box: Box, most: int) -> Iterator[_Piece]:
+        """What to read for a box: pieces of shards of at most ``most`` chunks that lie side by side."""
+        for shard in stored.shards_of(box):
+            for offset, chunks in shards.runs(stored, shard, box):
+                for first in range(0, len(chunks), most):
+                    part = chunks[first : first + most]
+                    yield _Piece(self._key(stored, shard), offset + first * shards.pitch(stored), part)
+
+    def _fetch(self, stored: StoredParameter, box: Box, result: Any, batch: Sequence[_Piece]) -> None:
+        requests, read = [], []
+        crc = memoryview(bytearray(shards.CRC_BYTES))
+        for piece in batch:
+            arrived = []
+            for chunk in piece.chunks:
+                place = result[arrays.slices(_meet(chunk, box), box)]
+                direct = place.shape == stored.chunk and place.flags.c_contiguous
+                values = place if direct else np.empty(stored.chunk, result.dtype)
+                arrived.append((chunk, values, None if direct else place))
+            buffers = itertools.chain.from_iterable((_bytes(values), crc) for _, values, _ in arrived)
+            requests.append(Request(piece.key, piece.offset, [*buffers]))
+            read += arrived
         name = stored.parameter.name
         try:
-            return np.asarray(arrays.open_array(self._store, stored)[arrays.slices(region)])
-        except (ValueError, OSError) as error:
-            raise CheckpointError(f"{self.storage.label}: {name}, box {region} can't be read: {error}") from None
+            self.storage.read_into(requests)
+        except CheckpointError as error:
+            first, last = (stored.chunk_key(chunk) for chunk in (read[0][0], read[-1][0]))
+            raise CheckpointError(
+                f"{self.storage.label}: {name}: of its chunks {first} to {last} some are missing or damaged ({error}); "
+                f"restore the store or make it again"
+            ) from None
+        for chunk, values, place in read:
+            found, wanted = shards.digest(_bytes(values)), self.manifest.chunk_digest(name, chunk)
+            if found != wanted:
+                raise CheckpointError(
+                    f"{self.storage.label}: {name}, chunk {stored.chunk_key(chunk)} is damaged "
+                    f"(digest {found.hex()}, committed {wanted.hex()}); restore the store or make it again"
+                )
+            if place is not None:
+                place[...] = values[arrays.slices(_meet(chunk, box), chunk)]
+
+    def _key(self, stored: StoredParameter, shard: Box) -> str:
+        return f"{self.manifest.data}/{stored.parameter.name}/{stored.shard_key(shard)}"
+
+
+@dataclass(frozen=True)
+class _Piece:
+    key: str
+    offset: int
+    chunks: list[Box]
+
+
+def _meet(a: Box, b: Box) -> Box:
+    return tuple((max(s, t), min(e, f)) for (s, e), (t, f) in zip(a, b, strict=True))
+
+
+def _bytes(values: Any) -> memoryview:
+    """The memory of a contiguous array."""
+    return memoryview(values.reshape(-1).view(np.uint8))

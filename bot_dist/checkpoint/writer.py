@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import xxhash
 
-from bot_dist.checkpoint import arrays
+from bot_dist.checkpoint import arrays, shards
 from bot_dist.checkpoint.layout import StoredParameter
-from bot_dist.checkpoint.manifest import FORMAT_VERSION, MANIFEST, Manifest
-from bot_dist.checkpoint.storage import Storage
+from bot_dist.checkpoint.manifest import ATTEMPTS, FORMAT_VERSION, MANIFEST, Manifest, StoredFile
+from bot_dist.checkpoint.storage import Request, Storage
 from bot_dist.errors import CheckpointError, CheckpointExistsError
 from bot_dist.sharding import Box, box_shape
 
@@ -20,16 +23,27 @@ if TYPE_CHECKING:
 
 STEPS = "_steps"
 LAYOUT = "_layout.json"
+GROUP = "zarr.json"
+FILES = "tokenizer/"
+"""Prefix of what may lie beside the arrays."""
 
 
 class CheckpointWriter:
-    """A store being written. ``create`` it in one process, ``open`` it in the others; one writer per shard."""
+    """An attempt at a store. ``create`` it in one process, ``open`` it in the others; one writer per shard at a time.
 
-    def __init__(self, storage: Storage, stored: Mapping[str, StoredParameter], config: Mapping[str, Any]) -> None:
+    Threads may share it. An attempt writes into a folder of its own, so what a forgotten writer still does hurts no
+    other attempt. An attempt is named ``PLAN`` or ``PLAN-SUFFIX``; attempts of the same name write the same bytes.
+    """
+
+    def __init__(
+        self, storage: Storage, attempt: str, stored: Mapping[str, StoredParameter], config: Mapping[str, Any]
+    ) -> None:
         self.storage = storage
+        self.folder = f"{ATTEMPTS}/{attempt}"
+        self.url = f"{storage.url}/{self.folder}"
+        """Of the attempt's folder."""
         self.stored = dict(stored)
         self.config = dict(config)
-        self._store = storage.zarr_store(read_only=False)
 
     @classmethod
     def create(
@@ -38,121 +52,186 @@ class CheckpointWriter:
         stored: Iterable[StoredParameter],
         *,
         config: Mapping[str, Any],
-        plan_digest: str,
+        attempt: str,
         overwrite: bool = False,
     ) -> CheckpointWriter:
-        """Create the store's metadata, or take up an unfinished store of the same plan.
+        """Create the metadata of an attempt, or take up an unfinished one of the same name.
 
-        Raises CheckpointExistsError when something else is there (which ``overwrite`` replaces if it is a store).
+        Raises CheckpointExistsError when something else is there. ``overwrite`` lets another attempt's store be
+        replaced when this one commits; until then it stays what it is. What is no store is never replaced.
         """
-        import zarr
-
+        assert re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", attempt), attempt
         storage = Storage(url)
         if not storage.is_empty():
-            found = _plan_digest(storage)
-            if not overwrite:
-                if storage.exists(MANIFEST):
-                    raise CheckpointExistsError(
-                        f"{storage.label} already holds a committed checkpoint; give another target or --overwrite"
-                    )
-                if found != plan_digest:
-                    raise CheckpointExistsError(
-                        f"{storage.label} is not empty and holds no unfinished transfer of this plan; "
-                        f"give another target, or replace an unfinished one (--overwrite)"
-                    )
-                if storage.exists(LAYOUT):
-                    return cls.open(url)  # else its creation was interrupted: nothing is lost by starting over
-            if found is None:
+            if not _is_store(storage):
                 raise CheckpointExistsError(
                     f"{storage.label} is not empty and no bot_dist store; it is not overwritten"
                 )
-            storage.remove(MANIFEST)
-            storage.remove()
+            if not overwrite:
+                _check_free(storage, attempt)
         parameters = {s.parameter.name: s for s in stored}
-        store = storage.zarr_store(read_only=False)
-        attributes = {"bot_dist": {"format_version": FORMAT_VERSION, "plan_digest": plan_digest}}
-        zarr.create_group(store, attributes=attributes)
-        for s in parameters.values():
-            arrays.create_array(store, s)
+        writer = cls(storage, attempt, parameters, config)
+        if storage.exists(f"{writer.folder}/{LAYOUT}"):
+            return writer
+        storage.write(GROUP, [arrays.group_metadata({"bot_dist": {"format_version": FORMAT_VERSION}})])
+        storage.write(f"{writer.folder}/{GROUP}", [arrays.group_metadata({"config": dict(config)})])
+        for name, s in parameters.items():
+            storage.write(f"{writer.folder}/{name}/{GROUP}", [arrays.metadata(s)])
         layout = {"config": dict(config), "parameters": {name: s.to_json() for name, s in parameters.items()}}
-        storage.write(LAYOUT, json.dumps(layout).encode())
-        return cls(storage, parameters, config)
+        storage.write(f"{writer.folder}/{LAYOUT}", [json.dumps(layout).encode()])
+        return writer
 
     @classmethod
-    def open(cls, url: str) -> CheckpointWriter:
-        """Open a store that another process created and nobody has committed."""
+    def open(cls, url: str, attempt: str) -> CheckpointWriter:
+        """Open an attempt that another process created and nobody has committed."""
         storage = Storage(url)
-        layout = json.loads(storage.read(LAYOUT))
+        layout = json.loads(storage.read(f"{ATTEMPTS}/{attempt}/{LAYOUT}"))
         parameters = {name: StoredParameter.from_json(name, data) for name, data in layout["parameters"].items()}
-        return cls(storage, parameters, layout["config"])
+        return cls(storage, attempt, parameters, layout["config"])
 
     def shards(self, name: str) -> list[Box]:
         """The shards of a parameter, in row-major order."""
         return list(self.stored[name].shards())
 
-    def write(self, name: str, shard: Box, tensor: torch.Tensor) -> dict[str, str]:
-        """Write one whole shard, durably, and return the digests of its chunks (for ``commit``)."""
+    def write(self, name: str, shard: Box, tensor: torch.Tensor) -> bytes:
+        """Write one whole shard, durably and at once; the digests of its inner chunks, eight bytes each."""
         stored = self.stored[name]
         assert tuple(tensor.shape) == box_shape(shard), (name, shard, tensor.shape)
         assert tensor.dtype == arrays.torch_dtype(stored.dtype), (name, tensor.dtype)
-        values = arrays.to_numpy(tensor)
-        key = f"{name}/{stored.shard_key(shard)}"
-        self.storage.remove(key)  # zarr would read and modify what an interrupted attempt may have left damaged
-        arrays.open_array(self._store, stored)[arrays.slices(shard)] = values
-        self.storage.sync(key)
-        return arrays.chunk_digests(stored, shard, values)
+        parts, digests = shards.encode(stored, shard, arrays.to_numpy(tensor))
+        self.storage.write(self._key(name, shard), parts, durable=True)
+        return digests
 
-    def digests_on_storage(self, name: str, shard: Box) -> dict[str, str]:
-        """Digests of the chunks of a shard as they read back now; empty if they can't be read."""
-        stored = self.stored[name]
+    def digests_on_storage(self, name: str, shard: Box) -> bytes:
+        """Digests of the inner chunks of a shard as they read back now; empty if the file is not whole."""
+        stored, pitch = self.stored[name], shards.pitch(self.stored[name])
+        data = memoryview(bytearray(shards.shard_bytes(stored, shard)))
         try:
-            values = arrays.open_array(self._store, stored)[arrays.slices(shard)]
-        except (ValueError, OSError):
-            return {}
-        return arrays.chunk_digests(stored, shard, np.asarray(values))
+            self.storage.read_into([Request(self._key(name, shard), 0, [data])])
+        except CheckpointError:
+            return b""
+        digests = bytearray()
+        for start in range(0, math.prod(shards.counts(stored, shard)) * pitch, pitch):
+            values = data[start : start + stored.chunk_bytes]
+            if data[start : start + pitch][stored.chunk_bytes :] != shards.crc(values):
+                return b""
+            digests += shards.digest(values)
+        index = shards.index(stored, shard)
+        return bytes(digests) if data[len(data) - len(index) :] == index else b""
 
     def record(self, step: str, result: Mapping[str, Any]) -> None:
         """Remember that a step is done. What the record says is checked before it is believed, so it needs no sync."""
-        self.storage.write(f"{STEPS}/{step}.json", json.dumps(result).encode())
+        self.storage.write(f"{self.folder}/{STEPS}/{step}.json", [json.dumps(result).encode()])
 
     def recorded(self) -> set[str]:
-        """Steps that earlier attempts have recorded."""
-        return {name.removesuffix(".json") for name in self.storage.names(STEPS)}
+        """Steps that earlier runs have recorded."""
+        return {name.removesuffix(".json") for name in self.storage.names(f"{self.folder}/{STEPS}")}
 
     def record_of(self, step: str) -> dict[str, Any]:
-        record: dict[str, Any] = json.loads(self.storage.read(f"{STEPS}/{step}.json"))
+        record: dict[str, Any] = json.loads(self.storage.read(f"{self.folder}/{STEPS}/{step}.json"))
         return record
 
-    def commit(self, digests: Mapping[str, Mapping[str, str]], provenance: Mapping[str, Any]) -> None:
-        """Make the store a checkpoint. Every chunk of every parameter must have its digest.
+    def commit(
+        self,
+        digests: Mapping[str, Mapping[str, bytes]],
+        provenance: Mapping[str, Any],
+        *,
+        overwrite: bool = False,
+    ) -> None:
+        """Make the attempt the checkpoint; ``digests`` is per parameter and shard key what ``write`` returned.
 
-        Raises CheckpointError when chunks are missing, CheckpointExistsError when another writer was first.
+        Every shard must have its digests and be on storage in its full size. With ``overwrite`` an earlier commit is
+        replaced. What other attempts left is removed afterwards.
+
+        Raises CheckpointError when shards are missing, CheckpointExistsError when another attempt was first.
         """
-        for name, stored in self.stored.items():
-            missing = {stored.chunk_key(c) for c in stored.chunks()} - set(digests.get(name, ()))
-            if missing:
-                raise CheckpointError(
-                    f"{self.storage.label}: not committed, {len(missing)} chunks of {name} were not written "
-                    f"(the first: {min(missing)})"
-                )
         manifest = Manifest(
+            data=self.folder,
             config=self.config,
             parameters=self.stored,
-            digests={name: dict(d) for name, d in digests.items()},
+            digests={name: self._gathered(name, digests.get(name, {})) for name in self.stored},
+            files={},
             provenance=dict(provenance),
         )
-        try:
-            self.storage.create(MANIFEST, manifest.to_bytes())
-        except FileExistsError:
-            raise CheckpointExistsError(f"{self.storage.label}: another writer has committed this store") from None
-        self.storage.remove(STEPS)
-        self.storage.remove(LAYOUT)
+        on_storage = self.storage.sizes(self.folder)
+        self._check_sizes(on_storage)
+        for name in on_storage:
+            if name.startswith(FILES):
+                data = self.storage.read(f"{self.folder}/{name}")
+                manifest.files[name] = StoredFile(nbytes=len(data), xxh3_128=xxhash.xxh3_128_hexdigest(data))
+        self.storage.sync_folders(self.folder)
+        if overwrite:
+            self.storage.write(MANIFEST, [manifest.to_bytes()], durable=True)
+            self.storage.sync_folders("")
+        else:
+            try:
+                self.storage.create(MANIFEST, manifest.to_bytes())
+            except FileExistsError:
+                self.discard()
+                raise CheckpointExistsError(
+                    f"{self.storage.label}: another writer has committed this store; what is there is whole and its own"
+                ) from None
+        self._collect()
+
+    def discard(self) -> None:
+        """Remove the attempt, unless it is the one that is committed."""
+        if not self.storage.exists(MANIFEST) or Manifest.load(self.storage).data != self.folder:
+            self.storage.remove(self.folder)
+
+    def _gathered(self, name: str, by_shard: Mapping[str, bytes]) -> bytes:
+        """The digests of all chunks of a parameter in row-major order."""
+        stored = self.stored[name]
+        grid = np.zeros((*stored.grid_shape, shards.DIGEST_BYTES), dtype=np.uint8)
+        for shard in stored.shards():
+            found = by_shard.get(stored.shard_key(shard))
+            if found is None:
+                raise CheckpointError(
+                    f"{self.storage.label}: not committed, shard {stored.shard_key(shard)} of {name} was not written"
+                )
+            counts = shards.counts(stored, shard)
+            corner = stored.chunk_index(shard)
+            inside = tuple(slice(first, first + n) for first, n in zip(corner, counts, strict=True))
+            grid[inside] = np.frombuffer(found, dtype=np.uint8).reshape(*counts, shards.DIGEST_BYTES)
+        return grid.tobytes()
+
+    def _check_sizes(self, on_storage: Mapping[str, int]) -> None:
+        for name, stored in self.stored.items():
+            for shard in stored.shards():
+                key, wanted = f"{name}/{stored.shard_key(shard)}", shards.shard_bytes(stored, shard)
+                if (found := on_storage.get(key)) != wanted:
+                    raise CheckpointError(
+                        f"{self.storage.label}: not committed, {key} has "
+                        f"{'no file' if found is None else f'{found:,} bytes'}, wanted {wanted:,}; "
+                        f"run the same command again"
+                    )
+
+    def _collect(self) -> None:
+        """Remove what the commit has made worthless."""
+        for name in (f"{self.folder}/{LAYOUT}", f"{self.folder}/{STEPS}"):
+            self.storage.remove(name)
+        for name in self.storage.names(ATTEMPTS):
+            if f"{ATTEMPTS}/{name}" != self.folder:
+                self.storage.remove(f"{ATTEMPTS}/{name}")
+
+    def _key(self, name: str, shard: Box) -> str:
+        return f"{self.folder}/{name}/{self.stored[name].shard_key(shard)}"
 
 
-def _plan_digest(storage: Storage) -> str | None:
-    """The plan that a store was created for; None if there is no store of ours."""
-    if not storage.exists("zarr.json"):
-        return None
-    attributes = json.loads(storage.read("zarr.json")).get("attributes", {})
-    digest: str | None = attributes.get("bot_dist", {}).get("plan_digest")
-    return digest
+def _is_store(storage: Storage) -> bool:
+    if not storage.exists(GROUP):
+        return False
+    return "bot_dist" in json.loads(storage.read(GROUP)).get("attributes", {})
+
+
+def _check_free(storage: Storage, attempt: str) -> None:
+    """Raise CheckpointExistsError unless nothing but unfinished work of this attempt is there."""
+    if storage.exists(MANIFEST):
+        raise CheckpointExistsError(
+            f"{storage.label} already holds a committed checkpoint; give another target or --overwrite"
+        )
+    ours = attempt.partition("-")[0]
+    if others := [name for name in storage.names(ATTEMPTS) if name.partition("-")[0] != ours]:
+        raise CheckpointExistsError(
+            f"{storage.label} holds an unfinished transfer of another plan ({others[0]}); "
+            f"give another target, or replace it (--overwrite)"
+        )

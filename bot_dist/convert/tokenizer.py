@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bot_dist.checkpoint import CheckpointReader
 from bot_dist.convert.gguf_header import read_gguf_header
 from bot_dist.convert.gguf_in import TOKENS
 from bot_dist.convert.location import near_names, resolve
@@ -30,13 +31,15 @@ TOKENIZER_FILES = (
     "vocab.txt",
     "tokenizer.model",
 )
+STORED = "tokenizer/"
+"""Where a store has them."""
 VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model")
 """Without one of these there is no tokenizer."""
 
 
 def has_tokenizer(url: str) -> bool:
     """Whether ``load_tokenizer`` has something to load there."""
-    return _gguf_has_tokens(url) if _is_gguf(url) else bool(_tokenizer_names(_tokenizer_folder(url)))
+    return _gguf_has_tokens(url) if _is_gguf(url) else bool(_names(url))
 
 
 def load_tokenizer(url: str) -> PreTrainedTokenizerBase:
@@ -49,18 +52,18 @@ def load_tokenizer(url: str) -> PreTrainedTokenizerBase:
             raise SourceError(f"{label(url)}: no tokenizer: metadata has no '{TOKENS}'")
         with _gguf_header_file(url) as path:
             return _from_pretrained(url, str(path.parent), gguf_file=path.name)
-    folder = _tokenizer_folder(url)
-    names = _tokenizer_names(folder)
+    names = _names(url)
     if not names:
+        there = () if is_store(url) else list_names(_folder(url)) or ()
         raise SourceError(
-            f"{label(folder)}: no tokenizer: none of {', '.join(VOCABULARIES)}"
-            f"{near_names('tokenizer.json', list_names(folder) or ())}"
+            f"{label(url)}: no tokenizer: none of {', '.join(VOCABULARIES)}{near_names('tokenizer.json', there)}"
         )
-    if is_local(folder):
-        return _from_pretrained(url, resolve(folder))
+    if is_local(url) and not is_store(url):
+        return _from_pretrained(url, resolve(_folder(url)))
     with tempfile.TemporaryDirectory() as copy:
-        for name in (*names, *({"config.json"} & {*(list_names(folder) or ())})):
-            write_file(join(copy, name), read_file(join(folder, name)))
+        if not is_store(url):
+            names += [name for name in ("config.json",) if name in (list_names(_folder(url)) or ())]
+        _copy(url, copy, names)
         return _from_pretrained(url, copy)
 
 
@@ -74,13 +77,12 @@ def save_tokenizer(source_url: str, target_folder_url: str) -> bool:
     """
     if not has_tokenizer(source_url):
         return False
-    folder = "" if _is_gguf(source_url) else _tokenizer_folder(source_url)
-    if folder and "tokenizer.json" in (names := _tokenizer_names(folder)):
-        _copy(folder, target_folder_url, names)
+    if not _is_gguf(source_url) and "tokenizer.json" in (names := _names(source_url)):
+        _copy(source_url, target_folder_url, names)
         return True
     with tempfile.TemporaryDirectory() as copy:
         load_tokenizer(source_url).save_pretrained(copy)
-        _copy(copy, target_folder_url, _tokenizer_names(copy))
+        _copy(copy, target_folder_url, _names(copy))
     return True
 
 
@@ -104,21 +106,25 @@ def _gguf_has_tokens(url: str) -> bool:
     return TOKENS in read_gguf_header(url).lengths
 
 
-def _tokenizer_folder(url: str) -> str:
-    if url.endswith(".safetensors"):
-        return url.rpartition("/")[0] or "."
-    return join(url, "tokenizer") if is_store(url) else url
+def _folder(url: str) -> str:
+    return url.rpartition("/")[0] or "." if url.endswith(".safetensors") else url
 
 
-def _tokenizer_names(folder: str) -> list[str]:
-    """The tokenizer's files in a folder; none when there is no tokenizer."""
-    names = [name for name in TOKENIZER_FILES if name in (list_names(folder) or ())]
+def _names(url: str) -> list[str]:
+    """The tokenizer's files of a folder or a store; none when there is no tokenizer."""
+    if is_store(url):
+        held = {name.removeprefix(STORED) for name in CheckpointReader(url).manifest.files}
+    else:
+        held = {*(list_names(_folder(url)) or ())}
+    names = [name for name in TOKENIZER_FILES if name in held]
     return names if {*VOCABULARIES} & {*names} else []
 
 
-def _copy(source: str, target: str, names: list[str]) -> None:
+def _copy(url: str, target: str, names: list[str]) -> None:
+    reader = CheckpointReader(url) if is_store(url) else None
     for name in names:
-        write_file(join(target, name), read_file(join(source, name)))
+        data = reader.file(f"{STORED}{name}") if reader else read_file(join(_folder(url), name))
+        write_file(join(target, name), data)
 
 
 @contextmanager

@@ -36,8 +36,10 @@ class StepResult:
 
     step: str
     module: int
-    digests: dict[str, dict[str, str]]
-    """Per parameter, the digest of each chunk written."""
+    digests: dict[str, bytes]
+    """Per parameter, the digests of the chunks of the shard written."""
+    shard: str
+    """Key of that shard in each of them."""
     bytes_read: int
     """From the source's storage, halo included."""
     bytes_written: int
@@ -73,7 +75,8 @@ def run_step(
     Running a step again writes the same bytes.
     """
     if step.id in recorded:
-        earlier = StepResult(**writer.record_of(step.id))
+        record = writer.record_of(step.id)
+        earlier = StepResult(**{**record, "digests": {n: bytes.fromhex(d) for n, d in record["digests"].items()}})
         if _intact(plan, step, writer, earlier):
             return dataclasses.replace(earlier, resumed=True, rank=step.owner)
     module = plan.modules[step.module]
@@ -98,6 +101,7 @@ def run_step(
         step=step.id,
         module=step.module,
         digests=digests,
+        shard=writer.stored[names[0]].shard_key(shard),
         bytes_read=bytes_read,
         bytes_written=bytes_written,
         energy_source=energy_source,
@@ -109,7 +113,7 @@ def run_step(
         rank=step.owner,
         peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     )
-    writer.record(step.id, dataclasses.asdict(result))
+    writer.record(step.id, {**dataclasses.asdict(result), "digests": {n: d.hex() for n, d in digests.items()}})
     return result
 
 

@@ -16,7 +16,7 @@ class LocalExecutor:
         self.device = device
 
     def run(self, plan: TransferPlan, source: Reader, target_url: str, on_step: Callable[[StepResult], None]) -> None:
-        writer = CheckpointWriter.open(target_url)
+        writer = CheckpointWriter.open(target_url, plan.digest)
         recorded = writer.recorded()
         for step in plan.steps():
             on_step(run_step(plan, step, source, writer, recorded, self.device))

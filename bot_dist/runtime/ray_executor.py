@@ -26,7 +26,7 @@ class ShardActor:
 
         torch.set_num_threads(1)
         self.plan, self.source, self.device = plan, source, device
-        self.writer = CheckpointWriter.open(target_url)
+        self.writer = CheckpointWriter.open(target_url, plan.digest)
         self.recorded = self.writer.recorded()
 
     def run(self, step: Step) -> StepResult:

@@ -20,7 +20,7 @@ class Tally:
 
     def __init__(self, plan: TransferPlan, on_event: Callable[[dict[str, Any]], None]) -> None:
         self.plan, self._on_event = plan, on_event
-        self.digests: dict[str, dict[str, str]] = {}
+        self.digests: dict[str, dict[str, bytes]] = {}
         """Per parameter, the digest of every chunk written: what a commit needs."""
         self._steps = self._resumed = self._bytes_read = self._bytes_written = 0
         self._overflowed: dict[str, int] = {}
@@ -62,8 +62,8 @@ class Tally:
         self._seconds = time.perf_counter() - started
 
     def _add(self, result: StepResult) -> None:
-        for name, chunks in result.digests.items():
-            self.digests.setdefault(name, {}).update(chunks)
+        for name, found in result.digests.items():
+            self.digests.setdefault(name, {})[result.shard] = found
         self._steps += 1
         self._resumed += result.resumed
         if not result.resumed:

@@ -1,7 +1,19 @@
 """Device meshes, and the boxes of a tensor that their members own."""
 
-from bot_dist.sharding.boxes import Box, box_shape, box_size, flat_boxes, grid, runs, whole
+from bot_dist.sharding.boxes import Box, box_shape, box_size, even_range, flat_boxes, grid, runs, whole
 from bot_dist.sharding.chunks import chunk_shape
 from bot_dist.sharding.mesh import Cut, Mesh
 
-__all__ = ["Box", "Cut", "Mesh", "box_shape", "box_size", "chunk_shape", "flat_boxes", "grid", "runs", "whole"]
+__all__ = [
+    "Box",
+    "Cut",
+    "Mesh",
+    "box_shape",
+    "box_size",
+    "chunk_shape",
+    "even_range",
+    "flat_boxes",
+    "grid",
+    "runs",
+    "whole",
+]

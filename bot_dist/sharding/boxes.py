@@ -84,3 +84,10 @@ def runs(sizes: Sequence[int], box: Box) -> Iterator[Range]:
         for index, size in zip(indices, sizes[:cut], strict=True):
             base = base * size + index
         yield (base * sizes[cut] + low) * stride, (base * sizes[cut] + high) * stride
+
+
+def even_range(n: int, parts: int, i: int) -> Range:
+    """Part ``i`` of ``n`` indices cut into ``parts`` runs as equal as can be; the first ones have one more."""
+    each, more = divmod(n, parts)
+    start = i * each + min(i, more)
+    return start, start + each + (i < more)

@@ -101,8 +101,9 @@ class Trainer:
         begun = time.perf_counter()
         torch.manual_seed(self._train.seed * 1_000_003 + self._rank)  # dropout, where a configuration has it
         source = self._source()
+        attempt = ""
         if run.save_url:
-            zero.create_store(
+            attempt = zero.create_store(
                 run.save_url,
                 model,
                 source,
@@ -124,7 +125,7 @@ class Trainer:
         self._train_steps()
         if run.save_url:
             provenance = {"run": run.name, "steps": run.steps, "source": source.provenance()}
-            zero.save(self._module, self._engine, model, run.save_url, provenance)
+            zero.save(self._module, self._engine, model, run.save_url, attempt, provenance, overwrite=run.overwrite)
             self._events.add("saved", run=run.name, url=run.save_url)
         if run.probe_path:
             self._probe(run.probe_path)

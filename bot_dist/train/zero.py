@@ -6,6 +6,7 @@ ZeRO-3 gives rank ``r`` of ``W`` the flat elements ``[r · p, (r + 1) · p)`` of
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -94,41 +95,55 @@ def digest(module: torch.nn.Module, engine: Any, model: Model) -> str:
 
 def create_store(
     url: str, model: Model, source: Source, *, tokenizer_url: str, run_digest: str, overwrite: bool
-) -> None:
-    """Claim the store that ``save`` will fill, and put the tokenizer there. Learning-rate factors are the source's.
+) -> str:
+    """Begin an attempt at the store that ``save`` will fill, and put the tokenizer there; its name, for ``save``.
+    Learning-rate factors are the source's.
 
-    Rank 0 does so before training, so that a taken target costs no run. Raises CheckpointExistsError.
+    Every call is an attempt of its own: two trainings need not write the same bytes. Rank 0 does so before training, so
+    that a taken target costs no run. Raises CheckpointExistsError.
     """
+    attempt = [f"{run_digest[:32]}-{uuid.uuid4().hex[:8]}"]
     if dist.get_rank() == 0:
         stored = [store_layout(p, source.learning_rate_factor(p)) for _, _, p in model.parameters()]
-        CheckpointWriter.create(url, stored, config=model.config, plan_digest=run_digest, overwrite=overwrite)
-        save_tokenizer(tokenizer_url, join(url, "tokenizer"))
-    dist.barrier()
+        writer = CheckpointWriter.create(url, stored, config=model.config, attempt=attempt[0], overwrite=overwrite)
+        save_tokenizer(tokenizer_url, join(writer.url, "tokenizer"))
+    dist.broadcast_object_list(attempt, src=0)
+    return attempt[0]
 
 
-def save(module: torch.nn.Module, engine: Any, model: Model, url: str, provenance: dict[str, Any]) -> None:
+def save(
+    module: torch.nn.Module,
+    engine: Any,
+    model: Model,
+    url: str,
+    attempt: str,
+    provenance: dict[str, Any],
+    *,
+    overwrite: bool,
+) -> None:
     """Write the float32 weights into the store that ``create_store`` made, and commit it (a collective).
 
     One parameter is gathered at a time; rank ``r`` writes its shards ``i`` with ``i % world == r``; rank 0 commits.
     """
     rank, world = dist.get_rank(), dist.get_world_size()
-    writer = CheckpointWriter.open(url)
-    mine: dict[str, dict[str, str]] = {}
+    writer = CheckpointWriter.open(url, attempt)
+    mine: dict[str, dict[str, bytes]] = {}
     index = 0
     for parameter, full in full_parameters(module, engine, model):
         for shard in writer.shards(parameter.name):
             if index % world == rank:
                 part = full[tuple(slice(*r) for r in shard)].contiguous()
-                mine.setdefault(parameter.name, {}).update(writer.write(parameter.name, shard, part))
+                key = writer.stored[parameter.name].shard_key(shard)
+                mine.setdefault(parameter.name, {})[key] = writer.write(parameter.name, shard, part)
             index += 1
     everyone: list[Any] | None = [None] * world if rank == 0 else None
     dist.gather_object(mine, everyone, dst=0)
     if everyone is not None:
-        digests: dict[str, dict[str, str]] = {}
+        digests: dict[str, dict[str, bytes]] = {}
         for theirs in everyone:
             for name, chunks in theirs.items():
                 digests.setdefault(name, {}).update(chunks)
-        writer.commit(digests, provenance)
+        writer.commit(digests, provenance, overwrite=overwrite)
     dist.barrier()
 
 

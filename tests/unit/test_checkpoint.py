@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import zarr
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from bot_dist.axes import Parameter
 from bot_dist.checkpoint import CheckpointReader, CheckpointWriter, StoredParameter, store_layout
+from bot_dist.checkpoint.manifest import _digest as manifest_digest
 from bot_dist.errors import CheckpointError, CheckpointExistsError, SourceError
 
 HEADS = Parameter(name="model.q.weight", axes=("kv_heads", "head_dim", "embed"), sizes=(5, 8, 12), dims=(2, 1))
@@ -23,15 +29,16 @@ VALUES = {
 
 
 def create(url: str, plan: str = "plan", overwrite: bool = False) -> CheckpointWriter:
-    return CheckpointWriter.create(url, STORED, config={}, plan_digest=plan, overwrite=overwrite)
+    return CheckpointWriter.create(url, STORED, config={}, attempt=plan, overwrite=overwrite)
 
 
-def fill(writer: CheckpointWriter) -> dict[str, dict[str, str]]:
-    digests: dict[str, dict[str, str]] = {}
+def fill(writer: CheckpointWriter) -> dict[str, dict[str, bytes]]:
+    digests: dict[str, dict[str, bytes]] = {}
     for name, values in VALUES.items():
         for shard in writer.shards(name):
             piece = values[tuple(slice(*r) for r in shard)]
-            digests.setdefault(name, {}).update(writer.write(name, shard, piece))
+            key = writer.stored[name].shard_key(shard)
+            digests.setdefault(name, {})[key] = writer.write(name, shard, piece)
     return digests
 
 
@@ -43,29 +50,87 @@ def url(tmp_path: Path) -> str:
 @pytest.fixture
 def committed(url: str) -> str:
     writer = create(url)
-    writer.commit(fill(CheckpointWriter.open(url)), {"made": "by a test"})
+    writer.commit(fill(CheckpointWriter.open(url, "plan")), {"made": "by a test"})
     return url
+
+
+def data(url: str) -> Path:
+    """The folder of the plan's attempt."""
+    return Path(url, "data", "plan")
+
+
+def damage(reader: CheckpointReader, name: str) -> list[str]:
+    return [str(d) for shard in reader.stored(name).shards() for d in reader.verify(name, shard)]
 
 
 @pytest.mark.parametrize("where", ["{tmp}/store", "file://{tmp}/store", "memory://test-store"])
 def test_reads_back_any_box(where: str, tmp_path: Path) -> None:
     url = where.format(tmp=tmp_path)
-    create(url, overwrite=where.startswith("memory")).commit(fill(CheckpointWriter.open(url)), {})
+    create(url, overwrite=where.startswith("memory")).commit(
+        fill(CheckpointWriter.open(url, "plan")), {}, overwrite=where.startswith("memory")
+    )
     reader = CheckpointReader(url)
     assert torch.equal(reader.read(HEADS, ((1, 4), (3, 8), (5, 7))), VALUES[HEADS.name][1:4, 3:8, 5:7])
     assert torch.equal(reader.read(NORM, ((0, 12),)), VALUES[NORM.name])
     assert reader.dtype(HEADS) == torch.bfloat16
-    assert not any(any(reader.verify(name)) for name in VALUES)
+    assert not any(damage(reader, name) for name in VALUES)
+    assert not reader.verify_sizes()
+    assert torch.equal(reader.read_flat(HEADS.name, 17, 403), VALUES[HEADS.name].reshape(-1)[17:403])
+    slices = [reader.read_slice(HEADS.name, "kv_heads", rank, 3) for rank in range(3)]
+    assert [len(part) for part in slices] == [2, 2, 1]
+    assert torch.equal(torch.cat(slices), VALUES[HEADS.name])
+    whole = dict(reader.tensors())
+    assert [*whole] == [*VALUES]
+    assert torch.equal(whole[HEADS.name], VALUES[HEADS.name].reshape(40, 12))
 
 
 def test_plain_zarr_opens_it(committed: str) -> None:
-    array = zarr.open_group(committed, mode="r")[HEADS.name]
+    array = zarr.open_group(data(committed), mode="r")[HEADS.name]
     assert isinstance(array, zarr.Array)
     assert array.metadata.dimension_names == ("kv_heads", "head_dim", "embed")
     assert array.attrs["shape"] == [40, 12]
     assert array.attrs["logical_dtype"] == "bfloat16"
     values = torch.from_numpy(array[:]).view(torch.bfloat16)
     assert torch.equal(values, VALUES[HEADS.name])
+    assert array.shards == (2, 8, 12)
+    assert array.chunks == (1, 4, 12)
+    assert [codec["name"] for codec in array.metadata.codecs[0].to_dict()["configuration"]["codecs"]] == [
+        "bytes",
+        "crc32c",
+    ]
+
+
+SIDES = st.lists(st.tuples(st.integers(1, 4), st.integers(1, 4), st.integers(1, 9)), min_size=1, max_size=3)
+
+
+@settings(deadline=None, max_examples=60)
+@given(SIDES, st.sampled_from(["float32", "bfloat16", "float16", "float64"]), st.data())
+def test_zarr_reads_every_layout_the_same(sides: list[tuple[int, int, int]], dtype: str, draw: st.DataObject) -> None:
+    """zarr-python is the oracle of the bytes that are written, and of the boxes that are read."""
+    chunk, per_shard, n = zip(*sides, strict=True)
+    axes = tuple(f"a{i}" for i in range(len(sides)))
+    parameter = Parameter(name="w", axes=axes, sizes=n, dims=(1,) * len(sides))
+    shard = tuple(c * p for c, p in zip(chunk, per_shard, strict=True))
+    stored = StoredParameter(parameter=parameter, dtype=dtype, shard=shard, chunk=chunk)
+    values = torch.randn(n).to(getattr(torch, dtype))
+    with TemporaryDirectory() as url:
+        writer = CheckpointWriter.create(url, [stored], config={}, attempt="plan")
+        digests = {
+            stored.shard_key(box): writer.write("w", box, values[tuple(slice(*r) for r in box)])
+            for box in stored.shards()
+        }
+        writer.commit({"w": digests}, {})
+        by_zarr = zarr.open_group(data(url), mode="r")["w"][...]
+        assert np.array_equal(by_zarr, (values.view(torch.uint16) if dtype == "bfloat16" else values).numpy())
+        reader = CheckpointReader(url)
+        box = tuple(
+            (start, draw.draw(st.integers(start + 1, size)))
+            for size in n
+            for start in [draw.draw(st.integers(0, size - 1))]
+        )
+        assert torch.equal(reader.read(parameter, box), values[tuple(slice(*r) for r in box)])
+        assert not damage(reader, "w")
+        assert all(writer.digests_on_storage("w", box) == digests[stored.shard_key(box)] for box in stored.shards())
 
 
 def test_uncommitted_is_refused(url: str) -> None:
@@ -79,44 +144,68 @@ def test_nothing_there(url: str) -> None:
         CheckpointReader(url)
 
 
-def test_commit_refuses_missing_chunks(url: str) -> None:
+def test_commit_refuses_what_was_not_written(url: str) -> None:
     writer = create(url)
     digests = fill(writer)
-    del digests[HEADS.name]["4.1.0"]
-    with pytest.raises(CheckpointError, match=r"1 chunks of model\.q\.weight were not written .*4\.1\.0"):
+    held = digests[HEADS.name].pop("c/2/0/0")
+    with pytest.raises(CheckpointError, match=r"shard c/2/0/0 of model\.q\.weight was not written"):
+        writer.commit(digests, {})
+    digests[HEADS.name]["c/2/0/0"] = held
+    shard = data(url) / HEADS.name / "c/1/0/0"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match=r"model\.q\.weight/c/1/0/0 has 467 bytes, wanted 468"):
+        writer.commit(digests, {})
+    shard.unlink()
+    with pytest.raises(CheckpointError, match="has no file"):
         writer.commit(digests, {})
     with pytest.raises(CheckpointError, match=r"no manifest\.json"):
         CheckpointReader(url)
 
 
-@pytest.mark.parametrize("offset", range(0, 700, 97))
+@pytest.mark.parametrize("offset", range(0, 468, 31))
 def test_a_flipped_bit_is_found(committed: str, offset: int) -> None:
-    shard = Path(committed, HEADS.name, "c/1/0/0")
-    data = bytearray(shard.read_bytes())
-    data[offset % len(data)] ^= 1
-    shard.write_bytes(data)
+    shard = data(committed) / HEADS.name / "c/1/0/0"
+    content = bytearray(shard.read_bytes())
+    content[offset] ^= 1
+    shard.write_bytes(content)
     reader = CheckpointReader(committed)
-    assert [d for d in reader.verify(HEADS.name) if d]
-    with pytest.raises(CheckpointError, match=r"model\.q\.weight"):
-        reader.read(HEADS, ((0, 5), (0, 8), (0, 12)))
+    assert damage(reader, HEADS.name)
+    inside_values = offset < 4 * 100 and offset % 100 < 96
+    if inside_values:
+        with pytest.raises(CheckpointError, match=r"model\.q\.weight, chunk .* is damaged"):
+            reader.read(HEADS, ((0, 5), (0, 8), (0, 12)))
+    else:  # of checksums and index, which only plain zarr needs
+        assert torch.equal(reader.read(HEADS, ((0, 5), (0, 8), (0, 12))), VALUES[HEADS.name])
 
 
 def test_a_missing_shard_is_found(committed: str) -> None:
-    Path(committed, HEADS.name, "c/2/0/0").unlink()
+    (data(committed) / HEADS.name / "c/2/0/0").unlink()
     reader = CheckpointReader(committed)
-    found = [str(d) for d in reader.verify(HEADS.name) if d]
-    assert found == [f"model.q.weight, chunk 4.{i}.0: shard c/2/0/0 is missing" for i in (0, 1)]
-    with pytest.raises(CheckpointError, match=r"chunk 4\.0\.0 is missing or damaged"):
+    found = damage(reader, HEADS.name)
+    shard = f"data/plan/{HEADS.name}/c/2/0/0"
+    assert found[:2] == [f"model.q.weight, chunk 4.{i}.0: shard {shard} is missing" for i in (0, 1)]
+    assert [d.chunk for d in reader.verify_sizes()] == ["4.0.0", "4.1.0"]
+    with pytest.raises(CheckpointError, match=r"chunks 4\.0\.0 to 4\.0\.0 some are missing or damaged"):
         reader.read(HEADS, ((4, 5), (0, 1), (0, 1)))
     assert torch.equal(reader.read(HEADS, ((0, 4), (0, 8), (0, 12))), VALUES[HEADS.name][:4])
 
 
+def test_a_truncated_shard_is_found(committed: str) -> None:
+    shard = data(committed) / HEADS.name / "c/0/0/0"
+    shard.write_bytes(shard.read_bytes()[:250])
+    reader = CheckpointReader(committed)
+    assert [d.partition(":")[0].rpartition(" ")[2] for d in damage(reader, HEADS.name)] == ["1.0.0", "1.1.0"]
+    assert len(reader.verify_sizes()) == 4
+    with pytest.raises(CheckpointError, match="wanted"):
+        reader.read(HEADS, ((1, 2), (0, 8), (0, 12)))
+
+
 def test_swapped_shards_are_found(committed: str) -> None:
-    a, b = (Path(committed, HEADS.name, f"c/{i}/0/0") for i in (0, 1))
-    data = a.read_bytes()
+    a, b = (data(committed) / HEADS.name / f"c/{i}/0/0" for i in (0, 1))
+    content = a.read_bytes()
     a.write_bytes(b.read_bytes())
-    b.write_bytes(data)
-    assert len([d for d in CheckpointReader(committed).verify(HEADS.name) if d]) == 8
+    b.write_bytes(content)
+    assert len(damage(CheckpointReader(committed), HEADS.name)) == 8
 
 
 def test_an_edited_manifest_is_found(committed: str) -> None:
@@ -131,12 +220,34 @@ def test_an_edited_manifest_is_found(committed: str) -> None:
         CheckpointReader(committed)
 
 
-def test_a_committed_store_is_not_overwritten_unasked(committed: str) -> None:
+@pytest.mark.parametrize(
+    ("key", "value", "problem"),
+    [
+        ("data", "../other", "data folder"),
+        ("files", {"../../etc/passwd": {"nbytes": 1, "xxh3_128": ""}}, "leads out of the store"),
+        ("format_version", 7, "format version 7"),
+    ],
+)
+def test_a_manifest_can_not_lead_elsewhere(committed: str, key: str, value: Any, problem: str) -> None:
+    """Even one whose digest is right."""
+    path = Path(committed, "manifest.json")
+    body = {**json.loads(path.read_text()), key: value}
+    del body["digest"]
+    path.write_text(json.dumps({**body, "digest": manifest_digest(body)}))
+    with pytest.raises(CheckpointError, match=problem):
+        CheckpointReader(committed)
+
+
+def test_a_committed_store_stays_until_it_is_replaced(committed: str) -> None:
     with pytest.raises(CheckpointExistsError, match="--overwrite"):
         create(committed)
-    create(committed, overwrite=True)
-    with pytest.raises(CheckpointError, match=r"no manifest\.json"):
-        CheckpointReader(committed)
+    writer = create(committed, plan="another", overwrite=True)
+    digests = fill(writer)
+    assert not damage(CheckpointReader(committed), NORM.name)
+    writer.commit(digests, {"made": "again"}, overwrite=True)
+    assert CheckpointReader(committed).manifest.provenance == {"made": "again"}
+    assert [p.name for p in Path(committed, "data").iterdir()] == ["another"]
+    assert not damage(CheckpointReader(committed), NORM.name)
 
 
 def test_an_unfinished_store_of_the_same_plan_is_taken_up(url: str) -> None:
@@ -145,14 +256,15 @@ def test_an_unfinished_store_of_the_same_plan_is_taken_up(url: str) -> None:
     again = create(url)
     assert again.recorded() == {"step-1"}
     assert again.record_of("step-1") == {"a": 1}
-    with pytest.raises(CheckpointExistsError, match="no unfinished transfer of this plan"):
+    with pytest.raises(CheckpointExistsError, match=r"unfinished transfer of another plan \(plan\)"):
         create(url, plan="another")
     assert create(url, plan="another", overwrite=True).recorded() == set()
+    assert create(url, plan="plan-2", overwrite=True).recorded() == set()
 
 
 def test_an_interrupted_creation_starts_over(url: str) -> None:
     create(url)
-    Path(url, "_layout.json").unlink()
+    (data(url) / "_layout.json").unlink()
     assert create(url).shards(NORM.name) == [((0, 12),)]
 
 
@@ -165,24 +277,61 @@ def test_a_foreign_folder_is_never_overwritten(tmp_path: Path) -> None:
 
 
 def test_two_committers_one_wins(url: str) -> None:
+    first, second = create(url, plan="plan-1"), create(url, plan="plan-2")
+    ours, theirs = fill(first), fill(second)
+    first.commit(ours, {"made": "first"})
+    with pytest.raises(CheckpointError, match=r"no file|another writer"):
+        second.commit(theirs, {})
+    assert CheckpointReader(url).manifest.provenance == {"made": "first"}
+    assert [p.name for p in Path(url, "data").iterdir()] == ["plan-1"]
+
+
+def test_the_loser_takes_its_attempt_away(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = create(url, plan="plan-1"), create(url, plan="plan-2")
+    ours, theirs = fill(first), fill(second)
+    monkeypatch.setattr(CheckpointWriter, "_collect", lambda self: None)
+    first.commit(ours, {})
+    with pytest.raises(CheckpointExistsError, match="another writer"):
+        second.commit(theirs, {})
+    assert [p.name for p in Path(url, "data").iterdir()] == ["plan-1"]
+
+
+def test_two_drivers_of_one_plan_share_what_they_write(url: str) -> None:
     first, second = create(url), create(url)
     digests = fill(first)
     first.commit(digests, {})
+    fill(second)
     with pytest.raises(CheckpointExistsError, match="another writer"):
         second.commit(digests, {})
+    assert not any(damage(CheckpointReader(url), name) for name in VALUES)
 
 
 def test_digests_on_storage_tell_what_reads_back(url: str) -> None:
     writer = create(url)
     digests = fill(writer)
     shard = writer.shards(HEADS.name)[0]
-    mine = {key: digests[HEADS.name][key] for key in ("0.0.0", "0.1.0", "1.0.0", "1.1.0")}
-    assert writer.digests_on_storage(HEADS.name, shard) == mine
-    Path(url, HEADS.name, "c/0/0/0").write_bytes(b"short")
-    assert writer.digests_on_storage(HEADS.name, shard) != mine
+    assert writer.digests_on_storage(HEADS.name, shard) == digests[HEADS.name]["c/0/0/0"]
+    path = data(url) / HEADS.name / "c/0/0/0"
+    path.write_bytes(b"\1" + path.read_bytes()[1:])
+    assert writer.digests_on_storage(HEADS.name, shard) != digests[HEADS.name]["c/0/0/0"]
+    path.write_bytes(b"short")
+    assert writer.digests_on_storage(HEADS.name, shard) == b""
+
+
+def test_files_are_carried_along_and_checked(url: str) -> None:
+    writer = create(url)
+    writer.storage.write(f"{writer.folder}/tokenizer/tokenizer.json", [b"{}"])
+    writer.commit(fill(writer), {})
+    reader = CheckpointReader(url)
+    assert reader.file("tokenizer/tokenizer.json") == b"{}"
+    (data(url) / "tokenizer/tokenizer.json").write_text("[]")
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json was changed"):
+        reader.file("tokenizer/tokenizer.json")
 
 
 def test_an_unknown_parameter(committed: str) -> None:
     other = Parameter(name="model.k.weight", axes=("embed",), sizes=(12,), dims=(1,))
     with pytest.raises(SourceError, match=r"no parameter model\.k\.weight"):
         CheckpointReader(committed).read(other, ((0, 12),))
+    with pytest.raises(SourceError, match="no axis 'mlp', only embed"):
+        CheckpointReader(committed).read_slice(NORM.name, "mlp", 0, 2)

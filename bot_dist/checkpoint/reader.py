@@ -32,6 +32,9 @@ LOCAL_BATCH = 2**21
 REMOTE_BATCH = 2**25
 """Bytes asked for at the same time."""
 
+READ_AHEAD = 2**28
+"""Bytes of tensors that may be waiting to be taken."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Damage:
@@ -136,24 +139,22 @@ class CheckpointReader:
         return self.read(parameter, tuple(box))
 
     def tensors(self, names: Iterable[str] | None = None) -> Iterator[tuple[str, torch.Tensor]]:
-        """Whole tensors of the fused shape, of the model or those named, in order; a few are read ahead at a time."""
-        threads = min(8, (os.cpu_count() or 1) + 1)
+        """Whole tensors of the fused shape, of the model or those named, in order; some are read ahead meanwhile."""
         if names is None:
             names = [name for name in self.manifest.parameters if not name.startswith(DETAILS)]
-        waiting: deque[tuple[str, Future[torch.Tensor]]] = deque()
-
-        def taken() -> tuple[str, torch.Tensor]:
-            name, future = waiting.popleft()
-            return name, future.result().reshape(self.parameter(name).shape)
-
+        threads = min(8, os.cpu_count() or 1)
+        waiting: deque[tuple[Parameter, Future[torch.Tensor]]] = deque()
+        ahead = 0
         with ThreadPoolExecutor(threads, thread_name_prefix="bot_dist-read") as pool:
-            for name in names:
-                parameter = self.parameter(name)
-                waiting.append((name, pool.submit(self.read, parameter, whole(parameter.sizes))))
-                if len(waiting) > threads:
-                    yield taken()
-            while waiting:
-                yield taken()
+            for name in [*names, None]:
+                if name is not None:
+                    parameter = self.parameter(name)
+                    waiting.append((parameter, pool.submit(self.read, parameter, whole(parameter.sizes))))
+                    ahead += self.storage_bytes(parameter)
+                while waiting and (name is None or ahead > READ_AHEAD):
+                    parameter, future = waiting.popleft()
+                    ahead -= self.storage_bytes(parameter)
+                    yield parameter.name, future.result().reshape(parameter.shape)
 
     def file(self, name: str) -> bytes:
         """A file that is carried along, checked. Raises SourceError when there is none, CheckpointError when it was

@@ -347,8 +347,8 @@ def test_the_checkpoint_carries_learning_rate_factors(tmp_path: Path, pico_llama
     factors = {name: s.learning_rate_factor for name, s in grown.manifest.parameters.items()}
     assert factors["model.layers.0.mlp.up_proj.weight"] == factors["model.layers.2.mlp.down_proj.weight"] == 0.5
     assert factors["model.embed_tokens.weight"] == factors["model.norm.weight"] == 1
-    attributes = json.loads(next(tmp_path.glob("grown/data/*/model.layers.0.mlp.up_proj.weight/zarr.json")).read_text())["attributes"]
-    assert attributes["learning_rate_factor"] == 0.5
+    (array,) = tmp_path.glob("grown/data/*/model.layers.0.mlp.up_proj.weight/zarr.json")
+    assert json.loads(array.read_text())["attributes"]["learning_rate_factor"] == 0.5
     again = transfer(grown.url, tmp_path / "again", {"embed": 96})
     assert again.manifest.parameters["model.layers.0.mlp.up_proj.weight"].learning_rate_factor == 0.25
 

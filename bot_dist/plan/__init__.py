@@ -1,24 +1,33 @@
 """What a transfer does, decided before anything runs: pure, frozen, printable. No tensors, no Ray, no storage."""
 
+from bot_dist.plan.cost import operator_rows, step_bytes, step_peak
 from bot_dist.plan.details import Details, details_of
 from bot_dist.plan.make import Fitted, SourceModule, make_plan, target_model
-from bot_dist.plan.summary import ModuleRow, PlanSummary, step_bytes, summarise
+from bot_dist.plan.simulate import Hardware, Simulation, simulate
+from bot_dist.plan.summary import ModuleRow, PlanSummary, summarise
+from bot_dist.plan.tiling import LANES
 from bot_dist.plan.transfer import DETAILS, AxisPlan, ModulePlan, Step, TransferPlan
 
 __all__ = [
     "DETAILS",
+    "LANES",
     "AxisPlan",
     "Details",
     "Fitted",
+    "Hardware",
     "ModulePlan",
     "ModuleRow",
     "PlanSummary",
+    "Simulation",
     "SourceModule",
     "Step",
     "TransferPlan",
     "details_of",
     "make_plan",
+    "operator_rows",
+    "simulate",
     "step_bytes",
+    "step_peak",
     "summarise",
     "target_model",
 ]

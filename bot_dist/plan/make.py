@@ -6,19 +6,17 @@ import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
-from bot_dist.axes import ITEMSIZE, Role
+from bot_dist.axes import Role
 from bot_dist.errors import PlanError, RecipeError, nearest
 from bot_dist.families import Model, Weight
 from bot_dist.plan import rules
 from bot_dist.plan.details import Details, detail_bands, restoring
 from bot_dist.plan.rules import RESIDUAL, axis_rule
-from bot_dist.plan.transfer import AxisPlan, ModulePlan, TransferPlan, step_peak
+from bot_dist.plan.tiling import tiled
+from bot_dist.plan.transfer import AxisPlan, ModulePlan, TransferPlan
 from bot_dist.recipe import TransferConfig
-from bot_dist.sharding import Cut, Mesh, chunk_shape
+from bot_dist.sharding import Cut, Mesh
 from bot_dist.wavelets import OperatorSpec, check_supported, copies_only, filters
-
-STEP_BYTES = 2**26
-"""A step's target is at most this large: progress shows, and little is done twice after an interruption."""
 
 Fitted = Mapping[str, Mapping[tuple[str, ...], OperatorSpec]]
 """Per module, operators that come from elsewhere: by the consecutive axes that each acts on."""
@@ -97,7 +95,7 @@ def make_plan(
         source=source,
         target=target,
         source_id=source_id,
-        modules=_tiled(planned, config.memory_limit),
+        modules=tiled(planned, config.memory_limit, mesh.size),
         mesh=mesh,
         memory_limit=config.memory_limit,
         allow_nonfinite=config.allow_nonfinite,
@@ -293,48 +291,3 @@ def _notes(source: Model, target: Model, config: TransferConfig, details: Detail
 def _dtype_notes(modules: Iterable[ModulePlan]) -> list[str]:
     dtypes = sorted({m.dtype for m in modules if m.noise} - {"float32", "float64"})
     return [f"noise is invisible up to the rounding of {', '.join(dtypes)} only"] if dtypes else []
-
-
-def _tiled(modules: list[ModulePlan], memory_limit: int) -> tuple[ModulePlan, ...]:
-    """The modules with tiles that fit the limit, and the chunks of what is written."""
-    tiled, smallest = [], 0
-    for module in modules:
-        while not (fits := _peak(module) <= memory_limit) or _step_bytes(module) > STEP_BYTES:
-            smaller = _smaller(module)
-            if smaller is None:
-                break
-            module = smaller
-        if not fits:
-            smallest = max(smallest, _peak(module))
-        tiled.append(dataclasses.replace(module, chunk=chunk_shape(module.shard, ITEMSIZE[module.dtype])))
-    if smallest:
-        raise PlanError(
-            f"memory limit of {memory_limit:,} bytes per actor: no tile is small enough; "
-            f"the smallest that works is {smallest:,} bytes"
-        )
-    return tuple(tiled)
-
-
-def _peak(module: ModulePlan) -> int:
-    """Of the module's worst step."""
-    needed = tuple(a.widest() for a in module.axes)
-    return step_peak(module, tuple((0, a.tile) for a in module.axes), needed)
-
-
-def _step_bytes(module: ModulePlan) -> int:
-    return math.prod(a.tile for a in module.axes) * ITEMSIZE[module.dtype]
-
-
-def _smaller(module: ModulePlan) -> ModulePlan | None:
-    """The module with tiles of half the size along its outermost axis that can be cut, None if there is none.
-
-    Rows stay whole: the innermost axis is cut only where tensor parallelism does.
-    """
-    for i, a in enumerate(module.axes):
-        if a.spec is not None and a.tile > 1 and (a.cut is not None or i < len(module.axes) - 1):
-            cut = dataclasses.replace(a.cut, tiles=a.cut.tiles * 2) if a.cut is not None else None
-            tile = cut.tile if cut is not None else -(-a.tile // 2)
-            if tile < a.tile:
-                axes = (*module.axes[:i], dataclasses.replace(a, tile=tile, cut=cut), *module.axes[i + 1 :])
-                return dataclasses.replace(module, axes=axes)
-    return None

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
-from bot_dist.axes import ITEMSIZE
-from bot_dist.plan.transfer import ModulePlan, Step, TransferPlan, step_peak
-from bot_dist.sharding import box_size
+from bot_dist.plan.cost import step_bytes, step_peak
+from bot_dist.plan.transfer import TransferPlan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,11 +93,3 @@ def summarise(plan: TransferPlan, context: int) -> PlanSummary:
         actor_bytes=tuple(actor_bytes),
         actor_peak=tuple(actor_peak),
     )
-
-
-def step_bytes(module: ModulePlan, step: Step) -> tuple[int, int]:
-    """Bytes that a step reads from the source's storage (halo included, and whole rows where it can't read parts),
-    and writes to the target's."""
-    axes = int(module.layered) + len(module.origin.dims[0]) if module.whole_rows else len(module.axes)
-    share = math.prod(step.source_shape()[:axes]) / math.prod(module.source_shape()[:axes])
-    return round(module.source_bytes * share), box_size(step.target) * ITEMSIZE[module.dtype]

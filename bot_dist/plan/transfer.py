@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
 
-from bot_dist.axes import ITEMSIZE, Parameter, Range
+from bot_dist.axes import Parameter, Range
 from bot_dist.errors import PlanError
 from bot_dist.families import Model, Weight
+from bot_dist.plan.cost import step_bytes, step_peak
+from bot_dist.plan.owners import balanced
 from bot_dist.plan.rules import Fill
 from bot_dist.sharding import Box, Cut, Mesh, box_size
 from bot_dist.wavelets import Operator, OperatorSpec, build_operator
-
-FLOAT32 = ITEMSIZE["float32"]
 
 DETAILS = "details/"
 """Prefix of the arrays that hold what shrinking dropped."""
@@ -56,7 +56,7 @@ class AxisPlan:
     @property
     def alone(self) -> bool:
         """Whether its operator is applied by itself, before the others are in one pass."""
-        return self.spans > 1 or (self.spec is not None and self.spec.per_layer)
+        return self.spans > 1 or (self.spec is not None and self.spec.policy == "stored")
 
     def tiles(self) -> list[Range]:
         n = self.n_target
@@ -81,12 +81,6 @@ class AxisPlan:
             elif stop > start:
                 merged.append((start, stop))
         return tuple(merged)
-
-    def widest(self) -> int:
-        """Source indices that the tile with the largest support needs."""
-        if not self.changes and self.spec is not None:
-            return self.tile
-        return max(sum(stop - start for start, stop in self.needed(t)) for t in self.tiles())
 
     def core(self, target: Range) -> Range:
         """The source range that a target range stands for; over all tiles, a partition of the source."""
@@ -189,11 +183,20 @@ class ModulePlan:
                 found[a.axis] = f"{found[a.axis]}, {a.spec}" if a.axis in found else str(a.spec)
         return found
 
+    @property
+    def row_axes(self) -> int:
+        """How many axes, from the outermost, a part can be read of without reading all of it."""
+        return int(self.layered) + len(self.origin.dims[0]) if self.whole_rows else len(self.axes)
+
     def source_shape(self) -> tuple[int, ...]:
         return tuple(a.n_source for a in self.axes)
 
     def target_shape(self) -> tuple[int, ...]:
         return tuple(a.n_target for a in self.axes)
+
+    @property
+    def n_tiles(self) -> int:
+        return math.prod(len(a.tiles()) for a in self.axes)
 
     def layers(self, box: Box) -> Range:
         return box[0] if self.layered else (0, 1)
@@ -247,22 +250,35 @@ class TransferPlan:
             yield from self.module_steps(i)
 
     def module_steps(self, index: int) -> Iterator[Step]:
+        for step, owner in zip(self._tiles(index), self._owners[index], strict=True):
+            yield dataclasses.replace(step, owner=owner)
+
+    def _tiles(self, index: int) -> Iterator[Step]:
+        """A module's steps, not yet given to anyone."""
         module = self.modules[index]
         sides = [[(t, a.needed(t), a.core(t)) for t in a.tiles()] for a in module.axes]
-        shared = index  # tiles that no axis assigns are dealt out in turn, from another actor for every module
         for number, tile in enumerate(itertools.product(*sides)):
-            target = tuple(t for t, _, _ in tile)
-            tensor = [a.cut.owner(t[0]) for a, t in zip(module.axes, target, strict=True) if a.cut is not None]
-            owner = self.mesh.rank(tensor[0], shared % self.mesh.data) if tensor else shared % self.mesh.size
-            shared += 1
             yield Step(
                 id=f"{module.name.replace('/', '-')}-{number:05d}",
                 module=index,
-                owner=owner,
-                target=target,
+                owner=0,
+                target=tuple(target for target, _, _ in tile),
                 source=tuple(needed for _, needed, _ in tile),
                 core=tuple(core for _, _, core in tile),
             )
+
+    @cached_property
+    def _owners(self) -> list[list[int]]:
+        """Per module, the owner of each step."""
+        costs: list[int] = []
+        ranks: list[int | None] = []
+        for index, module in enumerate(self.modules):
+            cut = next(((i, a.cut) for i, a in enumerate(module.axes) if a.cut is not None), None)
+            for step in self._tiles(index):
+                costs.append(sum(step_bytes(module, step)))
+                ranks.append(cut[1].owner(step.target[cut[0]][0]) if cut else None)
+        owners = iter(balanced(costs, ranks, self.mesh).tolist())
+        return [list(itertools.islice(owners, m.n_tiles)) for m in self.modules]
 
     def written(self, module: ModulePlan, target: Box | None = None) -> list[Parameter]:
         """The arrays that the module is written to, in the order of the layers of ``target`` (by default all)."""
@@ -308,39 +324,3 @@ class TransferPlan:
             "operators": {m.name: m.described() for m in self.modules if not m.band},
             "notes": self.notes,
         }
-
-
-def step_peak(module: ModulePlan, target: Box, source_shape: tuple[int, ...]) -> int:
-    """Bytes of tensors that a step holds at its worst moment.
-
-    Reading: the source box, and one layer of it twice more (as it is stored, and converted). Transforming: the source
-    box, what each operator makes of it that is applied by itself, fitted matrices (twice while they are read), a
-    centred copy; and the target, in float32 where anything but operators acts on it, then with what is drawn. Writing:
-    the result, and one layer of it three times (cast, encoded, being sent).
-    """
-    source = math.prod(source_shape) * (2 if module.source_dtype == "bfloat16" else FLOAT32)
-    shape = list(source_shape)
-    layers = shape[0] if module.layered else 1
-    peak = source * (1 + 2 / max(1, layers))
-    held = source
-    for i in module.order:
-        a = module.axes[i]
-        if a.spec is not None and a.spec.policy == "stored":
-            matrices = module.axes[0].n_source if a.spec.per_layer else 1
-            fitted = 8 * a.spec.n_source * a.spec.n_target * matrices
-            peak = max(peak, held + 2 * fitted)
-            held += fitted
-        if a.alone:
-            shape[i : i + a.spans] = [stop - start for start, stop in target[i : i + a.spans]]
-            held += FLOAT32 * math.prod(shape)
-    if any(a.centred for a in module.axes):
-        held += FLOAT32 * math.prod(shape)
-    size = box_size(target)
-    written = size * ITEMSIZE[module.dtype]
-    if module.random or module.scale != 1 or module.shift:
-        drawn = size * (4 if module.noise else 1) * FLOAT32 + size if module.random else 0
-        peak = max(peak, held + size * FLOAT32 + max(drawn, written))
-    else:
-        peak = max(peak, held + written)
-    layers = target[0][1] - target[0][0] if module.layered else 1
-    return int(max(peak, written * (1 + 3 / max(1, layers))))

@@ -1,10 +1,11 @@
 """Device meshes, and the boxes of a tensor that their members own."""
 
 from bot_dist.sharding.boxes import Box, box_shape, box_size, even_range, flat_boxes, grid, runs, whole
-from bot_dist.sharding.chunks import chunk_shape
+from bot_dist.sharding.chunks import PIECE_BYTES, chunk_shape
 from bot_dist.sharding.mesh import Cut, Mesh
 
 __all__ = [
+    "PIECE_BYTES",
     "Box",
     "Cut",
     "Mesh",

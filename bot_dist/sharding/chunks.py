@@ -8,6 +8,9 @@ from collections.abc import Sequence
 CHUNK_BYTES = 2**18
 """Inner chunks are at most this large where an axis can be cut: small enough that a ZeRO rank's rows are few chunks."""
 
+PIECE_BYTES = 2**23
+"""Most bytes of a tensor that one read of a storage brings at a time."""
+
 
 def chunk_shape(shard: Sequence[int], itemsize: int) -> tuple[int, ...]:
     """Inner chunks for a shard: whole rows, cut from the outermost axis on until they are small enough.

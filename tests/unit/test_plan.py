@@ -191,7 +191,7 @@ def test_wavelets_for_axes_that_do_not_exist(wavelet: dict[str, str]) -> None:
 
 def test_long_filters_read_a_halo() -> None:
     haar, bior = (summarise(planned(SMOLLM2, HALF, wavelet=w), 128).bytes_read for w in ("haar", "bior6.8"))
-    assert haar < bior < 1.1 * haar
+    assert haar < bior < 1.4 * haar
 
 
 def test_wavelets_per_axis() -> None:

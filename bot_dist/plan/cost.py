@@ -1,0 +1,66 @@
+"""What a step costs: bytes moved, and bytes held."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from bot_dist.axes import ITEMSIZE
+from bot_dist.sharding import PIECE_BYTES, Box, box_size
+
+if TYPE_CHECKING:
+    from bot_dist.plan.transfer import ModulePlan, Step
+
+FLOAT32 = ITEMSIZE["float32"]
+
+OPERATOR_BYTES = 2**24
+"""Of a fitted matrix, in float64, that are held at a time (at least one row)."""
+
+
+def step_bytes(module: ModulePlan, step: Step) -> tuple[int, int]:
+    """Bytes that a step reads from the source's storage (halo included, and whole rows where it can't read parts),
+    and writes to the target's."""
+    shape = step.source_shape()[: module.row_axes]
+    share = math.prod(shape) / math.prod(module.source_shape()[: module.row_axes])
+    return round(module.source_bytes * share), box_size(step.target) * ITEMSIZE[module.dtype]
+
+
+def operator_rows(n_source: int) -> int:
+    """Rows of a fitted matrix that are held at a time."""
+    return max(1, OPERATOR_BYTES // (8 * n_source))
+
+
+def step_peak(module: ModulePlan, target: Box, source_shape: tuple[int, ...]) -> int:
+    """Bytes of tensors that a step holds at its worst moment.
+
+    Reading: the source box, and besides up to four pieces (as stored, decoded, cropped) or layers of it, if that is
+    less. Transforming: the source box, what each operator makes of it that is applied by itself, a block of its matrix
+    (as read, and as float32 taps), a centred copy; and the target, in float32 where anything but operators acts on it,
+    then with what is drawn. Writing: the result, and one layer of it three times (cast, encoded, being sent).
+    """
+    source = math.prod(source_shape) * (2 if module.source_dtype == "bfloat16" else FLOAT32)
+    shape = list(source_shape)
+    layers = shape[0] if module.layered else 1
+    peak = source + 4 * min(PIECE_BYTES, source // max(1, layers))
+    held = source
+    for i in module.order:
+        a = module.axes[i]
+        block = 0
+        if a.spec is not None and a.spec.policy == "stored":
+            rows = min(operator_rows(a.spec.n_source), a.spec.n_target)
+            block = 2 * 8 * rows * a.spec.n_source
+        if a.alone:
+            shape[i : i + a.spans] = [stop - start for start, stop in target[i : i + a.spans]]
+            held += FLOAT32 * math.prod(shape)
+        peak = max(peak, held + block)
+    if any(a.centred for a in module.axes):
+        held += FLOAT32 * math.prod(shape)
+    size = box_size(target)
+    written = size * ITEMSIZE[module.dtype]
+    if module.random or module.scale != 1 or module.shift:
+        drawn = size * (4 if module.noise else 1) * FLOAT32 + size if module.random else 0
+        peak = max(peak, held + size * FLOAT32 + max(drawn, written))
+    else:
+        peak = max(peak, held + written)
+    layers = target[0][1] - target[0][0] if module.layered else 1
+    return int(max(peak, written * (1 + 3 / max(1, layers))))

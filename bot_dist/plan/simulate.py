@@ -1,0 +1,121 @@
+"""How long a plan would take on given hardware, from the plan alone.
+
+An actor's reading and writing overlap with its transforming (``LANES`` steps are in progress), so what it takes is the
+largest of three times: bytes over the storage's bandwidth (which all actors share), over its part of the node's
+network, and over its device's memory bandwidth (bytes in and out of the transform); requests wait for their first byte
+``LANES`` at a time. The whole takes as long as its slowest actor.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from bot_dist.axes import ITEMSIZE
+from bot_dist.plan.cost import step_bytes, step_peak
+from bot_dist.plan.tiling import LANES
+from bot_dist.plan.transfer import ModulePlan, Step, TransferPlan
+from bot_dist.sharding import box_size
+
+GB = 1e9
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hardware:
+    """What a cluster can do. Bandwidths are in GB/s."""
+
+    storage_gb_s: float
+    """All actors together."""
+    network_gb_s: float
+    """Per node."""
+    device_gb_s: float
+    """Per actor, of the transform: bytes in and out."""
+    actors_per_node: int = 8
+    request_s: float = 0.1
+    """From asking for a file or range to its first byte."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActorCost:
+    """What one actor would do."""
+
+    rank: int
+    steps: int
+    bytes_read: int
+    bytes_written: int
+    requests: int
+    peak_bytes: int
+    """Of tensors: its ``LANES`` largest steps, or its largest one where two don't fit the limit."""
+    seconds: dict[str, float]
+    """By what could limit it: ``storage``, ``network``, ``device``, ``requests``."""
+
+    @property
+    def limit(self) -> str:
+        """What takes longest."""
+        return max(self.seconds, key=lambda what: self.seconds[what])
+
+    @property
+    def total_s(self) -> float:
+        return self.seconds[self.limit]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Simulation:
+    """A simulated run."""
+
+    actors: tuple[ActorCost, ...]
+
+    @property
+    def slowest(self) -> ActorCost:
+        return max(self.actors, key=lambda actor: actor.total_s)
+
+    @property
+    def limit(self) -> str:
+        """What limits the run: that which limits its slowest actor."""
+        return self.slowest.limit
+
+
+def simulate(plan: TransferPlan, hardware: Hardware) -> Simulation:
+    """Unfold the plan's steps and add up what each actor would do."""
+    n = plan.mesh.size
+    steps, read, written, requests, computed = ([0] * n for _ in range(5))
+    largest: list[list[int]] = [[0] * LANES for _ in range(n)]
+    for index, module in enumerate(plan.modules):
+        for step in plan.module_steps(index):
+            i = step.owner
+            bytes_read, bytes_written = step_bytes(module, step)
+            steps[i] += 1
+            read[i] += bytes_read
+            written[i] += bytes_written
+            requests[i] += _requests(module, step)
+            computed[i] += bytes_written + math.prod(step.source_shape()) * ITEMSIZE[module.source_dtype]
+            peak = step_peak(module, step.target, step.source_shape())
+            largest[i] = sorted((*largest[i], peak))[1:]
+    share = hardware.network_gb_s / min(hardware.actors_per_node, n)
+    return Simulation(
+        actors=tuple(
+            ActorCost(
+                rank=i,
+                steps=steps[i],
+                bytes_read=read[i],
+                bytes_written=written[i],
+                requests=requests[i],
+                peak_bytes=sum(largest[i]) if sum(largest[i]) <= plan.memory_limit else largest[i][-1],
+                seconds={
+                    "storage": (read[i] + written[i]) / GB / (hardware.storage_gb_s / n),
+                    "network": (read[i] + written[i]) / GB / share,
+                    "device": computed[i] / GB / hardware.device_gb_s,
+                    "requests": requests[i] * hardware.request_s / LANES,
+                },
+            )
+            for i in range(n)
+        )
+    )
+
+
+def _requests(module: ModulePlan, step: Step) -> int:
+    """Ranges that a step reads and files that it writes: one of each per layer and piece."""
+    pieces = math.prod(len(ranges) for ranges in step.source[int(module.layered) :])
+    layers_in = step.source_shape()[0] if module.layered else 1
+    layers_out = box_size(step.target[:1]) if module.layered and not module.stacked else 1
+    return pieces * layers_in + layers_out

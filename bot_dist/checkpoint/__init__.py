@@ -33,7 +33,7 @@ not as an error.
 from bot_dist.checkpoint.layout import StoredParameter, store_layout
 from bot_dist.checkpoint.mallat import MallatSource
 from bot_dist.checkpoint.manifest import FORMAT_VERSION, Manifest
-from bot_dist.checkpoint.operators import read_operators, write_operators
+from bot_dist.checkpoint.operators import read_operator, write_operators
 from bot_dist.checkpoint.reader import CheckpointReader, Damage
 from bot_dist.checkpoint.storage import Storage
 from bot_dist.checkpoint.writer import CheckpointWriter
@@ -47,7 +47,7 @@ __all__ = [
     "Manifest",
     "Storage",
     "StoredParameter",
-    "read_operators",
+    "read_operator",
     "store_layout",
     "write_operators",
 ]

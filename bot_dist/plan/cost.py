@@ -45,14 +45,12 @@ def step_peak(module: ModulePlan, target: Box, source_shape: tuple[int, ...]) ->
     held = source
     for i in module.order:
         a = module.axes[i]
-        block = 0
-        if a.spec is not None and a.spec.policy == "stored":
-            rows = min(operator_rows(a.spec.n_source), a.spec.n_target)
-            block = 2 * 8 * rows * a.spec.n_source
-        if a.alone:
+        if a.spec is not None and a.alone:
             shape[i : i + a.spans] = [stop - start for start, stop in target[i : i + a.spans]]
+            rows = math.prod(shape[i : i + a.spans])
             held += FLOAT32 * math.prod(shape)
-        peak = max(peak, held + block)
+            block = min(operator_rows(a.spec.n_source), rows)
+            peak = max(peak, held + block * (2 * 8 * a.spec.n_source + FLOAT32 * math.prod(shape) // max(1, rows)))
     if any(a.centred for a in module.axes):
         held += FLOAT32 * math.prod(shape)
     size = box_size(target)

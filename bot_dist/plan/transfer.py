@@ -55,8 +55,8 @@ class AxisPlan:
 
     @property
     def alone(self) -> bool:
-        """Whether its operator is applied by itself, before the others are in one pass."""
-        return self.spans > 1 or (self.spec is not None and self.spec.policy == "stored")
+        """Whether its operator is a fitted one: applied by itself, before the others are in one pass."""
+        return self.spec is not None and self.spec.policy == "stored"
 
     def tiles(self) -> list[Range]:
         n = self.n_target
@@ -69,7 +69,7 @@ class AxisPlan:
     def needed(self, target: Range) -> tuple[Range, ...]:
         """Source ranges to read for a target range: the operator's support, and the part of the source that the
         target range stands for (so that the steps' energies add up to the source's)."""
-        if self.spec is None or self.spans > 1 or self.centred or self.spec.policy == "stored":
+        if self.spec is None or self.centred or self.alone:
             return ((0, self.n_source),)
         if self.spec.is_identity:
             return (target,)
@@ -171,7 +171,7 @@ class ModulePlan:
         squares of its singular values. Of fitted operators, which are not known here, 1."""
         gain = self.scale**2
         for a in self.axes:
-            if a.changes and a.spec is not None and a.spec.policy != "stored":
+            if a.changes and not a.alone:
                 gain *= float((a.operator().taps ** 2).sum()) / min(a.n_source, a.n_target)
         return gain
 

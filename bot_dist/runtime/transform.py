@@ -8,9 +8,9 @@ import numpy as np
 import torch
 
 from bot_dist.axes import Range
-from bot_dist.checkpoint import read_operators
+from bot_dist.checkpoint import read_operator
 from bot_dist.draws import normal
-from bot_dist.plan import AxisPlan, ModulePlan, Step
+from bot_dist.plan import AxisPlan, ModulePlan, Step, operator_rows
 from bot_dist.sharding import Box
 from bot_dist.wavelets import Operator, counts
 from bot_dist.wavelets.apply import Applied, Stage, apply_operators
@@ -24,12 +24,12 @@ def transform(module: ModulePlan, step: Step, tensor: torch.Tensor) -> Applied:
     dtype = getattr(torch, module.dtype)
     for i in module.order:
         if module.axes[i].alone:
-            tensor = _apply_alone(module.axes, i, step, tensor)
+            tensor = _apply_fitted(module.axes, i, step, tensor)
     for i, a in enumerate(module.axes):
         if a.centred:
             tensor = _centred(tensor, i)
     stages = [
-        _stage(_operator(module.axes[i]), i, step.target[i], step.source[i])
+        _stage(module.axes[i].operator(), i, step.target[i], step.source[i])
         for i in module.order
         if not module.axes[i].alone
     ]
@@ -46,11 +46,6 @@ def transform(module: ModulePlan, step: Step, tensor: torch.Tensor) -> Applied:
     return apply_operators(values, [], dtype)
 
 
-def _operator(a: AxisPlan) -> Operator:
-    assert a.spec is not None
-    return read_operators(a.spec)[0] if a.spec.policy == "stored" else a.operator()
-
-
 def _stage(operator: Operator, along: int, target: Range, source: tuple[Range, ...]) -> Stage:
     return Stage(along, *operator.restricted(target, source))
 
@@ -62,37 +57,35 @@ def _centred(tensor: torch.Tensor, along: int) -> torch.Tensor:
     return tensor.float() - apply_operators(tensor, [mean], torch.float32).tensor
 
 
-def _apply_alone(axes: tuple[AxisPlan, ...], i: int, step: Step, tensor: torch.Tensor) -> torch.Tensor:
-    """An operator on several axes together, or one that differs per layer. Of all its axes but the first, source and
-    target are whole."""
+def _apply_fitted(axes: tuple[AxisPlan, ...], i: int, step: Step, tensor: torch.Tensor) -> torch.Tensor:
+    """A fitted operator, a block of its rows at a time, in float32. It may act on several axes together and differ per
+    layer; of all its axes, source and (but for the first) target are whole."""
     a = axes[i]
     assert a.spec is not None
-    inner = axes[i + 1 : i + a.spans]
-    n_inner = math.prod(b.n_source for b in inner), math.prod(b.n_target for b in inner)
-    source = ((0, a.n_source * n_inner[0]),) if inner else step.source[i]
-    start, stop = step.target[i]
-    target = start * n_inner[1], stop * n_inner[1]
+    inner = [b.n_target for b in axes[i + 1 : i + a.spans]]
+    start, stop = (end * math.prod(inner) for end in step.target[i])
     shape = [*tensor.shape]
-    joined = tensor.reshape(*shape[:i], -1, *shape[i + a.spans :])
+    joined = tensor.reshape(*shape[:i], a.spec.n_source, *shape[i + a.spans :])
+    result = joined.new_empty((*shape[:i], stop - start, *shape[i + a.spans :]), dtype=torch.float32)
     if a.spec.per_layer:
         layers = [layer for r in step.source[0] for layer in range(*r)]
-        operators = read_operators(a.spec)
-        shape_after = [*joined.shape]
-        shape_after[i] = target[1] - target[0]
-        result = torch.empty(shape_after, device=joined.device)
-        for part, into, layer in zip(joined, result, layers, strict=True):
-            stage = _stage(operators[layer], i - 1, target, source)
-            into.copy_(apply_operators(part, [stage], torch.float32).tensor)
-        joined = result
+        parts = [*zip(layers, joined, result, strict=True)]
     else:
-        joined = apply_operators(joined, [_stage(_operator(a), i, target, source)], torch.float32).tensor
-    return joined.reshape(*shape[:i], stop - start, *(b.n_target for b in inner), *shape[i + a.spans :])
+        parts = [(0, joined, result)]
+    along, n_rows = i - a.spec.per_layer, operator_rows(a.spec.n_source)
+    for layer, part, into in parts:
+        for first in range(start, stop, n_rows):
+            taps = read_operator(a.spec, (first, min(first + n_rows, stop)), layer)
+            stage = Stage(along, np.broadcast_to(np.arange(a.spec.n_source), taps.shape), taps)
+            made = apply_operators(part, [stage], torch.float32).tensor
+            into.narrow(along, first - start, len(taps)).copy_(made)
+    return result.reshape(*shape[:i], step.target[i][1] - step.target[i][0], *inner, *shape[i + a.spans :])
 
 
 def _untaken(a: AxisPlan, target: Range) -> np.ndarray:
     """Which target indices take nothing from the source, as rows of the operator without a tap: booleans over the
     range. Fitted operators always take something."""
-    if not a.changes or (a.spec is not None and a.spec.policy == "stored"):
+    if not a.changes or a.alone:
         return np.zeros(target[1] - target[0], dtype=bool)
     return np.asarray(~a.operator().taps[target[0] : target[1]].any(axis=1))
 

@@ -269,9 +269,10 @@ def test_fitted_operators_act_on_several_axes_and_differ_per_layer(tmp_path: Pat
         {"source": source.url, "output": str(tmp_path), "target": {"kv_heads": 1, "heads": 2, "mlp": 20}}
     )
     reader, plan = _planned(recipe)
+    stored = write_operators(str(tmp_path / "operators"), {"heads": heads, "units": units})
     fitted = {
-        "attn.out": {("kv_heads", "group", "head_dim"): write_operators(str(tmp_path / "heads.npy"), heads)},
-        "mlp.down": {("mlp",): write_operators(str(tmp_path / "units.npy"), units)},
+        "attn.out": {("kv_heads", "group", "head_dim"): stored["heads"]},
+        "mlp.down": {("mlp",): stored["units"]},
     }
     plan = make_plan(
         plan.source,

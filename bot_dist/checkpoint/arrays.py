@@ -59,9 +59,9 @@ def slices(box: Box, origin: Box | None = None) -> tuple[slice, ...]:
     return tuple(slice(start - o, stop - o) for (start, stop), o in zip(box, offsets, strict=True))
 
 
-def to_numpy(tensor: torch.Tensor) -> npt.NDArray[Any]:
-    tensor = tensor.detach().cpu().contiguous()
-    return tensor.view(torch.uint16).numpy() if tensor.dtype == torch.bfloat16 else tensor.numpy()
+def view(tensor: torch.Tensor) -> npt.NDArray[Any]:
+    """The memory of a CPU tensor as it is stored: bfloat16 as its bits."""
+    return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
 def torch_dtype(name: str) -> torch.dtype:

@@ -47,23 +47,27 @@ class MallatSource:
     def read(self, parameter: Parameter, box: Box) -> torch.Tensor:
         import torch
 
+        result = torch.empty(box_shape(box), dtype=self.dtype(parameter))
+        self.read_into(parameter, box, result)
+        return result
+
+    def read_into(self, parameter: Parameter, box: Box, into: torch.Tensor) -> None:
         weight, layer = self._weights[parameter.name]
         axes = tuple(use.axis for use in weight.uses)
         box = ((layer, layer + 1), *box) if weight.layered else box
         axes = ("layer", *axes) if weight.layered else axes
-        result = torch.empty(box_shape(box), dtype=self.dtype(parameter))
+        into = into[None] if weight.layered else into
         undone = self.details.modules[weight.name]
         restored = [spec is not None and spec.policy != "diagonal" for _, spec in undone.operators]
         sides = [list(self._parts(*side)) for side in zip(axes, restored, box, strict=True)]
         for parts in itertools.product(*sides):
             band = "".join(letter for letter, _, _ in parts)
-            values = self._band(weight, band, tuple(r for _, r, _ in parts))
+            place = into[tuple(place for _, _, place in parts)]
+            self._band(weight, band, tuple(r for _, r, _ in parts), place)
             scale = math.prod(f for axis, f in undone.factors.items() if band[axes.index(axis)] == "a")
             if scale != 1:
                 shift = 0.0 if "d" in band else weight.offset * (scale - 1)
-                values = ((values.float() - shift) / scale).to(values.dtype)
-            result[tuple(place for _, _, place in parts)] = values
-        return result[0] if weight.layered else result
+                place.copy_((place.float() - shift) / scale)
 
     def provenance(self) -> dict[str, Any]:
         return self.reader.provenance()
@@ -78,10 +82,11 @@ class MallatSource:
             if start < stop:
                 yield letter, (start - origin, stop - origin), slice(start - wanted[0], stop - wanted[0])
 
-    def _band(self, weight: Weight, band: str, box: Box) -> torch.Tensor:
+    def _band(self, weight: Weight, band: str, box: Box, into: torch.Tensor) -> None:
         if "d" in band:
-            return self.reader.read(self.reader.parameter(f"{DETAILS}{weight.name}/{band}"), box)
-        if not weight.layered:
-            return self.reader.read(self._stored.parameter(weight), box)
-        (layer, _), *within = box
-        return self.reader.read(self._stored.parameter(weight, layer), tuple(within))[None]
+            self.reader.read_into(self.reader.parameter(f"{DETAILS}{weight.name}/{band}"), box, into)
+        elif weight.layered:
+            (layer, _), *within = box
+            self.reader.read_into(self._stored.parameter(weight, layer), tuple(within), into[0])
+        else:
+            self.reader.read_into(self._stored.parameter(weight), box, into)

@@ -20,7 +20,7 @@ from bot_dist.checkpoint.manifest import Manifest
 from bot_dist.checkpoint.storage import Request, Storage
 from bot_dist.errors import CheckpointError, SourceError
 from bot_dist.plan import DETAILS, Details
-from bot_dist.sharding import Box, box_size, even_range, flat_boxes, whole
+from bot_dist.sharding import PIECE_BYTES, Box, box_shape, box_size, even_range, flat_boxes, whole
 
 if TYPE_CHECKING:
     import torch
@@ -115,9 +115,14 @@ class CheckpointReader:
         stored = self.stored(parameter.name)
         if box_size(box) == 0:
             raise ValueError(f"{parameter.name}: empty box {box}")
-        result = torch.empty(tuple(stop - start for start, stop in box), dtype=arrays.torch_dtype(stored.dtype))
-        self._fill(stored, box, arrays.to_numpy(result))
+        result = torch.empty(box_shape(box), dtype=arrays.torch_dtype(stored.dtype))
+        self._fill(stored, box, arrays.view(result), LOCAL_BATCH if self.storage.local else REMOTE_BATCH)
         return result
+
+    def read_into(self, parameter: Parameter, box: Box, into: torch.Tensor) -> None:
+        """``read``, into a CPU tensor of the box's shape and the parameter's dtype, of any strides."""
+        batch = LOCAL_BATCH if self.storage.local else PIECE_BYTES
+        self._fill(self.stored(parameter.name), box, arrays.view(into), batch)
 
     def read_flat(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Elements ``[start, stop)`` of the row-major parameter, as a flat tensor: what a ZeRO rank owns."""
@@ -237,9 +242,9 @@ class CheckpointReader:
             return str(error) if self.storage.exists(piece.key) else f"shard {piece.key} is missing"
         return self._problem(stored, piece.chunks[i], data)
 
-    def _fill(self, stored: StoredParameter, box: Box, result: Any) -> None:
-        """Read the chunks that meet ``box``, check them, and put what the box has of them into ``result``."""
-        limit = LOCAL_BATCH if self.storage.local else REMOTE_BATCH
+    def _fill(self, stored: StoredParameter, box: Box, result: Any, limit: int) -> None:
+        """Read the chunks that meet ``box``, about ``limit`` bytes at a time, check them, and put what the box has of
+        them into ``result``."""
         batch: list[_Piece] = []
         for piece in self._pieces(stored, box, max(1, limit // shards.pitch(stored))):
             batch.append(piece)

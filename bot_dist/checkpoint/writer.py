@@ -98,7 +98,7 @@ class CheckpointWriter:
         stored = self.stored[name]
         assert tuple(tensor.shape) == box_shape(shard), (name, shard, tensor.shape)
         assert tensor.dtype == arrays.torch_dtype(stored.dtype), (name, tensor.dtype)
-        parts, digests = shards.encode(stored, shard, arrays.to_numpy(tensor))
+        parts, digests = shards.encode(stored, shard, arrays.view(tensor.detach().cpu()))
         self.storage.write(self._key(name, shard), parts, durable=True)
         return digests
 

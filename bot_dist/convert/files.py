@@ -14,9 +14,9 @@ import torch
 
 from bot_dist.axes import Parameter
 from bot_dist.convert.location import near_names
-from bot_dist.convert.storage import PIECE_BYTES, read_range
+from bot_dist.convert.storage import read_range, read_range_into
 from bot_dist.errors import SourceError
-from bot_dist.sharding import Box, box_shape, box_size, runs
+from bot_dist.sharding import PIECE_BYTES, Box, box_shape, runs
 from bot_dist.urls import label
 
 if TYPE_CHECKING:
@@ -118,41 +118,61 @@ class FileSource:
         return 1.0
 
     def read(self, parameter: Parameter, box: Box) -> torch.Tensor:
-        """The box (ranges over the unfused axes) as a contiguous CPU tensor of the box's shape.
+        """The box (ranges over the unfused axes) as a contiguous CPU tensor of the box's shape."""
+        result = torch.empty(box_shape(box), dtype=self.dtype(parameter))
+        self.read_into(parameter, box, result)
+        return result
+
+    def read_into(self, parameter: Parameter, box: Box, into: torch.Tensor) -> None:
+        """Fill a contiguous or strided ``into`` with the box.
 
         Reads the rows (first dimension) that the box meets and no other, in pieces of at most ``PIECE_BYTES`` or one
         row (one head where rows are permuted), and crops them. Raises SourceError when the file has fewer bytes.
         """
+        if not into.is_contiguous():
+            (start, stop), *inner = box
+            rows = max(1, PIECE_BYTES * (stop - start) // max(1, into.nbytes))
+            for first in range(start, stop, rows):
+                last = min(first + rows, stop)
+                into[first - start : last - start] = self.read(parameter, ((first, last), *inner))
+            return
         entry = self._find(parameter)
+        values = (into.view(torch.uint16) if into.dtype == torch.bfloat16 else into).numpy()
         if entry.rotary_permuted:
             axis = parameter.dims[0] - 1
             (start, stop), head_dim = box[axis], parameter.sizes[axis]
             heads = (*box[:axis], (0, head_dim), *box[axis + 1 :])
-            return self._read_rows(parameter, entry, heads, head_dim).narrow(axis, start, stop - start).contiguous()
-        return self._read_rows(parameter, entry, box, 1)
+            whole = np.empty(box_shape(heads), dtype=values.dtype)
+            self._read_rows(parameter, entry, heads, head_dim, whole)
+            values[...] = whole[(*(slice(None),) * axis, slice(start, stop))]
+        else:
+            self._read_rows(parameter, entry, box, 1, values)
 
-    def _read_rows(self, parameter: Parameter, entry: TensorEntry, box: Box, unit: int) -> torch.Tensor:
-        """``read``, ``unit`` rows at a time or whole multiples of them; over one, they are the rows of a head."""
+    def _read_rows(self, parameter: Parameter, entry: TensorEntry, box: Box, unit: int, into: npt.NDArray[Any]) -> None:
+        """``read_into`` a contiguous array; rows come in multiples of ``unit`` (those of a head)."""
         split = parameter.dims[0] if len(parameter.dims) > 1 else 0
         columns = parameter.sizes[split:]
         crop = (slice(None), *(slice(start, stop) for start, stop in box[split:]))
         row_bytes = entry.nbytes * math.prod(columns) // parameter.size
         held_bytes = max(row_bytes, math.prod(columns) * self.dtype(parameter).itemsize)
         step = max(PIECE_BYTES // (held_bytes * unit), 1) * unit
-        result = torch.empty((box_size(box[:split]), *box_shape(box[split:])), dtype=self.dtype(parameter))
-        into = (result.view(torch.uint16) if result.dtype == torch.bfloat16 else result).numpy()
+        as_stored = entry.block == 1 and unit == 1 and box_shape(box[split:]) == columns
+        rows_into = into.reshape(-1, *box_shape(box[split:]))
         done = 0
         for start, stop in runs(parameter.sizes[:split], box[:split]):
             for first in range(start, stop, step):
                 last = min(first + step, stop)
-                offset = entry.offset + first * row_bytes
-                data = read_range(entry.url, offset, offset + (last - first) * row_bytes, f"tensor '{parameter.name}'")
+                offset, what = entry.offset + first * row_bytes, f"tensor '{parameter.name}'"
+                place = rows_into[done : done + last - first]
+                done += last - first
+                if as_stored:
+                    read_range_into(entry.url, offset, place.reshape(-1).view(np.uint8).data, what)
+                    continue
+                data = read_range(entry.url, offset, offset + (last - first) * row_bytes, what)
                 rows = decode(data, entry, last - first)
                 if unit > 1:
                     rows = rows.reshape(-1, unit // 2, 2, rows.shape[1]).swapaxes(1, 2)
-                into[done : done + last - first] = rows.reshape(last - first, *columns)[crop]
-                done += last - first
-        return result.view(box_shape(box))
+                place[...] = rows.reshape(last - first, *columns)[crop]
 
     def provenance(self) -> dict[str, Any]:
         return {"url": label(self.url), "format": self.format, "files": self.files}

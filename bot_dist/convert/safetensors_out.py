@@ -13,8 +13,7 @@ import torch
 from bot_dist.axes import Parameter
 from bot_dist.convert.files import DTYPES
 from bot_dist.convert.source import Source
-from bot_dist.convert.storage import PIECE_BYTES
-from bot_dist.sharding import flat_boxes
+from bot_dist.sharding import PIECE_BYTES, flat_boxes
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 

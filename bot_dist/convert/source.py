@@ -42,5 +42,9 @@ class Source(Protocol):
     def read(self, parameter: Parameter, box: Box) -> torch.Tensor:
         """The box (ranges over the unfused axes) as a contiguous CPU tensor of the box's shape."""
 
+    def read_into(self, parameter: Parameter, box: Box, into: torch.Tensor) -> None:
+        """Fill a CPU tensor of the box's shape and ``dtype(parameter)``, of any strides; at most two pieces of
+        ``PIECE_BYTES`` (or rows, where these are larger) are held besides. Threads may share a source."""
+
     def provenance(self) -> dict[str, Any]:
         """What identifies it: url, format, files with their sizes."""

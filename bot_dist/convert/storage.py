@@ -18,9 +18,6 @@ from bot_dist.convert.location import PACKAGE, exists_in_package, near_names, pa
 from bot_dist.errors import SourceError
 from bot_dist.urls import label
 
-PIECE_BYTES = 32 * 2**20
-"""Most bytes that one read or write of a large tensor handles at a time."""
-
 
 def filesystem(url: str) -> tuple[Any, str]:
     """The fsspec file system of a URL (also ``package://``) and the path in it.
@@ -110,11 +107,29 @@ def read_range(url: str, start: int, stop: int, what: str) -> bytes:
     with storage_errors(url, SourceError):
         data: bytes = fs.cat_file(path, start=start, end=stop)
     if len(data) != stop - start:
-        raise SourceError(
-            f"{label(url)}: {what}: found {len(data)} bytes at offset {start}, wanted {stop - start}; "
-            f"the file is damaged or was changed, get it again"
-        )
+        raise _short(url, what, len(data), start, stop - start)
     return data
+
+
+def read_range_into(url: str, start: int, view: memoryview, what: str) -> None:
+    """Fill ``view`` with the bytes of a file from ``start`` on; as ``read_range``, without a copy where it is local."""
+    if not is_local(url):
+        view[:] = read_range(url, start, start + len(view), what)
+        return
+    found = 0
+    with storage_errors(url, SourceError), open(filesystem(url)[1], "rb", buffering=0) as file:
+        file.seek(start)
+        while found < len(view) and (n := file.readinto(view[found:])):
+            found += n
+    if found != len(view):
+        raise _short(url, what, found, start, len(view))
+
+
+def _short(url: str, what: str, found: int, offset: int, wanted: int) -> SourceError:
+    return SourceError(
+        f"{label(url)}: {what}: found {found} bytes at offset {offset}, wanted {wanted}; "
+        f"the file is damaged or was changed, get it again"
+    )
 
 
 def write_file(url: str, data: bytes) -> None:

@@ -1,6 +1,6 @@
 """What a transfer does, decided before anything runs: pure, frozen, printable. No tensors, no Ray, no storage."""
 
-from bot_dist.plan.cost import operator_rows, step_bytes, step_peak
+from bot_dist.plan.cost import REQUESTS, operator_rows, step_bytes, step_peak
 from bot_dist.plan.details import Details, details_of
 from bot_dist.plan.make import Fitted, SourceModule, make_plan, target_model
 from bot_dist.plan.simulate import Hardware, Simulation, simulate
@@ -11,6 +11,7 @@ from bot_dist.plan.transfer import DETAILS, AxisPlan, ModulePlan, Step, Transfer
 __all__ = [
     "DETAILS",
     "LANES",
+    "REQUESTS",
     "AxisPlan",
     "Details",
     "Fitted",

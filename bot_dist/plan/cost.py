@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 FLOAT32 = ITEMSIZE["float32"]
 
+REQUESTS = 4
+"""Files or ranges that an actor asks a storage for at a time."""
 OPERATOR_BYTES = 2**24
 """Of a fitted matrix, in float64, that are held at a time (at least one row)."""
 
@@ -33,15 +35,15 @@ def operator_rows(n_source: int) -> int:
 def step_peak(module: ModulePlan, target: Box, source_shape: tuple[int, ...]) -> int:
     """Bytes of tensors that a step holds at its worst moment.
 
-    Reading: the source box, and besides up to four pieces (as stored, decoded, cropped) or layers of it, if that is
-    less. Transforming: the source box, what each operator makes of it that is applied by itself, a block of its matrix
+    Reading: the source box, and per request two pieces (as stored, and decoded) or layers of it, if that is less.
+    Transforming: the source box, what each operator makes of it that is applied by itself, a block of its matrix
     (as read, and as float32 taps), a centred copy; and the target, in float32 where anything but operators acts on it,
-    then with what is drawn. Writing: the result, and one layer of it three times (cast, encoded, being sent).
+    then with what is drawn. Writing: the result, and per request a layer of it twice (encoded, and being sent).
     """
     source = math.prod(source_shape) * (2 if module.source_dtype == "bfloat16" else FLOAT32)
     shape = list(source_shape)
     layers = shape[0] if module.layered else 1
-    peak = source + 4 * min(PIECE_BYTES, source // max(1, layers))
+    peak = source + 2 * min(REQUESTS, layers) * min(PIECE_BYTES, source // max(1, layers))
     held = source
     for i in module.order:
         a = module.axes[i]
@@ -61,4 +63,4 @@ def step_peak(module: ModulePlan, target: Box, source_shape: tuple[int, ...]) ->
     else:
         peak = max(peak, held + written)
     layers = target[0][1] - target[0][0] if module.layered else 1
-    return int(max(peak, written * (1 + 3 / max(1, layers))))
+    return int(max(peak, written * (1 + 2 * min(REQUESTS, layers) / max(1, layers))))

@@ -2,21 +2,37 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
-from bot_dist.checkpoint import CheckpointWriter
-from bot_dist.plan import TransferPlan
-from bot_dist.runtime.executor import Reader, StepResult, run_step
+from bot_dist.plan import LANES, TransferPlan
+from bot_dist.runtime.executor import OnEvent, Reader, StepResult
+from bot_dist.runtime.worker import Worker
 
 
 class LocalExecutor:
-    """Runs the steps one after another."""
+    """Runs the steps in their order, ``LANES`` at a time."""
 
     def __init__(self, device: str = "cpu") -> None:
         self.device = device
 
-    def run(self, plan: TransferPlan, source: Reader, target_url: str, on_step: Callable[[StepResult], None]) -> None:
-        writer = CheckpointWriter.open(target_url, plan.digest)
-        recorded = writer.recorded()
-        for step in plan.steps():
-            on_step(run_step(plan, step, source, writer, recorded, self.device))
+    def run(
+        self,
+        plan: TransferPlan,
+        source: Reader,
+        target_url: str,
+        on_step: Callable[[StepResult], None],
+        on_event: OnEvent,
+    ) -> None:
+        worker = Worker(plan, source, target_url, self.device)
+        steps = plan.steps()
+        with ThreadPoolExecutor(LANES, thread_name_prefix="bot_dist-step") as lanes:
+            running: set[Future[StepResult]] = set()
+            while True:
+                running |= {lanes.submit(worker.run, step) for step in itertools.islice(steps, LANES - len(running))}
+                if not running:
+                    return
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                for future in done:
+                    on_step(future.result())

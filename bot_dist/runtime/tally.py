@@ -58,7 +58,7 @@ class Tally:
         total = sum(sum(step_bytes(self.plan.modules[step.module], step)) for step in steps)
         self._on_event({"event": "start", "steps": len(steps), "bytes": total})
         started = time.perf_counter()
-        executor.run(self.plan, source, target_url, self._add)
+        executor.run(self.plan, source, target_url, self._add, self._on_event)
         self._seconds = time.perf_counter() - started
 
     def _add(self, result: StepResult) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 CHUNK_BYTES = 2**18
 """Inner chunks are at most this large where an axis can be cut: small enough that a ZeRO rank's rows are few chunks."""
 
-PIECE_BYTES = 2**23
+PIECE_BYTES = 2**22
 """Most bytes of a tensor that one read of a storage brings at a time."""
 
 

@@ -1,0 +1,94 @@
+"""A step's source: reading it, and what is asked of it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+from concurrent.futures import Executor, Future, wait
+from typing import TypeVar
+
+import torch
+
+from bot_dist.axes import Range
+from bot_dist.errors import SourceError
+from bot_dist.plan import Step, TransferPlan
+from bot_dist.runtime.device import Device
+from bot_dist.runtime.executor import Reader
+
+ENERGY_PIECE = 2**18
+"""Elements whose float32 copy is held at a time."""
+
+T = TypeVar("T")
+
+
+def read_step(plan: TransferPlan, step: Step, source: Reader, device: Device, requests: Executor) -> torch.Tensor:
+    """The step's source box on the host, in bfloat16 or float32: the concatenation of its ranges along every axis."""
+    module = plan.modules[step.module]
+    dtype = torch.bfloat16 if module.source_dtype == "bfloat16" else torch.float32
+    tensor = device.empty(step.source_shape(), dtype)
+    layers = [i for r in step.source[0] for i in range(*r)] if module.layered else [0]
+    within = step.source[1:] if module.layered else step.source
+
+    def read(i: int, pieces: tuple[tuple[Range, slice], ...]) -> None:
+        parameter = plan.source.parameter(module.origin, layers[i])
+        box = tuple(piece for piece, _ in pieces)
+        into = (tensor[i] if module.layered else tensor)[tuple(place for _, place in pieces)]
+        if source.dtype(parameter) == dtype:
+            source.read_into(parameter, box, into)
+        else:
+            into.copy_(source.read(parameter, box))
+
+    parts = itertools.product(range(len(layers)), itertools.product(*(_placed(ranges) for ranges in within)))
+    all_done(requests.submit(read, *part) for part in parts)
+    return tensor
+
+
+def all_done(futures: Iterable[Future[T]]) -> list[T]:
+    """The results, when all have one; the first error, when none is running any more."""
+    pending = [*futures]
+    wait(pending)
+    return [future.result() for future in pending]
+
+
+def _placed(ranges: tuple[Range, ...]) -> list[tuple[Range, slice]]:
+    """Each range, and where it lies in their concatenation."""
+    placed, offset = [], 0
+    for start, stop in ranges:
+        placed.append(((start, stop), slice(offset, offset + stop - start)))
+        offset += stop - start
+    return placed
+
+
+def core(step: Step) -> tuple[slice, ...]:
+    """Where the step's core lies in the tensor that was read."""
+    slices = []
+    for (start, stop), ranges in zip(step.core, step.source, strict=True):
+        offsets = [place.start - first for (first, last), place in _placed(ranges) if first <= start and stop <= last]
+        slices.append(slice(start + offsets[0], stop + offsets[0]) if offsets else slice(0, 0))
+    return tuple(slices)
+
+
+def energy(tensor: torch.Tensor) -> float:
+    """Squared norm, in float32 a megabyte-sized piece at a time and in float64 over the pieces; of nothing, 0."""
+    total = 0.0
+    for piece in tensor.reshape(-1).split(ENERGY_PIECE):
+        piece = piece.float()
+        total += torch.dot(piece, piece).item()
+    return total
+
+
+def refuse_nonfinite(plan: TransferPlan, step: Step, tensor: torch.Tensor) -> None:
+    """Raise SourceError naming the first value that is no number, if there is one (else squares overflowed)."""
+    module = plan.modules[step.module]
+    for found in (~torch.isfinite(tensor)).nonzero()[:1].tolist():
+        index = []
+        for i, ranges in zip(found, step.source, strict=True):
+            index.append(next(r[0] + i - place.start for r, place in _placed(ranges) if place.start <= i < place.stop))
+        layer = index[0] if module.layered else 0
+        parameter = plan.source.parameter(module.origin, layer)
+        where = dict(zip(parameter.axes, index[1:] if module.layered else index, strict=True))
+        raise SourceError(
+            f"tensor '{parameter.name}' holds {tensor[tuple(found)].item()} at "
+            f"{', '.join(f'{axis} {i}' for axis, i in where.items())}; repair the source, or go on with it "
+            f"(--allow-nonfinite)"
+        )

@@ -1,0 +1,131 @@
+"""What runs steps in one process: this one, or that of an actor."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import resource
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import torch
+
+from bot_dist.checkpoint import CheckpointWriter
+from bot_dist.plan import REQUESTS, Step, TransferPlan, step_bytes, step_peak
+from bot_dist.runtime.device import Device
+from bot_dist.runtime.executor import Reader, StepResult
+from bot_dist.runtime.reading import all_done, core, energy, read_step, refuse_nonfinite
+from bot_dist.runtime.transform import transform
+from bot_dist.sharding import Box
+from bot_dist.wavelets import OperatorSpec, build_operator
+from bot_dist.wavelets.apply import Stage, apply_operators
+
+
+class Worker:
+    """Runs steps of one plan; ``LANES`` threads may call it, so that one step reads or writes while another is
+    transformed. What they hold together stays within the plan's memory limit, and one transforms at a time."""
+
+    def __init__(self, plan: TransferPlan, source: Reader, target_url: str, device: str) -> None:
+        self.plan, self.source = plan, source
+        self.device = Device(device)
+        self.writer = CheckpointWriter.open(target_url, plan.digest)
+        self.recorded = self.writer.recorded()
+        self._requests = ThreadPoolExecutor(REQUESTS, thread_name_prefix="bot_dist-storage")
+        self._memory = _Budget(plan.memory_limit)
+
+    def warm_up(self) -> None:
+        """Load what a first step would load: compiled kernels and libraries."""
+        halves = build_operator(OperatorSpec(n_source=64, n_target=32)).restricted((0, 32), ((0, 64),))
+        apply_operators(torch.zeros(64, 64, device=self.device.name), [Stage(0, *halves)], torch.float32)
+
+    def run(self, step: Step) -> StepResult:
+        """Read, transform and write one tile, and record it; or find it done and intact. Running a step again, here or
+        elsewhere, writes the same bytes."""
+        if step.id in self.recorded and (earlier := self._finished(step)) is not None:
+            return earlier
+        module = self.plan.modules[step.module]
+        with self._memory.holding(step_peak(module, step.target, step.source_shape())):
+            return self._run(step)
+
+    def _run(self, step: Step) -> StepResult:
+        plan, module = self.plan, self.plan.modules[step.module]
+        started = time.perf_counter()
+        source = read_step(plan, step, self.source, self.device, self._requests)
+        read, bytes_in = time.perf_counter(), source.nbytes
+        with self.device.transforming(source) as tensor:
+            begun = time.perf_counter()
+            energy_source = energy(tensor[core(step)])
+            if not (math.isfinite(energy_source) or plan.allow_nonfinite):
+                refuse_nonfinite(plan, step, source)
+            applied = transform(module, step, tensor)
+            shifted = applied.tensor - module.shift if module.shift else applied.tensor
+            energy_target = energy(shifted) / module.energy_gain
+            del source, tensor, shifted
+        result = self.device.to_host(applied.tensor)
+        transformed, bytes_out = time.perf_counter(), result.nbytes
+        names, shard = self._written(step)
+        parts = [result] if module.stacked or not module.layered else [*result]
+        writes = [
+            self._requests.submit(self.writer.write, name, shard, part) for name, part in zip(names, parts, strict=True)
+        ]
+        digests = dict(zip(names, all_done(writes), strict=True))
+        bytes_read, bytes_written = step_bytes(module, step)
+        done = StepResult(
+            step=step.id,
+            module=step.module,
+            digests=digests,
+            shard=self.writer.stored[names[0]].shard_key(shard),
+            bytes_read=bytes_read,
+            bytes_written=bytes_written,
+            bytes_transformed=bytes_in + bytes_out,
+            energy_source=energy_source,
+            energy_target=energy_target,
+            overflowed=applied.overflowed,
+            read_s=read - started,
+            transform_s=transformed - begun,
+            write_s=time.perf_counter() - transformed,
+            rank=step.owner,
+            peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        )
+        record = {**dataclasses.asdict(done), "digests": {name: digest.hex() for name, digest in digests.items()}}
+        self.writer.record(step.id, record)
+        return done
+
+    def _finished(self, step: Step) -> StepResult | None:
+        """What an earlier attempt recorded of a step, if that is what storage holds."""
+        record = self.writer.record_of(step.id)
+        earlier = StepResult(**{**record, "digests": {n: bytes.fromhex(d) for n, d in record["digests"].items()}})
+        names, shard = self._written(step)
+        found = all_done(self._requests.submit(self.writer.digests_on_storage, name, shard) for name in names)
+        if dict(zip(names, found, strict=True)) != earlier.digests:
+            return None
+        return dataclasses.replace(earlier, resumed=True, rank=step.owner)
+
+    def _written(self, step: Step) -> tuple[list[str], Box]:
+        """What a step writes: the same shard of the array of each of its layers, or of the one that stacks them."""
+        module = self.plan.modules[step.module]
+        return [p.name for p in self.plan.written(module, step.target)], module.within_array(step.target)
+
+
+class _Budget:
+    """Bytes that threads share."""
+
+    def __init__(self, limit: int) -> None:
+        self.free = limit
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def holding(self, n: int) -> Iterator[None]:
+        """Wait until ``n`` bytes are free, and take them for the time of the block."""
+        with self._changed:
+            self._changed.wait_for(lambda: self.free >= n)
+            self.free -= n
+        try:
+            yield
+        finally:
+            with self._changed:
+                self.free += n
+                self._changed.notify_all()

@@ -14,7 +14,7 @@ import xxhash
 from bot_dist.checkpoint import arrays, shards
 from bot_dist.checkpoint.layout import StoredParameter
 from bot_dist.checkpoint.manifest import ATTEMPTS, FORMAT_VERSION, MANIFEST, Manifest, StoredFile
-from bot_dist.checkpoint.storage import Request, Storage
+from bot_dist.checkpoint.storage import PARTIAL, Request, Storage
 from bot_dist.errors import CheckpointError, CheckpointExistsError
 from bot_dist.sharding import Box, box_shape
 
@@ -156,6 +156,8 @@ class CheckpointWriter:
         on_storage = self.storage.sizes(self.folder)
         self._check_sizes(on_storage)
         for name in on_storage:
+            if name.endswith(PARTIAL):  # of a writer that was killed
+                self.storage.remove(f"{self.folder}/{name}")
             if name.startswith(FILES):
                 data = self.storage.read(f"{self.folder}/{name}")
                 manifest.files[name] = StoredFile(nbytes=len(data), xxh3_128=xxhash.xxh3_128_hexdigest(data))

@@ -194,7 +194,7 @@ class _Crew:
         self.arriving = {reference: m for reference, m in self.arriving.items() if m is not member}
         ray.kill(member.handle)
         steps = [step.id for step in member.steps.values()]
-        why = " ".join(str(error).split())
+        why = " ".join(str(error).partition("Some common causes")[0].split())
         self.on_event({"event": "actor_died", "rank": member.rank, "steps": steps, "why": why})
         fatal = self.dispatch.lost(member.rank)
         if fatal or self.deaths > DEATHS + DEATHS_PER_ACTOR * self.plan.mesh.size:

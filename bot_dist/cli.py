@@ -162,15 +162,23 @@ def pretrain(
 
 
 @app.command()
-def verify(url: RecipeOrUrl, overrides: Overrides = None) -> None:
+def verify(
+    url: RecipeOrUrl,
+    quick: Annotated[bool, typer.Option("--quick", help="Existence and sizes only.")] = False,
+    actors: Annotated[
+        int | None, typer.Option(min=1, help="Read by so many Ray actors, not by threads.", show_default=False)
+    ] = None,
+    address: Address = None,
+    overrides: Overrides = None,
+) -> None:
     """Read every chunk of a committed store and check it against its manifest."""
     from bot_dist import console, pipeline
 
     url = _store_url(url, overrides)
     with console.progress() as on_event:
-        damaged = pipeline.verify(url, on_event)
-    console.show_damage(url, damaged)
-    if damaged:
+        found = pipeline.verify(url, on_event, quick=quick, actors=actors, address=address)
+    console.show_verification(url, found)
+    if found.damaged:
         raise typer.Exit(1)
 
 

@@ -23,12 +23,15 @@ from rich.table import Table
 from bot_dist.urls import label
 
 if TYPE_CHECKING:
-    from bot_dist.checkpoint import CheckpointReader, Damage
+    from bot_dist.checkpoint import CheckpointReader
+    from bot_dist.checkpoint.verification import Verification
     from bot_dist.plan import TransferPlan
     from bot_dist.recipe import Recipe
 
 PIPE_WIDTH = 120
 """Columns where the output is no terminal."""
+MOST_FOREIGN = 10
+"""Files that are no part of a store, named one by one."""
 
 console = Console(highlight=False, soft_wrap=True)
 if not console.is_terminal:
@@ -138,7 +141,7 @@ class _Bars:
     def on_verify_start(self, event: dict[str, Any]) -> None:
         self.start_bytes("verify (MB)", round(event["bytes"] / 1e6))
 
-    def on_verify_parameter(self, event: dict[str, Any]) -> None:
+    def on_verify_read(self, event: dict[str, Any]) -> None:
         self.add_bytes("verify (MB)", event["bytes"], event["bytes"] / 1e6)
 
     def on_pretrain_step(self, event: dict[str, Any]) -> None:
@@ -205,10 +208,16 @@ def show_run(facts: dict[str, Any], recipe: Recipe) -> None:
     console.print(f"report: {facts['report']}")
 
 
-def show_damage(url: str, damaged: Sequence[Damage]) -> None:
-    for damage in damaged:
+def show_verification(url: str, found: Verification) -> None:
+    for damage in found.damaged:
         console.print(str(damage), markup=False)
-    console.print(f"{url}: {len(damaged)} damaged or missing chunks" if damaged else f"{url}: every chunk is intact")
+    foreign = list(found.foreign.items())
+    for name, n in foreign[:MOST_FOREIGN]:
+        console.print(f"note: {name} ({size(n)}) is no part of the store", markup=False)
+    if more := foreign[MOST_FOREIGN:]:
+        console.print(f"note: so are {len(more)} more files ({size(sum(n for _, n in more))})")
+    verdict = f"{len(found.damaged)} damaged or missing" if found.damaged else "intact"
+    console.print(f"{label(url)}: {verdict} ({found.read})", markup=False)
 
 
 def show_store(reader: CheckpointReader) -> None:

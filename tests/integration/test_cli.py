@@ -57,6 +57,8 @@ def test_scale_plan_inspect_verify_export(
     shard.unlink()
     status, text = cli("verify", str(store))
     assert (status, f"model.norm.weight, chunk 0: shard {shard.relative_to(store)} is missing" in text) == (1, True)
+    status, text = cli("verify", str(store), "--quick")
+    assert (status, "model.norm.weight, chunk 0: shard c/0 is missing" in text) == (1, True)
 
 
 def test_policies_and_details_on_the_command_line(

@@ -1,0 +1,65 @@
+"""Verifying by Ray actors: the same answer, also when actors die."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bot_dist import pipeline
+from bot_dist.errors import RunError
+from tests.unit.test_verification import hurt, store
+
+__all__ = ["store"]  # a fixture
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+
+OnEvent = Callable[[dict[str, Any]], None]
+
+
+def killer(store: Path, n_actors: int, victims: int) -> OnEvent:
+    """Kills the first ``victims`` actors of a verification once they have read something."""
+    import ray
+
+    from bot_dist.checkpoint import CheckpointReader
+
+    digest = CheckpointReader(str(store)).manifest.digest
+
+    def on_event(event: dict[str, Any]) -> None:
+        nonlocal victims
+        while event["event"] == "read" and victims:
+            victims -= 1
+            ray.kill(ray.get_actor(f"bot_dist-verify-{victims}-of-{n_actors}-{digest[:8]}"))
+
+    return on_event
+
+
+def test_actors_find_what_threads_find(store: Path) -> None:
+    assert not pipeline.verify(str(store), actors=1).damaged
+    hurt(store)
+    assert pipeline.verify(str(store), actors=2).damaged == pipeline.verify(str(store)).damaged
+
+
+def test_what_a_dead_actor_had_goes_to_the_others(store: Path) -> None:
+    hurt(store)
+    events: list[dict[str, Any]] = []
+    kill = killer(store, 2, victims=1)
+
+    def on_event(event: dict[str, Any]) -> None:
+        events.append(event)
+        kill(event)
+
+    assert pipeline.verify(str(store), on_event, actors=2).damaged == pipeline.verify(str(store)).damaged
+    assert events[0]["bytes"] == sum(event["bytes"] for event in events[1:])
+
+
+def test_without_actors_left_it_ends(store: Path) -> None:
+    with pytest.raises(RunError, match="all 2 actors have died"):
+        pipeline.verify(str(store), killer(store, 2, victims=2), actors=2)
+
+
+def test_more_actors_than_the_cluster_has_cpus_are_refused(store: Path) -> None:
+    with pytest.raises(RunError, match=r"1000 actors are wanted and the cluster has \d+ CPUs"):
+        pipeline.verify(str(store), actors=1000)

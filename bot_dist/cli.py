@@ -9,7 +9,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
@@ -195,20 +195,35 @@ def inspect(url: RecipeOrUrl, overrides: Overrides = None) -> None:
 def export(
     url: RecipeOrUrl,
     folder: Annotated[str | None, typer.Argument(metavar="FOLDER", help="Where to; needed with URL.")] = None,
+    to: Annotated[Literal["safetensors", "dcp"], typer.Option(help="Format of the weights.")] = "safetensors",
+    max_shard_size: Annotated[
+        str | None, typer.Option(help="Most bytes of one safetensors file, e.g. 2GB (5GB).", show_default=False)
+    ] = None,
     overrides: Overrides = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Write a store as a Hugging Face folder: safetensors, config and tokenizer."""
+    """Write a store as a Hugging Face folder: weights, config and tokenizer."""
     from bot_dist import console, pipeline
 
+    options: dict[str, Any] = {"to": to, "max_shard_bytes": _bytes("--max-shard-size", max_shard_size)}
     with console.progress() as on_event:
         if _is_recipe(url):
-            report = pipeline.export(_recipe(url, overrides, overwrite), on_event, folder=folder)
+            report = pipeline.export(_recipe(url, overrides, overwrite), on_event, folder=folder, **options)
         elif folder is None:
             raise InputError("export needs a FOLDER after the URL; write: bot_dist export URL FOLDER")
         else:
-            report = pipeline.export_store(url, folder, overwrite=overwrite, on_event=on_event)
+            report = pipeline.export_store(url, folder, overwrite=overwrite, on_event=on_event, **options)
     console.show_export(report)
+
+
+def _bytes(option: str, text: str | None) -> int | None:
+    """Bytes that an option names, if it is given. Raises InputError when it names none."""
+    from bot_dist.recipe import parse_bytes
+
+    try:
+        return parse_bytes(text) if text is not None else None
+    except ValueError as error:
+        raise InputError(f"{option}: {error}") from None
 
 
 def _is_recipe(path: str) -> bool:

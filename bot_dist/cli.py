@@ -192,6 +192,25 @@ def inspect(url: RecipeOrUrl, overrides: Overrides = None) -> None:
 
 
 @app.command()
+def diff(
+    first: Annotated[str, typer.Argument(metavar="A", help="A store or another checkpoint.")],
+    second: Annotated[str, typer.Argument(metavar="B", help="What to compare it with.")],
+    quick: Annotated[bool, typer.Option("--quick", help="Metadata and digests only.")] = False,
+) -> None:
+    """Compare two checkpoints. Exit status: 0 no difference, 1 some, 2 they can't be compared."""
+    from bot_dist import console, pipeline
+
+    try:
+        with console.progress() as on_event:
+            found = pipeline.diff(first, second, on_event, quick=quick)
+    except BotDistError as error:
+        raise InputError(str(error)) from error
+    console.show_comparison(first, second, found)
+    if not found.equal:
+        raise typer.Exit(1)
+
+
+@app.command()
 def export(
     url: RecipeOrUrl,
     folder: Annotated[str | None, typer.Argument(metavar="FOLDER", help="Where to; needed with URL.")] = None,

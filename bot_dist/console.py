@@ -25,6 +25,7 @@ from bot_dist.urls import label
 if TYPE_CHECKING:
     from bot_dist.checkpoint import CheckpointReader
     from bot_dist.checkpoint.verification import Verification
+    from bot_dist.convert.compare import Comparison
     from bot_dist.plan import TransferPlan
     from bot_dist.recipe import Recipe
 
@@ -144,6 +145,12 @@ class _Bars:
     def on_verify_read(self, event: dict[str, Any]) -> None:
         self.add_bytes("verify (MB)", event["bytes"], event["bytes"] / 1e6)
 
+    def on_diff_start(self, event: dict[str, Any]) -> None:
+        self.bar("diff (M elements)", round(event["elements"] / 1e6))
+
+    def on_diff_read(self, event: dict[str, Any]) -> None:
+        self.bars.update(self.tasks["diff (M elements)"], advance=event["elements"] / 1e6)
+
     def on_pretrain_step(self, event: dict[str, Any]) -> None:
         task = self.bar(f"pretrain {event['run']}", event["steps"])
         self.bars.update(task, completed=event["step"], note=f"loss {event['loss']:.3f}")
@@ -218,6 +225,28 @@ def show_verification(url: str, found: Verification) -> None:
         console.print(f"note: so are {len(more)} more files ({size(sum(n for _, n in more))})")
     verdict = f"{len(found.damaged)} damaged or missing" if found.damaged else "intact"
     console.print(f"{label(url)}: {verdict} ({found.read})", markup=False)
+
+
+def show_comparison(first: str, second: str, found: Comparison) -> None:
+    if found.config:
+        table = Table("configuration", "first", "second", title_justify="left")
+        for key, pair in found.config.items():
+            table.add_row(key, *("–" if value is None else str(value) for value in pair))
+        console.print(table)
+    if found.parameters:
+        table = Table("parameter", "difference", title_justify="left")
+        for heading in ("elements", "max |difference|", "relative norm"):
+            table.add_column(heading, justify="right")
+        for difference in found.parameters:
+            numbers = (f"{v.elements:,}", f"{v.max_abs:.3g}", f"{v.relative:.3g}") if (v := difference.values) else ()
+            table.add_row(difference.name, difference.what or "values", *numbers)
+        console.print(table)
+    equal = f"{found.by_digests} parameters equal by their digests, {found.by_reading} by reading both"
+    left = f", {len(found.undecided)} not compared" if found.undecided else ""
+    verdict = (
+        "no difference" if found.equal else f"{len(found.parameters)} parameters and {len(found.config)} keys differ"
+    )
+    console.print(f"{label(first)}, {label(second)}: {verdict} ({equal}{left})", markup=False)
 
 
 def show_store(reader: CheckpointReader) -> None:

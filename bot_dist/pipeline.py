@@ -29,6 +29,7 @@ from bot_dist.urls import absolute, label
 if TYPE_CHECKING:
     from bot_dist.checkpoint import CheckpointReader, Damage, MallatSource, StoredParameter
     from bot_dist.checkpoint.verification import Part, Verification
+    from bot_dist.convert.compare import Comparison
     from bot_dist.convert.source import Source
     from bot_dist.plan import TransferPlan
 
@@ -261,6 +262,23 @@ def _verify_contents(
     return damaged, f"{gigabytes:.2f} GB by {n} {workers} in {seconds:.1f} s, {gigabytes / seconds:.2f} GB/s"
 
 
+def diff(first: str, second: str, on_event: OnEvent = ignore, *, quick: bool = False) -> Comparison:
+    """Compare two stores, or any two sources: configuration, parameters and values. ``quick`` reads no values, and
+    leaves undecided what digests don't tell."""
+    from bot_dist.checkpoint.verification import default_threads
+    from bot_dist.convert.compare import compare_metadata, compare_values
+    from bot_dist.convert.open import open_source
+
+    a, b = open_source(first), open_source(second)
+    found = compare_metadata(a, b)
+    if quick or not found.undecided:
+        return found
+    on_event({"stage": "diff", "event": "start", "elements": sum(found.undecided.values())})
+    return compare_values(
+        a, b, found, default_threads(), lambda n: on_event({"stage": "diff", "event": "read", "elements": n})
+    )
+
+
 def run(recipe: Recipe, on_event: OnEvent = ignore) -> dict[str, Any]:
     """All stages, each skipped where an earlier run of the same recipe has finished it.
 
@@ -430,4 +448,4 @@ def _logged(path: Path, on_event: OnEvent) -> OnEvent:
     return log
 
 
-__all__ = ["export", "export_store", "plan_transfer", "pretrain", "run", "transfer", "verify"]
+__all__ = ["diff", "export", "export_store", "plan_transfer", "pretrain", "run", "transfer", "verify"]

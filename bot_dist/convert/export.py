@@ -169,18 +169,23 @@ def _write_safetensors(
     _write_json(folder / INDEX, {"metadata": total, "weight_map": weight_map})
 
 
+def huggingface_config(model: Model) -> dict[str, Any]:
+    """The model's configuration as ``transformers`` writes it, with every default."""
+    import transformers
+
+    kept = {key: value for key, value in model.config.items() if key not in _FOREIGN}
+    kept["architectures"] = [model.family.architecture(model.config)]
+    config: dict[str, Any] = transformers.AutoConfig.for_model(**kept).to_dict()
+    return config
+
+
 def _write_configs(folder: Path, model: Model, dtype: torch.dtype) -> None:
     import transformers
 
-    config, family = model.config, model.family
-    kept = {key: value for key, value in config.items() if key not in _FOREIGN}
-    kept |= {
-        "architectures": [family.architecture(config)],
-        "dtype": str(dtype).removeprefix("torch."),
-    }
-    _write_json(folder / "config.json", transformers.AutoConfig.for_model(**kept).to_dict())
+    config = model.config
+    _write_json(folder / "config.json", {**huggingface_config(model), "dtype": str(dtype).removeprefix("torch.")})
     ids = {key: config[key] for key in _TOKEN_IDS if config.get(key) is not None}
-    if ids and family.objective == "causal":
+    if ids and model.family.objective == "causal":
         version = {"transformers_version": transformers.__version__}
         _write_json(folder / "generation_config.json", {"_from_model_config": True, **ids, **version})
 

@@ -61,6 +61,36 @@ def test_scale_plan_inspect_verify_export(
     assert (status, "model.norm.weight, chunk 0: shard c/0 is missing" in text) == (1, True)
 
 
+def test_diff_exits_as_diff_does(cli: Callable[..., tuple[int, str]], tmp_path: Path, pico_llama: PicoFactory) -> None:
+    source, same, small = pico_llama().url, tmp_path / "same", tmp_path / "small"
+    assert cli(*scale(source, same))[0] == 0
+    assert cli(*scale(source, small, "--mlp", "20"))[0] == 0
+    status, text = cli("diff", source, str(same))
+    assert (status, "no difference (0 parameters equal by their digests, 29 by reading both)" in text) == (0, True)
+    status, text = cli("diff", str(same), str(small), "--quick")
+    assert (status, "shape 40×24, 20×24" in text, "intermediate_size" in text) == (1, True, True)
+    status, text = cli("diff", source, str(tmp_path / "none"))
+    assert (status, "no such file or folder" in text) == (2, True)
+    (small / "manifest.json").write_text("{}")
+    assert cli("diff", source, str(small))[0] == 2
+
+
+def test_export_options(cli: Callable[..., tuple[int, str]], tmp_path: Path, pico_llama: PicoFactory) -> None:
+    source = pico_llama().url
+    assert cli("export", source, str(tmp_path / "st"), "--max-shard-size", "9kB")[0] == 0
+    assert (tmp_path / "st/model.safetensors.index.json").exists()
+    assert cli("export", source, str(tmp_path / "dcp"), "--to", "dcp")[0] == 0
+    assert (tmp_path / "dcp/.metadata").exists()
+    for options, message in (
+        (("--to", "pickle"), "'safetensors', 'dcp'"),
+        (("--max-shard-size", "much"), "'much' is no size"),
+        (("--to", "dcp", "--max-shard-size", "1GB"), "--max-shard-size is for safetensors"),
+    ):
+        status, text = cli("export", source, str(tmp_path / "no"), *options)
+        assert (status, message in text) == (2, True), text
+    assert not (tmp_path / "no").exists()
+
+
 def test_policies_and_details_on_the_command_line(
     cli: Callable[..., tuple[int, str]], tmp_path: Path, pico_llama: PicoFactory
 ) -> None:
@@ -183,7 +213,7 @@ def test_help_is_instant() -> None:
     loaded = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
     assert (loaded.returncode, loaded.stderr) == (0, "")
     text = subprocess.run([sys.executable, "-m", "bot_dist.cli", "--help"], check=True, capture_output=True, text=True)
-    verbs = ("run", "plan", "scale", "pretrain", "verify", "inspect", "export")
+    verbs = ("run", "plan", "scale", "pretrain", "verify", "inspect", "diff", "export")
     assert all(f" {verb} " in text.stdout for verb in verbs)
 
 

@@ -95,7 +95,6 @@ print(json.dumps(measured))
 def test_an_export_holds_a_few_pieces(pico_llama: PicoMaker, big_store: str, tmp_path: Path) -> None:
     command = [sys.executable, "-c", EXPORT, pico_llama().url, big_store, str(tmp_path)]
     measured = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    print(measured)
     assert all(export["bytes"] > 900_000_000 for export in measured.values())
     assert all(export["more"] < 200_000_000 for export in measured.values()), measured
 

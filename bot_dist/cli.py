@@ -1,4 +1,4 @@
-"""The user's verbs. No logic: parse, call one function of ``pipeline``, show.
+"""The user's verbs. No logic: parse, call one function of ``pipeline`` or ``checks``, show.
 
 Exit status: 0 done, 1 failed, 2 the input is wrong. Nothing heavy is imported before a verb runs.
 """
@@ -172,23 +172,31 @@ def verify(
     overrides: Overrides = None,
 ) -> None:
     """Read every chunk of a committed store and check it against its manifest."""
-    from bot_dist import console, pipeline
+    from bot_dist import checks, console
 
     url = _store_url(url, overrides)
     with console.progress() as on_event:
-        found = pipeline.verify(url, on_event, quick=quick, actors=actors, address=address)
+        found = checks.verify(url, on_event, quick=quick, actors=actors, address=address)
     console.show_verification(url, found)
     if found.damaged:
         raise typer.Exit(1)
 
 
 @app.command()
-def inspect(url: RecipeOrUrl, overrides: Overrides = None) -> None:
+def inspect(
+    url: RecipeOrUrl,
+    as_json: Annotated[bool, typer.Option("--json", help="The manifest, without its digests of chunks.")] = False,
+    overrides: Overrides = None,
+) -> None:
     """Show what a committed store holds and where it came from."""
     from bot_dist import console
     from bot_dist.checkpoint import CheckpointReader
 
-    console.show_store(CheckpointReader(_store_url(url, overrides)))
+    reader = CheckpointReader(_store_url(url, overrides))
+    if as_json:
+        console.show_manifest(reader.manifest)
+    else:
+        console.show_store(reader.url, reader.manifest)
 
 
 @app.command()
@@ -198,11 +206,11 @@ def diff(
     quick: Annotated[bool, typer.Option("--quick", help="Metadata and digests only.")] = False,
 ) -> None:
     """Compare two checkpoints. Exit status: 0 no difference, 1 some, 2 they can't be compared."""
-    from bot_dist import console, pipeline
+    from bot_dist import checks, console
 
     try:
         with console.progress() as on_event:
-            found = pipeline.diff(first, second, on_event, quick=quick)
+            found = checks.diff(first, second, on_event, quick=quick)
     except BotDistError as error:
         raise InputError(str(error)) from error
     console.show_comparison(first, second, found)

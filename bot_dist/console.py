@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import yaml
+from rich import box
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -23,7 +25,7 @@ from rich.table import Table
 from bot_dist.urls import label
 
 if TYPE_CHECKING:
-    from bot_dist.checkpoint import CheckpointReader
+    from bot_dist.checkpoint import Manifest
     from bot_dist.checkpoint.verification import Verification
     from bot_dist.convert.compare import Comparison
     from bot_dist.plan import TransferPlan
@@ -249,29 +251,42 @@ def show_comparison(first: str, second: str, found: Comparison) -> None:
     console.print(f"{label(first)}, {label(second)}: {verdict} ({equal}{left})", markup=False)
 
 
-def show_store(reader: CheckpointReader) -> None:
-    """One row per module, and the provenance."""
-    from bot_dist.families import model_of
-    from bot_dist.plan import DETAILS
+def show_store(url: str, manifest: Manifest) -> None:
+    """One row per module, the sums, and the provenance."""
+    from bot_dist.checkpoint.summary import provenance_lines, store_rows, store_totals
 
-    model = model_of(reader.config)
-    table = Table(title=reader.url, title_justify="left")
-    for heading in ("module", "parameters", "axes", "dtype", "shard", "chunk", "bytes"):
-        table.add_column(heading, no_wrap=heading in ("module", "axes"))
-    for weight in model.weights:
-        stored = reader.manifest.parameters[model.parameter(weight).name]
-        axes = ", ".join(f"{a} {n}" for a, n in zip(stored.parameter.axes, stored.parameter.sizes, strict=True))
-        n = model.weight_layers(weight)
+    table = Table(title=label(url), title_justify="left", box=box.SIMPLE_HEAD)
+    for heading in ("module", "axes", "dtype", "shard", "chunk", "arrays", "bytes", "energy"):
+        numeric = heading in ("arrays", "bytes", "energy")
+        table.add_column(heading, justify="right" if numeric else "left", no_wrap=heading != "axes")
+    for row in store_rows(manifest):
+        stored = row.stored
         table.add_row(
-            weight.name, str(n), axes, stored.dtype, shape(stored.shard), shape(stored.chunk), size(n * stored.nbytes)
+            row.name,
+            ", ".join(f"{a} {n}" for a, n in zip(stored.parameter.axes, stored.parameter.sizes, strict=True)),
+            stored.dtype,
+            shape(stored.shard),
+            shape(stored.chunk),
+            str(row.arrays),
+            size(row.nbytes),
+            f"{row.energy_kept:.1%}" if row.energy_kept is not None else "–",
         )
-    for name, stored in reader.manifest.parameters.items():
-        if name.startswith(DETAILS):
-            axes = ", ".join(f"{a} {n}" for a, n in zip(stored.parameter.axes, stored.parameter.sizes, strict=True))
-            table.add_row(name, "1", axes, stored.dtype, shape(stored.shard), shape(stored.chunk), size(stored.nbytes))
     console.print(table)
-    provenance = {key: value for key, value in reader.manifest.provenance.items() if key != "details"}
-    console.print(yaml.safe_dump({"provenance": provenance}, sort_keys=False), markup=False)
+    totals = store_totals(manifest)
+    held = f"{totals.arrays:,} in {totals.shards:,} shards of {totals.chunks:,} chunks, {size(totals.nbytes)}"
+    lines = [
+        ("arrays", held),
+        ("files", ", ".join(manifest.files) or "none"),
+        ("digest", manifest.digest),
+        *provenance_lines(manifest.provenance),
+    ]
+    for heading, text in lines:
+        console.print(f"{heading:<14} {text}", markup=False)
+
+
+def show_manifest(manifest: Manifest) -> None:
+    """The manifest as JSON, but for the digests of the chunks."""
+    print(json.dumps({**manifest.contents(), "digest": manifest.digest}, indent=1))
 
 
 def shape(sizes: Sequence[int]) -> str:

@@ -50,6 +50,17 @@ def test_scale_plan_inspect_verify_export(
     assert (status, f"committed {store}" in text, "energy kept" in text) == (0, True, True)
     status, text = cli("inspect", str(store))
     assert (status, "kv_heads 2, group 2, head_dim 8, embed 12" in text, source in text) == (0, True, True)
+    shown = {line.partition(" ")[0]: line for line in text.splitlines()}
+    shards = sum(path.is_file() for path in store.glob("data/*/*/c/**/*"))
+    assert f"29 in {shards} shards of {shards} chunks" in shown["arrays"]
+    assert "target.embed=12, cluster.executor=local, cluster.tensor=2" in shown["recipe"]
+    assert "mesh tensor 2 × data 1" in shown["plan"]
+    assert f"digest         {CheckpointReader(str(store)).manifest.digest}" in text
+    status, text = cli("inspect", str(store), "--json")
+    manifest = json.loads((store / "manifest.json").read_text())
+    for parameter in manifest["parameters"].values():
+        del parameter["digests"]
+    assert (status, json.loads(text)) == (0, manifest)
     assert cli("verify", str(store))[0] == 0
     status, text = cli("export", str(store), str(tmp_path / "hf"))
     assert (status, (tmp_path / "hf" / "model.safetensors").exists()) == (0, True)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from bot_dist import pipeline
+from bot_dist import checks
 from bot_dist.errors import RunError
 from tests.unit.test_verification import hurt, store
 
@@ -37,9 +37,9 @@ def killer(store: Path, n_actors: int, victims: int) -> OnEvent:
 
 
 def test_actors_find_what_threads_find(store: Path) -> None:
-    assert not pipeline.verify(str(store), actors=1).damaged
+    assert not checks.verify(str(store), actors=1).damaged
     hurt(store)
-    assert pipeline.verify(str(store), actors=2).damaged == pipeline.verify(str(store)).damaged
+    assert checks.verify(str(store), actors=2).damaged == checks.verify(str(store)).damaged
 
 
 def test_what_a_dead_actor_had_goes_to_the_others(store: Path) -> None:
@@ -51,15 +51,15 @@ def test_what_a_dead_actor_had_goes_to_the_others(store: Path) -> None:
         events.append(event)
         kill(event)
 
-    assert pipeline.verify(str(store), on_event, actors=2).damaged == pipeline.verify(str(store)).damaged
+    assert checks.verify(str(store), on_event, actors=2).damaged == checks.verify(str(store)).damaged
     assert events[0]["bytes"] == sum(event["bytes"] for event in events[1:])
 
 
 def test_without_actors_left_it_ends(store: Path) -> None:
     with pytest.raises(RunError, match="all 2 actors have died"):
-        pipeline.verify(str(store), killer(store, 2, victims=2), actors=2)
+        checks.verify(str(store), killer(store, 2, victims=2), actors=2)
 
 
 def test_more_actors_than_the_cluster_has_cpus_are_refused(store: Path) -> None:
     with pytest.raises(RunError, match=r"1000 actors are wanted and the cluster has \d+ CPUs"):
-        pipeline.verify(str(store), actors=1000)
+        checks.verify(str(store), actors=1000)

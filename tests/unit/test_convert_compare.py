@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from bot_dist import pipeline
+from bot_dist import checks, pipeline
 from bot_dist.convert import compare
 from bot_dist.convert.compare import Comparison
 from bot_dist.errors import CheckpointError
@@ -59,7 +59,7 @@ def differing(found: Comparison) -> dict[str, str]:
 
 def test_formats_hold_the_same_model(pico: PicoMaker, stored: Stored) -> None:
     made = pico(dtype=torch.bfloat16)
-    found = pipeline.diff(made.url, stored(made.url))
+    found = checks.diff(made.url, stored(made.url))
     assert found.equal
     assert (found.by_digests, found.by_reading, found.undecided) == (0, len(made.tensors), {})
 
@@ -67,17 +67,17 @@ def test_formats_hold_the_same_model(pico: PicoMaker, stored: Stored) -> None:
 def test_stores_of_one_layout_are_compared_by_digests(pico_llama: PicoMaker, stored: Stored) -> None:
     made = pico_llama()
     events: list[dict[str, Any]] = []
-    found = pipeline.diff(stored(made.url), stored(made.url), events.append)
+    found = checks.diff(stored(made.url), stored(made.url), events.append)
     assert (found.equal, found.by_digests, events) == (True, len(made.tensors), [])
 
 
 def test_stores_of_two_layouts_are_read(pico_llama: PicoMaker, stored: Stored) -> None:
     made = pico_llama()
     whole, cut = stored(made.url), stored(made.url, tensor=2)
-    quick, events = pipeline.diff(whole, cut, quick=True), []
+    quick, events = checks.diff(whole, cut, quick=True), []
     assert quick.equal
     assert quick.undecided
-    found = pipeline.diff(whole, cut, events.append)
+    found = checks.diff(whole, cut, events.append)
     assert found.equal
     assert (found.by_reading, found.undecided) == (len(quick.undecided), {})
     start, *read = events
@@ -91,7 +91,7 @@ def test_values_that_differ_are_measured(pico_llama: PicoMaker, stored: Stored, 
     edit(
         b.folder, **{"model.norm": lambda t: t.index_fill(0, torch.tensor(5), 9), "layers.1.mlp.up_proj": lambda t: -t}
     )
-    found = pipeline.diff(*(stored(p.url) if through == "stores" else p.url for p in (a, b)))
+    found = checks.diff(*(stored(p.url) if through == "stores" else p.url for p in (a, b)))
     assert differing(found) == dict.fromkeys((norm, up), "digests" if through == "stores" else "")
     by_name = {difference.name: difference.values for difference in found.parameters}
     x, y = a.tensors[norm].double(), b.tensors[norm].double().index_fill(0, torch.tensor(5), 9)
@@ -106,7 +106,7 @@ def test_bits_count_also_where_no_value_differs(pico_llama: PicoMaker) -> None:
     a, b = pico_llama(), pico_llama()
     edit(a.folder, **{"model.norm": torch.zeros_like})
     edit(b.folder, **{"model.norm": lambda t: -torch.zeros_like(t)})
-    (difference,) = pipeline.diff(a.url, b.url).parameters
+    (difference,) = checks.diff(a.url, b.url).parameters
     assert (difference.values.elements, difference.values.max_abs) == (24, 0)
 
 
@@ -114,20 +114,20 @@ def test_nan_equals_itself_and_nothing_else(pico_llama: PicoMaker) -> None:
     a, b = pico_llama(), pico_llama()
     for folder in (a.folder, b.folder):
         edit(folder, **{"model.norm": lambda t: t.index_fill(0, torch.tensor(3), math.nan)})
-    assert pipeline.diff(a.url, b.url).equal
+    assert checks.diff(a.url, b.url).equal
     edit(b.folder, **{"model.norm": lambda t: t.index_fill(0, torch.tensor([2, 20]), math.nan)})
-    (difference,) = pipeline.diff(a.url, b.url).parameters
+    (difference,) = checks.diff(a.url, b.url).parameters
     assert difference.values.elements == 2
     assert math.isnan(difference.values.max_abs)
 
 
 def test_dtypes_and_shapes_and_configurations_are_told(pico_llama: PicoMaker, stored: Stored) -> None:
     made, half = pico_llama(), pico_llama(dtype=torch.bfloat16)
-    found = pipeline.diff(made.url, half.url)
+    found = checks.diff(made.url, half.url)
     assert {*differing(found).values()} == {"dtype float32, bfloat16"}
     assert all(0 < difference.values.relative < 0.01 for difference in found.parameters)
     assert not found.config
-    found = pipeline.diff(stored(made.url), stored(made.url, layers=2, mlp=20))
+    found = checks.diff(stored(made.url), stored(made.url, layers=2, mlp=20))
     assert found.config == {"num_hidden_layers": (3, 2), "intermediate_size": (40, 20)}
     told = differing(found)
     assert told["model.layers.2.mlp.up_proj.weight"] == "only in the first"
@@ -138,7 +138,7 @@ def test_dtypes_and_shapes_and_configurations_are_told(pico_llama: PicoMaker, st
 def test_a_quick_look_tells_by_digests(pico_llama: PicoMaker, stored: Stored) -> None:
     a, b = pico_llama(), pico_llama()
     edit(b.folder, **{"model.norm": lambda t: t + 1})
-    (difference,) = pipeline.diff(stored(a.url), stored(b.url), quick=True).parameters
+    (difference,) = checks.diff(stored(a.url), stored(b.url), quick=True).parameters
     assert (difference.name, difference.what, difference.values) == ("model.norm.weight", "digests", None)
 
 
@@ -148,4 +148,4 @@ def test_a_damaged_store_is_no_difference_but_an_error(pico_llama: PicoMaker, st
     (shard,) = Path(store).glob("data/*/model.norm.weight/c/0")
     shard.write_bytes(b"short")
     with pytest.raises(CheckpointError, match=r"model\.norm\.weight"):
-        pipeline.diff(made.url, store)
+        checks.diff(made.url, store)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from bot_dist import pipeline
+from bot_dist import checks, pipeline
 from bot_dist.checkpoint import CheckpointReader
 from bot_dist.checkpoint.verification import parts, verify_by_threads
 from bot_dist.recipe import make_recipe
@@ -58,13 +58,13 @@ def hurt(store: Path) -> list[str]:
 
 def test_an_intact_store_is_intact(store: Path) -> None:
     for quick in (False, True):
-        found = pipeline.verify(str(store), quick=quick)
+        found = checks.verify(str(store), quick=quick)
         assert (found.damaged, found.foreign) == ([], {})
 
 
 def test_every_damage_is_told_whatever_the_number_of_workers(store: Path) -> None:
     expected = hurt(store)
-    told = [str(damage) for damage in pipeline.verify(str(store)).damaged]
+    told = [str(damage) for damage in checks.verify(str(store)).damaged]
     assert not [wanted for wanted in expected if not any(line.startswith(wanted) for line in told)], told
     assert not [line for line in told if not line.startswith(tuple(expected))]
     reader = CheckpointReader(str(store))
@@ -85,7 +85,7 @@ def test_parts_are_all_the_shards_in_order_and_of_like_size(store: Path) -> None
 
 def test_progress_counts_every_byte_of_the_shards(store: Path) -> None:
     events: list[dict[str, Any]] = []
-    pipeline.verify(str(store), events.append)
+    checks.verify(str(store), events.append)
     start, *read = events
     assert start["bytes"] == sum(event["bytes"] for event in read)
     assert start["bytes"] == sum(path.stat().st_size for path in data(store).glob("*/c/**/*") if path.is_file())
@@ -98,7 +98,7 @@ def test_a_quick_look_sees_what_is_missing_or_of_another_size(store: Path) -> No
     (folder / "model.layers.1.mlp.up_proj.weight/c/0/0").write_bytes(b"short")
     (folder / "model.norm.weight/zarr.json").unlink()
     (folder / "tokenizer/tokenizer.json").write_text("")
-    assert {damage.name for damage in pipeline.verify(str(store), quick=True).damaged} == {
+    assert {damage.name for damage in checks.verify(str(store), quick=True).damaged} == {
         "model.embed_tokens.weight",
         "model.layers.1.mlp.up_proj.weight",
         f"data/{folder.name}/model.norm.weight/zarr.json",
@@ -112,7 +112,7 @@ def test_strangers_are_noted_and_harmless(store: Path) -> None:
     (store / "data/another/left.partial").write_text("by a killed writer")
     (data(store) / "model.norm.weight/c/7").write_text("seven")
     for quick in (False, True):
-        found = pipeline.verify(str(store), quick=quick)
+        found = checks.verify(str(store), quick=quick)
         norm = f"data/{data(store).name}/model.norm.weight/c/7"
         assert found.foreign == {"notes.txt": 4, "data/another/left.partial": 18, norm: 5}
         assert not found.damaged

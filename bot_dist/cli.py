@@ -136,7 +136,7 @@ def scale(
     overwrite: Overwrite = False,
     address: Address = None,
 ) -> None:
-    """Transfer only: from a source checkpoint to a committed store of another size."""
+    """Transfer only: from a source checkpoint to a committed store of another size; of the same where none is given."""
     from bot_dist import console, pipeline
 
     if target_url is None and not _is_recipe(source):

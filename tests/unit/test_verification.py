@@ -6,7 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+import zarr
 
 from bot_dist import checks, pipeline
 from bot_dist.checkpoint import CheckpointReader
@@ -116,3 +119,31 @@ def test_strangers_are_noted_and_harmless(store: Path) -> None:
         norm = f"data/{data(store).name}/model.norm.weight/c/7"
         assert found.foreign == {"notes.txt": 4, "data/another/left.partial": 18, norm: 5}
         assert not found.damaged
+
+
+def test_a_remote_store_is_verified_alike(pico_llama: PicoMaker) -> None:
+    recipe = {"source": pico_llama().url, "output": ".", "target_url": "memory://verified"}
+    pipeline.transfer(make_recipe({**recipe, "cluster": {"executor": "local"}, "overwrite": True}))
+    reader = CheckpointReader("memory://verified")
+    assert not checks.verify(reader.url).damaged
+    norm = f"{reader.manifest.data}/model.norm.weight"
+    reader.storage.write("notes.txt", [b"mine"])
+    reader.storage.remove(f"{norm}/c/0")
+    for quick in (False, True):
+        found = checks.verify(reader.url, quick=quick)
+        assert [(damage.name, damage.chunk) for damage in found.damaged] == [("model.norm.weight", "0")]
+        assert found.foreign == {"notes.txt": 4}
+    assert f"{norm}/c/0 is missing" in str(checks.verify(reader.url).damaged[0])
+
+
+def test_what_plain_zarr_sees_of_damage(store: Path) -> None:
+    """The limits that the package's docstring tells."""
+    group = zarr.open_group(data(store), mode="r")
+    norm, up = (group[name] for name in ("model.norm.weight", "model.layers.0.mlp.up_proj.weight"))
+    assert torch.equal(torch.from_numpy(norm[:]), CheckpointReader(str(store)).read_flat("model.norm.weight", 0, 24))
+    flip(data(store) / "model.norm.weight/c/0")
+    with pytest.raises(ValueError, match="checksum"):
+        norm[:]
+    (data(store) / "model.layers.0.mlp.up_proj.weight/c/1/0").unlink()
+    assert np.isnan(up[20:]).all()
+    assert not np.isnan(up[:20]).any()

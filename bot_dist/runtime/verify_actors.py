@@ -53,7 +53,7 @@ def verify_by_actors(
     gone afterwards; damages in the order of ``work``.
 
     Whoever is free takes the next part. What a dead actor had goes to the others. Raises RunError when none is left,
-    when a part has outlived ``TRIES`` of them, or when the cluster starts none.
+    when ``TRIES`` of them have died over one part, or when the cluster starts none.
     """
     digest = reader.manifest.digest
     actors: list[Any] = [
@@ -62,52 +62,67 @@ def verify_by_actors(
         .remote(reader.url, digest)
         for i in range(min(n_actors, len(work)))
     ]
-    queue = deque(range(len(work)))
-    deaths = [0] * len(work)
-    found: dict[int, list[Damage]] = {}
-    in_flight: dict[Any, tuple[Any, int | None]] = {actor.ready.remote(): (actor, None) for actor in actors}
-    idle: list[Any] = []
     try:
-        while len(found) < len(work):
-            while idle and queue:
-                actor, i = idle.pop(), queue.popleft()
-                in_flight[actor.verify.options(name=f"verify {work[i]}").remote(work[i])] = actor, i
-            if not in_flight:
-                raise RunError(f"all {len(actors)} actors have died; {_way_out(n_actors)}")
-            working = idle or any(i is not None for _, i in in_flight.values())
-            done, _ = ray.wait(list(in_flight), num_returns=1, timeout=None if working else PLACEMENT_TIMEOUT_S)
-            if not done:
-                raise RunError(f"the cluster started no actor within {PLACEMENT_TIMEOUT_S} s; wait until it has room")
-            actor, part = in_flight.pop(done[0])
-            try:
-                result = _result(done[0])
-            except ray.exceptions.RayActorError as error:
-                if part is not None:
-                    queue.appendleft(part)
-                    deaths[part] += 1
-                    if deaths[part] == TRIES:
-                        died = f"{TRIES} actors died over {work[part]} ({error})"
-                        raise RunError(f"{died}; {_way_out(n_actors)}") from None
-                continue
-            idle.append(actor)
-            if part is not None:
-                found[part] = result
-                on_part(work[part])
+        return _Crew(work, actors, on_part).run()
     finally:
         for actor in actors:
             ray.kill(actor)
-    return [damage for i in range(len(work)) for damage in found[i]]
 
 
-def _result(reference: Any) -> Any:
-    """What an actor answered; its BotDistError as if it had been raised here."""
-    try:
-        return ray.get(reference)
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, BotDistError):
-            raise error.cause from None
-        raise
+class _Crew:
+    """The actors of one verification, and who has which part."""
 
+    def __init__(self, work: Sequence[Part], actors: Sequence[Any], on_part: Callable[[Part], None]) -> None:
+        self.work, self.on_part = work, on_part
+        self.left = deque(range(len(work)))
+        self.deaths = [0] * len(work)
+        self.found: dict[int, list[Damage]] = {}
+        self.idle: list[Any] = []
+        self.arriving: dict[Any, Any] = {actor.ready.remote(): actor for actor in actors}
+        self.reading: dict[Any, tuple[Any, int]] = {}
+        self.last_words = ""
 
-def _way_out(n_actors: int) -> str:
-    return f"give each more memory or use fewer than {n_actors} (--actors)" if n_actors > 1 else "verify without Ray"
+    def run(self) -> list[Damage]:
+        while len(self.found) < len(self.work):
+            while self.idle and self.left:
+                actor, i = self.idle.pop(), self.left.popleft()
+                self.reading[actor.verify.options(name=f"verify {self.work[i]}").remote(self.work[i])] = actor, i
+            if not self.arriving and not self.reading:
+                raise RunError(f"all actors have died ({self.last_words}); give them more memory, or use no Ray")
+            timeout_s = None if self.reading else PLACEMENT_TIMEOUT_S
+            done, _ = ray.wait([*self.arriving, *self.reading], num_returns=1, timeout=timeout_s)
+            if not done:
+                raise RunError(f"the cluster started no actor within {PLACEMENT_TIMEOUT_S} s; wait until it has room")
+            self._hear(done[0])
+        return [damage for i in range(len(self.work)) for damage in self.found[i]]
+
+    def _hear(self, reference: Any) -> None:
+        """Take what an actor has to say: that it is ready, what it found, an error, or that it died."""
+        actor, part = (
+            (self.arriving.pop(reference), None) if reference in self.arriving else self.reading.pop(reference)
+        )
+        try:
+            found = ray.get(reference)
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, BotDistError):
+                raise error.cause from None
+            raise
+        except ray.exceptions.RayError as error:
+            self.last_words = " ".join(str(error).split())
+            if part is not None:
+                self._lost(part)
+            return
+        self.idle.append(actor)
+        if part is not None:
+            self.found[part] = found
+            self.on_part(self.work[part])
+
+    def _lost(self, part: int) -> None:
+        """The actor that had a part has died: others take it, within bounds."""
+        self.deaths[part] += 1
+        if self.deaths[part] == TRIES:
+            raise RunError(
+                f"{TRIES} actors have died over {self.work[part]} ({self.last_words}); "
+                f"give them more memory, or use no Ray"
+            )
+        self.left.appendleft(part)

@@ -64,7 +64,7 @@ class Storage:
 
     def is_empty(self) -> bool:
         """Whether nothing is there."""
-        return not self.exists() or not self._listed("")
+        return not self.exists() or not (self._listed("") if self.local else self.sizes(""))
 
     def read(self, name: str) -> bytes:
         """A whole small file. Raises CheckpointError when it is missing or can't be read."""
@@ -113,7 +113,8 @@ class Storage:
             for error in sorted(failed, key=transient):
                 raise error
 
-        self._asked(f"read {len(requests)} ranges of {requests[0].name}" if requests else "read", fetch)
+        if waiting:
+            self._asked(f"read from {waiting[0].name}", fetch)
 
     def _check_length(self, request: Request, found: int) -> None:
         if found != request.nbytes:
@@ -138,7 +139,7 @@ class Storage:
 
     def sizes(self, folder: str) -> dict[str, int]:
         """Bytes of every file in a folder and the folders in it, by its path from there."""
-        found = self._asked(f"list {folder}", lambda: self._fresh().find(self.path(folder), detail=True))
+        found = self._asked(f"list {folder or 'it'}", lambda: self._fresh().find(self.path(folder), detail=True))
         root = self.path(folder).strip("/") + "/"
         return {path.strip("/").removeprefix(root): info["size"] for path, info in found.items()}
 

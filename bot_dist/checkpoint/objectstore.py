@@ -16,10 +16,8 @@ from fsspec.asyn import AsyncFileSystem
 from obstore.exceptions import AlreadyExistsError, PreconditionError
 from obstore.fsspec import FsspecStore
 
-CONNECT_S = 10
-"""Longest wait for a connection."""
-SILENCE_S = 60
-"""Longest wait for an answer, or for its next bytes."""
+from bot_dist.checkpoint.retry import time_outs
+
 _LIST = 1000
 """Names per answer of a listing."""
 
@@ -30,12 +28,8 @@ class ObjectStore(FsspecStore):
     @classmethod
     def of(cls, protocol: str) -> ObjectStore:
         """The store of a protocol, with what the environment says now; the same one for the same answer."""
-        silence = timedelta(seconds=float(os.environ.get("BOT_DIST_STORAGE_TIMEOUT_S", SILENCE_S)))
-        client: dict[str, Any] = {
-            "connect_timeout": min(timedelta(seconds=CONNECT_S), silence),
-            "read_timeout": silence,
-            "timeout": 10 * silence,
-        }
+        connect, silence = (timedelta(seconds=seconds) for seconds in time_outs())
+        client: dict[str, Any] = {"connect_timeout": connect, "read_timeout": silence, "timeout": 10 * silence}
         config: dict[str, Any] = {}
         if protocol in ("s3", "s3a"):
             endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")

@@ -5,19 +5,24 @@ Waits are slept and time-outs are the clients' own; all of these follow the mono
 
 from __future__ import annotations
 
+import os
 import random
 import re
 import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from bot_dist.errors import BotDistError
+from bot_dist.errors import BotDistError, InputError
 from bot_dist.urls import label
 
 TRIES = 8
 """Most times that one operation is tried, about 15 s of waits together."""
 FIRST_WAIT_S = 0.2
 LONGEST_WAIT_S = 5.0
+CONNECT_S = 10.0
+"""Longest wait for a connection."""
+SILENCE_S = 60.0
+"""Longest wait for an answer or for its next bytes, unless the environment's BOT_DIST_STORAGE_TIMEOUT_S has another."""
 
 _CLIENTS = ("obstore", "aiohttp", "huggingface_hub", "requests", "httpx", "httpcore")
 """Client libraries whose errors are not all OSErrors."""
@@ -52,6 +57,18 @@ def asked(url: str, operation: str, call: Callable[[], T], as_error: type[BotDis
                 raise as_error(f"{label(url)}: can't {operation}: {reason(error)}{often}") from None
         time.sleep(min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** (tries - 1)) * _jitter.uniform(0.5, 1))
     raise AssertionError("unreachable")
+
+
+def time_outs() -> tuple[float, float]:
+    """Seconds to wait for a connection, and for an answer or its next bytes. Raises InputError for no number."""
+    text = os.environ.get("BOT_DIST_STORAGE_TIMEOUT_S", str(SILENCE_S))
+    try:
+        silence = float(text)
+    except ValueError:
+        silence = 0.0
+    if not 0 < silence < float("inf"):
+        raise InputError(f"environment: BOT_DIST_STORAGE_TIMEOUT_S is '{text}', wanted a number of seconds above 0")
+    return min(CONNECT_S, silence), silence
 
 
 def transient(error: Exception) -> bool:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from bot_dist.checkpoint.localfile import room_for
 from bot_dist.convert.location import PACKAGE
 from bot_dist.convert.safetensors_in import INDEX, SINGLE
 from bot_dist.convert.safetensors_out import Tensor, shards, write_safetensors
@@ -63,7 +64,8 @@ def export_huggingface(
     Weights are streamed in bounded pieces and keep their dtypes; ``dtype`` in ``config.json`` is one that holds them
     all. Nothing in the folder looks like a model before everything is there. ``progress`` gets the bytes of each piece.
     Raises InputError for a remote folder, CheckpointExistsError when it holds a model (unless ``overwrite``) or a
-    bot_dist store, SourceError when the source is not the model that its configuration describes.
+    bot_dist store, SourceError when the source is not the model that its configuration describes, CheckpointError when
+    the disk is full.
     """
     target = _target(folder, overwrite)
     model = model_of(source.config)
@@ -75,14 +77,15 @@ def export_huggingface(
     for stale in target.glob(f"{STAGING}*"):
         shutil.rmtree(stale)
     staging = Path(tempfile.mkdtemp(prefix=STAGING, dir=target))
-    try:
-        _write_weights(staging, source, shards(tensors, max_shard_bytes), progress or (lambda _: None))
-        tokenizer = tokenizer_url is not None and save_tokenizer(tokenizer_url, str(staging))
-        _write_configs(staging, model, reduce(torch.promote_types, {t.dtype for t in tensors}))
-        files = _publish(staging, target)
-    except BaseException:
-        shutil.rmtree(target if created else staging)
-        raise
+    with room_for(str(target), sum(tensor.nbytes for tensor in tensors)):
+        try:
+            _write_weights(staging, source, shards(tensors, max_shard_bytes), progress or (lambda _: None))
+            tokenizer = tokenizer_url is not None and save_tokenizer(tokenizer_url, str(staging))
+            _write_configs(staging, model, reduce(torch.promote_types, {t.dtype for t in tensors}))
+            files = _publish(staging, target)
+        except BaseException:
+            shutil.rmtree(target if created else staging)
+            raise
     staging.rmdir()
     return ExportResult(
         folder=str(target),

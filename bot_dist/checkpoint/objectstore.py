@@ -29,13 +29,14 @@ class ObjectStore(FsspecStore):
     def of(cls, protocol: str) -> ObjectStore:
         """The store of a protocol, with what the environment says now; the same one for the same answer."""
         connect, silence = (timedelta(seconds=seconds) for seconds in time_outs())
-        client: dict[str, Any] = {"connect_timeout": connect, "read_timeout": silence, "timeout": 10 * silence}
-        config: dict[str, Any] = {}
-        if protocol in ("s3", "s3a"):
-            endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-            if endpoint:
-                config["endpoint"] = endpoint
-                client["allow_http"] = endpoint.startswith("http://")
+        client = {
+            "allow_http": True,  # where an endpoint says so
+            "connect_timeout": connect,
+            "read_timeout": silence,
+            "timeout": 10 * silence,
+        }
+        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+        config = {"endpoint": endpoint} if endpoint and protocol in ("s3", "s3a") else {}
         return cls(protocol, config=config, client_options=client, retry_config={"max_retries": 0})  # type: ignore[call-overload,no-any-return]
 
     async def _pipe_file(self, path: str, value: Any, mode: str = "overwrite", **_: Any) -> None:

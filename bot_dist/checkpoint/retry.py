@@ -74,7 +74,7 @@ def time_outs() -> tuple[float, float]:
 def transient(error: Exception) -> bool:
     """Whether the same request may well succeed a little later."""
     if (status := _status(error)) is not None:
-        return status in _LATER or status >= 500
+        return status in _LATER or (status >= 500 and status != 501)
     if _client(error) == "obstore":
         return type(error).__name__ == "GenericError" and _METADATA_SERVICE not in str(error)
     return isinstance(error, ConnectionError | TimeoutError) or _client(error) is not None

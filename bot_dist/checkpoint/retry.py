@@ -76,7 +76,8 @@ def transient(error: Exception) -> bool:
     if (status := _status(error)) is not None:
         return status in _LATER or (status >= 500 and status != 501)
     if _client(error) == "obstore":
-        return type(error).__name__ == "GenericError" and _METADATA_SERVICE not in str(error)
+        settings = any(sign in str(error) for sign in (_METADATA_SERVICE, "builder error"))  # no keys, no such address
+        return type(error).__name__ == "GenericError" and not settings
     return isinstance(error, ConnectionError | TimeoutError) or _client(error) is not None
 
 

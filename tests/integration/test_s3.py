@@ -113,6 +113,15 @@ def test_an_unfinished_transfer_is_resumed(pico_llama: Callable[..., Pico], buck
     assert bot_dist.verify(target) == []
 
 
+def test_a_store_is_read_by_plain_http(
+    s3_environment: S3Server, pico_llama: Callable[..., Pico], bucket: str, tmp_path: Path
+) -> None:
+    there = transfer(pico_llama().url, f"{bucket}/target", tmp_path / "run")
+    by_http = f"http://{s3_environment.filer}/buckets/{bucket.removeprefix('s3://')}/target"
+    assert same(CheckpointReader(by_http), there)
+    assert bot_dist.verify(by_http) == []
+
+
 def committers(url: str, config: dict[str, Any], n: int) -> list[Callable[[], str]]:
     """``n`` writers of the same store, each of an attempt of its own, that have written everything but the commit."""
     model = model_of(config)

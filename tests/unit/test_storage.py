@@ -188,6 +188,7 @@ DEFINITE = [
     PermissionError(errno.EACCES, "denied"),
     OSError(errno.EIO, "broken disk"),
     obstore_error("Server returned non-2xx status code: 416 Range Not Satisfiable: "),
+    obstore_error("HTTP error: builder error"),
     obstore_error("error sending request for url (http://169.254.169.254/latest/api/token)"),
 ]
 

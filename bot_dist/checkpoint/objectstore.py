@@ -1,8 +1,8 @@
 """Object stores (``s3://``, ``gs://``, ``az://``) behind fsspec's interface, by obstore.
 
 By measurement, against one server on one machine (``tests/benchmarks/storage.py``): s3fs takes 2.5 to 3.7 times as long
-for chunk-sized ranges, 1.3 to 2 times for whole shards, 1.5 times to write, and four times the processor; adlfs 2.5
-times as long to read shards. Keys and endpoints come from the environment that each provider documents
+for chunk-sized ranges, 1.3 to 2 times for whole shards and 1.5 times to write, and up to five times the processor;
+adlfs 2.5 times as long to read shards. Keys and endpoints come from the environment that each provider documents
 (``AWS_ACCESS_KEY_ID``, ``AWS_ENDPOINT_URL``, ``GOOGLE_APPLICATION_CREDENTIALS``, ``AZURE_STORAGE_ACCOUNT_NAME``, …) or
 from the machine's role; profiles in ``~/.aws`` are not read.
 """

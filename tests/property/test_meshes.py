@@ -75,7 +75,7 @@ def made(
         for step in steps:
             result = worker.run(step)
             for name, found in result.digests.items():
-                digests.setdefault(name, {})[result.shard] = found
+                digests.setdefault(name, {}).update(found)
         writer.commit(digests, {})
         return dict(CheckpointReader(url).tensors())
 

@@ -22,6 +22,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 VENV = Path(sys.executable).parent.parent
 NETWORK = "192.168.1."
+CPUS = 2
+"""Of each machine, as its processes count them."""
 LACKING = "this test makes network namespaces: run it as root, after apt-get install iproute2 openssh-server rsync"
 
 ACCOUNTS = """root:*:0:0:root:{home}:/bin/bash
@@ -45,6 +47,7 @@ mount --rbind {at}/tmp /tmp
 mount -t tmpfs tmpfs /run
 mkdir /run/sshd
 mount -t tmpfs tmpfs /dev/shm
+mount --bind {at}/cpus /sys/devices/system/cpu/online
 hostname {name}
 touch {at}/up
 while :; do sleep 1; done
@@ -170,6 +173,7 @@ def _machine(at: Path, name: str, addresses: Mapping[str, str]) -> Iterator[Mach
     for folder in (home, at / "tmp", *(Path(f"{at}{path}") for path in kept)):
         folder.mkdir(parents=True, exist_ok=True)
     (home / ".bashrc").touch()
+    (at / "cpus").write_text(f"0-{CPUS - 1}\n")
     (at / "hosts").write_text("".join(f"{a} {n}\n" for n, a in {"localhost": "127.0.0.1", **addresses}.items()))
     (at / "passwd").write_text(ACCOUNTS.format(home=home))
     (at / "shadow").write_text("root:*:19000:0:99999:7:::\nsshd:!:19000::::::\n")

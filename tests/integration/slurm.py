@@ -42,7 +42,7 @@ def srun(arguments: list[str]) -> int:
     hosts = [h for h in expanded(os.environ["SLURM_JOB_NODELIST"]) if h != step.exclude]
     hosts = [step.nodelist] if step.nodelist else hosts
     assert len(hosts) == step.nodes == step.ntasks, (hosts, step)
-    environment = {k: v for k, v in os.environ.items() if k not in ("HOME", "SLURM_CPUS_ON_NODE")}
+    environment = {k: v for k, v in os.environ.items() if k not in ("HOME", "_", "SLURM_CPUS_ON_NODE")}
     environment["SLURM_CPUS_ON_NODE"] = "2"
     settings = [f"{k}={v}" for k, v in environment.items()]
     pid = f"/run/step-{os.getpid()}"  # of the task, on its node

@@ -105,6 +105,10 @@ class Machine:
         sent = self.run("pkill", f"-{name}", "-f", pattern)
         assert sent.returncode == 0, f"no process of {self.name} matches {pattern}: {self.processes()}"
 
+    def ran(self, actor: str, session: str) -> bool:
+        """Whether Ray's logs there, in a session's folder, tell of an actor of this class."""
+        return self.run("bash", "-c", f"grep -qs ':actor_name:.*{actor}' {session}/logs/worker-*.out").returncode == 0
+
     def processes(self) -> list[str]:
         return self.run("ps", "-eo", "args", "--no-headers").stdout.splitlines()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +13,7 @@ import yaml
 
 from bot_dist.checkpoint import CheckpointReader
 from bot_dist.checkpoint.manifest import MANIFEST
-from tests.integration.machines import ROOT, Machine, install, machines, until
+from tests.integration.machines import ROOT, install, machines, until
 
 pytestmark = [pytest.mark.ray, pytest.mark.namespaces]
 
@@ -35,12 +34,6 @@ def folder() -> Iterator[Path]:
 def source(folder: Path, pico_llama: PicoFactory) -> Path:
     pico = pico_llama(num_hidden_layers=4, num_key_value_heads=4)
     return Path(shutil.copytree(pico.folder, folder / "source"))
-
-
-def ran_an_actor(machine: Machine, folder: Path) -> bool:
-    """By Ray's logs, which are where the cluster files say."""
-    logs = (folder / machine.name / "tmp/ray/session_latest/logs").glob("worker-*.out")
-    return any(":actor_name:" in log.read_text() and "ShardActor" in log.read_text() for log in logs)
 
 
 def recorded(store: Path) -> int:
@@ -69,25 +62,50 @@ def test_an_on_premise_cluster_takes_jobs_from_another_machine(folder: Path, sou
         until(lambda: not any("run.py" in line for line in head.processes()), "the verb to stop", timeout_s=30)
         assert broken.wait(timeout=30) == 1
         assert not (folder / "store" / MANIFEST).exists()
-        done = recorded(folder / "store")
 
-        again = laptop.run("ray", "submit", ON_PREMISE, job[0], "--", *job[1:])
+        # Another way in: the job server, through ssh. The same job resumes, on both machines.
+        laptop.start("ray", "dashboard", ON_PREMISE, log=folder / "tunnel.log")
+        until(lambda: laptop.run("bash", "-c", "true < /dev/tcp/127.0.0.1/8265").returncode == 0, "the tunnel")
+        client = {"RAY_API_SERVER_ADDRESS": "http://127.0.0.1:8265", "RAY_AUTH_MODE": "token"}
+        again = laptop.run("ray", "job", "submit", "--working-dir", ".", "--", "python", *job, **client)
         assert again.returncode == 0, again.stdout
         assert "were found done" in again.stdout
         assert CheckpointReader(str(folder / "store")).config["hidden_size"] == 48
-        assert all(ran_an_actor(machine, folder) for machine in (head, worker))
-        print(done, again.stdout[-3000:])
+        assert all(machine.ran("ShardActor", "/tmp/ray/session_latest") for machine in (head, worker))
 
-        tunnel = laptop.start("ray", "dashboard", ON_PREMISE, log=folder / "tunnel.log")
-        until(lambda: laptop.run("bash", "-c", "true < /dev/tcp/127.0.0.1/8265").returncode == 0, "the tunnel")
-        client = {"RAY_API_SERVER_ADDRESS": "http://127.0.0.1:8265", "RAY_AUTH_MODE": "token"}
-        wrong = laptop.run("ray", "job", "submit", "--working-dir", ".", "--", "python", *job, **client)
-        print(wrong.stdout[-3000:])
+        wrong = laptop.run("ray", "submit", ON_PREMISE, job[0], "--", *job[1:])
         assert (wrong.returncode, "already holds a committed checkpoint" in wrong.stdout) == (1, True), wrong.stdout
-        laptop.signal("KILL", "ssh.*8265")
-        tunnel.wait(timeout=30)
-
         down = laptop.run("ray", "down", "-y", ON_PREMISE)
         assert down.returncode == 0, down.stdout
-        left = [line for machine in (head, worker) for line in machine.processes() if "raylet" in line]
-        assert left == []
+        assert not [line for machine in (head, worker) for line in machine.processes() if "raylet" in line]
+
+
+def test_the_local_cluster_file_makes_a_cluster_of_this_machine(folder: Path, source: Path) -> None:
+    with machines(folder, "here") as (here,):
+        install(here)
+        up = here.run("ray", "up", "-y", LOCAL, timeout_s=180)
+        assert up.returncode == 0, up.stdout
+        command = ("scale", source, folder / "store", "--embed", "48")
+        done = here.run("ray", "submit", LOCAL, "launch/run.py", "--", *command)
+        assert done.returncode == 0, done.stdout
+        assert CheckpointReader(str(folder / "store")).config["hidden_size"] == 48
+        down = here.run("ray", "down", "-y", LOCAL)
+        assert down.returncode == 0, down.stdout
+
+
+def test_a_cluster_that_wants_no_token_is_refused_unless_accepted(folder: Path, source: Path) -> None:
+    command = ("bot_dist", "scale", source, folder / "store", "--embed", "48", "--address", "auto")
+    with machines(folder, "open", "other") as (cluster, other):
+        started = cluster.run("ray", "start", "--head", RAY_AUTH_MODE="disabled")
+        assert started.returncode == 0, started.stdout
+        joined = other.run("ray", "start", f"--address={cluster.address}:6379", RAY_AUTH_MODE="disabled")
+        assert joined.returncode == 0, joined.stdout
+        for client in ({}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "its-own-token-changes-nothing-about-that"}):
+            refused = cluster.run(*command, **client)
+            assert refused.returncode == 2, refused.stdout
+            assert "wants no token" in refused.stdout
+            assert "--set cluster.allow_unauthenticated=true" in refused.stdout
+            assert "Traceback" not in refused.stdout
+            assert not (folder / "store" / MANIFEST).exists()
+        accepted = cluster.run(*command, "--set", "cluster.allow_unauthenticated=true")
+        assert accepted.returncode == 0, accepted.stdout

@@ -59,11 +59,6 @@ class Allocation:
         for pattern in ("slurm_script", "launch/run.py", "stubs/srun"):
             self.nodes[0].signal("TERM", pattern)
 
-    def ran_an_actor(self, node: Machine, job: int) -> bool:
-        """By Ray's logs, which are where the script says."""
-        logs = (self.folder / node.name / "tmp" / f"ray-{job}").glob("session_2*/logs/worker-*.out")
-        return any(":actor_name:" in log.read_text() and "ShardActor" in log.read_text() for log in logs)
-
     def left(self) -> list[str]:
         """What still runs of Ray or of the job on any node."""
         return [p for node in self.nodes for p in node.processes() if "ray" in p or "launch/run.py" in p]
@@ -87,7 +82,11 @@ def test_scancel_stops_a_job_cleanly_and_the_same_job_resumes_on_both_nodes(
     store = allocation.folder / "store"
     command = ("scale", source, store, "--embed", "48", "--tensor", "2", "--memory-limit", "4KiB")
     first = allocation.sbatch(7, *command)
-    until(lambda: first.poll() is not None or len([*store.glob("data/*/_steps/*.json")]) > 3, "the first steps", timeout_s=120)
+    until(
+        lambda: first.poll() is not None or len([*store.glob("data/*/_steps/*.json")]) > 3,
+        "the first steps",
+        timeout_s=120,
+    )
     assert first.poll() is None, allocation.log(7).read_text()
     allocation.scancel()
     assert first.wait(timeout=60) == 143, allocation.log(7).read_text()
@@ -101,7 +100,7 @@ def test_scancel_stops_a_job_cleanly_and_the_same_job_resumes_on_both_nodes(
     assert again.wait(timeout=120) == 0, allocation.log(8).read_text()
     assert "were found done" in allocation.log(8).read_text()
     assert CheckpointReader(str(store)).config["hidden_size"] == 48
-    assert all(allocation.ran_an_actor(node, 8) for node in allocation.nodes)
+    assert all(node.ran("ShardActor", "/tmp/ray-8/session_latest") for node in allocation.nodes)
     until(lambda: not allocation.left(), "Ray's last processes to end", timeout_s=20)
 
 

@@ -1,4 +1,4 @@
-"""Machines on this machine: namespaces of Linux, each with an address, a home, a /tmp, a /dev/shm and processes of its own.
+"""Machines on this machine: namespaces, each with an address, a home, a /tmp, a /dev/shm and processes of its own.
 
 They share the other files, as a cluster with a network file system does. Nothing leaves their network, and ending one
 ends all its processes. Needs root, and Debian's iproute2, openssh-server and rsync.
@@ -24,7 +24,9 @@ VENV = Path(sys.executable).parent.parent
 NETWORK = "192.168.1."
 CPUS = 2
 """Of each machine, as its processes count them."""
-LACKING = "this test makes network namespaces: run it as root, after apt-get install iproute2 openssh-server rsync"
+LACKING = (
+    "this test makes namespaces: run it as root, after apt-get install iproute2 openssh-client openssh-server rsync"
+)
 
 ACCOUNTS = """root:*:0:0:root:{home}:/bin/bash
 sshd:*:100:65534::/run/sshd:/usr/sbin/nologin

@@ -80,7 +80,7 @@ def test_scancel_stops_a_job_cleanly_and_the_same_job_resumes_on_both_nodes(
     source = allocation.folder / "source"
     shutil.copytree(pico_llama(num_hidden_layers=4).folder, source)
     store = allocation.folder / "store"
-    command = ("scale", source, store, "--embed", "48", "--tensor", "2", "--memory-limit", "4KiB")
+    command = ("scale", source, store, "--embed", "48", "--tensor", "2", "--memory-limit", "8KiB")
     first = allocation.sbatch(7, *command)
     until(
         lambda: first.poll() is not None or len([*store.glob("data/*/_steps/*.json")]) > 3,

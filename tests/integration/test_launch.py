@@ -162,9 +162,9 @@ def test_a_stopped_job_commits_nothing_and_the_same_job_resumes(head: Head, pico
     source = pico_llama(num_hidden_layers=4).folder
     store = source.parent / "store"
     job = ("launch/run.py", "scale", source, store, "--embed", "48", "--memory-limit", "8KiB")
+    submit = [RAY, "job", "submit", "--address", head.url, "--submission-id", "stopped", "--working-dir", "."]
     started = subprocess.Popen(
-        [RAY, "job", "submit", "--address", head.url, "--submission-id", "stopped", "--working-dir", ".", "--"]
-        + ["python", *job],
+        [*submit, "--", "python", *job],
         cwd=ROOT,
         env=head.environment,
         stdout=subprocess.PIPE,

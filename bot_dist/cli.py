@@ -280,16 +280,15 @@ def _stop_as_ctrl_c(stopped_by: list[signal.Signals]) -> None:
 
     They often come twice, from the scheduler and from its script: the first is enough, the others don't disturb it.
     """
-    kinds = [kind for kind in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(kind) is not signal.SIG_IGN]
 
-    def stop(number: int, frame: object) -> NoReturn:
-        for kind in kinds:
-            signal.signal(kind, signal.SIG_IGN)
-        stopped_by.append(signal.Signals(number))
-        raise KeyboardInterrupt
+    def stop(number: int, frame: object) -> None:
+        if len(stopped_by) == 1:
+            stopped_by.append(signal.Signals(number))
+            raise KeyboardInterrupt
 
-    for kind in kinds:
-        signal.signal(kind, stop)
+    for kind in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(kind) is not signal.SIG_IGN:  # as nohup has it
+            signal.signal(kind, stop)
 
 
 def _fail(message: str, status: int) -> NoReturn:

@@ -239,7 +239,7 @@ def test_ctrl_c_commits_nothing_stops_the_actors_and_a_rerun_resumes(tmp_path: P
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     text = process.communicate(timeout=60)[0]
-    assert process.returncode == 1, text
+    assert process.returncode == 130, text
     assert "interrupted" in text
     assert "Traceback" not in text
     assert not (store / "manifest.json").exists()

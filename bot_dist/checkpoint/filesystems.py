@@ -1,20 +1,22 @@
-"""fsspec file systems by URL, with errors that a user can act on."""
+"""fsspec file systems by URL."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import fsspec
 
-from bot_dist.errors import BotDistError, InputError, MissingPackageError
+from bot_dist.errors import InputError, MissingPackageError
 from bot_dist.urls import label
 
-_CLIENTS = ("botocore", "aiohttp", "aiobotocore", "google", "gcsfs", "azure")
-"""Client libraries whose errors are not all OSErrors."""
+OBJECT_STORES = ("s3", "s3a", "gs", "az", "abfs", "abfss")
+WRITABLE = ("", "file", "local", "memory", *OBJECT_STORES)
+"""Protocols by which a file is written at once or not at all, and created only where there is none."""
 
-_INSTALL = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "http": "aiohttp", "https": "aiohttp"}
+
+def protocol(url: str) -> str:
+    """``s3`` of ``s3://bucket/key``; empty for a plain path."""
+    return url.partition("://")[0] if "://" in url else ""
 
 
 def filesystem(url: str) -> tuple[Any, str]:
@@ -22,27 +24,25 @@ def filesystem(url: str) -> tuple[Any, str]:
 
     Raises MissingPackageError when the protocol needs a package, InputError when there is no such protocol.
     """
+    if protocol(url) in OBJECT_STORES:
+        from bot_dist.checkpoint.objectstore import ObjectStore
+
+        return ObjectStore.of(protocol(url)), url.partition("://")[2].rstrip("/")
     try:
         fs, path = fsspec.core.url_to_fs(url)
     except ImportError as error:
-        protocol = url.partition("://")[0]
         raise MissingPackageError(
-            f"{label(url)}: protocol '{protocol}' needs a package that is not installed; "
-            f"pip install {_INSTALL.get(protocol, protocol)}"
+            f"{label(url)}: protocol '{protocol(url)}' needs a package that is not installed ({error})"
         ) from error
     except ValueError as error:
         raise InputError(f"{label(url)}: {error}") from error
     return fs, path
 
 
-@contextmanager
-def storage_errors(url: str, as_error: type[BotDistError]) -> Iterator[None]:
-    """Storage's own errors as an ``as_error`` that names the URL. FileExistsError passes: it is an answer."""
-    try:
-        yield
-    except FileExistsError:
-        raise
-    except Exception as error:
-        if isinstance(error, OSError) or type(error).__module__.partition(".")[0] in _CLIENTS:
-            raise as_error(f"{label(url)}: can't be read or written: {type(error).__name__}: {error}") from error
-        raise
+def check_writable(url: str) -> None:
+    """Raise InputError unless checkpoints can be written there."""
+    if protocol(url) not in WRITABLE:
+        raise InputError(
+            f"{label(url)}: {protocol(url)}:// can be read from but holds no checkpoint, "
+            f"because nothing there can be created on condition; give a local path, s3://, gs:// or az://"
+        )

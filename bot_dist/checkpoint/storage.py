@@ -1,26 +1,27 @@
-"""A folder on any fsspec file system: whole files written atomically, byte ranges read into buffers."""
+"""A folder on any fsspec file system: whole files written atomically, byte ranges read into buffers.
+
+What a remote storage can't do just now is asked for again (``retry``).
+"""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import posixpath
-import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from fsspec.implementations.local import LocalFileSystem
 
-from bot_dist.checkpoint.filesystems import filesystem, storage_errors
+from bot_dist.checkpoint.filesystems import OBJECT_STORES, check_writable, filesystem, protocol
+from bot_dist.checkpoint.localfile import PARTIAL, Buffer, read_into, staged, sync
+from bot_dist.checkpoint.retry import asked, transient
 from bot_dist.errors import CheckpointError
 from bot_dist.urls import label
 
-Buffer = bytes | memoryview
-PARTIAL = ".partial"
-"""Suffix of a file on its way; a killed writer leaves one."""
-_IOV = 1024
-"""Buffers that the system takes in one call."""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -52,22 +53,25 @@ class Storage:
         return Storage, (self.url,)
 
     def path(self, name: str) -> str:
-        return posixpath.join(self.root, name)
+        return posixpath.join(self.root, name) if name else self.root
 
     def exists(self, name: str = "") -> bool:
-        with self._errors():
-            self.fs.invalidate_cache()
-            return bool(self.fs.exists(self.path(name) if name else self.root))
+        try:
+            self._asked(f"look for {name}" if name else "look there", lambda: self._fresh().info(self.path(name)))
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return True
 
     def is_empty(self) -> bool:
         """Whether nothing is there."""
-        with self._errors():
-            return not self.exists() or not self.fs.ls(self.root, detail=False)
+        return not self.exists() or not (self._listed("") if self.local else self.sizes(""))
 
     def read(self, name: str) -> bytes:
-        """A whole small file."""
-        with self._errors():
-            data: bytes = self.fs.cat_file(self.path(name))
+        """A whole small file. Raises CheckpointError when it is missing or can't be read."""
+        try:
+            data: bytes = self._asked(f"read {name}", lambda: self.fs.cat_file(self.path(name)))
+        except (FileNotFoundError, NotADirectoryError):
+            raise CheckpointError(f"{self.label}/{name}: no such file; restore it or make the store again") from None
         return data
 
     def read_into(self, requests: Sequence[Request]) -> None:
@@ -76,46 +80,66 @@ class Storage:
 
         Raises CheckpointError where a file is missing, shorter, or can't be read.
         """
-        with self._errors():
+        try:
             if self.local:
-                found = [_read_into(self.path(r.name), r.offset, r.buffers) for r in requests]
+                for request in requests:
+                    read = functools.partial(read_into, self.path(request.name), request.offset, request.buffers)
+                    found = self._asked(f"read {request.name}", read)
+                    self._check_length(request, found)
             else:
-                found = self._fetch(requests)
-        for request, n in zip(requests, found, strict=True):
-            if n != request.nbytes:
-                raise CheckpointError(
-                    f"{self.label}/{request.name}: found {n:,} bytes at offset {request.offset:,}, "
-                    f"wanted {request.nbytes:,}"
-                )
+                self._fetch(requests)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            where = label(error.filename) if error.filename else ", ".join(sorted({r.name for r in requests})[:3])
+            raise CheckpointError(f"{self.label}: no such file: {where}") from None
 
-    def _fetch(self, requests: Sequence[Request]) -> list[int]:
-        paths = [self.path(r.name) for r in requests]
-        starts, ends = [r.offset for r in requests], [r.offset + r.nbytes for r in requests]
-        lengths = []
-        for request, data in zip(requests, self.fs.cat_ranges(paths, starts, ends, on_error="return"), strict=True):
-            if isinstance(data, Exception):
-                raise data
-            rest = memoryview(data)
-            lengths.append(len(rest))
-            for buffer in request.buffers if len(rest) == request.nbytes else ():
-                buffer[:], rest = rest[: len(buffer)], rest[len(buffer) :]
-        return lengths
+    def _fetch(self, requests: Sequence[Request]) -> None:
+        """Ask for all ranges at the same time, and again for those alone that can't be answered just now."""
+        waiting = list(requests)
+
+        def fetch() -> None:
+            paths = [self.path(r.name) for r in waiting]
+            starts, ends = [r.offset for r in waiting], [r.offset + r.nbytes for r in waiting]
+            answers = self.fs.cat_ranges(paths, starts, ends, on_error="return")
+            failed = []
+            for request, data in [*zip(waiting, answers, strict=True)]:
+                if isinstance(data, Exception):
+                    failed.append(data)
+                    continue
+                self._check_length(request, len(data))
+                rest = memoryview(data)
+                for buffer in request.buffers:
+                    buffer[:], rest = rest[: len(buffer)], rest[len(buffer) :]
+                waiting.remove(request)
+            for error in sorted(failed, key=transient):
+                raise error
+
+        if waiting:
+            self._asked(f"read from {waiting[0].name}", fetch)
+
+    def _check_length(self, request: Request, found: int) -> None:
+        if found != request.nbytes:
+            raise CheckpointError(
+                f"{self.label}/{request.name}: found {found:,} bytes at offset {request.offset:,}, "
+                f"wanted {request.nbytes:,}"
+            )
 
     def names(self, folder: str) -> list[str]:
         """Names of what is in a folder; none if it doesn't exist."""
-        with self._errors():
-            self.fs.invalidate_cache()
-            try:
-                found = self.fs.ls(self.path(folder), detail=False)
-            except FileNotFoundError:
-                return []
+        found = self._listed(folder)
         return sorted(posixpath.basename(p.rstrip("/")) for p in found if not p.endswith(PARTIAL))
+
+    def _listed(self, folder: str) -> list[str]:
+        try:
+            found: list[str] = self._asked(
+                f"list {folder or 'it'}", lambda: self._fresh().ls(self.path(folder), detail=False)
+            )
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        return found
 
     def sizes(self, folder: str) -> dict[str, int]:
         """Bytes of every file in a folder and the folders in it, by its path from there."""
-        with self._errors():
-            self.fs.invalidate_cache()
-            found = self.fs.find(self.path(folder), detail=True)
+        found = self._asked(f"list {folder or 'it'}", lambda: self._fresh().find(self.path(folder), detail=True))
         root = self.path(folder).strip("/") + "/"
         return {path.strip("/").removeprefix(root): info["size"] for path, info in found.items()}
 
@@ -124,96 +148,70 @@ class Storage:
 
         ``durable``: the bytes survive a crash of the machine (object stores are durable once they answer); that the
         file has its name then is for ``sync_folders``.
+
+        Raises InputError where files are not written atomically, CheckpointError when it can't be written.
         """
-        with self._errors():
+
+        def write() -> None:
             if not self.local:
-                self.fs.pipe_file(self.path(name), b"".join(parts))
+                self._put(name, parts, "overwrite")
                 return
-            with _staged(self.path(name), parts, durable=durable) as staged:
-                os.replace(staged, self.path(name))
+            with staged(self.path(name), parts, durable=durable) as ready:
+                os.replace(ready, self.path(name))
+
+        self._asked(f"write {name}", write)
 
     def create(self, name: str, data: bytes) -> None:
-        """Write a file that must not exist yet, durably. Raises FileExistsError when another writer was first."""
-        with self._errors():
+        """Write a file that must not exist yet, durably. Raises FileExistsError when another writer was first.
+
+        On remote storage a file of the very same bytes is taken for the own one: the answer to an earlier try may
+        have been lost.
+        """
+
+        def create() -> None:
             if not self.local:
-                self.fs.pipe_file(self.path(name), data, mode="create")
+                self._put(name, [data], "create")
                 return
-            with _staged(self.path(name), [data], durable=True) as staged:
-                os.link(staged, self.path(name))
-            _sync(os.path.dirname(self.path(name)))
+            with staged(self.path(name), [data], durable=True) as ready:
+                os.link(ready, self.path(name))
+            sync(os.path.dirname(self.path(name)))
+
+        try:
+            self._asked(f"create {name}", create)
+        except FileExistsError:
+            if self.local or self.read(name) != data:
+                raise
+
+    def _put(self, name: str, parts: Sequence[Buffer], mode: str) -> None:
+        check_writable(self.url)
+        data: Any = [*parts] if protocol(self.url) in OBJECT_STORES else b"".join(parts)  # these need no copy
+        self.fs.pipe_file(self.path(name), data, mode=mode)
 
     def sync_folders(self, folder: str) -> None:
         """Make the names in a local folder, the folders in it, and those it is in durable."""
         if not self.local:
             return
-        with self._errors():
+
+        def sync_all() -> None:
             for path, _, _ in os.walk(self.path(folder)):
-                _sync(path)
+                sync(path)
             path = self.path(folder)
             while len(path) >= len(self.root):
                 path = os.path.dirname(path)
-                _sync(path)
+                sync(path)
+
+        self._asked(f"sync {folder or 'it'}", sync_all)
 
     def remove(self, name: str = "") -> None:
         """Remove a file or a folder with all that is in it, if it is there."""
-        with self._errors(), contextlib.suppress(FileNotFoundError):
-            if self.exists(name):
-                self.fs.rm(self.path(name) if name else self.root, recursive=True)
-
-    def _errors(self) -> contextlib.AbstractContextManager[None]:
-        return storage_errors(self.url, CheckpointError)
-
-
-def _batches(buffers: Sequence[Any], transferred: Callable[[list[Any]], int]) -> int:
-    """Pass all buffers on, a batch at a time and the rest of a batch again; the bytes passed before an end came."""
-    queue = [view for b in buffers if len(view := memoryview(b).cast("B"))]
-    total = first = 0
-    while first < len(queue):
-        batch = queue[first : first + _IOV]
-        n = transferred(batch)
-        if n == 0:
-            break
-        total += n
-        for view in batch:
-            if n < len(view):
-                queue[first] = view[n:]
-                break
-            n -= len(view)
-            first += 1
-    return total
-
-
-def _read_into(path: str, offset: int, buffers: Sequence[memoryview]) -> int:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.lseek(descriptor, offset, os.SEEK_SET)
-        return _batches(buffers, lambda batch: os.readv(descriptor, batch))
-    finally:
-        os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _staged(path: str, parts: Sequence[Buffer], *, durable: bool) -> Iterator[str]:
-    """A temporary file beside ``path``, for the caller to rename or link into place."""
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    staged = f"{path}.{uuid.uuid4().hex}{PARTIAL}"
-    try:
-        descriptor = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-        try:
-            _batches(parts, lambda batch: os.writev(descriptor, batch))
-            if durable:
-                os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        yield staged
-    finally:
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(staged)
+            if self.exists(name):
+                self._asked(f"remove {name or 'it'}", lambda: self.fs.rm(self.path(name), recursive=True))
 
+    def _fresh(self) -> Any:
+        """The file system, without what it remembers of listings."""
+        self.fs.invalidate_cache()
+        return self.fs
 
-def _sync(path: str) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    def _asked(self, operation: str, call: Callable[[], T]) -> T:
+        return asked(self.url, operation, call, CheckpointError)

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import glob
 import posixpath
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from fsspec.implementations.local import LocalFileSystem
 
 from bot_dist.checkpoint import filesystems
-from bot_dist.checkpoint.filesystems import storage_errors
+from bot_dist.checkpoint.retry import asked
+from bot_dist.checkpoint.storage import Storage
 from bot_dist.convert.location import PACKAGE, exists_in_package, near_names, package_glob, resolve
 from bot_dist.errors import SourceError
 from bot_dist.urls import label
+
+T = TypeVar("T")
 
 
 def filesystem(url: str) -> tuple[Any, str]:
@@ -40,11 +44,10 @@ def size_bytes(url: str) -> int | None:
     if not exists_in_package(url):
         return None
     fs, path = filesystem(url)
-    with storage_errors(url, SourceError):
-        try:
-            info = fs.info(path)
-        except (FileNotFoundError, NotADirectoryError):
-            return None
+    try:
+        info = _asked(url, "look for it", lambda: fs.info(path))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
     if info["type"] != "file":
         return None
     if info["size"] is None:
@@ -55,20 +58,22 @@ def size_bytes(url: str) -> int | None:
 def version(url: str) -> str:
     """What changes when a file is written again: a hash of its ETag or times."""
     fs, path = filesystem(url)
-    with storage_errors(url, SourceError):
-        return str(fs.ukey(path))
+    return str(_asked(url, "look for its version", lambda: fs.ukey(path)))
 
 
 def list_names(url: str) -> list[str] | None:
     """Names in a folder, sorted; None when there is no such folder or it can't be listed."""
     fs, path = filesystem(url)
-    with storage_errors(url, SourceError):
-        try:
-            if not fs.isdir(path):
-                return None
-            return sorted(name.rstrip("/").rpartition("/")[2] for name in fs.ls(path, detail=False))
-        except (FileNotFoundError, NotADirectoryError):
+
+    def names() -> list[str] | None:
+        if not fs.isdir(path):
             return None
+        return sorted(name.rstrip("/").rpartition("/")[2] for name in fs.ls(path, detail=False))
+
+    try:
+        return _asked(url, "list it", names)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
 
 
 def resolve_all(url: str) -> list[str]:
@@ -87,16 +92,15 @@ def resolve_all(url: str) -> list[str]:
 def _glob(url: str) -> list[str]:
     """Files that a pattern matches; local ones as plain paths."""
     fs, path = filesystem(url)
-    with storage_errors(url, SourceError):
-        found = [name for name, info in fs.glob(path, detail=True).items() if info["type"] == "file"]
+    matches = _asked(url, "list it", lambda: fs.glob(path, detail=True))
+    found = [name for name, info in matches.items() if info["type"] == "file"]
     return found if is_local(url) else [fs.unstrip_protocol(name) for name in found]
 
 
 def read_file(url: str) -> bytes:
     """All bytes of a (small) file."""
     fs, path = filesystem(url)
-    with storage_errors(url, SourceError):
-        return bytes(fs.cat_file(path))
+    return bytes(_found(url, "read it", lambda: fs.cat_file(path)))
 
 
 def read_range(url: str, start: int, stop: int, what: str) -> bytes:
@@ -104,8 +108,7 @@ def read_range(url: str, start: int, stop: int, what: str) -> bytes:
     if start == stop:
         return b""
     fs, path = filesystem(url)
-    with storage_errors(url, SourceError):
-        data: bytes = fs.cat_file(path, start=start, end=stop)
+    data = bytes(_found(url, "read it", lambda: fs.cat_file(path, start=start, end=stop)))
     if len(data) != stop - start:
         raise _short(url, what, len(data), start, stop - start)
     return data
@@ -116,12 +119,16 @@ def read_range_into(url: str, start: int, view: memoryview, what: str) -> None:
     if not is_local(url):
         view[:] = read_range(url, start, start + len(view), what)
         return
-    found = 0
-    with storage_errors(url, SourceError), open(filesystem(url)[1], "rb", buffering=0) as file:
-        file.seek(start)
-        while found < len(view) and (n := file.readinto(view[found:])):
-            found += n
-    if found != len(view):
+
+    def read() -> int:
+        found = 0
+        with open(filesystem(url)[1], "rb", buffering=0) as file:
+            file.seek(start)
+            while found < len(view) and (n := file.readinto(view[found:])):
+                found += n
+        return found
+
+    if (found := _found(url, "read it", read)) != len(view):
         raise _short(url, what, found, start, len(view))
 
 
@@ -133,12 +140,9 @@ def _short(url: str, what: str, found: int, offset: int, wanted: int) -> SourceE
 
 
 def write_file(url: str, data: bytes) -> None:
-    """Write a (small) file, making its folder where the storage has folders."""
-    fs, path = filesystem(url)
-    with storage_errors(url, SourceError):
-        if is_local(url):
-            fs.makedirs(posixpath.dirname(path), exist_ok=True)
-        fs.pipe_file(path, data)
+    """Write a (small) file atomically, making its folder where the storage has folders."""
+    folder, name = posixpath.split(url)
+    Storage(folder).write(name, [data])
 
 
 def missing(url: str) -> SourceError:
@@ -149,3 +153,15 @@ def missing(url: str) -> SourceError:
     return SourceError(
         f"{label(url)}: no such file or folder, or it can't be listed; check the URL and the credentials"
     )
+
+
+def _asked(url: str, operation: str, call: Callable[[], T]) -> T:
+    return asked(url, operation, call, SourceError)
+
+
+def _found(url: str, operation: str, call: Callable[[], T]) -> T:
+    """``_asked`` of a file that should be there."""
+    try:
+        return _asked(url, operation, call)
+    except (FileNotFoundError, NotADirectoryError):
+        raise missing(url) from None

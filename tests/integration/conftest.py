@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.chaos.seaweed import S3Server, s3_server
+
 
 @pytest.fixture(scope="module")
 def ray_cluster() -> Iterator[None]:
@@ -16,6 +18,22 @@ def ray_cluster() -> Iterator[None]:
 
     with connected(ClusterConfig(), cpus=4):
         yield
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A real S3 server on the loopback."""
+    with s3_server(tmp_path_factory.mktemp("s3")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def s3_environment(s3: S3Server) -> Iterator[S3Server]:
+    """The server, and its address and keys in the environment of this process and those it starts."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in s3.environment().items():
+            patch.setenv(name, value)
+        yield s3
 
 
 @pytest.fixture(scope="session")

@@ -75,8 +75,8 @@ def test_unsafe_names(name: str) -> None:
 
 
 def test_a_missing_protocol_package_names_what_to_install() -> None:
-    with pytest.raises(MissingPackageError, match="pip install gcsfs"):
-        filesystem("gs://bucket/x")
+    with pytest.raises(MissingPackageError, match=r"'sftp'.*\(.*paramiko"):
+        filesystem("sftp://host/x")
 
 
 def test_an_unknown_protocol_is_named() -> None:

@@ -1,0 +1,101 @@
+"""Files on local disks: staged and moved into place, or an error that says why not."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from bot_dist.errors import CheckpointError
+
+Buffer = bytes | memoryview
+PARTIAL = ".partial"
+"""Suffix of a file on its way; a killed writer leaves one."""
+_IOV = 1024
+"""Buffers that the system takes in one call."""
+_FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the quota is used up", errno.EFBIG: "no file may be so large"}
+
+
+def _batches(buffers: Sequence[Any], transferred: Callable[[list[Any]], int]) -> int:
+    """Pass all buffers on, a batch at a time and the rest of a batch again; the bytes passed before an end came."""
+    queue = [view for b in buffers if len(view := memoryview(b).cast("B"))]
+    total = first = 0
+    while first < len(queue):
+        batch = queue[first : first + _IOV]
+        n = transferred(batch)
+        if n == 0:
+            break
+        total += n
+        for view in batch:
+            if n < len(view):
+                queue[first] = view[n:]
+                break
+            n -= len(view)
+            first += 1
+    return total
+
+
+def read_into(path: str, offset: int, buffers: Sequence[memoryview]) -> int:
+    """Fill the buffers from the file's bytes from ``offset`` on; how many there were."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.lseek(descriptor, offset, os.SEEK_SET)
+        return _batches(buffers, lambda batch: os.readv(descriptor, batch))
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def staged(path: str, parts: Sequence[Buffer], *, durable: bool) -> Iterator[str]:
+    """A temporary file beside ``path``, for the caller to rename or link into place.
+
+    Raises CheckpointError when the disk has no room for it; nothing is left of it then.
+    """
+    temporary = f"{path}.{uuid.uuid4().hex}{PARTIAL}"
+    nbytes = sum(map(len, parts))
+    try:
+        with room_for(path, nbytes):
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+            try:
+                written = _batches(parts, lambda batch: os.writev(descriptor, batch))
+                if written != nbytes:
+                    raise OSError(errno.EIO, f"{written:,} of {nbytes:,} bytes were taken")
+                if durable:
+                    os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        yield temporary
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+
+
+@contextlib.contextmanager
+def room_for(path: str, nbytes: int) -> Iterator[None]:
+    """Writing ``nbytes`` to a local file; that there is no room for them as a CheckpointError that says so."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        folder = next(folder for folder in Path(path).absolute().parents if folder.exists())
+        free = shutil.disk_usage(folder).free
+        raise CheckpointError(
+            f"{path}: can't be written, {_FULL[error.errno]}: {nbytes:,} bytes wanted, {free:,} free; "
+            f"make room, or give a target elsewhere; then run the same command again"
+        ) from None
+
+
+def sync(path: str) -> None:
+    """Make what a folder holds durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,98 @@
+"""Asking storage again: which answers are worth it, how often, how long to wait, and the error after that.
+
+Waits are slept and time-outs are the clients' own; all of these follow the monotonic clock, never the time of day.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from bot_dist.errors import BotDistError
+from bot_dist.urls import label
+
+TRIES = 8
+"""Most times that one operation is tried, about 15 s of waits together."""
+FIRST_WAIT_S = 0.2
+LONGEST_WAIT_S = 5.0
+
+_CLIENTS = ("obstore", "aiohttp", "huggingface_hub", "requests", "httpx", "httpcore")
+"""Client libraries whose errors are not all OSErrors."""
+_LATER = {408, 409, 425, 429}
+"""HTTP statuses below 500 that say: not now. 409 is S3's for two conditional writes at once."""
+_METADATA_SERVICE = "169.254.169.254"
+"""Where obstore asks for a machine's role when the environment has no credentials."""
+
+_jitter = random.Random()
+
+T = TypeVar("T")
+
+
+def asked(url: str, operation: str, call: Callable[[], T], as_error: type[BotDistError]) -> T:
+    """What ``call`` returns; it is called again while storage answers that it can't just now.
+
+    Raises an ``as_error`` that names the URL, the operation, how often it was tried, and the last answer.
+    FileNotFoundError, NotADirectoryError and FileExistsError pass: they are answers.
+    """
+    for tries in range(1, TRIES + 1):
+        try:
+            return call()
+        except (NotADirectoryError, FileExistsError):
+            raise
+        except Exception as found:
+            error = _behind(found)
+            if isinstance(error, FileNotFoundError) or not (isinstance(error, OSError) or _client(error)):
+                raise
+            again = transient(error)
+            if not again or tries == TRIES:
+                often = f" after {tries} tries; run the same command again later" if again else ""
+                raise as_error(f"{label(url)}: can't {operation}: {reason(error)}{often}") from None
+        time.sleep(min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** (tries - 1)) * _jitter.uniform(0.5, 1))
+    raise AssertionError("unreachable")
+
+
+def transient(error: Exception) -> bool:
+    """Whether the same request may well succeed a little later."""
+    if (status := _status(error)) is not None:
+        return status in _LATER or status >= 500
+    if _client(error) == "obstore":
+        return type(error).__name__ == "GenericError" and _METADATA_SERVICE not in str(error)
+    return isinstance(error, ConnectionError | TimeoutError) or _client(error) is not None
+
+
+def reason(error: Exception) -> str:
+    """The last answer on one line, without what it quotes of the request."""
+    text = str(error)
+    if _METADATA_SERVICE in text:
+        return "no credentials in the environment, and this machine has no role that gives some"
+    if found := re.search(r"status code: (\d{3}[^:<\n]*)", text):
+        detail = [*re.findall(r"<Code>([^<]*)</Code>", text)[:1], *re.findall(r"<Message>([^<]*)</Message>", text)[:1]]
+        return ": ".join([found[1].strip(), *detail])
+    line = " ".join(text.partition("Debug source")[0].split())
+    return label(f"{type(error).__name__}: {line}" if line else type(error).__name__)
+
+
+def _behind(error: Exception) -> Exception:
+    """The error, or the transient one that fsspec took for a missing file."""
+    cause = error.__cause__
+    behind = isinstance(error, FileNotFoundError) and isinstance(cause, Exception) and transient(cause)
+    return cause if behind and isinstance(cause, Exception) else error
+
+
+def _client(error: Exception) -> str | None:
+    """The client library that an error is of."""
+    package = type(error).__module__.partition(".")[0]
+    return package if package in _CLIENTS else None
+
+
+def _status(error: Exception) -> int | None:
+    """The HTTP status that an error reports."""
+    response = getattr(error, "response", None)
+    for found in (getattr(error, "status", None), getattr(response, "status_code", None)):
+        if isinstance(found, int):
+            return found
+    found = re.search(r"status code: (\d{3})", str(error)) if _client(error) == "obstore" else None
+    return int(found[1]) if found else None

@@ -13,8 +13,9 @@ import xxhash
 
 from bot_dist.checkpoint import arrays, shards
 from bot_dist.checkpoint.layout import StoredParameter
+from bot_dist.checkpoint.localfile import PARTIAL
 from bot_dist.checkpoint.manifest import ATTEMPTS, FORMAT_VERSION, MANIFEST, Manifest, StoredFile
-from bot_dist.checkpoint.storage import PARTIAL, Request, Storage
+from bot_dist.checkpoint.storage import Request, Storage
 from bot_dist.errors import CheckpointError, CheckpointExistsError
 from bot_dist.sharding import Box, box_shape
 

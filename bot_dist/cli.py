@@ -1,4 +1,4 @@
-"""The user's verbs. No logic: parse, call one function of ``pipeline``, show.
+"""The user's verbs. No logic: parse, call one function of ``pipeline`` or ``checks``, show.
 
 Exit status: 0 done, 1 failed, 2 the input is wrong. Nothing heavy is imported before a verb runs.
 """
@@ -9,7 +9,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
@@ -136,7 +136,7 @@ def scale(
     overwrite: Overwrite = False,
     address: Address = None,
 ) -> None:
-    """Transfer only: from a source checkpoint to a committed store of another size."""
+    """Transfer only: from a source checkpoint to a committed store of another size; of the same where none is given."""
     from bot_dist import console, pipeline
 
     if target_url is None and not _is_recipe(source):
@@ -162,45 +162,95 @@ def pretrain(
 
 
 @app.command()
-def verify(url: RecipeOrUrl, overrides: Overrides = None) -> None:
+def verify(
+    url: RecipeOrUrl,
+    quick: Annotated[bool, typer.Option("--quick", help="Existence and sizes only.")] = False,
+    actors: Annotated[
+        int | None, typer.Option(min=1, help="Read by so many Ray actors, not by threads.", show_default=False)
+    ] = None,
+    address: Address = None,
+    overrides: Overrides = None,
+) -> None:
     """Read every chunk of a committed store and check it against its manifest."""
-    from bot_dist import console, pipeline
+    from bot_dist import checks, console
 
     url = _store_url(url, overrides)
     with console.progress() as on_event:
-        damaged = pipeline.verify(url, on_event)
-    console.show_damage(url, damaged)
-    if damaged:
+        found = checks.verify(url, on_event, quick=quick, actors=actors, address=address)
+    console.show_verification(url, found)
+    if found.damaged:
         raise typer.Exit(1)
 
 
 @app.command()
-def inspect(url: RecipeOrUrl, overrides: Overrides = None) -> None:
+def inspect(
+    url: RecipeOrUrl,
+    as_json: Annotated[bool, typer.Option("--json", help="The manifest, without its digests of chunks.")] = False,
+    overrides: Overrides = None,
+) -> None:
     """Show what a committed store holds and where it came from."""
     from bot_dist import console
     from bot_dist.checkpoint import CheckpointReader
 
-    console.show_store(CheckpointReader(_store_url(url, overrides)))
+    reader = CheckpointReader(_store_url(url, overrides))
+    if as_json:
+        console.show_manifest(reader.manifest)
+    else:
+        console.show_store(reader.url, reader.manifest)
+
+
+@app.command()
+def diff(
+    first: Annotated[str, typer.Argument(metavar="A", help="A store or another checkpoint.")],
+    second: Annotated[str, typer.Argument(metavar="B", help="What to compare it with.")],
+    quick: Annotated[bool, typer.Option("--quick", help="Metadata and digests only.")] = False,
+) -> None:
+    """Compare two checkpoints. Exit status: 0 no difference, 1 some, 2 they can't be compared."""
+    from bot_dist import checks, console
+
+    try:
+        with console.progress() as on_event:
+            found = checks.diff(first, second, on_event, quick=quick)
+    except BotDistError as error:
+        raise InputError(str(error)) from error
+    console.show_comparison(first, second, found)
+    if not found.equal:
+        raise typer.Exit(1)
 
 
 @app.command()
 def export(
     url: RecipeOrUrl,
     folder: Annotated[str | None, typer.Argument(metavar="FOLDER", help="Where to; needed with URL.")] = None,
+    to: Annotated[Literal["safetensors", "dcp"], typer.Option(help="Format of the weights.")] = "safetensors",
+    max_shard_size: Annotated[
+        str | None, typer.Option(help="Most bytes of one safetensors file, e.g. 2GB (5GB).", show_default=False)
+    ] = None,
     overrides: Overrides = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Write a store as a Hugging Face folder: safetensors, config and tokenizer."""
+    """Write a store as a Hugging Face folder: weights, config and tokenizer."""
     from bot_dist import console, pipeline
 
+    options: dict[str, Any] = {"to": to, "max_shard_bytes": _bytes("--max-shard-size", max_shard_size)}
     with console.progress() as on_event:
         if _is_recipe(url):
-            report = pipeline.export(_recipe(url, overrides, overwrite), on_event, folder=folder)
+            report = pipeline.export(_recipe(url, overrides, overwrite), on_event, folder=folder, **options)
         elif folder is None:
             raise InputError("export needs a FOLDER after the URL; write: bot_dist export URL FOLDER")
         else:
-            report = pipeline.export_store(url, folder, overwrite=overwrite, on_event=on_event)
+            report = pipeline.export_store(url, folder, overwrite=overwrite, on_event=on_event, **options)
     console.show_export(report)
+
+
+def _bytes(option: str, text: str | None) -> int | None:
+    """Bytes that an option names, if it is given. Raises InputError when it names none."""
+    from bot_dist.recipe import parse_bytes
+
+    try:
+        return parse_bytes(text) if text is not None else None
+    except ValueError as error:
+        raise InputError(f"{option}: {error}") from None
 
 
 def _is_recipe(path: str) -> bool:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import yaml
+from rich import box
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -23,12 +25,16 @@ from rich.table import Table
 from bot_dist.urls import label
 
 if TYPE_CHECKING:
-    from bot_dist.checkpoint import CheckpointReader, Damage
+    from bot_dist.checkpoint import Manifest
+    from bot_dist.checkpoint.verification import Verification
+    from bot_dist.convert.compare import Comparison
     from bot_dist.plan import TransferPlan
     from bot_dist.recipe import Recipe
 
 PIPE_WIDTH = 120
 """Columns where the output is no terminal."""
+MOST_FOREIGN = 10
+"""Files that are no part of a store, named one by one."""
 
 console = Console(highlight=False, soft_wrap=True)
 if not console.is_terminal:
@@ -138,8 +144,14 @@ class _Bars:
     def on_verify_start(self, event: dict[str, Any]) -> None:
         self.start_bytes("verify (MB)", round(event["bytes"] / 1e6))
 
-    def on_verify_parameter(self, event: dict[str, Any]) -> None:
+    def on_verify_read(self, event: dict[str, Any]) -> None:
         self.add_bytes("verify (MB)", event["bytes"], event["bytes"] / 1e6)
+
+    def on_diff_start(self, event: dict[str, Any]) -> None:
+        self.bar("diff (M elements)", round(event["elements"] / 1e6))
+
+    def on_diff_read(self, event: dict[str, Any]) -> None:
+        self.bars.update(self.tasks["diff (M elements)"], advance=event["elements"] / 1e6)
 
     def on_pretrain_step(self, event: dict[str, Any]) -> None:
         task = self.bar(f"pretrain {event['run']}", event["steps"])
@@ -205,35 +217,76 @@ def show_run(facts: dict[str, Any], recipe: Recipe) -> None:
     console.print(f"report: {facts['report']}")
 
 
-def show_damage(url: str, damaged: Sequence[Damage]) -> None:
-    for damage in damaged:
+def show_verification(url: str, found: Verification) -> None:
+    for damage in found.damaged:
         console.print(str(damage), markup=False)
-    console.print(f"{url}: {len(damaged)} damaged or missing chunks" if damaged else f"{url}: every chunk is intact")
+    foreign = list(found.foreign.items())
+    for name, n in foreign[:MOST_FOREIGN]:
+        console.print(f"note: {name} ({size(n)}) is no part of the store", markup=False)
+    if more := foreign[MOST_FOREIGN:]:
+        console.print(f"note: so are {len(more)} more files ({size(sum(n for _, n in more))})")
+    verdict = f"{len(found.damaged)} damaged or missing" if found.damaged else "intact"
+    console.print(f"{label(url)}: {verdict} ({found.read})", markup=False)
 
 
-def show_store(reader: CheckpointReader) -> None:
-    """One row per module, and the provenance."""
-    from bot_dist.families import model_of
-    from bot_dist.plan import DETAILS
+def show_comparison(first: str, second: str, found: Comparison) -> None:
+    if found.config:
+        table = Table("configuration", "first", "second", title_justify="left")
+        for key, pair in found.config.items():
+            table.add_row(key, *("–" if value is None else str(value) for value in pair))
+        console.print(table)
+    if found.parameters:
+        table = Table("parameter", "difference", title_justify="left")
+        for heading in ("elements", "max |difference|", "relative norm"):
+            table.add_column(heading, justify="right")
+        for difference in found.parameters:
+            numbers = (f"{v.elements:,}", f"{v.max_abs:.3g}", f"{v.relative:.3g}") if (v := difference.values) else ()
+            table.add_row(difference.name, difference.what or "values", *numbers)
+        console.print(table)
+    equal = f"{found.by_digests} parameters equal by their digests, {found.by_reading} by reading both"
+    left = f", {len(found.undecided)} not compared" if found.undecided else ""
+    verdict = (
+        "no difference" if found.equal else f"{len(found.parameters)} parameters and {len(found.config)} keys differ"
+    )
+    console.print(f"{label(first)}, {label(second)}: {verdict} ({equal}{left})", markup=False)
 
-    model = model_of(reader.config)
-    table = Table(title=reader.url, title_justify="left")
-    for heading in ("module", "parameters", "axes", "dtype", "shard", "chunk", "bytes"):
-        table.add_column(heading, no_wrap=heading in ("module", "axes"))
-    for weight in model.weights:
-        stored = reader.manifest.parameters[model.parameter(weight).name]
-        axes = ", ".join(f"{a} {n}" for a, n in zip(stored.parameter.axes, stored.parameter.sizes, strict=True))
-        n = model.weight_layers(weight)
+
+def show_store(url: str, manifest: Manifest) -> None:
+    """One row per module, the sums, and the provenance."""
+    from bot_dist.checkpoint.summary import provenance_lines, store_rows, store_totals
+
+    table = Table(title=label(url), title_justify="left", box=box.SIMPLE_HEAD)
+    for heading in ("module", "axes", "dtype", "shard", "chunk", "arrays", "bytes", "energy"):
+        numeric = heading in ("arrays", "bytes", "energy")
+        table.add_column(heading, justify="right" if numeric else "left", no_wrap=heading != "axes")
+    for row in store_rows(manifest):
+        stored = row.stored
         table.add_row(
-            weight.name, str(n), axes, stored.dtype, shape(stored.shard), shape(stored.chunk), size(n * stored.nbytes)
+            row.name,
+            ", ".join(f"{a} {n}" for a, n in zip(stored.parameter.axes, stored.parameter.sizes, strict=True)),
+            stored.dtype,
+            shape(stored.shard),
+            shape(stored.chunk),
+            str(row.arrays),
+            size(row.nbytes),
+            f"{row.energy_kept:.1%}" if row.energy_kept is not None else "–",
         )
-    for name, stored in reader.manifest.parameters.items():
-        if name.startswith(DETAILS):
-            axes = ", ".join(f"{a} {n}" for a, n in zip(stored.parameter.axes, stored.parameter.sizes, strict=True))
-            table.add_row(name, "1", axes, stored.dtype, shape(stored.shard), shape(stored.chunk), size(stored.nbytes))
     console.print(table)
-    provenance = {key: value for key, value in reader.manifest.provenance.items() if key != "details"}
-    console.print(yaml.safe_dump({"provenance": provenance}, sort_keys=False), markup=False)
+    totals = store_totals(manifest)
+    held = f"{totals.arrays:,} in {totals.shards:,} shards of {totals.chunks:,} chunks, {size(totals.nbytes)}"
+    lines = [
+        ("arrays", held),
+        ("files", ", ".join(manifest.files) or "none"),
+        ("digest", manifest.digest),
+        *provenance_lines(manifest.provenance),
+    ]
+    for heading, text in lines:
+        console.print(f"{heading:<14} {text}", markup=False)
+
+
+def show_manifest(manifest: Manifest) -> None:
+    """The manifest as JSON, but for the digests of the chunks."""
+    print(json.dumps({**manifest.contents(), "digest": manifest.digest}, indent=1))
 
 
 def shape(sizes: Sequence[int]) -> str:

@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from bot_dist.errors import CheckpointError, CheckpointExistsError, InputError
 from bot_dist.families import Model, Weight, model_of
@@ -26,11 +26,12 @@ from bot_dist.sharding import Mesh
 from bot_dist.urls import absolute, label
 
 if TYPE_CHECKING:
-    from bot_dist.checkpoint import CheckpointReader, Damage, MallatSource, StoredParameter
+    from bot_dist.checkpoint import CheckpointReader, MallatSource, StoredParameter
     from bot_dist.convert.source import Source
     from bot_dist.plan import TransferPlan
 
 OnEvent = Callable[[dict[str, Any]], None]
+ExportFormat = Literal["safetensors", "dcp"]
 
 PACKAGES = ("torch", "deepspeed", "ray", "zarr", "PyWavelets", "transformers")
 
@@ -129,10 +130,16 @@ def pretrain(recipe: Recipe, on_event: OnEvent = ignore) -> dict[str, Any]:
 
 
 def export(
-    recipe: Recipe, on_event: OnEvent = ignore, *, folder: str | None = None, probe: Path | None = None
+    recipe: Recipe,
+    on_event: OnEvent = ignore,
+    *,
+    folder: str | None = None,
+    probe: Path | None = None,
+    to: ExportFormat = "safetensors",
+    max_shard_bytes: int | None = None,
 ) -> dict[str, Any]:
-    """Write the recipe's trained store (the transferred one, where ``train.steps`` is 0) as a Hugging Face folder, by
-    default ``recipe.export_dir``; compare its logits with the ``probe`` that training left, if given.
+    """Write the recipe's trained store (the transferred one, where ``train.steps`` is 0) as ``export_store`` does, by
+    default into ``recipe.export_dir``; compare its logits with the ``probe`` that training left, if given.
 
     Raises CheckpointError when the trained store did not start from the present transferred store.
     """
@@ -145,15 +152,33 @@ def export(
                 f"train again (bot_dist pretrain RECIPE --overwrite)"
             )
         url = recipe.trained_url
-    target = folder or recipe.export_dir
-    return export_store(url, target, overwrite=recipe.overwrite, probe=probe, on_event=on_event)
+    report = export_store(
+        url,
+        folder or recipe.export_dir,
+        overwrite=recipe.overwrite,
+        to=to,
+        max_shard_bytes=max_shard_bytes,
+        on_event=on_event,
+    )
+    if probe is not None:
+        from bot_dist.evaluate.probe import compare_logits
+
+        report["logits"] = compare_logits(report["folder"], probe)
+    return report
 
 
 def export_store(
-    url: str, folder: str, *, overwrite: bool = False, probe: Path | None = None, on_event: OnEvent = ignore
+    url: str,
+    folder: str,
+    *,
+    overwrite: bool = False,
+    to: ExportFormat = "safetensors",
+    max_shard_bytes: int | None = None,
+    on_event: OnEvent = ignore,
 ) -> dict[str, Any]:
-    """Write the store (or any other source) at ``url`` as a Hugging Face folder."""
-    from bot_dist.convert.export import export_huggingface
+    """Write the store (or any other source) at ``url`` as a Hugging Face folder, with safetensors in files of at most
+    ``max_shard_bytes`` (5 GB), or with a checkpoint of torch's DCP instead."""
+    from bot_dist.convert.export import MAX_SHARD_BYTES, export_dcp, export_huggingface
     from bot_dist.convert.open import open_source
     from bot_dist.convert.tokenizer import has_tokenizer
 
@@ -161,32 +186,20 @@ def export_store(
     source = open_source(url)
     total = sum(source.storage_bytes(p) for _, _, p in model_of(source.config).parameters())
     on_event({"stage": "export", "event": "start", "bytes": total})
-    result = export_huggingface(
+    write = export_dcp
+    if to == "safetensors":
+        most = MAX_SHARD_BYTES if max_shard_bytes is None else max_shard_bytes
+        write = functools.partial(export_huggingface, max_shard_bytes=most)
+    elif max_shard_bytes is not None:
+        raise InputError("--max-shard-size is for safetensors; DCP's files are its chunks, leave it out")
+    result = write(
         source,
         folder,
         tokenizer_url=url if has_tokenizer(url) else None,
         overwrite=overwrite,
         progress=lambda n: on_event({"stage": "export", "event": "written", "bytes": n}),
     )
-    report = {"seconds": time.perf_counter() - started, "source": label(url), **dataclasses.asdict(result)}
-    if probe is not None:
-        from bot_dist.evaluate.probe import compare_logits
-
-        report["logits"] = compare_logits(folder, probe)
-    return report
-
-
-def verify(url: str, on_event: OnEvent = ignore) -> list[Damage]:
-    """Read every chunk of a committed store and return what is damaged or missing."""
-    reader = _committed(url)
-    parameters = reader.manifest.parameters
-    on_event({"stage": "verify", "event": "start", "bytes": sum(s.nbytes for s in parameters.values())})
-    damaged = []
-    for name, stored in parameters.items():
-        for shard in stored.shards():
-            damaged += reader.verify(name, shard)
-        on_event({"stage": "verify", "event": "parameter", "name": name, "bytes": stored.nbytes})
-    return damaged
+    return {"seconds": time.perf_counter() - started, "source": label(url), **dataclasses.asdict(result)}
 
 
 def run(recipe: Recipe, on_event: OnEvent = ignore) -> dict[str, Any]:
@@ -358,4 +371,4 @@ def _logged(path: Path, on_event: OnEvent) -> OnEvent:
     return log
 
 
-__all__ = ["export", "export_store", "plan_transfer", "pretrain", "run", "transfer", "verify"]
+__all__ = ["export", "export_store", "plan_transfer", "pretrain", "run", "transfer"]

@@ -63,6 +63,10 @@ class Manifest:
         """xxh3-128 of everything above: identifies the contents of the store."""
         return _digest(self._body())
 
+    def contents(self) -> dict[str, Any]:
+        """Everything as plain data, but for the digests of the chunks."""
+        return {**self._body(), "parameters": {name: s.to_json() for name, s in self.parameters.items()}}
+
     def to_bytes(self) -> bytes:
         return json.dumps({**self._body(), "digest": self.digest}, indent=1).encode()
 

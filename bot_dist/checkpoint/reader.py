@@ -38,14 +38,16 @@ READ_AHEAD = 2**28
 
 @dataclass(frozen=True, kw_only=True)
 class Damage:
-    """An inner chunk that does not hold what was committed, or the index of a shard."""
+    """An inner chunk that does not hold what was committed, the index of a shard, or a file beside the arrays."""
 
-    parameter: str
-    chunk: str
+    name: str
+    """Of the parameter, or the path of the file."""
+    chunk: str | None = None
     problem: str
 
     def __str__(self) -> str:
-        return f"{self.parameter}, chunk {self.chunk}: {self.problem}"
+        where = self.name if self.chunk is None else f"{self.name}, chunk {self.chunk}"
+        return f"{where}: {self.problem}"
 
 
 class CheckpointReader:
@@ -189,7 +191,7 @@ class CheckpointReader:
             except CheckpointError:
                 problems = [self._read_problem(stored, piece, i) for i in range(len(piece.chunks))]
             damaged += [
-                Damage(parameter=name, chunk=stored.chunk_key(chunk), problem=problem)
+                Damage(name=name, chunk=stored.chunk_key(chunk), problem=problem)
                 for chunk, problem in zip(piece.chunks, problems, strict=True)
                 if problem
             ]
@@ -200,11 +202,11 @@ class CheckpointReader:
             self.storage.read_into([Request(self._key(stored, shard), offset, [memoryview(index)])])
         except CheckpointError as error:
             if not damaged:
-                damaged.append(Damage(parameter=name, chunk=f"index of {stored.shard_key(shard)}", problem=str(error)))
+                damaged.append(Damage(name=name, chunk=f"index of {stored.shard_key(shard)}", problem=str(error)))
         else:
             if index != wanted:
                 problem = "not what the layout says; plain zarr will not find its chunks"
-                damaged.append(Damage(parameter=name, chunk=f"index of {stored.shard_key(shard)}", problem=problem))
+                damaged.append(Damage(name=name, chunk=f"index of {stored.shard_key(shard)}", problem=problem))
         return damaged
 
     def verify_sizes(self) -> list[Damage]:
@@ -220,7 +222,7 @@ class CheckpointReader:
                         "is missing" if found is None else f"has {found:,} of {wanted:,} bytes"
                     )
                     damaged += [
-                        Damage(parameter=name, chunk=stored.chunk_key(chunk), problem=problem)
+                        Damage(name=name, chunk=stored.chunk_key(chunk), problem=problem)
                         for chunk in stored.chunks(shard)
                     ]
         return damaged

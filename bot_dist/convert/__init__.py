@@ -1,4 +1,4 @@
-"""Checkpoints of others: safetensors and GGUF in, safetensors out, and their tokenizers."""
+"""Checkpoints of others: safetensors and GGUF in, safetensors and torch's DCP out, and their tokenizers."""
 
 from bot_dist.convert.open import open_source
 from bot_dist.convert.source import Source

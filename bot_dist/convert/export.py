@@ -1,4 +1,4 @@
-"""Export of any source as a folder that ``transformers`` loads."""
+"""Export of any source as a folder: that ``transformers`` loads, or with a checkpoint of torch's DCP."""
 
 from __future__ import annotations
 
@@ -25,13 +25,17 @@ from bot_dist.errors import CheckpointExistsError, InputError
 from bot_dist.families import Model, model_of
 from bot_dist.urls import label
 
+MAX_SHARD_BYTES = 5 * 10**9
 STAGING = ".bot_dist-export-"
 """Prefix of the subfolder in which an unfinished export is."""
+
+MARKERS = ("config.json", ".metadata")
+"""Without these a folder is no model to ``transformers``, and no checkpoint to DCP."""
 
 _FOREIGN = ("torch_dtype", "auto_map", "_name_or_path", "transformers_version")
 """Configuration of the source's files, not of the model."""
 
-_WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
+_WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?|__\d+_\d+\.distcp")
 _TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
@@ -54,17 +58,54 @@ def export_huggingface(
     folder: str,
     *,
     tokenizer_url: str | None = None,
-    max_shard_bytes: int = 10**9,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
     overwrite: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> ExportResult:
     """Write ``config.json``, safetensors, ``generation_config.json`` and the tokenizer into a local folder.
 
     Weights are streamed in bounded pieces and keep their dtypes; ``dtype`` in ``config.json`` is one that holds them
-    all. Nothing in the folder looks like a model before everything is there. ``progress`` gets the bytes of each piece.
-    Raises InputError for a remote folder, CheckpointExistsError when it holds a model (unless ``overwrite``) or a
-    bot_dist store, SourceError when the source is not the model that its configuration describes.
+    all. They fill files of at most ``max_shard_bytes`` (a larger tensor has its own), with an index if there are
+    several. Nothing in the folder looks like a model before everything is there. ``progress`` gets the bytes of each
+    piece. Raises InputError for a remote folder, CheckpointExistsError when it holds a model (unless ``overwrite``) or
+    a bot_dist store, SourceError when the source is not the model that its configuration describes.
     """
+
+    def write(staging: Path, tensors: list[Tensor], progress: Callable[[int], None]) -> None:
+        _write_safetensors(staging, source, shards(tensors, max_shard_bytes), progress)
+
+    return _export(source, folder, write, tokenizer_url, overwrite, progress)
+
+
+def export_dcp(
+    source: Source,
+    folder: str,
+    *,
+    tokenizer_url: str | None = None,
+    overwrite: bool = False,
+    progress: Callable[[int], None] | None = None,
+) -> ExportResult:
+    """``export_huggingface`` with a checkpoint of ``torch.distributed.checkpoint`` in place of safetensors.
+
+    A tied head is not in it; a loader that wants it under its own name ties it itself.
+    """
+    from bot_dist.convert.dcp_out import write_dcp
+
+    def write(staging: Path, tensors: list[Tensor], progress: Callable[[int], None]) -> None:
+        write_dcp(staging, source, tensors, progress)
+
+    return _export(source, folder, write, tokenizer_url, overwrite, progress)
+
+
+def _export(
+    source: Source,
+    folder: str,
+    write: Callable[[Path, list[Tensor], Callable[[int], None]], None],
+    tokenizer_url: str | None,
+    overwrite: bool,
+    progress: Callable[[int], None] | None,
+) -> ExportResult:
+    """What all exports share: everything is written into a subfolder, and moved into place when it is whole."""
     target = _target(folder, overwrite)
     model = model_of(source.config)
     source.check(model)
@@ -76,7 +117,7 @@ def export_huggingface(
         shutil.rmtree(stale)
     staging = Path(tempfile.mkdtemp(prefix=STAGING, dir=target))
     try:
-        _write_weights(staging, source, shards(tensors, max_shard_bytes), progress or (lambda _: None))
+        write(staging, tensors, progress or (lambda _: None))
         tokenizer = tokenizer_url is not None and save_tokenizer(tokenizer_url, str(staging))
         _write_configs(staging, model, reduce(torch.promote_types, {t.dtype for t in tensors}))
         files = _publish(staging, target)
@@ -102,7 +143,7 @@ def _target(folder: str, overwrite: bool) -> Path:
     names = {entry.name for entry in path.iterdir()} if path.exists() else set()
     if names & {"zarr.json", "manifest.json"}:
         raise CheckpointExistsError(f"{path}: holds a bot_dist store; export into another folder")
-    held = sorted(n for n in names if n == "config.json" or n.endswith((".safetensors", ".bin", ".gguf")))
+    held = sorted(n for n in names if n in MARKERS or n.endswith((".safetensors", ".bin", ".gguf")))
     if held and not overwrite:
         raise CheckpointExistsError(
             f"{path}: already holds a model ({', '.join(held[:3])}); give another folder or overwrite"
@@ -110,7 +151,9 @@ def _target(folder: str, overwrite: bool) -> Path:
     return path
 
 
-def _write_weights(folder: Path, source: Source, files: list[list[Tensor]], progress: Callable[[int], None]) -> None:
+def _write_safetensors(
+    folder: Path, source: Source, files: list[list[Tensor]], progress: Callable[[int], None]
+) -> None:
     if len(files) == 1:
         write_safetensors(folder / SINGLE, source, files[0], progress)
         return
@@ -126,32 +169,37 @@ def _write_weights(folder: Path, source: Source, files: list[list[Tensor]], prog
     _write_json(folder / INDEX, {"metadata": total, "weight_map": weight_map})
 
 
+def huggingface_config(model: Model) -> dict[str, Any]:
+    """The model's configuration as ``transformers`` writes it, with every default."""
+    import transformers
+
+    kept = {key: value for key, value in model.config.items() if key not in _FOREIGN}
+    kept["architectures"] = [model.family.architecture(model.config)]
+    config: dict[str, Any] = transformers.AutoConfig.for_model(**kept).to_dict()
+    return config
+
+
 def _write_configs(folder: Path, model: Model, dtype: torch.dtype) -> None:
     import transformers
 
-    config, family = model.config, model.family
-    kept = {key: value for key, value in config.items() if key not in _FOREIGN}
-    kept |= {
-        "architectures": [family.architecture(config)],
-        "dtype": str(dtype).removeprefix("torch."),
-    }
-    _write_json(folder / "config.json", transformers.AutoConfig.for_model(**kept).to_dict())
+    config = model.config
+    _write_json(folder / "config.json", {**huggingface_config(model), "dtype": str(dtype).removeprefix("torch.")})
     ids = {key: config[key] for key in _TOKEN_IDS if config.get(key) is not None}
-    if ids and family.objective == "causal":
+    if ids and model.family.objective == "causal":
         version = {"transformers_version": transformers.__version__}
         _write_json(folder / "generation_config.json", {"_from_model_config": True, **ids, **version})
 
 
 def _publish(staging: Path, target: Path) -> tuple[str, ...]:
-    """Move the finished files into place. An old ``config.json`` goes first and the new one comes last: without it a
-    folder is no model to anyone."""
+    """Move the finished files into place. The old ``MARKERS`` go first and the new ones come last."""
     names = {path.name for path in staging.iterdir()}
     replaced_tokenizer = {*TOKENIZER_FILES} if names & {*TOKENIZER_FILES} else set()
-    (target / "config.json").unlink(missing_ok=True)
+    for marker in MARKERS:
+        (target / marker).unlink(missing_ok=True)
     for old in [*target.iterdir()]:
         if _WEIGHTS.fullmatch(old.name) or old.name == "generation_config.json" or old.name in replaced_tokenizer:
             old.unlink()
-    for name in sorted(names, key=lambda name: (name == "config.json", name)):
+    for name in sorted(names, key=lambda name: (name in MARKERS, name)):
         (staging / name).replace(target / name)
     descriptor = os.open(target, os.O_RDONLY)
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol
 
 from bot_dist.axes import Parameter
-from bot_dist.sharding import Box
+from bot_dist.sharding import Box, flat_boxes
 
 if TYPE_CHECKING:
     import torch
@@ -48,3 +48,11 @@ class Source(Protocol):
 
     def provenance(self) -> dict[str, Any]:
         """What identifies it: url, format, files with their sizes."""
+
+
+def read_flat(source: Source, parameter: Parameter, start: int, stop: int) -> torch.Tensor:
+    """Elements ``[start, stop)`` of the row-major parameter, as a flat tensor."""
+    import torch
+
+    pieces = [source.read(parameter, box).flatten() for box in flat_boxes(parameter.sizes, start, stop)]
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces)

@@ -50,12 +50,56 @@ def test_scale_plan_inspect_verify_export(
     assert (status, f"committed {store}" in text, "energy kept" in text) == (0, True, True)
     status, text = cli("inspect", str(store))
     assert (status, "kv_heads 2, group 2, head_dim 8, embed 12" in text, source in text) == (0, True, True)
+    shown = {line.partition(" ")[0]: line for line in text.splitlines()}
+    shards = sum(path.is_file() for path in store.glob("data/*/*/c/**/*"))
+    assert f"29 in {shards} shards of {shards} chunks" in shown["arrays"]
+    assert "target.embed=12, cluster.executor=local, cluster.tensor=2" in shown["recipe"]
+    assert "mesh tensor 2 × data 1" in shown["plan"]
+    assert f"digest         {CheckpointReader(str(store)).manifest.digest}" in text
+    status, text = cli("inspect", str(store), "--json")
+    manifest = json.loads((store / "manifest.json").read_text())
+    for parameter in manifest["parameters"].values():
+        del parameter["digests"]
+    assert (status, json.loads(text)) == (0, manifest)
     assert cli("verify", str(store))[0] == 0
     status, text = cli("export", str(store), str(tmp_path / "hf"))
     assert (status, (tmp_path / "hf" / "model.safetensors").exists()) == (0, True)
-    (store / "model.norm.weight" / "c" / "0").unlink()
+    (shard,) = store.glob("data/*/model.norm.weight/c/0")
+    shard.unlink()
     status, text = cli("verify", str(store))
+    assert (status, f"model.norm.weight, chunk 0: shard {shard.relative_to(store)} is missing" in text) == (1, True)
+    status, text = cli("verify", str(store), "--quick")
     assert (status, "model.norm.weight, chunk 0: shard c/0 is missing" in text) == (1, True)
+
+
+def test_diff_exits_as_diff_does(cli: Callable[..., tuple[int, str]], tmp_path: Path, pico_llama: PicoFactory) -> None:
+    source, same, small = pico_llama().url, tmp_path / "same", tmp_path / "small"
+    assert cli(*scale(source, same))[0] == 0
+    assert cli(*scale(source, small, "--mlp", "20"))[0] == 0
+    status, text = cli("diff", source, str(same))
+    assert (status, "no difference (0 parameters equal by their digests, 29 by reading both)" in text) == (0, True)
+    status, text = cli("diff", str(same), str(small), "--quick")
+    assert (status, "shape 40×24, 20×24" in text, "intermediate_size" in text) == (1, True, True)
+    status, text = cli("diff", source, str(tmp_path / "none"))
+    assert (status, "no such file or folder" in text) == (2, True)
+    (small / "manifest.json").write_text("{}")
+    assert cli("diff", source, str(small))[0] == 2
+
+
+def test_export_options(cli: Callable[..., tuple[int, str]], tmp_path: Path, pico_llama: PicoFactory) -> None:
+    source = pico_llama().url
+    assert cli("export", source, str(tmp_path / "st"), "--max-shard-size", "9kB")[0] == 0
+    assert (tmp_path / "st/model.safetensors.index.json").exists()
+    assert cli("export", source, str(tmp_path / "dcp"), "--to", "dcp")[0] == 0
+    assert (tmp_path / "dcp/.metadata").exists()
+    for options, message in (
+        (("--to", "pickle"), "'safetensors', 'dcp'"),
+        (("--max-shard-size", "much"), "'much' is no size"),
+        (("--to", "dcp", "--max-shard-size", "1GB"), "--max-shard-size is for safetensors"),
+    ):
+        status, text = cli("export", source, str(tmp_path / "no"), *options)
+        assert (status, message in text) == (2, True), text
+    assert not (tmp_path / "no").exists()
 
 
 def test_policies_and_details_on_the_command_line(
@@ -180,13 +224,13 @@ def test_help_is_instant() -> None:
     loaded = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
     assert (loaded.returncode, loaded.stderr) == (0, "")
     text = subprocess.run([sys.executable, "-m", "bot_dist.cli", "--help"], check=True, capture_output=True, text=True)
-    verbs = ("run", "plan", "scale", "pretrain", "verify", "inspect", "export")
+    verbs = ("run", "plan", "scale", "pretrain", "verify", "inspect", "diff", "export")
     assert all(f" {verb} " in text.stdout for verb in verbs)
 
 
 @pytest.mark.ray
 def test_ctrl_c_commits_nothing_stops_the_actors_and_a_rerun_resumes(tmp_path: Path, pico_llama: PicoFactory) -> None:
-    source = pico_llama(num_hidden_layers=12).url
+    source = pico_llama(num_hidden_layers=36).url  # steps enough for the signal to come amid them
     store = tmp_path / "store"
     options = ("--embed", "48", "--tensor", "2", "--memory-limit", "20KiB")
     command = [sys.executable, "-m", "bot_dist.cli", "scale", source, str(store), *options]
@@ -195,7 +239,7 @@ def test_ctrl_c_commits_nothing_stops_the_actors_and_a_rerun_resumes(tmp_path: P
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, start_new_session=True
     )
     deadline = time.monotonic() + 120
-    while len(list(store.glob("_steps/*.json"))) < 5:
+    while len(list(store.glob("data/*/_steps/*.json"))) < 5:
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -205,9 +249,9 @@ def test_ctrl_c_commits_nothing_stops_the_actors_and_a_rerun_resumes(tmp_path: P
     assert "interrupted" in text
     assert "Traceback" not in text
     assert not (store / "manifest.json").exists()
-    done = len(list(store.glob("_steps/*.json")))
+    done = len(list(store.glob("data/*/_steps/*.json")))
     time.sleep(1)
-    assert len(list(store.glob("_steps/*.json"))) == done, "an actor goes on writing"
+    assert len(list(store.glob("data/*/_steps/*.json"))) == done, "an actor goes on writing"
     again = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
     assert again.returncode == 0, again.stderr
     assert "were found done" in again.stdout

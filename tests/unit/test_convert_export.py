@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from bot_dist.checkpoint import CheckpointReader, CheckpointWriter
 from bot_dist.convert import open_source, safetensors_out
 from bot_dist.convert.export import export_huggingface
 from bot_dist.convert.tokenizer import has_tokenizer, load_tokenizer, save_tokenizer
@@ -174,10 +175,14 @@ def test_a_tokenizer_is_read_from_and_written_to_remote_folders(tokenizer: Path)
 
 
 def test_a_store_keeps_its_tokenizer_in_a_folder(tmp_path: Path, tokenizer: Path) -> None:
-    (tmp_path / "store").mkdir()
-    (tmp_path / "store/zarr.json").write_text("{}")
-    assert save_tokenizer(str(tokenizer), str(tmp_path / "store/tokenizer"))
-    assert load_tokenizer(str(tmp_path / "store"))("grow")["input_ids"] == [3]
+    store = str(tmp_path / "store")
+    writer = CheckpointWriter.create(store, [], config={}, attempt="plan")
+    assert save_tokenizer(str(tokenizer), f"{writer.url}/tokenizer")
+    writer.commit({}, {})
+    assert "tokenizer/tokenizer.json" in CheckpointReader(store).manifest.files
+    assert load_tokenizer(store)("grow")["input_ids"] == [3]
+    assert save_tokenizer(store, str(tmp_path / "out"))
+    assert load_tokenizer(str(tmp_path / "out"))("shrink")["input_ids"] == [4]
 
 
 def test_an_older_format_is_saved_so_that_it_needs_no_configuration(pico_gpt2: PicoMaker, tmp_path: Path) -> None:

@@ -1,0 +1,113 @@
+"""What a committed store holds and where it came from, in short."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from bot_dist.checkpoint.layout import StoredParameter
+from bot_dist.checkpoint.manifest import Manifest
+from bot_dist.families import model_of
+from bot_dist.plan import DETAILS, Details
+from bot_dist.recipe import make_recipe
+
+_SHORT = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreRow:
+    """One module (its arrays are alike), or one detail band of one."""
+
+    name: str
+    arrays: int
+    stored: StoredParameter
+    """Of the first array."""
+    nbytes: int
+    """Of all arrays."""
+    energy_kept: float | None
+    """Share of the source's squared norm; None where nothing was dropped."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Totals:
+    """Counts over a whole store, details included."""
+
+    arrays: int
+    shards: int
+    chunks: int
+    nbytes: int
+
+
+def store_rows(manifest: Manifest) -> list[StoreRow]:
+    """Every module of the model, then every detail band."""
+    model = model_of(manifest.config)
+    energy = manifest.provenance.get("transfer", {}).get("energy_kept", {})
+    detail_energy = manifest.provenance.get("transfer", {}).get("detail_energy", {})
+    rows = []
+    for weight in model.weights:
+        stored = manifest.parameters[model.parameter(weight).name]
+        n = model.weight_layers(weight)
+        kept = energy.get(weight.name)
+        rows.append(StoreRow(name=weight.name, arrays=n, stored=stored, nbytes=n * stored.nbytes, energy_kept=kept))
+    for name, stored in manifest.parameters.items():
+        if name.startswith(DETAILS):
+            module, _, band = name.removeprefix(DETAILS).rpartition("/")
+            kept = detail_energy.get(module, {}).get(band)
+            rows.append(StoreRow(name=name, arrays=1, stored=stored, nbytes=stored.nbytes, energy_kept=kept))
+    return rows
+
+
+def store_totals(manifest: Manifest) -> Totals:
+    every = manifest.parameters.values()
+    return Totals(
+        arrays=len(every),
+        shards=sum(1 for stored in every for _ in stored.shards()),
+        chunks=sum(math.prod(stored.grid_shape) for stored in every),
+        nbytes=sum(stored.nbytes for stored in every),
+    )
+
+
+def provenance_lines(provenance: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """What a person wants to know of where a store came from: a heading and one line each."""
+    for key, value in provenance.items():
+        match key:
+            case "source":
+                yield "source", ", ".join(str(value[name]) for name in ("url", "format") if name in value)
+                if "digest" in value:
+                    yield "source digest", value["digest"]
+                for name, file in value.get("files", {}).items():
+                    facts = ", ".join(f"{what} {_short(found)}" for what, found in file.items())
+                    yield "source file", f"{name}: {facts}"
+            case "plan":
+                mesh = " × ".join(f"{axis} {n}" for axis, n in value["mesh"].items())
+                yield "plan", f"{value['digest']}, mesh {mesh}"
+                yield from (("note", note) for note in value["notes"])
+            case "recipe":
+                default = make_recipe({"source": value["source"], "output": value["output"]}).public()
+                yield "recipe", ", ".join(_changed(value, default)) or "defaults"
+            case "details":
+                yield "details", f"along {', '.join(sorted(Details.from_json(value).axes))}, kept"
+            case "transfer":
+                read, written = (value[f"bytes_{done}"] / 1e6 for done in ("read", "written"))
+                yield "transfer", f"{value['seconds']:.1f} s, {read:,.1f} MB read, {written:,.1f} MB written"
+            case "versions":
+                yield "versions", ", ".join(f"{name} {version}" for name, version in value.items())
+            case _:
+                yield key, str(value)
+
+
+def _changed(value: Mapping[str, Any], default: Mapping[str, Any], section: str = "") -> Iterable[str]:
+    """The settings that a recipe changes, as it would override them."""
+    for key, setting in value.items():
+        if isinstance(setting, dict) and isinstance(default.get(key), dict):
+            yield from _changed(setting, default[key], f"{section}{key}.")
+        elif setting != default.get(key):
+            yield f"{section}{key}={setting}"
+
+
+def _short(found: object) -> str:
+    """Enough of a long digest to tell it from others."""
+    text = str(found)
+    return text if len(text) <= 2 * _SHORT else f"{text[:_SHORT]}…"

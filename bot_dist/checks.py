@@ -1,0 +1,99 @@
+"""Checks of finished checkpoints: is a store whole, and are two checkpoints the same?
+
+Both take an optional ``on_event``, called with one plain mapping per thing that happened.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from bot_dist.urls import absolute
+
+if TYPE_CHECKING:
+    from bot_dist.checkpoint import CheckpointReader, Damage
+    from bot_dist.checkpoint.verification import Part, Verification
+    from bot_dist.convert.compare import Comparison
+
+OnEvent = Callable[[dict[str, Any]], None]
+
+
+def ignore(event: dict[str, Any]) -> None:
+    """The default ``on_event``."""
+
+
+def verify(
+    url: str,
+    on_event: OnEvent = ignore,
+    *,
+    quick: bool = False,
+    address: str | None = None,
+    actors: int | None = None,
+) -> Verification:
+    """Read every chunk and file of a committed store, and tell what is damaged or missing, and what is foreign.
+
+    ``quick`` looks at existence and sizes only. Else threads of this process read; or, when ``address`` (also
+    RAY_ADDRESS) names a cluster, its actors; or ``actors`` of them, on an embedded cluster where none is named.
+    """
+    from bot_dist.checkpoint import CheckpointReader, verification
+
+    reader = CheckpointReader(absolute(url))
+    if quick:
+        damaged = verification.verify_sizes(reader)
+        n = sum(1 for stored in reader.manifest.parameters.values() for _ in stored.shards())
+        read = f"sizes of {n:,} shards, no contents"
+    else:
+        damaged, read = _verify_contents(reader, on_event, address or os.environ.get("RAY_ADDRESS"), actors)
+        damaged += verification.verify_beside(reader)
+    return verification.Verification(damaged=damaged, foreign=verification.foreign_files(reader), read=read)
+
+
+def _verify_contents(
+    reader: CheckpointReader, on_event: OnEvent, address: str | None, actors: int | None
+) -> tuple[list[Damage], str]:
+    """What is damaged in the arrays; and what was read, by whom and how fast."""
+    from bot_dist.checkpoint import verification
+    from bot_dist.recipe import ClusterConfig
+
+    def deal(workers: int) -> list[Part]:
+        work = verification.parts(reader, workers)
+        on_event({"stage": "verify", "event": "start", "bytes": sum(part.nbytes for part in work)})
+        return work
+
+    def on_part(part: Part) -> None:
+        on_event({"stage": "verify", "event": "read", "bytes": part.nbytes})
+
+    if address or actors:
+        from bot_dist.runtime.cluster import connected
+
+        with connected(ClusterConfig(address=address), actors or 1):
+            from bot_dist.runtime.verify_actors import actors_of, verify_by_actors  # after connected() has prepared Ray
+
+            n, workers = actors_of(actors), "actors"
+            started, work = time.perf_counter(), deal(n)
+            damaged = verify_by_actors(reader, work, n, on_part)
+    else:
+        n, workers = verification.default_threads(), "threads"
+        started, work = time.perf_counter(), deal(n)
+        damaged = verification.verify_by_threads(reader, work, n, on_part)
+    gigabytes, seconds = sum(part.nbytes for part in work) / 1e9, time.perf_counter() - started
+    return damaged, f"{gigabytes:.2f} GB by {n} {workers} in {seconds:.1f} s, {gigabytes / seconds:.2f} GB/s"
+
+
+def diff(first: str, second: str, on_event: OnEvent = ignore, *, quick: bool = False) -> Comparison:
+    """Compare two stores, or any two sources: configuration, parameters and values. ``quick`` reads no values, and
+    leaves undecided what digests don't tell."""
+    from bot_dist.checkpoint.verification import default_threads
+    from bot_dist.convert.compare import compare_metadata, compare_values
+    from bot_dist.convert.open import open_source
+
+    a, b = open_source(first), open_source(second)
+    found = compare_metadata(a, b)
+    if quick or not found.undecided:
+        return found
+    on_event({"stage": "diff", "event": "start", "elements": sum(found.undecided.values())})
+    return compare_values(
+        a, b, found, default_threads(), lambda n: on_event({"stage": "diff", "event": "read", "elements": n})
+    )

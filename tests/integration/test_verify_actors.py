@@ -1,0 +1,72 @@
+"""Verifying by Ray actors: the same answer, also when actors die."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bot_dist import checks
+from bot_dist.checkpoint import CheckpointReader
+from bot_dist.checkpoint.verification import parts
+from bot_dist.errors import CheckpointError, RunError
+from tests.unit.test_verification import hurt, store
+
+__all__ = ["store"]  # a fixture
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+
+OnEvent = Callable[[dict[str, Any]], None]
+
+
+def killer(store: Path, n_actors: int, victims: int) -> OnEvent:
+    """Kills the first ``victims`` actors of a verification once they have read something."""
+    import ray
+
+    digest = CheckpointReader(str(store)).manifest.digest
+
+    def on_event(event: dict[str, Any]) -> None:
+        nonlocal victims
+        while event["event"] == "read" and victims:
+            victims -= 1
+            ray.kill(ray.get_actor(f"bot_dist-verify-{victims}-of-{n_actors}-{digest[:8]}"))
+
+    return on_event
+
+
+def test_actors_find_what_threads_find(store: Path) -> None:
+    hurt(store)
+    assert checks.verify(str(store), actors=2).damaged == checks.verify(str(store)).damaged
+
+
+def test_what_a_dead_actor_had_goes_to_the_others(store: Path) -> None:
+    hurt(store)
+    events: list[dict[str, Any]] = []
+    kill = killer(store, 2, victims=1)
+
+    def on_event(event: dict[str, Any]) -> None:
+        events.append(event)
+        kill(event)
+
+    assert checks.verify(str(store), on_event, actors=2).damaged == checks.verify(str(store)).damaged
+    assert events[0]["bytes"] == sum(event["bytes"] for event in events[1:])
+
+
+def test_without_actors_left_it_ends(store: Path) -> None:
+    with pytest.raises(RunError, match="all actors have died"):
+        checks.verify(str(store), killer(store, 2, victims=2), actors=2)
+
+
+def test_more_actors_than_the_cluster_has_cpus_are_refused(store: Path) -> None:
+    with pytest.raises(RunError, match=r"1000 actors are wanted and the cluster has \d+ CPUs"):
+        checks.verify(str(store), actors=1000)
+
+
+def test_a_store_that_is_replaced_meanwhile_is_told(store: Path) -> None:
+    from bot_dist.runtime.verify_actors import VerifyActor  # Ray's import is prepared by now
+
+    reader = CheckpointReader(str(store))
+    with pytest.raises(CheckpointError, match="was replaced while it was verified"):
+        VerifyActor(reader.url, "another digest").verify(parts(reader, 1)[0])

@@ -1,0 +1,149 @@
+"""Verifying a whole store: everything that is wrong is told, by name and index, whoever looks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import zarr
+
+from bot_dist import checks, pipeline
+from bot_dist.checkpoint import CheckpointReader
+from bot_dist.checkpoint.verification import parts, verify_by_threads
+from bot_dist.recipe import make_recipe
+
+PicoMaker = Callable[..., Any]
+
+
+@pytest.fixture
+def store(pico_llama: PicoMaker, tmp_path: Path) -> Path:
+    """A committed store of a pico model with a tokenizer's file."""
+    source = pico_llama()
+    (source.folder / "tokenizer.json").write_text('{"version": "1.0"}')
+    recipe = {"source": source.url, "output": str(tmp_path), "target_url": str(tmp_path / "store")}
+    pipeline.transfer(make_recipe({**recipe, "cluster": {"executor": "local", "tensor": 2}}))
+    return tmp_path / "store"
+
+
+def data(store: Path) -> Path:
+    (folder,) = (path.parent for path in store.glob("data/*/zarr.json"))
+    return folder
+
+
+def flip(path: Path, offset: int = 0) -> None:
+    content = bytearray(path.read_bytes())
+    content[offset] ^= 1
+    path.write_bytes(content)
+
+
+def hurt(store: Path) -> list[str]:
+    """Damage a store in many ways; how each is told begins so."""
+    folder = data(store)
+    flip(folder / "model.norm.weight/c/0")
+    (folder / "model.embed_tokens.weight/c/0/0").unlink()
+    (folder / "model.layers.1.mlp.up_proj.weight/c/0/0").write_bytes(b"short")
+    flip(folder / "model.layers.2.mlp.up_proj.weight/c/1/0", -1)
+    (folder / "model.layers.0.mlp.up_proj.weight/zarr.json").write_text("{}")
+    flip(folder / "tokenizer/tokenizer.json", -3)
+    return [
+        "model.embed_tokens.weight, chunk 0.0: shard data/",
+        "model.norm.weight, chunk 0: digest",
+        "model.layers.1.mlp.up_proj.weight, chunk 0.0: ",
+        "model.layers.2.mlp.up_proj.weight, chunk index of c/1/0: ",
+        f"data/{folder.name}/model.layers.0.mlp.up_proj.weight/zarr.json: not what the manifest says",
+        "tokenizer/tokenizer.json: digest",
+    ]
+
+
+def test_an_intact_store_is_intact(store: Path) -> None:
+    for quick in (False, True):
+        found = checks.verify(str(store), quick=quick)
+        assert (found.damaged, found.foreign) == ([], {})
+
+
+def test_every_damage_is_told_whatever_the_number_of_workers(store: Path) -> None:
+    expected = hurt(store)
+    told = [str(damage) for damage in checks.verify(str(store)).damaged]
+    assert not [wanted for wanted in expected if not any(line.startswith(wanted) for line in told)], told
+    assert not [line for line in told if not line.startswith(tuple(expected))]
+    reader = CheckpointReader(str(store))
+    for workers in (1, 3):
+        found = verify_by_threads(reader, parts(reader, workers), workers, lambda part: None)
+        assert told[: len(found)] == [str(damage) for damage in found]
+
+
+def test_parts_are_all_the_shards_in_order_and_of_like_size(store: Path) -> None:
+    reader = CheckpointReader(str(store))
+    every = [(name, shard) for name, stored in reader.manifest.parameters.items() for shard in stored.shards()]
+    for workers in (1, 2, 50):
+        work = parts(reader, workers)
+        assert [shard for part in work for shard in part.shards] == every
+        share = sum(part.nbytes for part in work) / (8 * workers)
+        assert all(part.nbytes <= share + 1 or len(part.shards) == 1 for part in work)
+
+
+def test_progress_counts_every_byte_of_the_shards(store: Path) -> None:
+    events: list[dict[str, Any]] = []
+    checks.verify(str(store), events.append)
+    start, *read = events
+    assert start["bytes"] == sum(event["bytes"] for event in read)
+    assert start["bytes"] == sum(path.stat().st_size for path in data(store).glob("*/c/**/*") if path.is_file())
+
+
+def test_a_quick_look_sees_what_is_missing_or_of_another_size(store: Path) -> None:
+    folder = data(store)
+    flip(folder / "model.norm.weight/c/0")
+    (folder / "model.embed_tokens.weight/c/0/0").unlink()
+    (folder / "model.layers.1.mlp.up_proj.weight/c/0/0").write_bytes(b"short")
+    (folder / "model.norm.weight/zarr.json").unlink()
+    (folder / "tokenizer/tokenizer.json").write_text("")
+    assert {damage.name for damage in checks.verify(str(store), quick=True).damaged} == {
+        "model.embed_tokens.weight",
+        "model.layers.1.mlp.up_proj.weight",
+        f"data/{folder.name}/model.norm.weight/zarr.json",
+        "tokenizer/tokenizer.json",
+    }
+
+
+def test_strangers_are_noted_and_harmless(store: Path) -> None:
+    (store / "notes.txt").write_text("mine")
+    (store / "data/another").mkdir()
+    (store / "data/another/left.partial").write_text("by a killed writer")
+    (data(store) / "model.norm.weight/c/7").write_text("seven")
+    for quick in (False, True):
+        found = checks.verify(str(store), quick=quick)
+        norm = f"data/{data(store).name}/model.norm.weight/c/7"
+        assert found.foreign == {"notes.txt": 4, "data/another/left.partial": 18, norm: 5}
+        assert not found.damaged
+
+
+def test_a_remote_store_is_verified_alike(pico_llama: PicoMaker) -> None:
+    recipe = {"source": pico_llama().url, "output": ".", "target_url": "memory://verified"}
+    pipeline.transfer(make_recipe({**recipe, "cluster": {"executor": "local"}, "overwrite": True}))
+    reader = CheckpointReader("memory://verified")
+    assert not checks.verify(reader.url).damaged
+    norm = f"{reader.manifest.data}/model.norm.weight"
+    reader.storage.write("notes.txt", [b"mine"])
+    reader.storage.remove(f"{norm}/c/0")
+    for quick in (False, True):
+        found = checks.verify(reader.url, quick=quick)
+        assert [(damage.name, damage.chunk) for damage in found.damaged] == [("model.norm.weight", "0")]
+        assert found.foreign == {"notes.txt": 4}
+    assert f"{norm}/c/0 is missing" in str(checks.verify(reader.url).damaged[0])
+
+
+def test_what_plain_zarr_sees_of_damage(store: Path) -> None:
+    """The limits that the package's docstring tells."""
+    group = zarr.open_group(data(store), mode="r")
+    norm, up = (group[name] for name in ("model.norm.weight", "model.layers.0.mlp.up_proj.weight"))
+    assert torch.equal(torch.from_numpy(norm[:]), CheckpointReader(str(store)).read_flat("model.norm.weight", 0, 24))
+    flip(data(store) / "model.norm.weight/c/0")
+    with pytest.raises(ValueError, match="checksum"):
+        norm[:]
+    (data(store) / "model.layers.0.mlp.up_proj.weight/c/1/0").unlink()
+    assert np.isnan(up[20:]).all()
+    assert not np.isnan(up[:20]).any()

@@ -96,7 +96,8 @@ class Worker:
 
     def _finished(self, step: Step) -> StepResult | None:
         """What an earlier attempt recorded of a step, if that is what storage holds."""
-        record = self.writer.record_of(step.id)
+        if (record := self.writer.record_of(step.id)) is None:
+            return None
         earlier = StepResult(**{**record, "digests": {n: bytes.fromhex(d) for n, d in record["digests"].items()}})
         names, shard = self._written(step)
         found = all_done(self._requests.submit(self.writer.digests_on_storage, name, shard) for name in names)

@@ -92,15 +92,21 @@ class PowerCut(Crash):
         """Files that may not be in their folder."""
 
     def __call__(self, storage: Storage, operation: str, args: Any, options: Any, call: Call) -> Any:
-        result = super().__call__(storage, operation, args, options, call)
         path = Path(storage.path(args[0] if args and isinstance(args[0], str) else ""))
-        with self._lock:
-            if operation == "write":
-                self.unnamed.add(path)
-                (self.soft.discard if options.get("durable") else self.soft.add)(path)
-            elif operation == "sync_folders":
-                self.unnamed = {p for p in self.unnamed if not p.is_relative_to(path) and p.parent not in path.parents}
-        return result
+
+        def noted() -> Any:
+            new = not path.exists()
+            result = call()
+            with self._lock:
+                if operation == "write":
+                    self.unnamed |= {path} if new else set()
+                    (self.soft.discard if options.get("durable") else self.soft.add)(path)
+                elif operation == "sync_folders":
+                    above = path.parents
+                    self.unnamed = {p for p in self.unnamed if not p.is_relative_to(path) and p.parent not in above}
+            return result
+
+        return super().__call__(storage, operation, args, options, noted)
 
     def lose(self) -> None:
         for path in sorted(p for p in self.unnamed if p.exists() and self.draw.random() < 0.3):

@@ -115,6 +115,8 @@ def lose_manifest(store: Path, draw: random.Random) -> None:
     (store / "manifest.json").unlink()
 
 
+FORGED = "an edited manifest, its digest made right"
+
 COMMITTED: dict[str, Damage] = {
     "a flipped bit in a shard": flip,
     "a truncated shard": truncate,
@@ -123,7 +125,7 @@ COMMITTED: dict[str, Damage] = {
     "a flipped bit in the manifest": flip_manifest,
     "a truncated manifest": truncate_manifest,
     "an edited manifest": edit_manifest,
-    "an edited manifest, its digest made right": forge_manifest,
+    FORGED: forge_manifest,
     "a flipped bit in zarr's metadata": metadata,
     "a flipped bit in a tokenizer's file": carried,
     "the data folder deleted": lose_attempt,

@@ -64,19 +64,20 @@ def _alive(process: Any) -> bool:
     return process.poll() is None if isinstance(process, subprocess.Popen) else process.is_alive()
 
 
-def left_behind(word: str, within_s: float = 60) -> list[str]:
-    """Processes with ``word`` on their command line that do not go away."""
+def left_behind(folder: Path, within_s: float = 60) -> list[str]:
+    """Processes that were started for ``folder`` or have a file in it open, and do not go away."""
     deadline = time.monotonic() + within_s
-    while (found := _running(word)) and time.monotonic() < deadline:
+    while (found := _users(folder)) and time.monotonic() < deadline:
         time.sleep(0.2)
     return found
 
 
-def _running(word: str) -> list[str]:
+def _users(folder: Path) -> list[str]:
     found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
+    for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            line = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            if word in line and int(path.parent.name) != os.getpid():
-                found.append(line)
+            line = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            files = [os.readlink(link) for link in (process / "fd").iterdir()]
+            if any(f"{folder}/" in text for text in (line, *files)):
+                found.append(f"{process.name} {line}")
     return found

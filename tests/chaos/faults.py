@@ -103,7 +103,7 @@ def crash_while_replacing(arena: Arena, draw: random.Random) -> Ending:
     with contextlib.suppress(boundary.Crashed), boundary.hooked(hook):
         case.transfer(url, overwrite=True)
     if Path(url, "manifest.json").read_bytes() == before:
-        if damaged := bot_dist.verify(url):
+        if damaged := bot_dist.verify(url).damaged:
             raise SilentDifference(f"the store to be replaced is gone before the new one is there: {damaged[0]}")
         case.transfer(url, overwrite=True)
         how = AGAIN
@@ -158,7 +158,7 @@ def _killed_command(arena: Arena, draw: random.Random, **overrides: Any) -> Endi
     with drivers.command(case, url, tmp=tmp, **overrides) as process:
         drivers.kill_when(process, _some_time(url, draw))
         drivers.wait_gone(process)
-    stay = drivers.left_behind(str(tmp))
+    stay = drivers.left_behind(tmp)
     assert not stay, stay
     recorded, done = _recorded(url), is_right(case, url)
     with drivers.command(case, url, tmp=tmp, **overrides) as process:
@@ -166,13 +166,16 @@ def _killed_command(arena: Arena, draw: random.Random, **overrides: Any) -> Endi
     assert "Traceback" not in said, said
     assert process.returncode == (2 if done else 0), said
     assert is_right(case, url)
-    stay = drivers.left_behind(str(tmp))
+    stay = drivers.left_behind(tmp)
     assert not stay, stay
     shutil.rmtree(tmp)
     if done:
         return Ending(RIGHT)
     provenance = CheckpointReader(url).manifest.provenance
-    assert provenance["transfer"]["steps_resumed"] == len(recorded), (provenance["transfer"], len(recorded))
+    assert provenance["transfer"]["steps_resumed"] == len(recorded), (
+        provenance["transfer"]["steps_resumed"],
+        sorted(recorded),
+    )
     return Ending(AGAIN, f"{len(recorded)} of {provenance['transfer']['steps']} steps resumed")
 
 
@@ -252,7 +255,7 @@ def _two_plans(arena: Arena, draw: random.Random, *, overwrite: bool) -> Ending:
     theirs = CheckpointReader(expected).manifest
     if found is not None and found.data == theirs.data:
         assert found.digests == theirs.digests
-        if damaged := bot_dist.verify(url):
+        if damaged := bot_dist.verify(url).damaged:
             raise SilentDifference(f"the committed store is not whole: {damaged[0]}")
         case.transfer(url, overwrite=True)
     elif found is None:
@@ -323,7 +326,7 @@ def of_committed(name: str) -> Run:
         case = draw.choice(arena.cases)
         case.transfer(arena.url)
         damage.COMMITTED[name](Path(arena.url), draw)
-        return of_damaged(case, arena.url, draw)
+        return of_damaged(case, arena.url, draw, forged=name == damage.FORGED)
 
     return run
 
@@ -443,12 +446,10 @@ def killed_driver_of_actors(arena: Arena, draw: random.Random) -> Ending:
         if done == stop:
             raise KeyboardInterrupt
 
-    case, seen = draw.choice(arena.cases), Seen(then)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(RayExecutor, "actor_class", actors.actor_class(Fault()))
-        with contextlib.suppress(KeyboardInterrupt):
-            case.transfer(arena.url, seen, **_mesh(draw))
-    return again(case, arena.url, at_least=frozenset(seen.steps), **{"cluster.executor": "ray"})
+    case, seen, mesh = draw.choice(arena.cases), Seen(then), _mesh(draw)
+    with contextlib.suppress(KeyboardInterrupt):
+        case.transfer(arena.url, seen, **mesh, **{"cluster.executor": "ray"})
+    return again(case, arena.url, at_least=frozenset(seen.steps), **mesh, **{"cluster.executor": "ray"})
 
 
 def lost_node(arena: Arena, draw: random.Random) -> Ending:
@@ -475,29 +476,28 @@ def _lost_node(arena: Arena, draw: random.Random, *, replaced: bool) -> Ending:
             if replaced:
                 cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20)
 
-    case, seen = draw.choice(arena.cases), Seen(then)
+    case, seen, mesh = draw.choice(arena.cases), Seen(then), {"cluster.tensor": 3}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(RayExecutor, "actor_class", actors.actor_class(Fault(slow_s=0.05)))
-        error = attempt(case, arena.url, seen, **{"cluster.executor": "ray", "cluster.tensor": 3})
+        error = attempt(case, arena.url, seen, **mesh, **{"cluster.executor": "ray"})
     assert len(seen.steps) >= lose_at, "the node was never lost"
-    ending = again(case, arena.url, at_least=frozenset())
+    ending = again(case, arena.url, at_least=frozenset(seen.steps), **mesh)
     return Ending(ending.how, str(error or seen.events.count("actor_died")))
 
 
 def _by_actors(arena: Arena, draw: random.Random, fault: Fault, case: Case | None = None) -> Ending:
-    case, seen = case or draw.choice(arena.cases), Seen()
+    case, seen, mesh = case or draw.choice(arena.cases), Seen(), _mesh(draw)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(RayExecutor, "actor_class", actors.actor_class(fault))
-        error = attempt(case, arena.url, seen, **_mesh(draw))
-    if error is not None:
-        assert error == "RunError", error
-    ending = again(case, arena.url, at_least=frozenset(seen.steps))
+        error = attempt(case, arena.url, seen, **mesh, **{"cluster.executor": "ray"})
+    assert error in (None, "RunError"), error
+    ending = again(case, arena.url, at_least=frozenset(seen.steps), **mesh)
     return Ending(ending.how, error or f"{seen.events.count('actor_died')} died, {fault}")
 
 
-def _mesh(draw: random.Random) -> dict[str, Any]:
+def _mesh(draw: random.Random) -> dict[str, int]:
     tensor, data = draw.choice([(2, 1), (3, 1), (1, 2), (2, 2)])
-    return {"cluster.executor": "ray", "cluster.tensor": tensor, "cluster.data": data}
+    return {"cluster.tensor": tensor, "cluster.data": data}
 
 
 def _tokens(arena: Arena) -> str:

@@ -222,6 +222,6 @@ class Storage:
             return self._asked(operation, call)
         except (FileNotFoundError, NotADirectoryError):
             raise CheckpointError(
-                f"{self.label}: can't {operation}: its folder was removed meanwhile, as by another run into this store; "
+                f"{self.label}: can't {operation}: its folder was removed meanwhile, as by another run into it; "
                 f"run the same command again when that has ended"
             ) from None

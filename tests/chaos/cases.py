@@ -87,7 +87,7 @@ class Case:
 def transfer(
     source: str, url: str, target: dict[str, int], options: dict[str, Any], on_event: OnEvent = lambda event: None
 ) -> dict[str, Any]:
-    recipe = {"source": source, "output": f"{url}.run", "target_url": url, "target": target}
+    recipe = {"source": source, "output": "nothing-is-put-there", "target_url": url, "target": target}
     return bot_dist.transfer(bot_dist.make_recipe(recipe, options), on_event)
 
 

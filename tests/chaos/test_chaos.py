@@ -54,7 +54,7 @@ def arena(request: pytest.FixtureRequest, made: tuple[Path, list[Case]]) -> Iter
         yield arena
 
 
-@pytest.mark.parametrize(("arena", "kind", "seed"), runs(), indirect=["arena"])
+@pytest.mark.parametrize(("arena", "kind", "seed"), [*runs()], indirect=["arena"], scope="module")
 def test_a_run_ends_in_the_right_bytes_or_a_named_error(arena: Arena, kind: str, seed: int) -> None:
     assert run_one(kind, seed, arena).how
 

@@ -61,7 +61,7 @@ class Manifest:
     @cached_property
     def digest(self) -> str:
         """xxh3-128 of everything above: identifies the contents of the store."""
-        return _digest(self._body())
+        return digest(self._body())
 
     def contents(self) -> dict[str, Any]:
         """Everything as plain data, but for the digests of the chunks."""
@@ -105,7 +105,7 @@ class Manifest:
                 f"{storage.label}: format version {version}, this bot_dist reads {FORMAT_VERSION}; "
                 f"make the store again with this version, or read it with the one that wrote it"
             )
-        if found != (actual := _digest(body)):
+        if found != (actual := digest(body)):
             raise CheckpointError(f"{where} was changed: digest {actual}, recorded {found}; restore it")
         return Manifest._from_body(body, where)
 
@@ -131,5 +131,6 @@ class Manifest:
         )
 
 
-def _digest(body: Mapping[str, Any]) -> str:
+def digest(body: Mapping[str, Any]) -> str:
+    """xxh3-128 of plain data."""
     return xxhash.xxh3_128_hexdigest(json.dumps(body, sort_keys=True, separators=(",", ":")).encode())

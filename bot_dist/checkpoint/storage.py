@@ -159,7 +159,7 @@ class Storage:
             with staged(self.path(name), parts, durable=durable) as ready:
                 os.replace(ready, self.path(name))
 
-        self._asked(f"write {name}", write)
+        self._changed(f"write {name}", write)
 
     def create(self, name: str, data: bytes) -> None:
         """Write a file that must not exist yet, durably. Raises FileExistsError when another writer was first.
@@ -177,7 +177,7 @@ class Storage:
             sync(os.path.dirname(self.path(name)))
 
         try:
-            self._asked(f"create {name}", create)
+            self._changed(f"create {name}", create)
         except FileExistsError:
             if self.local or self.read(name) != data:
                 raise
@@ -200,7 +200,7 @@ class Storage:
                 path = os.path.dirname(path)
                 sync(path)
 
-        self._asked(f"sync {folder or 'it'}", sync_all)
+        self._changed(f"sync {folder or 'it'}", sync_all)
 
     def remove(self, name: str = "") -> None:
         """Remove a file or a folder with all that is in it, if it is there."""
@@ -215,3 +215,13 @@ class Storage:
 
     def _asked(self, operation: str, call: Callable[[], T]) -> T:
         return asked(self.url, operation, call, CheckpointError)
+
+    def _changed(self, operation: str, call: Callable[[], T]) -> T:
+        """``_asked`` for what needs folders that were there: another may have removed them."""
+        try:
+            return self._asked(operation, call)
+        except (FileNotFoundError, NotADirectoryError):
+            raise CheckpointError(
+                f"{self.label}: can't {operation}: its folder was removed meanwhile, as by another run into it; "
+                f"run the same command again when that has ended"
+            ) from None

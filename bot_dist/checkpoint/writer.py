@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import xxhash
 from bot_dist.checkpoint import arrays, shards
 from bot_dist.checkpoint.layout import StoredParameter
 from bot_dist.checkpoint.localfile import PARTIAL
-from bot_dist.checkpoint.manifest import ATTEMPTS, FORMAT_VERSION, MANIFEST, Manifest, StoredFile
+from bot_dist.checkpoint.manifest import ATTEMPTS, FORMAT_VERSION, MANIFEST, Manifest, StoredFile, digest
 from bot_dist.checkpoint.storage import Request, Storage
 from bot_dist.errors import CheckpointError, CheckpointExistsError
 from bot_dist.sharding import Box, box_shape
@@ -27,6 +28,8 @@ LAYOUT = "_layout.json"
 GROUP = "zarr.json"
 FILES = "tokenizer/"
 """Prefix of what may lie beside the arrays."""
+_THREADS = 8
+"""Small files that are written at a time."""
 
 
 class CheckpointWriter:
@@ -56,14 +59,14 @@ class CheckpointWriter:
         attempt: str,
         overwrite: bool = False,
     ) -> CheckpointWriter:
-        """Create the metadata of an attempt, or take up an unfinished one of the same name.
+        """Begin an attempt, or take up an unfinished one of the same name.
 
         Raises CheckpointExistsError when something else is there. ``overwrite`` lets another attempt's store be
         replaced when this one commits; until then it stays what it is. What is no store is never replaced.
         """
         assert re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", attempt), attempt
         storage = Storage(url)
-        if not storage.is_empty():
+        if not storage.is_empty() and storage.names(""):  # a killed writer may have left a partial file
             if not _is_store(storage):
                 raise CheckpointExistsError(
                     f"{storage.label} is not empty and no bot_dist store; it is not overwritten"
@@ -72,14 +75,13 @@ class CheckpointWriter:
                 _check_free(storage, attempt)
         parameters = {s.parameter.name: s for s in stored}
         writer = cls(storage, attempt, parameters, config)
-        if storage.exists(f"{writer.folder}/{LAYOUT}"):
-            return writer
-        storage.write(GROUP, [arrays.group_metadata({"bot_dist": {"format_version": FORMAT_VERSION}})])
-        storage.write(f"{writer.folder}/{GROUP}", [arrays.group_metadata({"config": dict(config)})])
-        for name, s in parameters.items():
-            storage.write(f"{writer.folder}/{name}/{GROUP}", [arrays.metadata(s)])
+        if not _is_store(storage):
+            storage.write(GROUP, [_root_metadata()], durable=True)
+            storage.sync_folders("")  # whatever a crash leaves of the rest, it is known for ours
         layout = {"config": dict(config), "parameters": {name: s.to_json() for name, s in parameters.items()}}
-        storage.write(f"{writer.folder}/{LAYOUT}", [json.dumps(layout).encode()])
+        data, name = json.dumps(layout).encode(), f"{writer.folder}/{LAYOUT}"
+        if not storage.exists(name) or storage.read(name) != data:
+            storage.write(name, [data])
         return writer
 
     @classmethod
@@ -122,15 +124,23 @@ class CheckpointWriter:
 
     def record(self, step: str, result: Mapping[str, Any]) -> None:
         """Remember that a step is done. What the record says is checked before it is believed, so it needs no sync."""
-        self.storage.write(f"{self.folder}/{STEPS}/{step}.json", [json.dumps(result).encode()])
+        body = {"step": step, "result": dict(result)}
+        data = json.dumps({**body, "digest": digest(body)}).encode()
+        self.storage.write(f"{self.folder}/{STEPS}/{step}.json", [data])
 
     def recorded(self) -> set[str]:
         """Steps that earlier runs have recorded."""
         return {name.removesuffix(".json") for name in self.storage.names(f"{self.folder}/{STEPS}")}
 
-    def record_of(self, step: str) -> dict[str, Any]:
-        record: dict[str, Any] = json.loads(self.storage.read(f"{self.folder}/{STEPS}/{step}.json"))
-        return record
+    def record_of(self, step: str) -> dict[str, Any] | None:
+        """What was recorded of a step; None when the record is damaged."""
+        try:
+            body = json.loads(self.storage.read(f"{self.folder}/{STEPS}/{step}.json"))
+            intact = body.pop("digest") == digest(body) and body["step"] == step
+            result: dict[str, Any] = body["result"]
+        except (ValueError, KeyError, TypeError, AttributeError):  # torn by a crash of the machine
+            return None
+        return result if intact else None
 
     def commit(
         self,
@@ -142,7 +152,7 @@ class CheckpointWriter:
         """Make the attempt the checkpoint; ``digests`` is per parameter and shard key what ``write`` returned.
 
         Every shard must have its digests and be on storage in its full size. With ``overwrite`` an earlier commit is
-        replaced. What other attempts left is removed afterwards.
+        replaced. What is worth nothing then is removed: other attempts of this plan, with ``overwrite`` of all.
 
         Raises CheckpointError when shards are missing, CheckpointExistsError when another attempt was first.
         """
@@ -159,13 +169,15 @@ class CheckpointWriter:
         for name in on_storage:
             if name.endswith(PARTIAL):  # of a writer that was killed
                 self.storage.remove(f"{self.folder}/{name}")
-            if name.startswith(FILES):
+            elif name.startswith(FILES):
                 data = self.storage.read(f"{self.folder}/{name}")
                 manifest.files[name] = StoredFile(nbytes=len(data), xxh3_128=xxhash.xxh3_128_hexdigest(data))
+        self._write_metadata()
         self.storage.sync_folders(self.folder)
         if overwrite:
             self.storage.write(MANIFEST, [manifest.to_bytes()], durable=True)
             self.storage.sync_folders("")
+            self._check_sizes(self.storage.sizes(self.folder))  # another's commit may have collected it meanwhile
         else:
             try:
                 self.storage.create(MANIFEST, manifest.to_bytes())
@@ -174,7 +186,7 @@ class CheckpointWriter:
                 raise CheckpointExistsError(
                     f"{self.storage.label}: another writer has committed this store; what is there is whole and its own"
                 ) from None
-        self._collect()
+        self._collect(all_plans=overwrite)
 
     def discard(self) -> None:
         """Remove the attempt, unless it is the one that is committed."""
@@ -197,6 +209,14 @@ class CheckpointWriter:
             grid[inside] = np.frombuffer(found, dtype=np.uint8).reshape(*counts, shards.DIGEST_BYTES)
         return grid.tobytes()
 
+    def _write_metadata(self) -> None:
+        """What plain zarr goes by; not before, so that it does not read what is unfinished."""
+        files = {GROUP: _root_metadata(), f"{self.folder}/{GROUP}": arrays.group_metadata({"config": self.config})}
+        files |= {f"{self.folder}/{name}/{GROUP}": arrays.metadata(stored) for name, stored in self.stored.items()}
+        with ThreadPoolExecutor(_THREADS, thread_name_prefix="bot_dist-metadata") as pool:
+            for _ in pool.map(lambda name: self.storage.write(name, [files[name]], durable=True), files):
+                pass
+
     def _check_sizes(self, on_storage: Mapping[str, int]) -> None:
         for name, stored in self.stored.items():
             for shard in stored.shards():
@@ -208,12 +228,16 @@ class CheckpointWriter:
                         f"run the same command again"
                     )
 
-    def _collect(self) -> None:
-        """Remove what the commit has made worthless."""
+    def _collect(self, *, all_plans: bool) -> None:
+        """Remove what the commit has made worthless: of other plans only where these may be replaced, for what is
+        there then is of a driver at work."""
         for name in (f"{self.folder}/{LAYOUT}", f"{self.folder}/{STEPS}"):
             self.storage.remove(name)
+        if Manifest.load(self.storage).data != self.folder:
+            return  # replaced already
+        ours = _plan_of(self.folder.removeprefix(f"{ATTEMPTS}/"))
         for name in self.storage.names(ATTEMPTS):
-            if f"{ATTEMPTS}/{name}" != self.folder:
+            if f"{ATTEMPTS}/{name}" != self.folder and (all_plans or _plan_of(name) == ours):
                 self.storage.remove(f"{ATTEMPTS}/{name}")
 
     def _key(self, name: str, shard: Box) -> str:
@@ -223,7 +247,14 @@ class CheckpointWriter:
 def _is_store(storage: Storage) -> bool:
     if not storage.exists(GROUP):
         return False
-    return "bot_dist" in json.loads(storage.read(GROUP)).get("attributes", {})
+    try:
+        return "bot_dist" in json.loads(storage.read(GROUP))["attributes"]
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
+def _root_metadata() -> bytes:
+    return arrays.group_metadata({"bot_dist": {"format_version": FORMAT_VERSION}})
 
 
 def _check_free(storage: Storage, attempt: str) -> None:
@@ -232,9 +263,12 @@ def _check_free(storage: Storage, attempt: str) -> None:
         raise CheckpointExistsError(
             f"{storage.label} already holds a committed checkpoint; give another target or --overwrite"
         )
-    ours = attempt.partition("-")[0]
-    if others := [name for name in storage.names(ATTEMPTS) if name.partition("-")[0] != ours]:
+    if others := [name for name in storage.names(ATTEMPTS) if _plan_of(name) != _plan_of(attempt)]:
         raise CheckpointExistsError(
             f"{storage.label} holds an unfinished transfer of another plan ({others[0]}); "
             f"give another target, or replace it (--overwrite)"
         )
+
+
+def _plan_of(attempt: str) -> str:
+    return attempt.partition("-")[0]

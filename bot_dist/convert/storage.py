@@ -134,9 +134,9 @@ def _short(url: str, what: str, found: int, offset: int, wanted: int) -> SourceE
 
 
 def write_file(url: str, data: bytes) -> None:
-    """Write a (small) file atomically, making its folder where the storage has folders."""
+    """Write a (small) file atomically and durably, making its folder where the storage has folders."""
     folder, name = posixpath.split(url)
-    Storage(folder).write(name, [data])
+    Storage(folder).write(name, [data], durable=True)
 
 
 def missing(url: str) -> SourceError:

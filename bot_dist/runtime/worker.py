@@ -99,7 +99,8 @@ class Worker:
 
     def _finished(self, step: Step) -> StepResult | None:
         """What an earlier attempt recorded of a step, if that is what storage holds."""
-        record = self.writer.record_of(step.id)
+        if (record := self.writer.record_of(step.id)) is None:
+            return None
         earlier = StepResult(**{**record, "digests": _nested(record["digests"], bytes.fromhex)})
         shards = [(name, key, shard) for name, key, shard, _ in self._written(step)]
         found = all_done(self._requests.submit(self.writer.digests_on_storage, name, box) for name, _, box in shards)

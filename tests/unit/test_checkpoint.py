@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from bot_dist.axes import Parameter
 from bot_dist.checkpoint import CheckpointReader, CheckpointWriter, StoredParameter, store_layout
-from bot_dist.checkpoint.manifest import _digest as manifest_digest
+from bot_dist.checkpoint.manifest import digest as manifest_digest
 from bot_dist.errors import CheckpointError, CheckpointExistsError, SourceError
 
 HEADS = Parameter(name="model.q.weight", axes=("kv_heads", "head_dim", "embed"), sizes=(5, 8, 12), dims=(2, 1))
@@ -289,7 +289,7 @@ def test_two_committers_one_wins(url: str) -> None:
 def test_the_loser_takes_its_attempt_away(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = create(url, plan="plan-1"), create(url, plan="plan-2")
     ours, theirs = fill(first), fill(second)
-    monkeypatch.setattr(CheckpointWriter, "_collect", lambda self: None)
+    monkeypatch.setattr(CheckpointWriter, "_collect", lambda self, **_: None)
     first.commit(ours, {})
     with pytest.raises(CheckpointExistsError, match="another writer"):
         second.commit(theirs, {})

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from bot_dist.recipe import ClusterConfig
 from bot_dist.urls import absolute
 
 if TYPE_CHECKING:
@@ -29,13 +30,13 @@ def verify(
     on_event: OnEvent = ignore,
     *,
     quick: bool = False,
-    address: str | None = None,
     actors: int | None = None,
+    cluster: ClusterConfig | None = None,
 ) -> Verification:
     """Read every chunk and file of a committed store, and tell what is damaged or missing, and what is foreign.
 
-    ``quick`` looks at existence and sizes only. Else threads of this process read; or, when ``address`` (also
-    RAY_ADDRESS) names a cluster, its actors; or ``actors`` of them, on an embedded cluster where none is named.
+    ``quick`` looks at existence and sizes only. Else threads of this process read; or, when ``cluster.address``
+    (also RAY_ADDRESS) names a cluster, its actors; or ``actors`` of them, on an embedded cluster where none is named.
     """
     from bot_dist.checkpoint import CheckpointReader, verification
 
@@ -45,17 +46,16 @@ def verify(
         n = sum(1 for stored in reader.manifest.parameters.values() for _ in stored.shards())
         read = f"sizes of {n:,} shards, no contents"
     else:
-        damaged, read = _verify_contents(reader, on_event, address or os.environ.get("RAY_ADDRESS"), actors)
+        damaged, read = _verify_contents(reader, on_event, cluster or ClusterConfig(), actors)
         damaged += verification.verify_beside(reader)
     return verification.Verification(damaged=damaged, foreign=verification.foreign_files(reader), read=read)
 
 
 def _verify_contents(
-    reader: CheckpointReader, on_event: OnEvent, address: str | None, actors: int | None
+    reader: CheckpointReader, on_event: OnEvent, cluster: ClusterConfig, actors: int | None
 ) -> tuple[list[Damage], str]:
     """What is damaged in the arrays; and what was read, by whom and how fast."""
     from bot_dist.checkpoint import verification
-    from bot_dist.recipe import ClusterConfig
 
     def deal(workers: int) -> list[Part]:
         work = verification.parts(reader, workers)
@@ -65,10 +65,10 @@ def _verify_contents(
     def on_part(part: Part) -> None:
         on_event({"stage": "verify", "event": "read", "bytes": part.nbytes})
 
-    if address or actors:
+    if cluster.address or os.environ.get("RAY_ADDRESS") or actors:
         from bot_dist.runtime.cluster import connected
 
-        with connected(ClusterConfig(address=address), actors or 1):
+        with connected(cluster, actors or 1):
             from bot_dist.runtime.verify_actors import actors_of, verify_by_actors  # after connected() has prepared Ray
 
             n, workers = actors_of(actors), "actors"

@@ -192,9 +192,10 @@ def verify(
     """Read every chunk of a committed store and check it against its manifest."""
     from bot_dist import checks, console
 
-    url = _store_url(url, overrides)
+    recipe = _recipe_or_options(url, None, overrides, False, address, ())
+    url = recipe.transferred_url if _is_recipe(url) else url
     with console.progress() as on_event:
-        found = checks.verify(url, on_event, quick=quick, actors=actors, address=address)
+        found = checks.verify(url, on_event, quick=quick, actors=actors, cluster=recipe.cluster)
     console.show_verification(url, found)
     if found.damaged:
         raise typer.Exit(1)
@@ -321,7 +322,11 @@ def _recipe_or_options(
 
 
 def _store_url(url: str, overrides: Sequence[str] | None) -> str:
-    return _recipe(url, overrides).transferred_url if _is_recipe(url) else url
+    if _is_recipe(url):
+        return _recipe(url, overrides).transferred_url
+    if overrides:
+        raise InputError(f"--set {overrides[0]}: overrides a recipe, and {url} is a store; leave it out")
+    return url
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:

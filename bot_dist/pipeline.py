@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from bot_dist.errors import CheckpointError, CheckpointExistsError, InputError
+from bot_dist.errors import CheckpointError, CheckpointExistsError, InputError, SourceError
 from bot_dist.families import Model, Weight, model_of
 from bot_dist.recipe import Recipe
 from bot_dist.records import Records
@@ -68,7 +68,8 @@ def transfer(recipe: Recipe, on_event: OnEvent = ignore) -> dict[str, Any]:
 
 
 def _transfer(recipe: Recipe, source: Source, plan: TransferPlan, on_event: OnEvent) -> dict[str, Any]:
-    from bot_dist.checkpoint import CheckpointWriter
+    from bot_dist.checkpoint import CheckpointWriter, attempt_of
+    from bot_dist.convert.open import open_source
     from bot_dist.convert.shapes import Shapes
     from bot_dist.convert.tokenizer import save_tokenizer
     from bot_dist.plan import details_of
@@ -80,12 +81,16 @@ def _transfer(recipe: Recipe, source: Source, plan: TransferPlan, on_event: OnEv
     plan.validate()
     url = absolute(recipe.transferred_url)
     _keep_apart(recipe.source, url)
+    attempt = attempt_of(url, plan.digest) if recipe.overwrite else plan.digest
     writer = CheckpointWriter.create(
-        url, _stored(plan), config=plan.target.config, attempt=plan.digest, overwrite=recipe.overwrite
+        url, _stored(plan), config=plan.target.config, attempt=attempt, overwrite=recipe.overwrite
     )
     tally = Tally(plan, lambda event: on_event({"stage": "transfer", **event}))
-    tally.run(recipe.cluster, source, url)
+    tally.run(recipe.cluster, source, url, attempt)
     tokenizer = save_tokenizer(recipe.source, f"{writer.url}/tokenizer")
+    if open_source(absolute(recipe.source)).provenance() != source.provenance():
+        writer.discard()
+        raise SourceError(f"{label(recipe.source)} was changed while it was read; nothing is kept, run it again")
     report = {"seconds": time.perf_counter() - started, "tokenizer": tokenizer, **tally.report()}
     provenance = {
         "source": source.provenance(),

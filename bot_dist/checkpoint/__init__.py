@@ -36,7 +36,7 @@ from bot_dist.checkpoint.manifest import FORMAT_VERSION, Manifest
 from bot_dist.checkpoint.operators import read_operator, write_operators
 from bot_dist.checkpoint.reader import CheckpointReader, Damage
 from bot_dist.checkpoint.storage import Storage
-from bot_dist.checkpoint.writer import CheckpointWriter
+from bot_dist.checkpoint.writer import CheckpointWriter, attempt_of
 
 __all__ = [
     "FORMAT_VERSION",
@@ -47,6 +47,7 @@ __all__ = [
     "Manifest",
     "Storage",
     "StoredParameter",
+    "attempt_of",
     "read_operator",
     "store_layout",
     "write_operators",

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -51,20 +52,31 @@ class Damage:
 
 
 class CheckpointReader:
-    """A committed checkpoint. Implements the ``Source`` protocol; pickles as its URL; threads may share it.
+    """A committed checkpoint. Implements the ``Source`` protocol; threads may share it.
 
-    Raises CheckpointError when the store is not committed or its manifest was changed.
+    Raises CheckpointError when the store is not committed or its manifest was changed. Pickled, it is its URL and what
+    it found there: the copy raises CheckpointError, when it is first read, if another store has taken the place.
     """
 
     whole_rows = False
 
-    def __init__(self, url: str) -> None:
-        self.url = url
+    def __init__(self, url: str, digest: str | None = None) -> None:
+        self.url, self._digest = url, digest
         self.storage = Storage(url)
-        self.manifest = Manifest.load(self.storage)
+        if digest is None:
+            _ = self.manifest
 
-    def __reduce__(self) -> tuple[type[CheckpointReader], tuple[str]]:
-        return CheckpointReader, (self.url,)
+    def __reduce__(self) -> tuple[type[CheckpointReader], tuple[str, str]]:
+        return CheckpointReader, (self.url, self.manifest.digest)
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        manifest = Manifest.load(self.storage)
+        if self._digest not in (None, manifest.digest):
+            raise CheckpointError(
+                f"{self.storage.label} was replaced while it was read; run the command again, with what is there now"
+            )
+        return manifest
 
     @property
     def config(self) -> dict[str, Any]:

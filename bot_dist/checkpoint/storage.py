@@ -6,6 +6,7 @@ What a remote storage can't do just now is asked for again (``retry``).
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import os
 import posixpath
@@ -20,6 +21,9 @@ from bot_dist.checkpoint.localfile import PARTIAL, Buffer, read_into, staged, sy
 from bot_dist.checkpoint.retry import asked, transient
 from bot_dist.errors import CheckpointError
 from bot_dist.urls import label
+
+REMOVALS = 5
+"""How often a folder is emptied that another goes on filling."""
 
 T = TypeVar("T")
 
@@ -204,9 +208,19 @@ class Storage:
 
     def remove(self, name: str = "") -> None:
         """Remove a file or a folder with all that is in it, if it is there."""
+
+        def remove() -> None:
+            for left in reversed(range(REMOVALS)):
+                try:
+                    self.fs.rm(self.path(name), recursive=True)
+                    break
+                except OSError as error:  # another has put something in meanwhile
+                    if error.errno != errno.ENOTEMPTY or not left:
+                        raise
+
         with contextlib.suppress(FileNotFoundError):
             if self.exists(name):
-                self._asked(f"remove {name or 'it'}", lambda: self.fs.rm(self.path(name), recursive=True))
+                self._asked(f"remove {name or 'it'}", remove)
 
     def _fresh(self) -> Any:
         """The file system, without what it remembers of listings."""
@@ -220,7 +234,9 @@ class Storage:
         """``_asked`` for what needs folders that were there: another may have removed them."""
         try:
             return self._asked(operation, call)
-        except (FileNotFoundError, NotADirectoryError):
+        except NotADirectoryError:
+            raise CheckpointError(f"{self.label}: can't {operation}: a part of the path is a file") from None
+        except FileNotFoundError:
             raise CheckpointError(
                 f"{self.label}: can't {operation}: its folder was removed meanwhile, as by another run into it; "
                 f"run the same command again when that has ended"

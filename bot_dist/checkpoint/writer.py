@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import re
@@ -186,7 +187,8 @@ class CheckpointWriter:
                 raise CheckpointExistsError(
                     f"{self.storage.label}: another writer has committed this store; what is there is whole and its own"
                 ) from None
-        self._collect(all_plans=overwrite)
+        with contextlib.suppress(CheckpointError):  # what is left is harmless, and verify names it
+            self._collect(all_plans=overwrite)
 
     def discard(self) -> None:
         """Remove the attempt, unless it is the one that is committed."""
@@ -242,6 +244,13 @@ class CheckpointWriter:
 
     def _key(self, name: str, shard: Box) -> str:
         return f"{self.folder}/{name}/{self.stored[name].shard_key(shard)}"
+
+
+def attempt_of(url: str, plan: str) -> str:
+    """A name for an attempt of a plan that is not that of the committed one, which stays whole until it is replaced."""
+    storage = Storage(url)
+    committed = storage.exists(MANIFEST) and Manifest.load(storage).data
+    return f"{plan}-2" if committed == f"{ATTEMPTS}/{plan}" else plan
 
 
 def _is_store(storage: Storage) -> bool:

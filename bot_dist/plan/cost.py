@@ -60,7 +60,9 @@ def step_peak(module: ModulePlan, target: Box, source_shape: tuple[int, ...]) ->
     if module.random or module.scale != 1 or module.shift:
         drawn = size * (4 if module.noise else 1) * FLOAT32 + size if module.random else 0
         peak = max(peak, held + size * FLOAT32 + max(drawn, written))
-    else:
+    elif module.dtype in ("float32", "bfloat16"):
         peak = max(peak, held + written)
+    else:  # made in float32, and cast
+        peak = max(peak, held + size * FLOAT32 + written)
     layers = target[0][1] - target[0][0] if module.layered else 1
     return int(max(peak, written * (1 + 2 * min(REQUESTS, layers) / max(1, layers))))

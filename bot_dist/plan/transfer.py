@@ -24,6 +24,9 @@ from bot_dist.wavelets import Operator, OperatorSpec, build_operator
 DETAILS = "details/"
 """Prefix of the arrays that hold what shrinking dropped."""
 
+RESULTS = 1
+"""Raised whenever the same plan comes to write other bytes: an unfinished store is not gone on with then."""
+
 T = TypeVar("T")
 
 
@@ -302,6 +305,7 @@ class TransferPlan:
     def digest(self) -> str:
         """Identifies the plan: equal plans write equal stores."""
         data = {
+            "results": RESULTS,
             "family": self.target.family.name,
             "source": [self.source_id, self.source.config],
             "target": self.target.config,

@@ -67,5 +67,7 @@ class Executor(Protocol):
         target_url: str,
         on_step: Callable[[StepResult], None],
         on_event: OnEvent,
+        attempt: str = "",
     ) -> None:
-        """``on_step`` gets the first result of each step, ``on_event`` what else happens; in the caller's thread."""
+        """``attempt``: which of the store's, by default that named after the plan. ``on_step`` gets the first result
+        of each step, ``on_event`` what else happens; in the caller's thread."""

@@ -24,8 +24,9 @@ class LocalExecutor:
         target_url: str,
         on_step: Callable[[StepResult], None],
         on_event: OnEvent,
+        attempt: str = "",
     ) -> None:
-        worker = Worker(plan, source, target_url, self.device)
+        worker = Worker(plan, source, target_url, self.device, attempt)
         steps = plan.steps()
         with ThreadPoolExecutor(LANES, thread_name_prefix="bot_dist-step") as lanes:
             running: set[Future[StepResult]] = set()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 
 from ray.util.metrics import Counter, Gauge
@@ -22,9 +23,12 @@ class ActorMetrics:
         self._transformed = Counter("bot_dist_bytes_transformed", "Bytes into and out of operators.", TAGS)
         self._speed = Gauge("bot_dist_gb_per_s", "Bytes read and written, in GB/s, of the last step.", TAGS)
         self._last_s = time.perf_counter()
+        self._lock = threading.Lock()
 
     def add(self, result: StepResult) -> None:
-        now_s, moved = time.perf_counter(), result.bytes_read + result.bytes_written
+        with self._lock:
+            now_s = time.perf_counter()
+            since_s, self._last_s = now_s - self._last_s, now_s
         if not result.resumed:
             for counter, n in (
                 (self._read, result.bytes_read),
@@ -33,8 +37,7 @@ class ActorMetrics:
             ):
                 if n:
                     counter.inc(n, self._tags)
-            self._speed.set(moved / (now_s - self._last_s) / 1e9, self._tags)
-        self._last_s = now_s
+            self._speed.set((result.bytes_read + result.bytes_written) / since_s / 1e9, self._tags)
 
 
 class DriverMetrics:

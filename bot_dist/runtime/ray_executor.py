@@ -6,8 +6,10 @@ cluster has room for it.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,6 +28,8 @@ from bot_dist.runtime.worker import Worker
 PLACEMENT_TIMEOUT_S = 120
 """How long the cluster may take to have room for actors, when there are none."""
 POLL_S = 1.0
+STILLBORN = 3
+"""So often an actor may die before it is ready: then there is something wrong where it starts."""
 DEATHS = 8
 DEATHS_PER_ACTOR = 4
 """No more than ``DEATHS``, and this many for each actor, may die in one run."""
@@ -34,8 +38,10 @@ DEATHS_PER_ACTOR = 4
 class ShardActor:
     """One member of the mesh, in a process of its own."""
 
-    def __init__(self, plan: TransferPlan, source: Reader, target_url: str, device: str, rank: int) -> None:
-        self._arguments = plan, source, target_url, device
+    def __init__(
+        self, plan: TransferPlan, source: Reader, target_url: str, device: str, attempt: str, rank: int
+    ) -> None:
+        self._arguments = plan, source, target_url, device, attempt
         self._metrics = ActorMetrics(plan.digest, rank)
         self.rank = rank
 
@@ -49,7 +55,7 @@ class ShardActor:
         return {"pid": os.getpid(), "node": ray.util.get_node_ip_address()}
 
     def run(self, step: Step) -> StepResult:
-        result = self.worker.run(step)
+        result = dataclasses.replace(self.worker.run(step), rank=self.rank)
         self._metrics.add(result)
         return result
 
@@ -69,20 +75,24 @@ class RayExecutor:
         target_url: str,
         on_step: Callable[[StepResult], None],
         on_event: OnEvent,
+        attempt: str = "",
     ) -> None:
         bundle = {"CPU": 1.0, **({"GPU": 1.0} if self.device == "cuda" else {})}
         _check_resources(plan.mesh.size, bundle)
         group = placement_group([bundle] * plan.mesh.size, strategy="SPREAD", name="bot_dist-shards")
-        crew = _Crew(plan, group, (ray.put(plan), source, target_url, self.device), self.actor_class, on_event)
+        crew = None
         try:
             if not group.wait(PLACEMENT_TIMEOUT_S):
                 raise RunError(
                     f"the cluster did not free {plan.mesh.size} × {bundle} within {PLACEMENT_TIMEOUT_S} s; "
                     f"use a smaller mesh, or wait until other jobs have ended"
                 )
+            arguments = ray.put(plan), source, target_url, self.device, attempt
+            crew = _Crew(plan, group, arguments, self.actor_class, on_event)
             crew.run(on_step)
         finally:
-            crew.dismiss()
+            if crew is not None:
+                crew.dismiss()
             remove_placement_group(group)
 
 
@@ -116,6 +126,8 @@ class _Crew:
         self.arriving: dict[Any, _Member] = {}
         """By the reference that says that the actor is ready."""
         self.deaths = 0
+        self.stillborn: Counter[int] = Counter()
+        """How often a rank's actor died before it was ready."""
 
     def run(self, on_step: Callable[[StepResult], None]) -> None:
         """Do all steps. Raises the first error of a step, and RunError when there is no actor left to go on with."""
@@ -126,7 +138,11 @@ class _Crew:
             for member in self.members.values():
                 self._employ(member)
             working = {reference: member for member in self.members.values() for reference in member.steps}
-            done, _ = ray.wait([*working, *self.arriving], num_returns=1, timeout=POLL_S)
+            asked = [*working, *self.arriving]
+            if ray.wait(asked, num_returns=1, timeout=POLL_S)[0]:
+                done = ray.wait(asked, num_returns=len(asked), timeout=0)[0]  # all at once: there may be thousands
+            else:
+                done = []
             for reference in done:
                 member = working.get(reference) or self.arriving[reference]
                 self._hear(member, reference, on_step)
@@ -178,7 +194,7 @@ class _Crew:
             return
         if step is None:
             del self.arriving[reference]
-            member.ready = True
+            member.ready, self.stillborn[member.rank] = True, 0
             self.members[member.rank] = member
             self.on_event({"event": "actor", "rank": member.rank, **found})
             return
@@ -197,6 +213,9 @@ class _Crew:
         why = " ".join(str(error).partition("Some common causes")[0].split())
         self.on_event({"event": "actor_died", "rank": member.rank, "steps": steps, "why": why})
         fatal = self.dispatch.lost(member.rank)
+        self.stillborn[member.rank] += not member.ready
+        if self.stillborn[member.rank] >= STILLBORN:
+            raise RunError(f"shard actor {member.rank} died {STILLBORN} times before it was ready ({why})")
         if fatal or self.deaths > DEATHS + DEATHS_PER_ACTOR * self.plan.mesh.size:
             what = f"step {fatal[0].id} was in progress each time" if fatal else f"the last was rank {member.rank}"
             raise RunError(

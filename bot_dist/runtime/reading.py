@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable
 from concurrent.futures import Executor, Future, wait
 from typing import TypeVar
 
+import numpy as np
 import torch
 
 from bot_dist.axes import Range
@@ -14,6 +16,7 @@ from bot_dist.errors import SourceError
 from bot_dist.plan import Step, TransferPlan
 from bot_dist.runtime.device import Device
 from bot_dist.runtime.executor import Reader
+from bot_dist.sharding import PIECE_BYTES
 
 ENERGY_PIECE = 2**18
 """Elements whose float32 copy is held at a time."""
@@ -36,7 +39,11 @@ def read_step(plan: TransferPlan, step: Step, source: Reader, device: Device, re
         if source.dtype(parameter) == dtype:
             source.read_into(parameter, box, into)
         else:
-            into.copy_(source.read(parameter, box))
+            (start, stop), *inner = box
+            rows = max(1, PIECE_BYTES * (stop - start) // max(1, into.nbytes))
+            for first in range(start, stop, rows):
+                last = min(first + rows, stop)
+                into[first - start : last - start] = source.read(parameter, ((first, last), *inner))
 
     parts = itertools.product(range(len(layers)), itertools.product(*(_placed(ranges) for ranges in within)))
     all_done(requests.submit(read, *part) for part in parts)
@@ -70,6 +77,9 @@ def core(step: Step) -> tuple[slice, ...]:
 
 def energy(tensor: torch.Tensor) -> float:
     """Squared norm, in float32 a megabyte-sized piece at a time and in float64 over the pieces; of nothing, 0."""
+    if not tensor.is_contiguous() and tensor.numel() > ENERGY_PIECE:  # whole, it would be copied
+        parts = tensor.split(max(1, ENERGY_PIECE * len(tensor) // tensor.numel())) if len(tensor) > 1 else tensor
+        return math.fsum(energy(part) for part in parts)
     total = 0.0
     for piece in tensor.reshape(-1).split(ENERGY_PIECE):
         piece = piece.float()
@@ -80,15 +90,20 @@ def energy(tensor: torch.Tensor) -> float:
 def refuse_nonfinite(plan: TransferPlan, step: Step, tensor: torch.Tensor) -> None:
     """Raise SourceError naming the first value that is no number, if there is one (else squares overflowed)."""
     module = plan.modules[step.module]
-    for found in (~torch.isfinite(tensor)).nonzero()[:1].tolist():
+    for number, piece in enumerate(tensor.view(-1).split(ENERGY_PIECE)):
+        bad = ~torch.isfinite(piece)
+        if not bad.any():
+            continue
+        flat = number * ENERGY_PIECE + int(bad.int().argmax())
+        found = np.unravel_index(flat, tensor.shape)
         index = []
-        for i, ranges in zip(found, step.source, strict=True):
+        for i, ranges in zip(map(int, found), step.source, strict=True):
             index.append(next(r[0] + i - place.start for r, place in _placed(ranges) if place.start <= i < place.stop))
         layer = index[0] if module.layered else 0
         parameter = plan.source.parameter(module.origin, layer)
         where = dict(zip(parameter.axes, index[1:] if module.layered else index, strict=True))
         raise SourceError(
-            f"tensor '{parameter.name}' holds {tensor[tuple(found)].item()} at "
+            f"tensor '{parameter.name}' holds {tensor.view(-1)[flat].item()} at "
             f"{', '.join(f'{axis} {i}' for axis, i in where.items())}; repair the source, or go on with it "
             f"(--allow-nonfinite)"
         )

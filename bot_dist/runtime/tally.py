@@ -28,15 +28,15 @@ class Tally:
         self._energy = [[0.0, 0.0] for _ in plan.modules]
         self._seconds = 0.0
 
-    def run(self, cluster: ClusterConfig, source: Reader, target_url: str) -> None:
+    def run(self, cluster: ClusterConfig, source: Reader, target_url: str, attempt: str = "") -> None:
         """Execute every step, by Ray actors or in this process."""
         if cluster.executor == "local":
-            self._execute(LocalExecutor(device_of(cluster)), source, target_url)
+            self._execute(LocalExecutor(device_of(cluster)), source, target_url, attempt)
             return
         with connected(cluster, self.plan.mesh.size):
             from bot_dist.runtime.ray_executor import RayExecutor  # after connected() has prepared Ray's import
 
-            self._execute(RayExecutor(device_of(cluster)), source, target_url)
+            self._execute(RayExecutor(device_of(cluster)), source, target_url, attempt)
 
     def report(self) -> dict[str, Any]:
         """What was measured, as plain data."""
@@ -53,12 +53,12 @@ class Tally:
             "overflowed": self._overflowed,
         }
 
-    def _execute(self, executor: Executor, source: Reader, target_url: str) -> None:
+    def _execute(self, executor: Executor, source: Reader, target_url: str, attempt: str) -> None:
         steps = list(self.plan.steps())
         total = sum(sum(step_bytes(self.plan.modules[step.module], step)) for step in steps)
         self._on_event({"event": "start", "steps": len(steps), "bytes": total})
         started = time.perf_counter()
-        executor.run(self.plan, source, target_url, self._add, self._on_event)
+        executor.run(self.plan, source, target_url, self._add, self._on_event, attempt)
         self._seconds = time.perf_counter() - started
 
     def _add(self, result: StepResult) -> None:

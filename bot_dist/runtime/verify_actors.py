@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from functools import cached_property
 from typing import Any
 
 import ray
 
 from bot_dist.checkpoint import CheckpointReader, Damage
 from bot_dist.checkpoint.verification import Part, verify_part
-from bot_dist.errors import BotDistError, CheckpointError, RunError
+from bot_dist.errors import BotDistError, RunError
 
 PLACEMENT_TIMEOUT_S = 120
 TRIES = 3
@@ -21,15 +20,8 @@ TRIES = 3
 class VerifyActor:
     """One reader, in a process of its own."""
 
-    def __init__(self, url: str, digest: str) -> None:
-        self.url, self.digest = url, digest
-
-    @cached_property
-    def reader(self) -> CheckpointReader:
-        reader = CheckpointReader(self.url)
-        if reader.manifest.digest != self.digest:
-            raise CheckpointError(f"{reader.storage.label} was replaced while it was verified; verify it again")
-        return reader
+    def __init__(self, reader: CheckpointReader) -> None:
+        self.reader = reader
 
     def ready(self) -> None:
         """Answers once the actor runs."""
@@ -59,7 +51,7 @@ def verify_by_actors(
     actors: list[Any] = [
         ray.remote(VerifyActor)
         .options(name=f"bot_dist-verify-{i}-of-{n_actors}-{digest[:8]}", num_cpus=1, scheduling_strategy="SPREAD")
-        .remote(reader.url, digest)
+        .remote(reader)
         for i in range(min(n_actors, len(work)))
     ]
     try:

@@ -32,10 +32,10 @@ class Worker:
     """Runs steps of one plan; ``LANES`` threads may call it, so that one step reads or writes while another is
     transformed. What they hold together stays within the plan's memory limit, and one transforms at a time."""
 
-    def __init__(self, plan: TransferPlan, source: Reader, target_url: str, device: str) -> None:
+    def __init__(self, plan: TransferPlan, source: Reader, target_url: str, device: str, attempt: str = "") -> None:
         self.plan, self.source = plan, source
         self.device = Device(device)
-        self.writer = CheckpointWriter.open(target_url, plan.digest)
+        self.writer = CheckpointWriter.open(target_url, attempt or plan.digest)
         self.recorded = self.writer.recorded()
         self._requests = ThreadPoolExecutor(REQUESTS, thread_name_prefix="bot_dist-storage")
         self._memory = _Budget(plan.memory_limit)
@@ -48,10 +48,10 @@ class Worker:
     def run(self, step: Step) -> StepResult:
         """Read, transform and write one tile, and record it; or find it done and intact. Running a step again, here or
         elsewhere, writes the same bytes."""
-        if step.id in self.recorded and (earlier := self._finished(step)) is not None:
-            return earlier
         module = self.plan.modules[step.module]
         with self._memory.holding(step_peak(module, step.target, step.source_shape())):
+            if step.id in self.recorded and (earlier := self._finished(step)) is not None:
+                return earlier
             return self._run(step)
 
     def _run(self, step: Step) -> StepResult:
@@ -101,7 +101,10 @@ class Worker:
         """What an earlier attempt recorded of a step, if that is what storage holds."""
         if (record := self.writer.record_of(step.id)) is None:
             return None
-        earlier = StepResult(**{**record, "digests": _nested(record["digests"], bytes.fromhex)})
+        try:
+            earlier = StepResult(**{**record, "digests": _nested(record["digests"], bytes.fromhex)})
+        except TypeError:  # of a version with other fields
+            return None
         shards = [(name, key, shard) for name, key, shard, _ in self._written(step)]
         found = all_done(self._requests.submit(self.writer.digests_on_storage, name, box) for name, _, box in shards)
         if any(earlier.digests[n].get(key) != digest for (n, key, _), digest in zip(shards, found, strict=True)):

@@ -68,5 +68,5 @@ def test_a_store_that_is_replaced_meanwhile_is_told(store: Path) -> None:
     from bot_dist.runtime.verify_actors import VerifyActor  # Ray's import is prepared by now
 
     reader = CheckpointReader(str(store))
-    with pytest.raises(CheckpointError, match="was replaced while it was verified"):
-        VerifyActor(reader.url, "another digest").verify(parts(reader, 1)[0])
+    with pytest.raises(CheckpointError, match="was replaced while it was read"):
+        VerifyActor(CheckpointReader(reader.url, "another digest")).verify(parts(reader, 1)[0])

@@ -59,6 +59,7 @@ Preset = Annotated[str | None, typer.Option(help="Named settings, e.g. paper-gpt
 KeepDetails = Annotated[bool, typer.Option("--keep-details", help="Store what shrinking drops, to grow back exactly.")]
 AllowNonfinite = Annotated[bool, typer.Option("--allow-nonfinite", help="Go on where the source has NaN or infinity.")]
 Tensor = Annotated[int | None, typer.Option(help="Tensor-parallel degree.", show_default=False)]
+Data = Annotated[int | None, typer.Option(help="Actors per tensor-parallel rank.", show_default=False)]
 MemoryLimit = Annotated[str | None, typer.Option(help="Tensor memory per actor, e.g. 512MiB.", show_default=False)]
 ExecutorKind = Annotated[str | None, typer.Option(help="ray or local.", show_default=False)]
 
@@ -102,14 +103,28 @@ def plan(
     depth: Depth = None,
     keep_details: KeepDetails = False,
     tensor: Tensor = None,
+    data: Data = None,
     memory_limit: MemoryLimit = None,
+    hardware: Annotated[
+        str | None,
+        typer.Option(
+            help="Simulate: GB/s of all storage, of a node's network and of a device, e.g. "
+            "storage_gb_s=100,network_gb_s=12.5,device_gb_s=1500 (also actors_per_node=8, request_s=0.1).",
+            show_default=False,
+        ),
+    ] = None,
     overrides: Overrides = None,
 ) -> None:
-    """Show what a transfer would do, without doing it."""
+    """Show what a transfer would do, without doing it; of a model's config.json alone, too."""
     from bot_dist import console, pipeline
+    from bot_dist.plan import parse_hardware, simulate
 
     resolved = _recipe_or_options(source, None, overrides, False, None, _plain(locals()))
-    console.show_plan(pipeline.plan_transfer(resolved), resolved)
+    cluster = parse_hardware(hardware) if hardware is not None else None
+    planned = pipeline.plan_transfer(resolved)
+    console.show_plan(planned, resolved)
+    if cluster is not None:
+        console.show_simulation(simulate(planned, cluster))
 
 
 @app.command()
@@ -129,9 +144,11 @@ def scale(
     depth: Depth = None,
     keep_details: KeepDetails = False,
     tensor: Tensor = None,
+    data: Data = None,
     memory_limit: MemoryLimit = None,
     executor: ExecutorKind = None,
     allow_nonfinite: AllowNonfinite = False,
+    events: Annotated[Path | None, typer.Option(help="File to append events to, as JSON lines.")] = None,
     overrides: Overrides = None,
     overwrite: Overwrite = False,
     address: Address = None,
@@ -144,7 +161,7 @@ def scale(
     resolved = _recipe_or_options(source, target_url, overrides, overwrite, address, _plain(locals()))
     console.show_plan(pipeline.plan_transfer(resolved), resolved)
     with console.progress() as on_event:
-        report = pipeline.transfer(resolved, on_event)
+        report = pipeline.transfer(resolved, pipeline.logged(events, on_event) if events else on_event)
     console.show_transfer(report, resolved.transferred_url)
 
 
@@ -270,7 +287,7 @@ def _flags(overwrite: bool, address: str | None) -> list[str]:
 _SECTIONS = {
     "target": ("layers", "embed", "mlp", "heads", "kv_heads", "head_dim"),
     "transfer": ("preset", "wavelet", "gain", "width", "depth", "keep_details", "memory_limit", "allow_nonfinite"),
-    "cluster": ("tensor", "executor"),
+    "cluster": ("tensor", "data", "executor"),
 }
 
 

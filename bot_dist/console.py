@@ -28,9 +28,10 @@ if TYPE_CHECKING:
     from bot_dist.checkpoint import Manifest
     from bot_dist.checkpoint.verification import Verification
     from bot_dist.convert.compare import Comparison
-    from bot_dist.plan import TransferPlan
+    from bot_dist.plan import Simulation, TransferPlan
     from bot_dist.recipe import Recipe
 
+SHOWN_ACTORS = 8
 PIPE_WIDTH = 120
 """Columns where the output is no terminal."""
 MOST_FOREIGN = 10
@@ -85,6 +86,32 @@ def show_plan(plan: TransferPlan, recipe: Recipe) -> None:
     )
 
 
+def show_simulation(simulation: Simulation) -> None:
+    """The slowest actors, the sums, and what limits."""
+    table = Table(title="simulated", title_justify="left")
+    for heading in ("actor", "steps", "read", "written", "requests", "peak"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for limit in simulation.slowest.seconds:
+        table.add_column(f"{limit} s", justify="right", no_wrap=True)
+    table.add_column("limit")
+    actors = sorted(simulation.actors, key=lambda actor: -actor.total_s)
+    for actor in actors[:SHOWN_ACTORS]:
+        table.add_row(
+            str(actor.rank),
+            str(actor.steps),
+            size(actor.bytes_read),
+            size(actor.bytes_written),
+            str(actor.requests),
+            size(actor.peak_bytes),
+            *(f"{s:.3g}" for s in actor.seconds.values()),
+            actor.limit,
+        )
+    console.print(table)
+    if len(actors) > SHOWN_ACTORS:
+        console.print(f"… and {len(actors) - SHOWN_ACTORS} actors that take {actors[-1].total_s:.3g} s and more")
+    console.print(f"the whole takes {actors[0].total_s:.3g} s, limited by {simulation.limit}")
+
+
 @contextmanager
 def progress() -> Iterator[Callable[[dict[str, Any]], None]]:
     """Progress bars for the events of a run."""
@@ -132,6 +159,13 @@ class _Bars:
     def on_transfer_start(self, event: dict[str, Any]) -> None:
         self.start_bytes("transfer (steps)", event["steps"])
 
+    def on_transfer_actor_died(self, event: dict[str, Any]) -> None:
+        steps = ", ".join(event["steps"]) or "nothing"
+        self.bars.console.print(
+            f"actor {event['rank']} died while doing {steps}; others go on, a new one starts ({event['why']})",
+            markup=False,
+        )
+
     def on_transfer_step(self, event: dict[str, Any]) -> None:
         self.add_bytes("transfer (steps)", event["bytes_read"] + event["bytes_written"], 1)
 
@@ -168,7 +202,7 @@ def show_transfer(report: dict[str, Any], url: str) -> None:
         f"committed {label(url)}: {size(report['bytes_read'])} read, {size(report['bytes_written'])} written in "
         f"{report['steps_seconds']:.1f} s ({report['gb_per_s']:.2f} GB/s), {report['steps']} steps"
         + (f" of which {report['steps_resumed']} were found done" if report["steps_resumed"] else "")
-        + f"; peak memory per actor {', '.join(size(n) for n in report['actor_peak_rss_bytes'])}"
+        + f"; peak memory per actor {size(max(report['actor_peak_rss_bytes']))}"
     )
     if report["energy_kept"]:
         kept = ", ".join(f"{name} {share:.1%}" for name, share in report["energy_kept"].items())

@@ -40,6 +40,18 @@ def ignore(event: dict[str, Any]) -> None:
     """The default ``on_event``."""
 
 
+def logged(path: Path, on_event: OnEvent) -> OnEvent:
+    """``on_event`` that also appends every event to a file, a line of JSON each, with its ``time``."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+
+    def log(event: dict[str, Any]) -> None:
+        with path.open("a") as file:
+            file.write(json.dumps({"time": time.time(), **event}) + "\n")
+        on_event(event)
+
+    return log
+
+
 def plan_transfer(recipe: Recipe) -> TransferPlan:
     """Read the source's index, and plan. Nothing is written and no weight is read."""
     return _planned(recipe)[1]
@@ -57,10 +69,13 @@ def transfer(recipe: Recipe, on_event: OnEvent = ignore) -> dict[str, Any]:
 
 def _transfer(recipe: Recipe, source: Source, plan: TransferPlan, on_event: OnEvent) -> dict[str, Any]:
     from bot_dist.checkpoint import CheckpointWriter
+    from bot_dist.convert.shapes import Shapes
     from bot_dist.convert.tokenizer import save_tokenizer
     from bot_dist.plan import details_of
     from bot_dist.runtime.tally import Tally
 
+    if isinstance(source, Shapes):
+        raise InputError(f"{label(source.url)} is a configuration without weights: plan works from it, a transfer not")
     started = time.perf_counter()
     plan.validate()
     url = absolute(recipe.transferred_url)
@@ -220,7 +235,7 @@ def run(recipe: Recipe, on_event: OnEvent = ignore) -> dict[str, Any]:
     records = Records(output, recipe)
     if (facts := records.load("facts")) is not None:
         return {**facts, "complete_before": True}
-    on_event = _logged(output / "events.jsonl", on_event)
+    on_event = logged(output / "events.jsonl", on_event)
     on_event({"stage": "plan", "event": "planned", "digest": plan.digest})
     again = recipe.model_copy(update={"overwrite": True})  # of what an earlier attempt of this run may have begun
     with connected(recipe.cluster, max(plan.mesh.size, recipe.train.workers)):
@@ -359,16 +374,4 @@ def _committed(url: str) -> CheckpointReader:
     return CheckpointReader(url)
 
 
-def _logged(path: Path, on_event: OnEvent) -> OnEvent:
-    """``on_event`` that also appends every event to a JSONL file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-
-    def log(event: dict[str, Any]) -> None:
-        with path.open("a") as file:
-            file.write(json.dumps({"time": time.time(), **event}) + "\n")
-        on_event(event)
-
-    return log
-
-
-__all__ = ["export", "export_store", "plan_transfer", "pretrain", "run", "transfer"]
+__all__ = ["export", "export_store", "logged", "plan_transfer", "pretrain", "run", "transfer"]

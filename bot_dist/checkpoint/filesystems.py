@@ -6,6 +6,7 @@ from typing import Any
 
 import fsspec
 
+from bot_dist.checkpoint.retry import time_outs
 from bot_dist.errors import InputError, MissingPackageError
 from bot_dist.urls import label
 
@@ -29,7 +30,7 @@ def filesystem(url: str) -> tuple[Any, str]:
 
         return ObjectStore.of(protocol(url)), url.partition("://")[2].rstrip("/")
     try:
-        fs, path = fsspec.core.url_to_fs(url)
+        fs, path = fsspec.core.url_to_fs(url, **(_by_http() if protocol(url) in ("http", "https") else {}))
     except ImportError as error:
         raise MissingPackageError(
             f"{label(url)}: protocol '{protocol(url)}' needs a package that is not installed ({error})"
@@ -37,6 +38,14 @@ def filesystem(url: str) -> tuple[Any, str]:
     except ValueError as error:
         raise InputError(f"{label(url)}: {error}") from error
     return fs, path
+
+
+def _by_http() -> dict[str, Any]:
+    """Options of fsspec's HTTP client."""
+    import aiohttp
+
+    connect, silence = time_outs()
+    return {"client_kwargs": {"timeout": aiohttp.ClientTimeout(sock_connect=connect, sock_read=silence)}}
 
 
 def check_writable(url: str) -> None:

@@ -58,9 +58,9 @@ def staged(path: str, parts: Sequence[Buffer], *, durable: bool) -> Iterator[str
     """
     temporary = f"{path}.{uuid.uuid4().hex}{PARTIAL}"
     nbytes = sum(map(len, parts))
-    try:
-        with room_for(path, nbytes):
-            os.makedirs(os.path.dirname(path), exist_ok=True)
+    with room_for(path, nbytes):
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        try:
             descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
             try:
                 written = _batches(parts, lambda batch: os.writev(descriptor, batch))
@@ -70,15 +70,16 @@ def staged(path: str, parts: Sequence[Buffer], *, durable: bool) -> Iterator[str
                     os.fsync(descriptor)
             finally:
                 os.close(descriptor)
-        yield temporary
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
+            yield temporary
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
 
 
 @contextlib.contextmanager
 def room_for(path: str, nbytes: int) -> Iterator[None]:
-    """Writing ``nbytes`` to a local file; that there is no room for them as a CheckpointError that says so."""
+    """Writing ``nbytes`` to a local file or folder. Raises CheckpointError when there is no room for them; what the
+    block has left behind by then counts as used."""
     try:
         yield
     except OSError as error:

@@ -130,9 +130,13 @@ class CheckpointReader:
         """Elements ``[start, stop)`` of the row-major parameter, as a flat tensor: what a ZeRO rank owns."""
         import torch
 
-        parameter = self.parameter(name)
-        boxes = flat_boxes(parameter.sizes, start, stop)
-        return torch.cat([self.read(parameter, box).reshape(-1) for box in boxes])
+        stored = self.stored(name)
+        result, done = torch.empty(stop - start, dtype=arrays.torch_dtype(stored.dtype)), 0
+        for box in flat_boxes(stored.parameter.sizes, start, stop):
+            place = arrays.view(result[done : done + box_size(box)]).reshape(box_shape(box))
+            self._fill(stored, box, place, LOCAL_BATCH if self.storage.local else REMOTE_BATCH)
+            done += box_size(box)
+        return result
 
     def read_slice(self, name: str, axis: str, rank: int, degree: int) -> torch.Tensor:
         """What tensor parallelism gives ``rank`` of ``degree`` along a named axis; the first ranks have one more where

@@ -5,19 +5,24 @@ Waits are slept and time-outs are the clients' own; all of these follow the mono
 
 from __future__ import annotations
 
+import os
 import random
 import re
 import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from bot_dist.errors import BotDistError
+from bot_dist.errors import BotDistError, InputError
 from bot_dist.urls import label
 
 TRIES = 8
 """Most times that one operation is tried, about 15 s of waits together."""
 FIRST_WAIT_S = 0.2
 LONGEST_WAIT_S = 5.0
+CONNECT_S = 10.0
+"""Longest wait for a connection."""
+SILENCE_S = 60.0
+"""Longest wait for an answer or for its next bytes, unless the environment's BOT_DIST_STORAGE_TIMEOUT_S has another."""
 
 _CLIENTS = ("obstore", "aiohttp", "huggingface_hub", "requests", "httpx", "httpcore")
 """Client libraries whose errors are not all OSErrors."""
@@ -54,12 +59,25 @@ def asked(url: str, operation: str, call: Callable[[], T], as_error: type[BotDis
     raise AssertionError("unreachable")
 
 
+def time_outs() -> tuple[float, float]:
+    """Seconds to wait for a connection, and for an answer or its next bytes. Raises InputError for no number."""
+    text = os.environ.get("BOT_DIST_STORAGE_TIMEOUT_S", str(SILENCE_S))
+    try:
+        silence = float(text)
+    except ValueError:
+        silence = 0.0
+    if not 0 < silence < float("inf"):
+        raise InputError(f"environment: BOT_DIST_STORAGE_TIMEOUT_S is '{text}', wanted a number of seconds above 0")
+    return min(CONNECT_S, silence), silence
+
+
 def transient(error: Exception) -> bool:
     """Whether the same request may well succeed a little later."""
     if (status := _status(error)) is not None:
-        return status in _LATER or status >= 500
+        return status in _LATER or (status >= 500 and status != 501)
     if _client(error) == "obstore":
-        return type(error).__name__ == "GenericError" and _METADATA_SERVICE not in str(error)
+        settings = any(sign in str(error) for sign in (_METADATA_SERVICE, "builder error"))  # no keys, no such address
+        return type(error).__name__ == "GenericError" and not settings
     return isinstance(error, ConnectionError | TimeoutError) or _client(error) is not None
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from bot_dist.checkpoint.localfile import room_for
 from bot_dist.convert.location import PACKAGE
 from bot_dist.convert.safetensors_in import INDEX, SINGLE
 from bot_dist.convert.safetensors_out import Tensor, shards, write_safetensors
@@ -68,7 +69,8 @@ def export_huggingface(
     all. They fill files of at most ``max_shard_bytes`` (a larger tensor has its own), with an index if there are
     several. Nothing in the folder looks like a model before everything is there. ``progress`` gets the bytes of each
     piece. Raises InputError for a remote folder, CheckpointExistsError when it holds a model (unless ``overwrite``) or
-    a bot_dist store, SourceError when the source is not the model that its configuration describes.
+    a bot_dist store, SourceError when the source is not the model that its configuration describes, CheckpointError
+    when the disk is full.
     """
 
     def write(staging: Path, tensors: list[Tensor], progress: Callable[[int], None]) -> None:
@@ -116,14 +118,15 @@ def _export(
     for stale in target.glob(f"{STAGING}*"):
         shutil.rmtree(stale)
     staging = Path(tempfile.mkdtemp(prefix=STAGING, dir=target))
-    try:
-        write(staging, tensors, progress or (lambda _: None))
-        tokenizer = tokenizer_url is not None and save_tokenizer(tokenizer_url, str(staging))
-        _write_configs(staging, model, reduce(torch.promote_types, {t.dtype for t in tensors}))
-        files = _publish(staging, target)
-    except BaseException:
-        shutil.rmtree(target if created else staging)
-        raise
+    with room_for(str(target), sum(tensor.nbytes for tensor in tensors)):
+        try:
+            write(staging, tensors, progress or (lambda _: None))
+            tokenizer = tokenizer_url is not None and save_tokenizer(tokenizer_url, str(staging))
+            _write_configs(staging, model, reduce(torch.promote_types, {t.dtype for t in tensors}))
+            files = _publish(staging, target)
+        except BaseException:
+            shutil.rmtree(target if created else staging)
+            raise
     staging.rmdir()
     return ExportResult(
         folder=str(target),

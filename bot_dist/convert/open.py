@@ -13,7 +13,7 @@ def is_store(url: str) -> bool:
 
 
 def open_source(url: str) -> Source:
-    """A ``.gguf`` file, a bot_dist store, or safetensors (a folder or a file).
+    """A ``.gguf`` file, a bot_dist store, safetensors (a folder or a file), or the shapes of a ``config.json``.
 
     Raises SourceError, FamilyError, MissingPackageError, or CheckpointError for a store that is not complete.
     """
@@ -21,6 +21,10 @@ def open_source(url: str) -> Source:
         from bot_dist.convert.gguf_in import open_gguf
 
         return open_gguf(url)
+    if url.endswith("config.json"):
+        from bot_dist.convert.shapes import Shapes
+
+        return Shapes(url)
     if not url.endswith(".safetensors") and is_store(url):
         from bot_dist.checkpoint import CheckpointReader
 

@@ -41,7 +41,7 @@ def open_safetensors(url: str) -> FileSource:
     """
     single = url.endswith(".safetensors")
     folder = (url.rpartition("/")[0] or ".") if single else url
-    config = _read_config(folder, url)
+    config = read_config(folder, url)
     family = family_of(config)
     weight_map: dict[str, str] = {}
     if single:
@@ -170,7 +170,7 @@ def _read_index(url: str) -> dict[str, str]:
     return weight_map
 
 
-def _read_config(folder: str, url: str) -> dict[str, Any]:
+def read_config(folder: str, url: str) -> dict[str, Any]:
     """``config.json`` of the folder; without one, an error that says what is at ``url`` instead."""
     path = join(folder, "config.json")
     if size_bytes(path) is not None:

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from fsspec.implementations.local import LocalFileSystem
 
 from bot_dist.checkpoint import filesystems
+from bot_dist.checkpoint.localfile import read_into
 from bot_dist.checkpoint.retry import asked
 from bot_dist.checkpoint.storage import Storage
 from bot_dist.convert.location import PACKAGE, exists_in_package, near_names, package_glob, resolve
@@ -119,16 +120,9 @@ def read_range_into(url: str, start: int, view: memoryview, what: str) -> None:
     if not is_local(url):
         view[:] = read_range(url, start, start + len(view), what)
         return
-
-    def read() -> int:
-        found = 0
-        with open(filesystem(url)[1], "rb", buffering=0) as file:
-            file.seek(start)
-            while found < len(view) and (n := file.readinto(view[found:])):
-                found += n
-        return found
-
-    if (found := _found(url, "read it", read)) != len(view):
+    path = filesystem(url)[1]
+    found = _found(url, "read it", lambda: read_into(path, start, [view]))
+    if found != len(view):
         raise _short(url, what, found, start, len(view))
 
 

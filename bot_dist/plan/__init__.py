@@ -3,7 +3,7 @@
 from bot_dist.plan.cost import REQUESTS, operator_rows, step_bytes, step_peak
 from bot_dist.plan.details import Details, details_of
 from bot_dist.plan.make import Fitted, SourceModule, make_plan, target_model
-from bot_dist.plan.simulate import Hardware, Simulation, simulate
+from bot_dist.plan.simulate import Hardware, Simulation, parse_hardware, simulate
 from bot_dist.plan.summary import ModuleRow, PlanSummary, summarise
 from bot_dist.plan.tiling import LANES
 from bot_dist.plan.transfer import DETAILS, AxisPlan, ModulePlan, Step, TransferPlan
@@ -26,6 +26,7 @@ __all__ = [
     "details_of",
     "make_plan",
     "operator_rows",
+    "parse_hardware",
     "simulate",
     "step_bytes",
     "step_peak",

@@ -159,7 +159,7 @@ def _axes(
         if details and (undone := details.modules[weight.name].operators[i][1]) is not None:
             spec = restoring(undone)
         check_supported(spec, where)
-        cut = _cut(n_target, mesh, where) if axis == cut_axis else None
+        cut = Cut(size=n_target, degree=min(mesh.tensor, n_target)) if axis == cut_axis else None
         axes.append(
             AxisPlan(
                 axis=axis,
@@ -185,15 +185,6 @@ def _query_slots(source: Model, target: Model, weight: Weight, config: TransferC
         return OperatorSpec(n_source=n, n_target=n)
     factor = rules.query_factor(config, source.sizes["head_dim"], target.sizes["head_dim"])
     return OperatorSpec(n_source=n, n_target=n, policy="diagonal", diagonal=(factor, *[1.0] * (n - 1)))
-
-
-def _cut(n_target: int, mesh: Mesh, where: str) -> Cut:
-    if mesh.tensor > n_target:
-        raise PlanError(
-            f"{where} has {n_target} indices, fewer than the tensor-parallel degree {mesh.tensor}; "
-            f"use a degree of at most {n_target}"
-        )
-    return Cut(size=n_target, degree=mesh.tensor)
 
 
 def _copies(spec: OperatorSpec, where: str) -> bool:

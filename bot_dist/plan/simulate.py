@@ -9,15 +9,17 @@ network, and over its device's memory bandwidth (bytes in and out of the transfo
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 
 from bot_dist.axes import ITEMSIZE
+from bot_dist.errors import RecipeError, nearest
 from bot_dist.plan.cost import step_bytes, step_peak
 from bot_dist.plan.tiling import LANES
 from bot_dist.plan.transfer import ModulePlan, Step, TransferPlan
 from bot_dist.sharding import box_size
 
 GB = 1e9
+EXAMPLE = "storage_gb_s=100,network_gb_s=12.5,device_gb_s=1500"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +35,25 @@ class Hardware:
     actors_per_node: int = 8
     request_s: float = 0.1
     """From asking for a file or range to its first byte."""
+
+
+def parse_hardware(text: str) -> Hardware:
+    """``"storage_gb_s=100,network_gb_s=12.5,device_gb_s=1500"``. Raises RecipeError on what it does not understand."""
+    known = {field.name: field for field in fields(Hardware)}
+    given: dict[str, float] = {}
+    for item in text.split(","):
+        name, _, value = item.partition("=")
+        if name.strip() not in known:
+            raise RecipeError(f"hardware: unknown {name.strip()!r}; {nearest(name.strip(), known)}")
+        try:
+            given[name.strip()] = float(value)
+        except ValueError:
+            raise RecipeError(f"hardware: {name.strip()} is {value!r}, wanted a number") from None
+        if not 0 < given[name.strip()] < math.inf:
+            raise RecipeError(f"hardware: {name.strip()} is {value}, wanted a number above 0")
+    if absent := [name for name, field in known.items() if field.default is MISSING and name not in given]:
+        raise RecipeError(f"hardware: {', '.join(absent)} missing; write for example {EXAMPLE}")
+    return Hardware(**{name: int(n) if name == "actors_per_node" else n for name, n in given.items()})  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,5 +138,7 @@ def _requests(module: ModulePlan, step: Step) -> int:
     """Ranges that a step reads and files that it writes: one of each per layer and piece."""
     pieces = math.prod(len(ranges) for ranges in step.source[int(module.layered) :])
     layers_in = step.source_shape()[0] if module.layered else 1
+    sides = module.within_array(tuple(zip(step.target, module.axes, strict=True)))
+    files = math.prod(-(-(stop - start) // a.shard) for (start, stop), a in sides)
     layers_out = box_size(step.target[:1]) if module.layered and not module.stacked else 1
-    return pieces * layers_in + layers_out
+    return pieces * layers_in + files * layers_out

@@ -40,7 +40,7 @@ def tiled(modules: Sequence[ModulePlan], memory_limit: int, actors: int) -> tupl
     most = max(LEAST_BYTES, total // (actors * SHARE)) if actors > 1 else total
     found, smallest = [], 0
     for module in modules:
-        module = _cut(module, memory_limit, most)
+        module = _cut(_whole_rows(module), memory_limit, most)
         if (peak := _peak(module)) > memory_limit:
             smallest = max(smallest, peak)
         found.append(dataclasses.replace(module, chunk=chunk_shape(module.shard, ITEMSIZE[module.dtype])))
@@ -67,6 +67,12 @@ def _cut(module: ModulePlan, memory_limit: int, most: int) -> ModulePlan:
         module = cut
 
 
+def _whole_rows(module: ModulePlan) -> ModulePlan:
+    """The module with steps of whole rows where reading part of one costs all of it, whatever shards they fill."""
+    axes = [dataclasses.replace(a, tile=a.n_target) for a in module.axes[module.row_axes :]]
+    return dataclasses.replace(module, axes=(*module.axes[: module.row_axes], *axes))
+
+
 def _peak(module: ModulePlan) -> int:
     """Of the module's worst step."""
     return step_peak(module, tuple((0, a.tile) for a in module.axes), tuple(_widest(a) for a in module.axes))
@@ -85,13 +91,12 @@ def _moved(module: ModulePlan) -> int:
 
 def _read(module: ModulePlan) -> float:
     """Bytes that all steps read."""
-    inner = math.prod(len(a.tiles()) for a in module.axes[module.row_axes :])
-    return module.source_bytes * inner * math.prod(_needed(a) / a.n_source for a in module.axes[: module.row_axes])
+    return module.source_bytes * math.prod(_needed(a) / a.n_source for a in module.axes[: module.row_axes])
 
 
 def _cost(module: ModulePlan) -> float:
     """Bytes that all steps read, and what asking for the parts and writing the files costs besides."""
-    within = math.prod(len(a.tiles()) for a in module.axes[int(module.layered) :])
+    within = math.prod(-(-a.n_target // a.shard) for a in module.axes[int(module.layered) :])
     layers = (_needed(module.axes[0]) + module.axes[0].n_target) if module.layered else 2
     return _read(module) + REQUEST_BYTES * layers * within
 
@@ -115,10 +120,11 @@ def _widest(a: AxisPlan) -> int:
 def _halves(module: ModulePlan) -> list[ModulePlan]:
     """The module with tiles of half the size along an axis, for every axis that can be cut; the outermost first.
 
-    Rows stay whole: the innermost axis is cut only where tensor parallelism does.
+    Rows stay whole: the innermost axis is cut only where tensor parallelism does, and no part of a row where reading
+    one costs all of it.
     """
     found = []
-    for i, a in enumerate(module.axes):
+    for i, a in enumerate(module.axes[: module.row_axes]):
         if a.spec is not None and a.tile > 1 and (a.cut is not None or i < len(module.axes) - 1):
             cut = dataclasses.replace(a.cut, tiles=a.cut.tiles * 2) if a.cut is not None else None
             tile = cut.tile if cut is not None else -(-a.tile // 2)

@@ -37,8 +37,9 @@ class AxisPlan:
     spec: OperatorSpec | None
     """None: the operator of the axis before takes this one along (a composite one, such as ``heads × head_dim``)."""
     tile: int
+    """Target indices per step: a multiple of those per shard, or all."""
     cut: Cut | None = None
-    """Present where tensor parallelism cuts this axis."""
+    """Present where tensor parallelism cuts this axis, and its shards."""
     spans: int = 1
     """How many axes the operator acts on together, from this one on."""
     copies: bool = False
@@ -57,6 +58,15 @@ class AxisPlan:
     def alone(self) -> bool:
         """Whether its operator is a fitted one: applied by itself, before the others are in one pass."""
         return self.spec is not None and self.spec.policy == "stored"
+
+    @property
+    def shard(self) -> int:
+        """Target indices per shard."""
+        return self.cut.tile if self.cut is not None else self.tile
+
+    def owner(self, start: int) -> int | None:
+        """The tensor-parallel rank that the tile from ``start`` on belongs to, if it belongs to one."""
+        return self.cut.owner(start) if self.cut is not None and self.cut.tile == self.tile else None
 
     def tiles(self) -> list[Range]:
         n = self.n_target
@@ -144,7 +154,7 @@ class ModulePlan:
     @property
     def shard(self) -> tuple[int, ...]:
         """Shard of each array that is written: of one layer, or of all where they are stacked."""
-        return self.within_array(tuple(a.tile for a in self.axes))
+        return self.within_array(tuple(a.shard for a in self.axes))
 
     @property
     def order(self) -> tuple[int, ...]:
@@ -273,12 +283,12 @@ class TransferPlan:
         costs: list[int] = []
         ranks: list[int | None] = []
         for index, module in enumerate(self.modules):
-            cut = next(((i, a.cut) for i, a in enumerate(module.axes) if a.cut is not None), None)
             for step in self._tiles(index):
                 costs.append(sum(step_bytes(module, step)))
-                ranks.append(cut[1].owner(step.target[cut[0]][0]) if cut else None)
-        owners = iter(balanced(costs, ranks, self.mesh).tolist())
-        return [list(itertools.islice(owners, m.n_tiles)) for m in self.modules]
+                owners = [a.owner(start) for a, (start, _) in zip(module.axes, step.target, strict=True)]
+                ranks.append(next((owner for owner in owners if owner is not None), None))
+        found = iter(balanced(costs, ranks, self.mesh).tolist())
+        return [list(itertools.islice(found, m.n_tiles)) for m in self.modules]
 
     def written(self, module: ModulePlan, target: Box | None = None) -> list[Parameter]:
         """The arrays that the module is written to, in the order of the layers of ``target`` (by default all)."""

@@ -33,10 +33,8 @@ class StepResult:
 
     step: str
     module: int
-    digests: dict[str, bytes]
-    """Per parameter, the digests of the chunks of the shard written."""
-    shard: str
-    """Key of that shard in each of them."""
+    digests: dict[str, dict[str, bytes]]
+    """Per parameter and shard that was written, the digests of its chunks."""
     bytes_read: int
     """From the source's storage, halo included."""
     bytes_written: int

@@ -63,7 +63,7 @@ class Tally:
 
     def _add(self, result: StepResult) -> None:
         for name, found in result.digests.items():
-            self.digests.setdefault(name, {})[result.shard] = found
+            self.digests.setdefault(name, {}).update(found)
         self._steps += 1
         self._resumed += result.resumed
         if not result.resumed:

@@ -7,9 +7,10 @@ import math
 import resource
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 
@@ -22,6 +23,9 @@ from bot_dist.runtime.transform import transform
 from bot_dist.sharding import Box
 from bot_dist.wavelets import OperatorSpec, build_operator
 from bot_dist.wavelets.apply import Stage, apply_operators
+
+S = TypeVar("S")
+T = TypeVar("T")
 
 
 class Worker:
@@ -66,18 +70,18 @@ class Worker:
             del source, tensor, shifted
         result = self.device.to_host(applied.tensor)
         transformed, bytes_out = time.perf_counter(), result.nbytes
-        names, shard = self._written(step)
-        parts = [result] if module.stacked or not module.layered else [*result]
-        writes = [
-            self._requests.submit(self.writer.write, name, shard, part) for name, part in zip(names, parts, strict=True)
-        ]
-        digests = dict(zip(names, all_done(writes), strict=True))
+        writes = {
+            (name, key): self._requests.submit(self.writer.write, name, shard, result[place])
+            for name, key, shard, place in self._written(step)
+        }
+        digests: dict[str, dict[str, bytes]] = {}
+        for (name, key), digest in zip(writes, all_done(writes.values()), strict=True):
+            digests.setdefault(name, {})[key] = digest
         bytes_read, bytes_written = step_bytes(module, step)
         done = StepResult(
             step=step.id,
             module=step.module,
             digests=digests,
-            shard=self.writer.stored[names[0]].shard_key(shard),
             bytes_read=bytes_read,
             bytes_written=bytes_written,
             bytes_transformed=bytes_in + bytes_out,
@@ -90,25 +94,37 @@ class Worker:
             rank=step.owner,
             peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         )
-        record = {**dataclasses.asdict(done), "digests": {name: digest.hex() for name, digest in digests.items()}}
-        self.writer.record(step.id, record)
+        self.writer.record(step.id, {**dataclasses.asdict(done), "digests": _nested(digests, bytes.hex)})
         return done
 
     def _finished(self, step: Step) -> StepResult | None:
         """What an earlier attempt recorded of a step, if that is what storage holds."""
         if (record := self.writer.record_of(step.id)) is None:
             return None
-        earlier = StepResult(**{**record, "digests": {n: bytes.fromhex(d) for n, d in record["digests"].items()}})
-        names, shard = self._written(step)
-        found = all_done(self._requests.submit(self.writer.digests_on_storage, name, shard) for name in names)
-        if dict(zip(names, found, strict=True)) != earlier.digests:
+        earlier = StepResult(**{**record, "digests": _nested(record["digests"], bytes.fromhex)})
+        shards = [(name, key, shard) for name, key, shard, _ in self._written(step)]
+        found = all_done(self._requests.submit(self.writer.digests_on_storage, name, box) for name, _, box in shards)
+        if any(earlier.digests[n].get(key) != digest for (n, key, _), digest in zip(shards, found, strict=True)):
             return None
         return dataclasses.replace(earlier, resumed=True, rank=step.owner)
 
-    def _written(self, step: Step) -> tuple[list[str], Box]:
-        """What a step writes: the same shard of the array of each of its layers, or of the one that stacks them."""
+    def _written(self, step: Step) -> Iterator[tuple[str, str, Box, tuple[int | slice, ...]]]:
+        """What a step writes: names of arrays, with key and box of each shard of theirs, and where in the step's tile
+        it is. These are the same shards of the array of each of its layers, or of the one that stacks them."""
         module = self.plan.modules[step.module]
-        return [p.name for p in self.plan.written(module, step.target)], module.within_array(step.target)
+        box = module.within_array(step.target)
+        for i, parameter in enumerate(self.plan.written(module, step.target)):
+            stored = self.writer.stored[parameter.name]
+            for shard in stored.shards_of(box):
+                place: tuple[int | slice, ...] = tuple(
+                    slice(start - origin, stop - origin) for (start, stop), (origin, _) in zip(shard, box, strict=True)
+                )
+                layer = (i,) if module.layered and not module.stacked else ()
+                yield parameter.name, stored.shard_key(shard), shard, (*layer, *place)
+
+
+def _nested(digests: Mapping[str, Mapping[str, S]], convert: Callable[[S], T]) -> dict[str, dict[str, T]]:
+    return {name: {key: convert(value) for key, value in found.items()} for name, found in digests.items()}
 
 
 class _Budget:

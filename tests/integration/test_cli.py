@@ -160,12 +160,6 @@ BAD = [
     ("truncated file", truncate, [], "model.safetensors"),
     ("unknown architecture", lambda f: edit_config(f, model_type="mamba"), [], "unknown architecture 'mamba'"),
     ("kv heads", lambda f: edit_config(f, num_key_value_heads=3), [], "4 is not divisible by num_key_value_heads=3"),
-    (
-        "tensor degree",
-        None,
-        ["--tensor", "3"],
-        "axis 'kv_heads' has 2 indices, fewer than the tensor-parallel degree 3",
-    ),
     ("policy", None, ["--layers", "2", "--depth", "stack"], "depth policy 'stack' only grows, and 3 → 2 shrinks"),
     ("preset", None, ["--preset", "paper-gpt"], "unknown preset 'paper-gpt'; did you mean 'paper-gpt-s2l'"),
     ("negative size", None, ["--mlp", "-3"], "target mlp is -3; give at least 1"),

@@ -62,7 +62,7 @@ def test_a_transfer_from_s3_to_s3_makes_the_bytes_of_a_local_one(
     there = transfer(source, f"{bucket}/target", tmp_path / "run")
     here = transfer(pico.url, str(tmp_path / "target"), tmp_path / "run")
     assert same(there, here)
-    assert bot_dist.verify(f"{bucket}/target") == []
+    assert not bot_dist.verify(f"{bucket}/target").damaged
     assert there.verify_sizes() == []
     for name, tensor in tensors(here).items():
         assert torch.equal(tensors(there)[name], tensor)
@@ -79,7 +79,7 @@ def test_ray_actors_make_the_same_bytes(
     source = uploaded(pico.folder, f"{bucket}/source")
     mesh = {"cluster.executor": "ray", "cluster.tensor": 2, "cluster.device": "cpu"}
     there = transfer(source, f"{bucket}/target", tmp_path / "run", **mesh)
-    assert bot_dist.verify(f"{bucket}/target") == []
+    assert not bot_dist.verify(f"{bucket}/target").damaged
     here = tensors(transfer(pico.url, str(tmp_path / "target"), tmp_path / "run"))
     assert all(torch.equal(tensor, here[name]) for name, tensor in tensors(there).items())
 
@@ -110,7 +110,16 @@ def test_an_unfinished_transfer_is_resumed(pico_llama: Callable[..., Pico], buck
     assert resumed.count(True) == 4
     assert Storage(target).names("data") == attempt
     assert not [name for name in Storage(target).sizes("") if "_steps" in name or "_layout" in name]
-    assert bot_dist.verify(target) == []
+    assert not bot_dist.verify(target).damaged
+
+
+def test_a_store_is_read_by_plain_http(
+    s3_environment: S3Server, pico_llama: Callable[..., Pico], bucket: str, tmp_path: Path
+) -> None:
+    there = transfer(pico_llama().url, f"{bucket}/target", tmp_path / "run")
+    by_http = f"http://{s3_environment.filer}/buckets/{bucket.removeprefix('s3://')}/target"
+    assert same(CheckpointReader(by_http), there)
+    assert not bot_dist.verify(by_http).damaged
 
 
 def committers(url: str, config: dict[str, Any], n: int) -> list[Callable[[], str]]:
@@ -148,7 +157,7 @@ def test_of_two_committers_one_wins(pico_llama: Callable[..., Pico], bucket: str
         winners = [outcome for outcome in outcomes if isinstance(outcome, str)]
         assert (len(losers), len(winners)) == (1, 1), outcomes
         assert CheckpointReader(url).manifest.data == f"data/{winners[0]}"
-        assert bot_dist.verify(url) == []
+        assert not bot_dist.verify(url).damaged
 
 
 def test_the_manifest_is_created_only_where_there_is_none(bucket: str) -> None:

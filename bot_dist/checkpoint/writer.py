@@ -169,7 +169,7 @@ class CheckpointWriter:
         for name in on_storage:
             if name.endswith(PARTIAL):  # of a writer that was killed
                 self.storage.remove(f"{self.folder}/{name}")
-            if name.startswith(FILES):
+            elif name.startswith(FILES):
                 data = self.storage.read(f"{self.folder}/{name}")
                 manifest.files[name] = StoredFile(nbytes=len(data), xxh3_128=xxhash.xxh3_128_hexdigest(data))
         self._write_metadata()

@@ -322,6 +322,8 @@ def test_digests_on_storage_tell_what_reads_back(url: str) -> None:
 
 def test_files_are_carried_along_and_checked(url: str) -> None:
     writer = create(url)
+    (data(url) / "tokenizer").mkdir()
+    (data(url) / "tokenizer/tokenizer.json.0.partial").write_bytes(b"{")  # of a writer that was killed
     writer.storage.write(f"{writer.folder}/tokenizer/tokenizer.json", [b"{}"])
     writer.commit(fill(writer), {})
     reader = CheckpointReader(url)

@@ -1,6 +1,7 @@
 """The user's verbs. No logic: parse, call one function of ``pipeline`` or ``checks``, show.
 
-Exit status: 0 done, 1 failed, 2 the input is wrong. Nothing heavy is imported before a verb runs.
+Exit status: 0 done, 1 failed, 2 the input is wrong, 128 + signal where Ctrl-C (130), SIGTERM (143) or a hang-up (129)
+stopped it. Nothing heavy is imported before a verb runs.
 """
 
 from __future__ import annotations
@@ -325,7 +326,8 @@ def _store_url(url: str, overrides: Sequence[str] | None) -> str:
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run a verb and exit with its status."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a terminated job stops as cleanly as Ctrl-C
+    stopped_by = [signal.SIGINT]
+    _stop_as_ctrl_c(stopped_by)
     try:
         status = app(args=list(argv) if argv is not None else None, standalone_mode=False)
     except BotDistError as error:
@@ -335,8 +337,25 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
             _fail(error.format_message(), 2)
         raise
     if status == INTERRUPTED:
-        _fail("interrupted; nothing unfinished was committed, run the same command again to resume", 1)
+        message = "interrupted; nothing unfinished was committed, run the same command again to resume"
+        _fail(message, 128 + stopped_by[-1])
     sys.exit(status or 0)
+
+
+def _stop_as_ctrl_c(stopped_by: list[signal.Signals]) -> None:
+    """SIGTERM (a scheduler) and SIGHUP (a terminal that is gone) stop a verb as cleanly as Ctrl-C, and are remembered.
+
+    They often come twice, from the scheduler and from its script: the first is enough, the others don't disturb it.
+    """
+
+    def stop(number: int, frame: object) -> None:
+        if len(stopped_by) == 1:
+            stopped_by.append(signal.Signals(number))
+            raise KeyboardInterrupt
+
+    for kind in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(kind) is not signal.SIG_IGN:  # as nohup has it
+            signal.signal(kind, stop)
 
 
 def _fail(message: str, status: int) -> NoReturn:

@@ -122,6 +122,10 @@ class ClusterConfig(_Config):
     """Ray shard actors, or this process (same bytes, no Ray)."""
     address: str | None = None
     """Of a running Ray cluster; None: RAY_ADDRESS if set, else a cluster embedded in this process."""
+    wait_s: int = Field(default=0, ge=0)
+    """Seconds to wait for nodes that are still joining, until the cluster has a CPU per actor or worker."""
+    allow_unauthenticated: bool = False
+    """Run on a cluster that other machines reach and that wants no token, so that any of them may run code on it."""
     tensor: int = Field(default=1, ge=1)
     """Tensor-parallel degree: how many ways heads, FFN units and vocabulary are cut over the shard actors."""
     data: int = Field(default=1, ge=1)
@@ -197,7 +201,7 @@ class Recipe(_Config):
 
     def digest(self) -> str:
         """Identifies what is computed; ``overwrite`` and where Ray runs are not part of it."""
-        data = self.model_dump(exclude={"overwrite": True, "cluster": {"address"}})
+        data = self.model_dump(exclude={"overwrite": True, "cluster": {"address", "wait_s", "allow_unauthenticated"}})
         return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
 
     def public(self) -> dict[str, Any]:

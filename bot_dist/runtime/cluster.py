@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import logging
 import os
 import secrets
+import signal
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
-from bot_dist.errors import RunError
+from bot_dist.errors import InputError, RunError
 from bot_dist.recipe import ClusterConfig
+
+PROBE_TIMEOUT_S = 10
+WAIT_S = 0.5
 
 
 @contextlib.contextmanager
 def connected(config: ClusterConfig, cpus: int) -> Iterator[None]:
-    """Ray, connected for the time of the block. An embedded cluster has at least ``cpus`` CPUs, and goes with it.
+    """Ray, connected for the time of the block. An embedded cluster has at least ``cpus`` CPUs, and goes with it; of a
+    running one, nodes that are still joining are waited for as ``config.wait_s`` says. A cluster that this process has
+    joined before is taken as it is.
 
-    Raises RunError when the address answers nothing.
+    Raises RunError when the address answers nothing, InputError when anyone on the network may run code there.
     """
     address = config.address or os.environ.get("RAY_ADDRESS")
     if not address:
@@ -36,15 +45,20 @@ def connected(config: ClusterConfig, cpus: int) -> Iterator[None]:
         "dashboard_host": "127.0.0.1",
     }
     try:
-        ray.init(
-            address=address or "local",
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            **({} if address else embedded),
-        )
+        with _own_sigterm():
+            ray.init(
+                address=address or "local",
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                **({} if address else embedded),
+            )
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise RunError(f"Ray at {address or 'this machine'} can't be reached: {error}") from None
     try:
+        if address:
+            if not config.allow_unauthenticated:
+                _refuse_open()
+            _wait_for(cpus, config.wait_s)
         yield
     finally:
         ray.shutdown()
@@ -58,6 +72,65 @@ def _protect() -> None:
     if "ray" not in sys.modules and "RAY_AUTH_MODE" not in os.environ:
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+@contextlib.contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """What this process does on SIGTERM, kept through ``ray.init``, which puts a plain exit in its place."""
+    if threading.current_thread() is not threading.main_thread():  # there, Ray leaves it alone
+        yield
+        return
+    own = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    except SystemExit:  # the signal came while Ray's handler was in place
+        signal.signal(signal.SIGTERM, own)
+        signal.raise_signal(signal.SIGTERM)
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, own)
+
+
+def _refuse_open() -> None:
+    """Raise InputError when the connected cluster has other than loopback addresses and wants no token."""
+    import ray
+
+    address = ray.get_runtime_context().gcs_address
+    hosts = [ipaddress.ip_address(node["NodeManagerAddress"]) for node in ray.nodes()]
+    if all(host.is_loopback for host in hosts) or not _takes_anyone(address):
+        return
+    raise InputError(
+        f"the Ray cluster at {address} wants no token, so whoever reaches it may run code on it; start its nodes with "
+        f"RAY_AUTH_MODE=token and the same token (see launch/cluster/local.yaml), or accept it where nobody else "
+        f"reaches it (--set cluster.allow_unauthenticated=true)"
+    )
+
+
+def _takes_anyone(address: str) -> bool:
+    """Whether Ray's control service answers a caller without credentials.
+
+    The mode of this process doesn't tell: a client with a token also joins a cluster that wants none.
+    """
+    import grpc  # type: ignore[import-untyped]
+
+    with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
+        check_alive = channel.unary_unary("/ray.rpc.NodeInfoGcsService/CheckAlive")
+        try:
+            check_alive(b"", timeout=PROBE_TIMEOUT_S)
+        except grpc.RpcError as error:
+            if error.code() is grpc.StatusCode.UNAUTHENTICATED or os.environ.get("RAY_USE_TLS") == "1":
+                return False  # a token is wanted, or a certificate
+            raise RunError(f"Ray at {address} does not say whether it wants a token: {error.details()}") from None
+    return True
+
+
+def _wait_for(cpus: int, wait_s: float) -> None:
+    """Wait until the cluster has so many CPUs, at most ``wait_s`` seconds; who needs them says so if it has not."""
+    import ray
+
+    end = time.monotonic() + wait_s
+    while ray.cluster_resources().get("CPU", 0) < cpus and time.monotonic() < end:
+        time.sleep(WAIT_S)
 
 
 def device_of(config: ClusterConfig) -> str:

@@ -12,9 +12,10 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -155,3 +156,32 @@ def test_a_recipe_that_is_wrong_fails_the_submit_command(head: Head, tmp_path: P
     assert result.returncode != 0
     assert "unknown key 'trnasfer'" in result.stdout
     assert not (tmp_path / "out").exists()
+
+
+def test_a_stopped_job_commits_nothing_and_the_same_job_resumes(head: Head, pico_llama: Callable[..., Any]) -> None:
+    source = pico_llama(num_hidden_layers=4).folder
+    store = source.parent / "store"
+    job = ("launch/run.py", "scale", source, store, "--embed", "48", "--memory-limit", "8KiB")
+    submit = [RAY, "job", "submit", "--address", head.url, "--submission-id", "stopped", "--working-dir", "."]
+    started = subprocess.Popen(
+        [*submit, "--", "python", *job],
+        cwd=ROOT,
+        env=head.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    end = time.monotonic() + 120
+    while not any(store.glob("data/*/_steps/*.json")):
+        assert started.poll() is None, started.communicate()[0]
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    stop = [RAY, "job", "stop", "--address", head.url, "stopped"]
+    stopped = subprocess.run(stop, cwd=ROOT, env=head.environment, capture_output=True, text=True, timeout=60)
+    text = started.communicate(timeout=60)[0]
+    assert "was stopped" in stopped.stdout + stopped.stderr, stopped
+    assert "interrupted; nothing unfinished was committed" in text
+    assert not (store / MANIFEST).exists()
+    again = head.submit("python", *map(str, job))
+    assert again.returncode == 0, again.stdout
+    assert "were found done" in again.stdout

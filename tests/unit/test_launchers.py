@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,9 +14,11 @@ from typing import Any
 import pytest
 import yaml
 
+from launch.run import VERBS
+
 ROOT = Path(__file__).parents[2]
 RUN = ROOT / "launch/run.py"
-CLUSTER = ROOT / "launch/cluster/local.yaml"
+CLUSTERS = ("local", "on_premise", "aws")
 
 STUB = "import json, os, sys\ndef main(argv): print(json.dumps([argv, os.environ['RAY_ADDRESS']])); sys.exit(2)"
 
@@ -92,8 +95,8 @@ def test_setup_refuses_a_path_that_ray_cannot_start_workers_from(tmp_path: Path)
     assert "my clone" in result.stderr
 
 
-def cluster() -> dict[str, Any]:
-    config = yaml.safe_load(CLUSTER.read_text())
+def cluster(name: str) -> dict[str, Any]:
+    config = yaml.safe_load((ROOT / f"launch/cluster/{name}.yaml").read_text())
     assert isinstance(config, dict)
     return config
 
@@ -107,31 +110,132 @@ def prepared(config: dict[str, Any]) -> dict[str, Any]:
     return ready
 
 
-def test_ray_accepts_the_cluster_file() -> None:
-    ready = prepared(cluster())
-    assert ready["provider"]["type"] == "local"
-    assert ready["max_workers"] == 0  # this machine only, until machines are added
+@pytest.mark.parametrize(
+    ("name", "provider", "workers"), [("local", "local", 0), ("on_premise", "local", 1), ("aws", "aws", 8)]
+)
+def test_ray_accepts_the_cluster_file(name: str, provider: str, workers: int) -> None:
+    ready = prepared(cluster(name))
+    assert (ready["provider"]["type"], ready["max_workers"]) == (provider, workers)
 
 
 def test_ray_would_refuse_a_misspelt_key() -> None:
     from jsonschema import ValidationError
 
     with pytest.raises(ValidationError):
-        prepared(cluster() | {"file_mount": {}})
+        prepared(cluster("local") | {"file_mount": {}})
 
 
-def test_the_cluster_file_brings_the_package_and_its_setup() -> None:
-    mounts = cluster()["file_mounts"]
+@pytest.mark.parametrize("name", CLUSTERS)
+def test_a_cluster_file_brings_the_package_and_its_setup(name: str) -> None:
+    mounts = {to: source for to, source in cluster(name)["file_mounts"].items() if not source.startswith("~")}
     assert {"bot_dist", "launch", "configs", "pyproject.toml"} <= set(mounts.values())
     missing = [local for local in mounts.values() if not (ROOT / local).exists()]
     assert not missing
     assert all(remote == f"~/bot_dist/{local}" for remote, local in mounts.items())
-    assert "bash ~/bot_dist/launch/setup.sh" in cluster()["setup_commands"]
+    assert any(command.startswith("bash ~/bot_dist/launch/setup.sh") for command in cluster(name)["setup_commands"])
 
 
-def test_the_cluster_file_opens_nothing_without_a_token() -> None:
-    starts = [command for key in ("head", "worker") for command in cluster()[f"{key}_start_ray_commands"]]
+@pytest.mark.parametrize("name", CLUSTERS)
+def test_a_cluster_file_opens_nothing_without_a_token(name: str) -> None:
+    config = cluster(name)
+    starts = [command for key in ("head", "worker") for command in config[f"{key}_start_ray_commands"]]
     starts = [command for command in starts if "ray start" in command]
     assert len(starts) == 2
     assert all(command.startswith("RAY_AUTH_MODE=token ") for command in starts)
     assert "--dashboard-host=127.0.0.1" in starts[0]
+    if name != "local":  # the same token everywhere
+        assert config["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
+
+
+def test_the_aws_file_takes_spot_workers_with_a_role_and_no_secret() -> None:
+    types = cluster("aws")["available_node_types"]
+    assert types["worker"]["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
+    assert "InstanceMarketOptions" not in types["head"]["node_config"]
+    assert all(kind["node_config"]["IamInstanceProfile"] == {"Name": "bot_dist"} for kind in types.values())
+    text = (ROOT / "launch/cluster/aws.yaml").read_text()
+    assert not re.search(r"AKIA|ASIA|aws_(access|secret)|AWS_(ACCESS|SECRET)|ssh_private_key", text)
+
+
+KUBERAY: dict[str, set[str]] = {
+    "RayJob": {"apiVersion", "kind", "metadata", "spec"},
+    "RayJobSpec": {
+        *("activeDeadlineSeconds", "backoffLimit", "clusterSelector", "deletionStrategy", "entrypoint"),
+        *("entrypointNumCpus", "entrypointNumGpus", "entrypointResources", "jobId", "managedBy", "metadata"),
+        *("rayClusterSpec", "runtimeEnvYAML", "shutdownAfterJobFinishes", "submissionMode", "submitterConfig"),
+        *("submitterPodTemplate", "suspend", "ttlSecondsAfterFinished"),
+    },
+    "RayClusterSpec": {
+        *("authOptions", "autoscalerOptions", "enableInTreeAutoscaling", "gcsFaultToleranceOptions", "headGroupSpec"),
+        *("headServiceAnnotations", "managedBy", "rayVersion", "suspend", "workerGroupSpecs"),
+    },
+    "AuthOptions": {"mode", "enableK8sTokenAuth", "secretName"},
+    "HeadGroupSpec": {"enableIngress", "headService", "rayStartParams", "serviceType", "template"},
+    "WorkerGroupSpec": {
+        *("groupName", "idleTimeoutSeconds", "maxReplicas", "minReplicas", "numOfHosts", "rayStartParams", "replicas"),
+        *("scaleStrategy", "suspend", "template"),
+    },
+    "PodSpec": {"containers", "initContainers", "nodeSelector", "serviceAccountName", "tolerations", "volumes"},
+    "Container": {"args", "command", "env", "envFrom", "image", "imagePullPolicy", "name", "resources", "volumeMounts"},
+    "Volume": {"name", "persistentVolumeClaim"},
+}
+"""Fields of KubeRay's API reference (ray.io/v1) and, of pods, those of Kubernetes that a job may need."""
+
+
+def kuberay() -> dict[str, Any]:
+    (manifest,) = yaml.safe_load_all((ROOT / "launch/cluster/kuberay.yaml").read_text())
+    assert isinstance(manifest, dict)
+    return manifest
+
+
+def undocumented(manifest: dict[str, Any]) -> list[str]:
+    """The fields of a RayJob that no reference knows."""
+    found = []
+
+    def look(kind: str, value: dict[str, Any]) -> dict[str, Any]:
+        found.extend(f"{kind}.{key}" for key in value.keys() - KUBERAY[kind])
+        return value
+
+    spec = look("RayJobSpec", look("RayJob", manifest)["spec"])
+    of_cluster = look("RayClusterSpec", spec["rayClusterSpec"])
+    look("AuthOptions", of_cluster["authOptions"])
+    workers = [look("WorkerGroupSpec", group) for group in of_cluster["workerGroupSpecs"]]
+    for group in (look("HeadGroupSpec", of_cluster["headGroupSpec"]), *workers):
+        pod = look("PodSpec", group["template"]["spec"])
+        mounts = {mount["name"] for c in pod["containers"] for mount in look("Container", c)["volumeMounts"]}
+        assert mounts == {look("Volume", volume)["name"] for volume in pod["volumes"]}
+        assert all(isinstance(value, str) for value in group["rayStartParams"].values()), "KubeRay takes strings"
+    return found
+
+
+def test_the_rayjob_has_documented_fields_only() -> None:
+    assert undocumented(kuberay()) == []
+    misspelt = kuberay()
+    misspelt["spec"]["rayClusterSpec"]["headGroupSpecs"] = {}
+    assert undocumented(misspelt) == ["RayClusterSpec.headGroupSpecs"]
+
+
+def test_the_rayjob_runs_a_verb_on_a_cluster_of_its_own_with_a_token() -> None:
+    manifest = kuberay()
+    spec = manifest["spec"]
+    assert (manifest["apiVersion"], manifest["kind"]) == ("ray.io/v1", "RayJob")
+    assert spec["rayClusterSpec"]["authOptions"] == {"mode": "token"}
+    assert f"ray=={spec['rayClusterSpec']['rayVersion']}\n" in (ROOT / "launch/constraints.txt").read_text()
+    assert spec["shutdownAfterJobFinishes"] is True
+    assert spec["submissionMode"] in ("K8sJobMode", "HTTPMode", "SidecarMode", "InteractiveMode")
+    python, script, verb, *_ = spec["entrypoint"].split()
+    assert (python, script) == ("python", "/bot_dist/launch/run.py")
+    assert verb in VERBS
+    (group,) = spec["rayClusterSpec"]["workerGroupSpecs"]
+    assert group["minReplicas"] == group["replicas"] == group["maxReplicas"]
+
+
+def test_the_slurm_script_says_what_slurm_knows() -> None:
+    script = (ROOT / "launch/slurm.sbatch").read_text()
+    assert subprocess.run(["bash", "-n", ROOT / "launch/slurm.sbatch"]).returncode == 0
+    options = re.findall(r"^#SBATCH --([a-z-]+)(?:=\S+)?$", script, flags=re.MULTILINE)
+    assert len(options) == script.count("\n#SBATCH ")
+    known = {"job-name", "nodes", "ntasks-per-node", "exclusive", "no-kill", "requeue", "open-mode", "output", "signal"}
+    assert set(options) == known
+    assert script.index("#SBATCH") < script.index("set -euo pipefail"), "SLURM reads no option after a command"
+    assert "RAY_AUTH_MODE=token" in script
+    assert "--dashboard-host=127.0.0.1" in script

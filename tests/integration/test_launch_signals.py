@@ -1,0 +1,46 @@
+"""What a scheduler or a lost terminal does to a verb: a clean stop, and an exit status that names the signal."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bot_dist.checkpoint.manifest import MANIFEST
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.mark.parametrize(("kind", "status"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_signal_stops_a_verb_as_cleanly_as_ctrl_c_however_often_it_comes(
+    kind: signal.Signals, status: int, tmp_path: Path, pico_llama: Callable[..., Any]
+) -> None:
+    store = tmp_path / "store"
+    options = ("--embed", "48", "--memory-limit", "4KiB")
+    verb = subprocess.Popen(
+        [sys.executable, "-m", "bot_dist.cli", "scale", pico_llama(num_hidden_layers=4).url, store, *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={key: value for key, value in os.environ.items() if key not in ("RAY_ADDRESS", "RAY_AUTH_MODE")},
+    )
+    end = time.monotonic() + 120
+    while not any(store.glob("data/*/_steps/*.json")):
+        assert verb.poll() is None, verb.communicate()[0]
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    for each in (kind, signal.SIGTERM, kind):  # from the scheduler, from its script, and again
+        verb.send_signal(each)
+        time.sleep(0.05)
+    text = verb.communicate(timeout=60)[0]
+    assert verb.returncode == status, text
+    assert "interrupted; nothing unfinished was committed" in text
+    assert "Traceback" not in text
+    assert not (store / MANIFEST).exists()

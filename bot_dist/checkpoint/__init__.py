@@ -8,8 +8,9 @@ A store at ``URL/`` holds
   provenance (source with its digest, recipe, plan, versions, layer permutations and details where there are some), and
   its own digest. Readers refuse a store without it, and check every chunk that they read against it;
 - ``zarr.json``: a group, whose attribute ``bot_dist`` names the format version;
-- ``data/ATTEMPT/``: what one attempt wrote, a zarr group. Every attempt writes into its own, so a writer that was given
-  up for dead harms no other; the commit removes those of the others. In there
+- ``data/ATTEMPT/``: what one attempt wrote, a zarr group from the commit on: its ``zarr.json`` files are written then.
+  Every attempt writes into its own, so a writer that was given up for dead harms no other; a commit removes the other
+  attempts of its plan, and all others when it replaces a store. In there
 
   - ``NAME/``: one sharded array per parameter, named as ``transformers`` names it, of the *unfused* shape with the axes
     as ``dimension_names`` (``kv_heads, group, head_dim, embed``); ``attributes.shape`` is the fused shape, and

@@ -59,7 +59,10 @@ def staged(path: str, parts: Sequence[Buffer], *, durable: bool) -> Iterator[str
     temporary = f"{path}.{uuid.uuid4().hex}{PARTIAL}"
     nbytes = sum(map(len, parts))
     with room_for(path, nbytes):
-        os.makedirs(os.path.dirname(path), exist_ok=True)
+        try:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+        except FileExistsError as error:  # it was there, and at once no more
+            raise FileNotFoundError(*error.args) from None
         try:
             descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
             try:

@@ -233,14 +233,14 @@ class CheckpointWriter:
     def _collect(self, *, all_plans: bool) -> None:
         """Remove what the commit has made worthless: of other plans only where these may be replaced, for what is
         there then is of a driver at work."""
-        for name in (f"{self.folder}/{LAYOUT}", f"{self.folder}/{STEPS}"):
-            self.storage.remove(name)
-        if Manifest.load(self.storage).data != self.folder:
-            return  # replaced already
-        ours = _plan_of(self.folder.removeprefix(f"{ATTEMPTS}/"))
-        for name in self.storage.names(ATTEMPTS):
-            if f"{ATTEMPTS}/{name}" != self.folder and (all_plans or _plan_of(name) == ours):
-                self.storage.remove(f"{ATTEMPTS}/{name}")
+        worthless = [f"{self.folder}/{LAYOUT}", f"{self.folder}/{STEPS}"]
+        if Manifest.load(self.storage).data == self.folder:  # not replaced already
+            others = [name for name in self.storage.names(ATTEMPTS) if f"{ATTEMPTS}/{name}" != self.folder]
+            ours = _plan_of(self.folder.removeprefix(f"{ATTEMPTS}/"))
+            worthless += [f"{ATTEMPTS}/{name}" for name in others if all_plans or _plan_of(name) == ours]
+        for name in worthless:
+            with contextlib.suppress(CheckpointError):  # somebody is still writing there; what stays is harmless
+                self.storage.remove(name)
 
     def _key(self, name: str, shard: Box) -> str:
         return f"{self.folder}/{name}/{self.stored[name].shard_key(shard)}"

@@ -64,8 +64,9 @@ def _alive(process: Any) -> bool:
     return process.poll() is None if isinstance(process, subprocess.Popen) else process.is_alive()
 
 
-def left_behind(folder: Path, within_s: float = 60) -> list[str]:
-    """Processes that were started for ``folder`` or have a file in it open, and do not go away."""
+def left_behind(folder: Path, within_s: float = 180) -> list[str]:
+    """Processes that were started for ``folder`` or have a file in it open, and do not go away. Ray's agents take up to
+    a minute to see that their raylet is dead, on a busy machine longer."""
     deadline = time.monotonic() + within_s
     while (found := _users(folder)) and time.monotonic() < deadline:
         time.sleep(0.2)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -320,6 +322,8 @@ def test_digests_on_storage_tell_what_reads_back(url: str) -> None:
 
 def test_files_are_carried_along_and_checked(url: str) -> None:
     writer = create(url)
+    (data(url) / "tokenizer").mkdir()
+    (data(url) / "tokenizer/tokenizer.json.0.partial").write_bytes(b"{")  # of a writer that was killed
     writer.storage.write(f"{writer.folder}/tokenizer/tokenizer.json", [b"{}"])
     writer.commit(fill(writer), {})
     reader = CheckpointReader(url)
@@ -335,3 +339,73 @@ def test_an_unknown_parameter(committed: str) -> None:
         CheckpointReader(committed).read(other, ((0, 12),))
     with pytest.raises(SourceError, match="no axis 'mlp', only embed"):
         CheckpointReader(committed).read_slice(NORM.name, "mlp", 0, 2)
+
+
+@pytest.mark.parametrize("torn", [b"", b'{"step": "step-1", "res', b"\0" * 40, b"[]", b'{"digest": 1}'])
+def test_a_torn_record_is_none(url: str, torn: bytes) -> None:
+    writer = create(url)
+    writer.record("step-1", {"energy": 0.1})
+    writer.record("step-2", {"energy": 0.2})
+    assert writer.record_of("step-1") == {"energy": 0.1}
+    first, second = (data(url) / "_steps" / f"step-{i}.json" for i in (1, 2))
+    second.write_bytes(first.read_bytes())
+    assert writer.record_of("step-2") is None
+    first.write_text(first.read_text().replace("0.1", "0.3"))
+    assert writer.record_of("step-1") is None
+    first.write_bytes(torn)
+    assert writer.record_of("step-1") is None
+
+
+def test_a_torn_layout_is_written_again(url: str) -> None:
+    create(url)
+    path = data(url) / "_layout.json"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:50])
+    create(url)
+    assert path.read_bytes() == whole
+
+
+def test_what_a_killed_writer_left_on_its_way_does_not_take_the_target(url: str) -> None:
+    Path(url).mkdir()
+    Path(url, "zarr.json.0.partial").write_bytes(b"{")
+    create(url)
+
+
+def test_plain_zarr_finds_nothing_before_the_commit(url: str) -> None:
+    writer = create(url)
+    digests = fill(writer)
+    assert [*Path(url).rglob("zarr.json")] == [Path(url, "zarr.json")]
+    writer.commit(digests, {})
+    assert len([*Path(url).rglob("zarr.json")]) == 2 + len(STORED)
+
+
+def test_a_commit_removes_another_plans_work_only_if_it_may_replace_it(url: str) -> None:
+    first, second = create(url), create(url, plan="another", overwrite=True)
+    digests = fill(second)
+    first.commit(fill(first), {})
+    second.commit(digests, {}, overwrite=True)
+    assert CheckpointReader(url).manifest.data == "data/another"
+    assert not any(damage(CheckpointReader(url), name) for name in VALUES)
+    assert [p.name for p in Path(url, "data").iterdir()] == ["another"]
+
+
+def test_a_commit_whose_files_another_has_removed_is_an_error(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    create(url, plan="another").commit(fill(create(url, plan="another")), {})
+    writer = create(url, overwrite=True)
+    digests = fill(writer)
+    monkeypatch.setattr(CheckpointWriter, "_write_metadata", lambda self: self.storage.remove(self.folder))
+    with pytest.raises(CheckpointError, match="no file, wanted"):
+        writer.commit(digests, {}, overwrite=True)
+
+
+def test_a_folder_that_vanishes_under_a_writer_is_an_error(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = create(url)
+    replace = os.replace
+
+    def late(a: str, b: str) -> None:
+        shutil.rmtree(data(url))
+        replace(a, b)
+
+    monkeypatch.setattr(os, "replace", late)
+    with pytest.raises(CheckpointError, match="its folder was removed meanwhile"):
+        writer.record("step-1", {})

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from fsspec.implementations.local import LocalFileSystem
 
 from bot_dist.checkpoint.filesystems import OBJECT_STORES, check_writable, filesystem, protocol
-from bot_dist.checkpoint.localfile import PARTIAL, Buffer, read_into, staged, sync
+from bot_dist.checkpoint.localfile import PARTIAL, Buffer, read_into, staged, sync, sync_all
 from bot_dist.checkpoint.retry import asked, transient
 from bot_dist.errors import CheckpointError
 from bot_dist.urls import label
@@ -195,16 +195,7 @@ class Storage:
         """Make the names in a local folder, the folders in it, and those it is in durable."""
         if not self.local:
             return
-
-        def sync_all() -> None:
-            for path, _, _ in os.walk(self.path(folder)):
-                sync(path)
-            path = self.path(folder)
-            while len(path) >= len(self.root):
-                path = os.path.dirname(path)
-                sync(path)
-
-        self._changed(f"sync {folder or 'it'}", sync_all)
+        self._changed(f"sync {folder or 'it'}", lambda: sync_all(self.path(folder)))
 
     def remove(self, name: str = "") -> None:
         """Remove a file or a folder with all that is in it, if it is there."""

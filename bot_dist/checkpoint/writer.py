@@ -187,7 +187,7 @@ class CheckpointWriter:
                 raise CheckpointExistsError(
                     f"{self.storage.label}: another writer has committed this store; what is there is whole and its own"
                 ) from None
-        with contextlib.suppress(CheckpointError):  # what is left is harmless, and verify names it
+        with contextlib.suppress(CheckpointError):  # somebody is still writing there; what stays is harmless
             self._collect(all_plans=overwrite)
 
     def discard(self) -> None:
@@ -239,8 +239,7 @@ class CheckpointWriter:
             ours = _plan_of(self.folder.removeprefix(f"{ATTEMPTS}/"))
             worthless += [f"{ATTEMPTS}/{name}" for name in others if all_plans or _plan_of(name) == ours]
         for name in worthless:
-            with contextlib.suppress(CheckpointError):  # somebody is still writing there; what stays is harmless
-                self.storage.remove(name)
+            self.storage.remove(name)
 
     def _key(self, name: str, shard: Box) -> str:
         return f"{self.folder}/{name}/{self.stored[name].shard_key(shard)}"
@@ -249,7 +248,10 @@ class CheckpointWriter:
 def attempt_of(url: str, plan: str) -> str:
     """A name for an attempt of a plan that is not that of the committed one, which stays whole until it is replaced."""
     storage = Storage(url)
-    committed = storage.exists(MANIFEST) and Manifest.load(storage).data
+    try:
+        committed = Manifest.load(storage).data
+    except CheckpointError:  # there is none, or none that is worth keeping
+        return plan
     return f"{plan}-2" if committed == f"{ATTEMPTS}/{plan}" else plan
 
 

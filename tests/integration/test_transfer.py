@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 import bot_dist
 from bot_dist.checkpoint import CheckpointReader, CheckpointWriter
 from bot_dist.convert.export import export_huggingface
-from bot_dist.errors import CheckpointExistsError
+from bot_dist.errors import BotDistError, CheckpointError, CheckpointExistsError
 from bot_dist.sharding import whole
 
 LLAMA_X2 = {"embed": 48, "mlp": 80, "heads": 8, "kv_heads": 4}
@@ -238,3 +239,66 @@ def test_tiles_smaller_than_a_source_cell(tmp_path: Path, pico_llama: PicoFactor
     assert all(torch.equal(tensors(one)[name], tensor) for name, tensor in tensors(fine).items())
     kept = [reader.manifest.provenance["transfer"]["energy_kept"] for reader in (one, fine)]
     assert kept[1] == pytest.approx(kept[0], rel=1e-6)
+
+
+def on_first_step(act: Callable[[], object]) -> Callable[[dict[str, Any]], None]:
+    acted: list[object] = []
+
+    def on_event(event: dict[str, Any]) -> None:
+        if event["event"] == "step" and not acted:
+            acted.append(act())
+
+    return on_event
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "store"])
+def test_a_source_that_is_replaced_while_it_is_read_is_told(kind: str, tmp_path: Path, pico_llama: PicoFactory) -> None:
+    """Its parts would be mixed."""
+    source, other = pico_llama(), pico_llama(rms_norm_eps=1e-5)
+    url = source.url if kind == "safetensors" else transfer(source.url, tmp_path / "source", {}).url
+
+    def replace() -> None:
+        if kind == "safetensors":
+            with torch.no_grad():
+                source.model.model.norm.weight.add_(1)
+            source.model.save_pretrained(source.folder)
+        else:
+            transfer(other.url, tmp_path / "source", {}, overwrite=True)
+
+    recipe = {"source": url, "output": str(tmp_path), "target_url": str(tmp_path / "store"), "target": {"embed": 12}}
+    resolved = bot_dist.make_recipe(recipe, {"cluster.executor": "local"})
+    with pytest.raises(BotDistError, match=r"was changed while it was read|are missing or damaged"):
+        bot_dist.transfer(resolved, on_first_step(replace))
+    assert not (tmp_path / "store/manifest.json").exists()
+    again = resolved.model_copy(update={"overwrite": kind == "store"})  # of the old one an unfinished attempt is left
+    assert bot_dist.transfer(again)["steps_resumed"] == 0
+
+
+def test_a_store_pickled_knows_what_it_was(tmp_path: Path, pico_llama: PicoFactory) -> None:
+    """As it is sent to an actor that starts later."""
+    store = transfer(pico_llama().url, tmp_path / "store", {})
+    sent = pickle.dumps(store)
+    assert pickle.loads(sent).manifest.digest == store.manifest.digest
+    transfer(pico_llama(rms_norm_eps=1e-5).url, tmp_path / "store", {}, overwrite=True)
+    with pytest.raises(CheckpointError, match="was replaced while it was read"):
+        pickle.loads(sent).config  # noqa: B018
+
+
+def test_what_is_overwritten_by_its_own_plan_stays_whole_until_then(tmp_path: Path, pico_llama: PicoFactory) -> None:
+    source, url = pico_llama().url, tmp_path / "store"
+    first = transfer(source, url, {"embed": 12})
+    before = tensors(first)
+
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    recipe = {"source": source, "output": str(tmp_path), "target_url": str(url), "target": {"embed": 12}}
+    resolved = bot_dist.make_recipe(recipe, {"cluster.executor": "local", "overwrite": True})
+    with pytest.raises(KeyboardInterrupt):
+        bot_dist.transfer(resolved, on_first_step(stop))
+    assert not bot_dist.verify(str(url)).damaged
+    bot_dist.transfer(resolved)
+    again = CheckpointReader(str(url))
+    assert again.manifest.data != first.manifest.data
+    assert all(torch.equal(tensor, before[name]) for name, tensor in tensors(again).items())
+    assert len([*url.glob("data/*")]) == 1

@@ -23,20 +23,21 @@ SEED = int(os.environ.get("CHAOS_SEED", "0"))
 FEW = {
     "the process dies at an operation of storage": 8,
     "the machine dies at one; what was not synced is lost": 8,
-    "SIGKILL of a process at any time": 4,
-    "SIGKILL of `bot_dist scale`, in process": 1,
-    "SIGKILL of `bot_dist scale`, with a Ray of its own": 0,
-    "SIGKILL of a shard actor in a phase": 5,
-    "a node is lost": 0,
-    "S3 answers wrongly, Ray actors": 0,
+    "SIGKILL of a process at any time": 3,
+    "two drivers, same command": 3,
+    "two drivers, two plans, one may overwrite": 3,
+    "SIGKILL of a shard actor in a phase": 3,
+    "a shard actor hangs": 1,
+    "a step that kills its actors": 1,
+    "a node is lost, another joins": 1,
 }
-"""Runs of the reduced form; of the others there are ``USUAL``, and of those that need Ray or a server one."""
-USUAL = 2
+"""Runs of the reduced form. Of others that need nothing there is one; what S3 answers wrongly is in
+``tests/integration/test_s3_faults.py`` too."""
 
 
 def runs() -> Iterator[Any]:
     for name, kind in KINDS.items():
-        few = FEW.get(name, 1 if kind.needs else USUAL)
+        few = FEW.get(name, 0 if kind.needs or "Ray" in name else 1)
         for i in range(kind.runs):
             marks = [pytest.mark.slow] * (i >= few) + [pytest.mark.ray] * ("ray" in kind.needs or kind.needs == "nodes")
             yield pytest.param(kind.needs, name, SEED + i, marks=marks, id=f"{name}-{SEED + i}")

@@ -11,9 +11,9 @@ import time
 import traceback
 from collections import Counter
 
-from tests.chaos.arenas import prepared, run_one, with_cases
 from tests.chaos.endings import AGAIN, RIGHT, SilentDifference
 from tests.chaos.faults import KINDS
+from tests.chaos.preparing import prepared, run_one, with_cases
 
 
 def main() -> int:

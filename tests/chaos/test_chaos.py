@@ -14,10 +14,11 @@ from typing import Any
 
 import pytest
 
-from tests.chaos.arenas import prepared, run_one, with_cases
+from tests.chaos.arena import Arena
 from tests.chaos.cases import Case
 from tests.chaos.endings import RIGHT, SilentDifference, is_right, of_damaged
-from tests.chaos.faults import KINDS, Arena
+from tests.chaos.faults import KINDS
+from tests.chaos.preparing import prepared, run_one, with_cases
 
 SEED = int(os.environ.get("CHAOS_SEED", "0"))
 FEW = {

@@ -13,9 +13,10 @@ import pytest
 
 from bot_dist.recipe import ClusterConfig
 from bot_dist.runtime.cluster import connected
+from tests.chaos.arena import Arena
 from tests.chaos.cases import RECIPES, Case, all_made
 from tests.chaos.endings import Ending
-from tests.chaos.faults import KINDS, Arena
+from tests.chaos.faults import KINDS
 from tests.chaos.proxy import FaultyProxy
 from tests.chaos.seaweed import s3_server
 

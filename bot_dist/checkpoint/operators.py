@@ -20,7 +20,6 @@ from bot_dist.checkpoint.writer import CheckpointWriter
 from bot_dist.errors import CheckpointError
 from bot_dist.wavelets import OperatorSpec
 
-ATTEMPT = "operators"
 AXES = ("layer", "target", "source")
 
 Matrices = npt.NDArray[np.float64]
@@ -36,7 +35,11 @@ def write_operators(url: str, matrices: Mapping[str, Matrices]) -> dict[str, Ope
         axes = AXES[-matrix.ndim :]
         parameter = Parameter(name=name, axes=axes, sizes=matrix.shape, dims=(1,) * len(axes))
         stored.append(store_layout(parameter, dtype="float64"))
-    writer = CheckpointWriter.create(url, stored, config={}, attempt=ATTEMPT)
+    contents = xxhash.xxh3_128()
+    for s in stored:
+        contents.update(repr(s).encode())
+        contents.update(np.ascontiguousarray(matrices[s.parameter.name], dtype=np.float64).data)
+    writer = CheckpointWriter.create(url, stored, config={}, attempt=contents.hexdigest())
     digests: dict[str, dict[str, bytes]] = {}
     for s in stored:
         name = s.parameter.name

@@ -20,6 +20,7 @@ from bot_dist.convert.storage import list_names, read_range, size_bytes, write_f
 from bot_dist.errors import BotDistError, CheckpointError, CheckpointExistsError, SourceError
 from bot_dist.families import model_of
 from bot_dist.pipeline import export_store
+from bot_dist.plan import LANES
 from tests.chaos.seaweed import SECRET, S3Server
 from tests.conftest import Pico
 from tests.integration.test_transfer import tensors
@@ -107,7 +108,7 @@ def test_an_unfinished_transfer_is_resumed(pico_llama: Callable[..., Pico], buck
     attempt = Storage(target).names("data")
     resumed: list[Any] = []
     transfer(source, target, tmp_path / "run", lambda e: resumed.append(e.get("resumed")))
-    assert resumed.count(True) == 4
+    assert 4 <= resumed.count(True) <= 4 + LANES  # those in progress then may have ended too
     assert Storage(target).names("data") == attempt
     assert not [name for name in Storage(target).sizes("") if "_steps" in name or "_layout" in name]
     assert not bot_dist.verify(target).damaged

@@ -84,7 +84,7 @@ class TestPacking:
 
     @pytest.mark.parametrize(
         ("content", "message"),
-        [(None, "book: can't be read"), (b"", "book is empty"), (b"\n \n", "book is empty"), (b"\xff\xfe", "no UTF-8")],
+        [(None, "book: no such file"), (b"", "book is empty"), (b"\n \n", "book is empty"), (b"\xff\xfe", "no UTF-8")],
     )
     def test_unusable_files_are_named(self, tmp_path, content, message):
         if content is not None:

@@ -130,13 +130,17 @@ class CheckpointReader:
         if box_size(box) == 0:
             raise ValueError(f"{parameter.name}: empty box {box}")
         result = torch.empty(box_shape(box), dtype=arrays.torch_dtype(stored.dtype))
-        self._fill(stored, box, arrays.view(result), LOCAL_BATCH if self.storage.local else REMOTE_BATCH)
+        self._fill(stored, box, arrays.view(result), self._batch)
         return result
 
     def read_into(self, parameter: Parameter, box: Box, into: torch.Tensor) -> None:
         """``read``, into a CPU tensor of the box's shape and the parameter's dtype, of any strides."""
         batch = LOCAL_BATCH if self.storage.local else PIECE_BYTES
         self._fill(self.stored(parameter.name), box, arrays.view(into), batch)
+
+    @property
+    def _batch(self) -> int:
+        return LOCAL_BATCH if self.storage.local else REMOTE_BATCH
 
     def read_flat(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Elements ``[start, stop)`` of the row-major parameter, as a flat tensor: what a ZeRO rank owns."""
@@ -146,7 +150,7 @@ class CheckpointReader:
         result, done = torch.empty(stop - start, dtype=arrays.torch_dtype(stored.dtype)), 0
         for box in flat_boxes(stored.parameter.sizes, start, stop):
             place = arrays.view(result[done : done + box_size(box)]).reshape(box_shape(box))
-            self._fill(stored, box, place, LOCAL_BATCH if self.storage.local else REMOTE_BATCH)
+            self._fill(stored, box, place, self._batch)
             done += box_size(box)
         return result
 

@@ -13,8 +13,9 @@ from functools import partial
 import xxhash
 
 from bot_dist.checkpoint import arrays, shards
-from bot_dist.checkpoint.manifest import FORMAT_VERSION, MANIFEST
+from bot_dist.checkpoint.manifest import MANIFEST
 from bot_dist.checkpoint.reader import CheckpointReader, Damage
+from bot_dist.checkpoint.writer import GROUP, root_metadata
 from bot_dist.errors import CheckpointError
 from bot_dist.sharding import Box
 
@@ -22,7 +23,6 @@ PART_BYTES = 2**28
 """Most bytes of a part that has more than one shard."""
 _PARTS_PER_WORKER = 8
 _MOST_THREADS = 32
-GROUP = "zarr.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,8 +105,7 @@ def default_threads() -> int:
 def verify_beside(reader: CheckpointReader) -> list[Damage]:
     """Read what a store has beside its arrays: the metadata of its groups, and the files that are carried along."""
     manifest = reader.manifest
-    version = {"bot_dist": {"format_version": FORMAT_VERSION}}
-    damaged = _metadata(reader, GROUP, arrays.group_metadata(version))
+    damaged = _metadata(reader, GROUP, root_metadata())
     damaged += _metadata(reader, f"{manifest.data}/{GROUP}", arrays.group_metadata({"config": manifest.config}))
     for name, file in manifest.files.items():
         try:

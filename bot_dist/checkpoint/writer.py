@@ -77,7 +77,7 @@ class CheckpointWriter:
         parameters = {s.parameter.name: s for s in stored}
         writer = cls(storage, attempt, parameters, config)
         if not _is_store(storage):
-            storage.write(GROUP, [_root_metadata()], durable=True)
+            storage.write(GROUP, [root_metadata()], durable=True)
             storage.sync_folders("")  # whatever a crash leaves of the rest, it is known for ours
         layout = {"config": dict(config), "parameters": {name: s.to_json() for name, s in parameters.items()}}
         data, name = json.dumps(layout).encode(), f"{writer.folder}/{LAYOUT}"
@@ -213,7 +213,7 @@ class CheckpointWriter:
 
     def _write_metadata(self) -> None:
         """What plain zarr goes by; not before, so that it does not read what is unfinished."""
-        files = {GROUP: _root_metadata(), f"{self.folder}/{GROUP}": arrays.group_metadata({"config": self.config})}
+        files = {GROUP: root_metadata(), f"{self.folder}/{GROUP}": arrays.group_metadata({"config": self.config})}
         files |= {f"{self.folder}/{name}/{GROUP}": arrays.metadata(stored) for name, stored in self.stored.items()}
         with ThreadPoolExecutor(_THREADS, thread_name_prefix="bot_dist-metadata") as pool:
             for _ in pool.map(lambda name: self.storage.write(name, [files[name]], durable=True), files):
@@ -264,7 +264,8 @@ def _is_store(storage: Storage) -> bool:
         return False
 
 
-def _root_metadata() -> bytes:
+def root_metadata() -> bytes:
+    """The ``zarr.json`` of a store: by it a folder is known for one."""
     return arrays.group_metadata({"bot_dist": {"format_version": FORMAT_VERSION}})
 
 

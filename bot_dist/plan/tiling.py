@@ -56,8 +56,9 @@ def _cut(module: ModulePlan, memory_limit: int, most: int) -> ModulePlan:
     """Tiles that fit, and that are as small as is good, unless smaller ones read too much."""
     affordable = math.inf
     while True:
-        must = _peak(module) > memory_limit or _written(module) > STEP_BYTES
-        if not must and _peak(module) * LANES <= memory_limit and _moved(module) <= most:
+        peak = _peak(module)
+        must = peak > memory_limit or _written(module) > STEP_BYTES
+        if not must and peak * LANES <= memory_limit and _moved(module) <= most:
             return module
         cut = min(_halves(module), key=_cost, default=None)
         if not must:

@@ -14,9 +14,11 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from bot_dist.errors import InputError, RunError
+from bot_dist.errors import BotDistError, InputError, RunError
 from bot_dist.recipe import ClusterConfig
 
+PLACEMENT_TIMEOUT_S = 120
+"""How long the cluster may take to have room for actors, when there are none."""
 PROBE_TIMEOUT_S = 10
 WAIT_S = 0.5
 
@@ -131,6 +133,19 @@ def _wait_for(cpus: int, wait_s: float) -> None:
     end = time.monotonic() + wait_s
     while ray.cluster_resources().get("CPU", 0) < cpus and time.monotonic() < end:
         time.sleep(WAIT_S)
+
+
+def result_of(reference: Any) -> Any:
+    """What a call of an actor returned. Raises the BotDistError that it raised as itself; another error of the call as
+    Ray's RayTaskError, and the death of the actor as another RayError."""
+    import ray
+
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, BotDistError):
+            raise error.cause from None
+        raise
 
 
 def device_of(config: ClusterConfig) -> str:

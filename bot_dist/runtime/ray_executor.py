@@ -18,15 +18,14 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from bot_dist.errors import BotDistError, RunError
+from bot_dist.errors import RunError
 from bot_dist.plan import LANES, Step, TransferPlan
+from bot_dist.runtime.cluster import PLACEMENT_TIMEOUT_S, result_of
 from bot_dist.runtime.dispatch import Dispatch
 from bot_dist.runtime.executor import OnEvent, Reader, StepResult
 from bot_dist.runtime.metrics import ActorMetrics, DriverMetrics
 from bot_dist.runtime.worker import Worker
 
-PLACEMENT_TIMEOUT_S = 120
-"""How long the cluster may take to have room for actors, when there are none."""
 POLL_S = 1.0
 STILLBORN = 3
 """So often an actor may die before it is ready: then there is something wrong where it starts."""
@@ -184,10 +183,8 @@ class _Crew:
             return  # it died, which another of its references has told
         step = member.steps.get(reference)
         try:
-            found = ray.get(reference)
-        except ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, BotDistError):
-                raise error.cause from None
+            found = result_of(reference)
+        except ray.exceptions.RayTaskError:
             raise
         except ray.exceptions.RayError as error:
             self._replace(member, error)

@@ -10,9 +10,9 @@ import ray
 
 from bot_dist.checkpoint import CheckpointReader, Damage
 from bot_dist.checkpoint.verification import Part, verify_part
-from bot_dist.errors import BotDistError, RunError
+from bot_dist.errors import RunError
+from bot_dist.runtime.cluster import PLACEMENT_TIMEOUT_S, result_of
 
-PLACEMENT_TIMEOUT_S = 120
 TRIES = 3
 """Actors that may die over a part before it is given up."""
 
@@ -94,10 +94,8 @@ class _Crew:
             (self.arriving.pop(reference), None) if reference in self.arriving else self.reading.pop(reference)
         )
         try:
-            found = ray.get(reference)
-        except ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, BotDistError):
-                raise error.cause from None
+            found = result_of(reference)
+        except ray.exceptions.RayTaskError:
             raise
         except ray.exceptions.RayError as error:
             self.last_words = " ".join(str(error).split())

@@ -75,8 +75,9 @@ class StoredParameter:
         return ".".join(map(str, self.chunk_index(chunk)))
 
     def shard_key(self, shard: Box) -> str:
-        """Path of a shard inside its array, ``"c/0/3/0"``."""
-        return "/".join(["c", *(str(start // s) for (start, _), s in zip(shard, self.shard, strict=True))])
+        """Name of a shard in the folder of its array, ``"c.0.3.0"``. (Folders in between take longer to make than the
+        shards to write.)"""
+        return ".".join(["c", *(str(start // s) for (start, _), s in zip(shard, self.shard, strict=True))])
 
     def to_json(self) -> dict[str, Any]:
         p = self.parameter

@@ -124,12 +124,10 @@ class CheckpointReader:
 
     def read(self, parameter: Parameter, box: Box) -> torch.Tensor:
         """The box, checked. Raises CheckpointError naming the first chunk that is missing or damaged."""
-        import torch
-
         stored = self.stored(parameter.name)
         if box_size(box) == 0:
             raise ValueError(f"{parameter.name}: empty box {box}")
-        result = torch.empty(box_shape(box), dtype=arrays.torch_dtype(stored.dtype))
+        result = arrays.empty(box_shape(box), stored.dtype)
         self._fill(stored, box, arrays.view(result), self._batch)
         return result
 
@@ -144,10 +142,8 @@ class CheckpointReader:
 
     def read_flat(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Elements ``[start, stop)`` of the row-major parameter, as a flat tensor: what a ZeRO rank owns."""
-        import torch
-
         stored = self.stored(name)
-        result, done = torch.empty(stop - start, dtype=arrays.torch_dtype(stored.dtype)), 0
+        result, done = arrays.empty([stop - start], stored.dtype), 0
         for box in flat_boxes(stored.parameter.sizes, start, stop):
             place = arrays.view(result[done : done + box_size(box)]).reshape(box_shape(box))
             self._fill(stored, box, place, self._batch)

@@ -6,6 +6,7 @@ cluster has room for it.
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import os
 import time
@@ -27,6 +28,8 @@ from bot_dist.runtime.metrics import ActorMetrics, DriverMetrics
 from bot_dist.runtime.worker import Worker
 
 POLL_S = 1.0
+M_MMAP_THRESHOLD, MMAP_THRESHOLD = -3, 2**20
+"""glibc's number for the option, and bytes: what is larger goes back to the system as soon as it is freed."""
 STILLBORN = 3
 """So often an actor may die before it is ready: then there is something wrong where it starts."""
 DEATHS = 8
@@ -49,6 +52,7 @@ class ShardActor:
         import torch
 
         torch.set_num_threads(1)
+        _return_freed_memory()
         self.worker = Worker(*self._arguments)
         self.worker.warm_up()
         return {"pid": os.getpid(), "node": ray.util.get_node_ip_address()}
@@ -57,6 +61,12 @@ class ShardActor:
         result = dataclasses.replace(self.worker.run(step), rank=self.rank)
         self._metrics.add(result)
         return result
+
+
+def _return_freed_memory() -> None:
+    """Keep no buffer that was freed: glibc would, in the arena of each thread, and more of it than the limit leaves."""
+    if (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:
+        mallopt(M_MMAP_THRESHOLD, MMAP_THRESHOLD)
 
 
 class RayExecutor:

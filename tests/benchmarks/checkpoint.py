@@ -125,15 +125,16 @@ def two_ranks(folder: Path, ours: bool) -> float:
         return min(results)
 
 
-def seconds(work: Callable[[], object], repeat: int, before: Callable[[], object] = lambda: None) -> float:
-    """The median of some runs."""
-    taken = []
+def seconds(repeat: int, before: Callable[[], object], *works: Callable[[], object]) -> list[float]:
+    """The median of each one's runs; they take turns, so that a slow minute of the machine is everybody's."""
+    taken: list[list[float]] = [[] for _ in works]
     for _ in range(repeat):
-        before()
-        begun = time.perf_counter()
-        work()
-        taken.append(time.perf_counter() - begun)
-    return statistics.median(taken)
+        for work, times in zip(works, taken, strict=True):
+            before()
+            begun = time.perf_counter()
+            work()
+            times.append(time.perf_counter() - begun)
+    return [statistics.median(times) for times in taken]
 
 
 def compression(tensor: torch.Tensor) -> str:
@@ -167,15 +168,22 @@ def main() -> None:
         file = folder / "model.safetensors"
         save_file(tensors, file)
 
-        def fresh(place: str) -> Callable[[], None]:
-            return lambda: shutil.rmtree(folder / place, ignore_errors=True)
-
         ours, theirs = folder / "ours", folder / "dcp"
-        copy = seconds(lambda: copied(file, folder), options.repeat, lambda: (folder / "copy").unlink(missing_ok=True))
-        dcp_save = seconds(lambda: dcp.save(tensors, checkpoint_id=theirs), options.repeat, fresh("dcp"))
-        save = seconds(lambda: saved(tensors, model, ours), options.repeat, fresh("ours"))
-        safetensors = seconds(lambda: by_safetensors(file), options.repeat)
-        load = seconds(lambda: loaded(ours), options.repeat)
+
+        def fresh() -> None:
+            (folder / "copy").unlink(missing_ok=True)
+            shutil.rmtree(ours, ignore_errors=True)
+            shutil.rmtree(theirs, ignore_errors=True)
+
+        copy, dcp_save, save = seconds(
+            options.repeat,
+            fresh,
+            lambda: copied(file, folder),
+            lambda: dcp.save(tensors, checkpoint_id=theirs),
+            lambda: saved(tensors, model, ours),
+        )
+        dcp.save(tensors, checkpoint_id=theirs)
+        safetensors, load = seconds(options.repeat, lambda: None, lambda: by_safetensors(file), lambda: loaded(ours))
         dcp_load, our_load = two_ranks(theirs, ours=False), two_ranks(ours, ours=True)
         assert all(torch.equal(value, tensors[key]) for key, value in loaded(ours).items())
     print(f"{total / 1e6:.0f} MB; copy with fsync {copy:.2f} s; safetensors load and copy {safetensors:.2f} s")

@@ -120,7 +120,7 @@ class FaultyActor(ShardActor):
 
     def _torn(self, write: Callable[..., Any], path: Callable[[str], str]) -> Callable[..., Any]:
         def reaching(name: str, parts: Any, **options: Any) -> Any:
-            if self.fault.phase == "write, half of it" and "/c/" in name:
+            if self.fault.phase == "write, half of it" and "/c." in name:
                 data = b"".join(parts)
                 folder = Path(path(name)).parent
                 folder.mkdir(parents=True, exist_ok=True)

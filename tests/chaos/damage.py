@@ -15,7 +15,7 @@ Damage = Callable[[Path, random.Random], None]
 
 
 def shards(store: Path) -> list[Path]:
-    return sorted(path for path in store.glob("data/**/c/**/*") if path.is_file())
+    return sorted(path for path in store.glob("data/**/c.*") if path.is_file())
 
 
 def flip(store: Path, draw: random.Random) -> None:

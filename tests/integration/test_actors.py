@@ -86,13 +86,13 @@ def test_what_a_killed_actor_was_doing_is_done_by_others(tmp_path: Path, pico_ll
     assert_same(tmp_path / "many", tmp_path / "one")
 
 
-def random_store(url: Path, config: dict[str, Any]) -> None:
+def random_store(url: Path, config: dict[str, Any], dtype: str = "float32") -> None:
     """A store of random weights, made a tensor at a time."""
-    stored = [store_layout(p) for _, _, p in model_of(config).parameters()]
+    stored = [store_layout(p, dtype=dtype) for _, _, p in model_of(config).parameters()]
     writer = CheckpointWriter.create(str(url), stored, config=config, attempt="random")
     generator, digests = torch.Generator().manual_seed(0), {}
     for s in stored:
-        values = torch.randn(s.parameter.sizes, generator=generator)
+        values = torch.randn(s.parameter.sizes, generator=generator).to(getattr(torch, dtype))
         digests[s.parameter.name] = {
             s.shard_key(box): writer.write(s.parameter.name, box, values[tuple(slice(*r) for r in box)].contiguous())
             for box in s.shards()
@@ -131,24 +131,34 @@ class UniqueSets:
         return 1024 * sum(int(n) for n in re.findall(r"Private_\w+:\s+(\d+) kB", rollup))
 
 
-LARGE = [pytest.param(w, g, 32, 256, marks=pytest.mark.slow) for w in ("haar", "bior6.8") for g in (False, True)]
+HELD = {
+    "haar": ("haar", False, "float32", 1),
+    "bior6.8": ("bior6.8", True, "float32", 1),
+    "float16": ("bior6.8", False, "float16", 1),
+    "tensor": ("bior6.8", True, "float32", 2),
+    "float16, tensor": ("haar", True, "float16", 2),
+}
+LARGE = {f"{name}, 2 GB": pytest.param(*case, 32, 256, marks=pytest.mark.slow) for name, case in HELD.items()}
+SMALL = {name: pytest.param(*case, 8, 64) for name, case in HELD.items()}
 
 
 @pytest.mark.parametrize(
-    ("wavelet", "grow", "layers", "limit_mb"), [("haar", False, 8, 64), ("bior6.8", True, 8, 64), *LARGE]
+    ("wavelet", "grow", "dtype", "tensor", "layers", "limit_mb"), (SMALL | LARGE).values(), ids=(SMALL | LARGE).keys()
 )
 def test_actors_hold_no_more_than_their_limit(
-    tmp_path: Path, wavelet: str, grow: bool, layers: int, limit_mb: int
+    tmp_path: Path, wavelet: str, grow: bool, dtype: str, tensor: int, layers: int, limit_mb: int
 ) -> None:
-    """Unique set size of each actor: at most the idle one's, the limit and 64 MB more. The larger model is of 2 GB."""
+    """Unique set size of each actor: at most the idle one's, the limit and 64 MB more. In float32 the larger model of
+    the long form is of 2 GB."""
     width = 1024 if not grow else 512
     config = {**LLAMA, "hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": layers}
     config |= {"num_attention_heads": width // 64, "num_key_value_heads": width // 128}
-    random_store(tmp_path / "source", config)
+    random_store(tmp_path / "source", config, dtype)
     sizes = UniqueSets()
     factor = 2 if grow else 0.5
     target = {"embed": int(width * factor), "mlp": int(4 * width * factor)}
-    options = {"transfer.memory_limit": f"{limit_mb}MB", "transfer.wavelet": wavelet, "cluster.data": 2}
+    options = {"transfer.memory_limit": f"{limit_mb}MB", "transfer.wavelet": wavelet}
+    options |= {"cluster.tensor": tensor, "cluster.data": 2 // tensor}
     transfer(str(tmp_path / "source"), tmp_path / "target", target, sizes.on_event, **options)
     assert len(sizes.over) == 2
     assert max(sizes.over.values()) <= (limit_mb + 64) * MB

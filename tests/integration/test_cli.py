@@ -51,7 +51,7 @@ def test_scale_plan_inspect_verify_export(
     status, text = cli("inspect", str(store))
     assert (status, "kv_heads 2, group 2, head_dim 8, embed 12" in text, source in text) == (0, True, True)
     shown = {line.partition(" ")[0]: line for line in text.splitlines()}
-    shards = sum(path.is_file() for path in store.glob("data/*/*/c/**/*"))
+    shards = sum(path.is_file() for path in store.glob("data/*/*/c.*"))
     assert f"29 in {shards} shards of {shards} chunks" in shown["arrays"]
     assert "target.embed=12, cluster.executor=local, cluster.tensor=2" in shown["recipe"]
     assert "mesh tensor 2 × data 1" in shown["plan"]
@@ -64,12 +64,12 @@ def test_scale_plan_inspect_verify_export(
     assert cli("verify", str(store))[0] == 0
     status, text = cli("export", str(store), str(tmp_path / "hf"))
     assert (status, (tmp_path / "hf" / "model.safetensors").exists()) == (0, True)
-    (shard,) = store.glob("data/*/model.norm.weight/c/0")
+    (shard,) = store.glob("data/*/model.norm.weight/c.0")
     shard.unlink()
     status, text = cli("verify", str(store))
     assert (status, f"model.norm.weight, chunk 0: shard {shard.relative_to(store)} is missing" in text) == (1, True)
     status, text = cli("verify", str(store), "--quick")
-    assert (status, "model.norm.weight, chunk 0: shard c/0 is missing" in text) == (1, True)
+    assert (status, "model.norm.weight, chunk 0: shard c.0 is missing" in text) == (1, True)
 
 
 def test_diff_exits_as_diff_does(cli: Callable[..., tuple[int, str]], tmp_path: Path, pico_llama: PicoFactory) -> None:

@@ -193,8 +193,8 @@ def test_a_transfer_that_storage_ends_leaves_nothing_that_looks_whole(
 ) -> None:
     url = f"s3://tests/{uuid.uuid4().hex}"
     source = uploaded(pico_llama().folder, f"{url}/source")
-    proxy.plan = first(Fault.SLOW_DOWN, 1000, "PUT", "/c/0")
-    with pytest.raises(CheckpointError, match=r"can't write data/\S+/c/0\S*: 503 .*SlowDown.* after 8 tries"):
+    proxy.plan = first(Fault.SLOW_DOWN, 1000, "PUT", "/c.0")
+    with pytest.raises(CheckpointError, match=r"can't write data/\S+/c\.0\S*: 503 .*SlowDown.* after 8 tries"):
         transfer(source, f"{url}/target", tmp_path / "run")
     with pytest.raises(CheckpointError, match=r"no manifest\.json"):
         CheckpointReader(f"{url}/target")

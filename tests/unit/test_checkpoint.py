@@ -149,13 +149,13 @@ def test_nothing_there(url: str) -> None:
 def test_commit_refuses_what_was_not_written(url: str) -> None:
     writer = create(url)
     digests = fill(writer)
-    held = digests[HEADS.name].pop("c/2/0/0")
-    with pytest.raises(CheckpointError, match=r"shard c/2/0/0 of model\.q\.weight was not written"):
+    held = digests[HEADS.name].pop("c.2.0.0")
+    with pytest.raises(CheckpointError, match=r"shard c\.2\.0\.0 of model\.q\.weight was not written"):
         writer.commit(digests, {})
-    digests[HEADS.name]["c/2/0/0"] = held
-    shard = data(url) / HEADS.name / "c/1/0/0"
+    digests[HEADS.name]["c.2.0.0"] = held
+    shard = data(url) / HEADS.name / "c.1.0.0"
     shard.write_bytes(shard.read_bytes()[:-1])
-    with pytest.raises(CheckpointError, match=r"model\.q\.weight/c/1/0/0 has 467 bytes, wanted 468"):
+    with pytest.raises(CheckpointError, match=r"model\.q\.weight/c.1.0.0 has 467 bytes, wanted 468"):
         writer.commit(digests, {})
     shard.unlink()
     with pytest.raises(CheckpointError, match="has no file"):
@@ -166,7 +166,7 @@ def test_commit_refuses_what_was_not_written(url: str) -> None:
 
 @pytest.mark.parametrize("offset", range(0, 468, 31))
 def test_a_flipped_bit_is_found(committed: str, offset: int) -> None:
-    shard = data(committed) / HEADS.name / "c/1/0/0"
+    shard = data(committed) / HEADS.name / "c.1.0.0"
     content = bytearray(shard.read_bytes())
     content[offset] ^= 1
     shard.write_bytes(content)
@@ -181,10 +181,10 @@ def test_a_flipped_bit_is_found(committed: str, offset: int) -> None:
 
 
 def test_a_missing_shard_is_found(committed: str) -> None:
-    (data(committed) / HEADS.name / "c/2/0/0").unlink()
+    (data(committed) / HEADS.name / "c.2.0.0").unlink()
     reader = CheckpointReader(committed)
     found = damage(reader, HEADS.name)
-    shard = f"data/plan/{HEADS.name}/c/2/0/0"
+    shard = f"data/plan/{HEADS.name}/c.2.0.0"
     assert found[:2] == [f"model.q.weight, chunk 4.{i}.0: shard {shard} is missing" for i in (0, 1)]
     assert [d.chunk for d in reader.verify_sizes()] == ["4.0.0", "4.1.0"]
     with pytest.raises(CheckpointError, match=r"chunks 4\.0\.0 to 4\.0\.0 some are missing or damaged"):
@@ -193,7 +193,7 @@ def test_a_missing_shard_is_found(committed: str) -> None:
 
 
 def test_a_truncated_shard_is_found(committed: str) -> None:
-    shard = data(committed) / HEADS.name / "c/0/0/0"
+    shard = data(committed) / HEADS.name / "c.0.0.0"
     shard.write_bytes(shard.read_bytes()[:250])
     reader = CheckpointReader(committed)
     assert [d.partition(":")[0].rpartition(" ")[2] for d in damage(reader, HEADS.name)] == ["1.0.0", "1.1.0"]
@@ -203,7 +203,7 @@ def test_a_truncated_shard_is_found(committed: str) -> None:
 
 
 def test_swapped_shards_are_found(committed: str) -> None:
-    a, b = (data(committed) / HEADS.name / f"c/{i}/0/0" for i in (0, 1))
+    a, b = (data(committed) / HEADS.name / f"c.{i}.0.0" for i in (0, 1))
     content = a.read_bytes()
     a.write_bytes(b.read_bytes())
     b.write_bytes(content)
@@ -312,10 +312,10 @@ def test_digests_on_storage_tell_what_reads_back(url: str) -> None:
     writer = create(url)
     digests = fill(writer)
     shard = writer.shards(HEADS.name)[0]
-    assert writer.digests_on_storage(HEADS.name, shard) == digests[HEADS.name]["c/0/0/0"]
-    path = data(url) / HEADS.name / "c/0/0/0"
+    assert writer.digests_on_storage(HEADS.name, shard) == digests[HEADS.name]["c.0.0.0"]
+    path = data(url) / HEADS.name / "c.0.0.0"
     path.write_bytes(b"\1" + path.read_bytes()[1:])
-    assert writer.digests_on_storage(HEADS.name, shard) != digests[HEADS.name]["c/0/0/0"]
+    assert writer.digests_on_storage(HEADS.name, shard) != digests[HEADS.name]["c.0.0.0"]
     path.write_bytes(b"short")
     assert writer.digests_on_storage(HEADS.name, shard) == b""
 

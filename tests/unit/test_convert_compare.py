@@ -145,7 +145,7 @@ def test_a_quick_look_tells_by_digests(pico_llama: PicoMaker, stored: Stored) ->
 def test_a_damaged_store_is_no_difference_but_an_error(pico_llama: PicoMaker, stored: Stored) -> None:
     made = pico_llama()
     store = stored(made.url)
-    (shard,) = Path(store).glob("data/*/model.norm.weight/c/0")
+    (shard,) = Path(store).glob("data/*/model.norm.weight/c.0")
     shard.write_bytes(b"short")
     with pytest.raises(CheckpointError, match=r"model\.norm\.weight"):
         checks.diff(made.url, store)

@@ -43,17 +43,17 @@ def flip(path: Path, offset: int = 0) -> None:
 def hurt(store: Path) -> list[str]:
     """Damage a store in many ways; how each is told begins so."""
     folder = data(store)
-    flip(folder / "model.norm.weight/c/0")
-    (folder / "model.embed_tokens.weight/c/0/0").unlink()
-    (folder / "model.layers.1.mlp.up_proj.weight/c/0/0").write_bytes(b"short")
-    flip(folder / "model.layers.2.mlp.up_proj.weight/c/1/0", -1)
+    flip(folder / "model.norm.weight/c.0")
+    (folder / "model.embed_tokens.weight/c.0.0").unlink()
+    (folder / "model.layers.1.mlp.up_proj.weight/c.0.0").write_bytes(b"short")
+    flip(folder / "model.layers.2.mlp.up_proj.weight/c.1.0", -1)
     (folder / "model.layers.0.mlp.up_proj.weight/zarr.json").write_text("{}")
     flip(folder / "tokenizer/tokenizer.json", -3)
     return [
         "model.embed_tokens.weight, chunk 0.0: shard data/",
         "model.norm.weight, chunk 0: digest",
         "model.layers.1.mlp.up_proj.weight, chunk 0.0: ",
-        "model.layers.2.mlp.up_proj.weight, chunk index of c/1/0: ",
+        "model.layers.2.mlp.up_proj.weight, chunk index of c.1.0: ",
         f"data/{folder.name}/model.layers.0.mlp.up_proj.weight/zarr.json: not what the manifest says",
         "tokenizer/tokenizer.json: digest",
     ]
@@ -91,14 +91,14 @@ def test_progress_counts_every_byte_of_the_shards(store: Path) -> None:
     checks.verify(str(store), events.append)
     start, *read = events
     assert start["bytes"] == sum(event["bytes"] for event in read)
-    assert start["bytes"] == sum(path.stat().st_size for path in data(store).glob("*/c/**/*") if path.is_file())
+    assert start["bytes"] == sum(path.stat().st_size for path in data(store).glob("*/c.*") if path.is_file())
 
 
 def test_a_quick_look_sees_what_is_missing_or_of_another_size(store: Path) -> None:
     folder = data(store)
-    flip(folder / "model.norm.weight/c/0")
-    (folder / "model.embed_tokens.weight/c/0/0").unlink()
-    (folder / "model.layers.1.mlp.up_proj.weight/c/0/0").write_bytes(b"short")
+    flip(folder / "model.norm.weight/c.0")
+    (folder / "model.embed_tokens.weight/c.0.0").unlink()
+    (folder / "model.layers.1.mlp.up_proj.weight/c.0.0").write_bytes(b"short")
     (folder / "model.norm.weight/zarr.json").unlink()
     (folder / "tokenizer/tokenizer.json").write_text("")
     assert {damage.name for damage in checks.verify(str(store), quick=True).damaged} == {
@@ -113,10 +113,10 @@ def test_strangers_are_noted_and_harmless(store: Path) -> None:
     (store / "notes.txt").write_text("mine")
     (store / "data/another").mkdir()
     (store / "data/another/left.partial").write_text("by a killed writer")
-    (data(store) / "model.norm.weight/c/7").write_text("seven")
+    (data(store) / "model.norm.weight/c.7").write_text("seven")
     for quick in (False, True):
         found = checks.verify(str(store), quick=quick)
-        norm = f"data/{data(store).name}/model.norm.weight/c/7"
+        norm = f"data/{data(store).name}/model.norm.weight/c.7"
         assert found.foreign == {"notes.txt": 4, "data/another/left.partial": 18, norm: 5}
         assert not found.damaged
 
@@ -128,12 +128,12 @@ def test_a_remote_store_is_verified_alike(pico_llama: PicoMaker) -> None:
     assert not checks.verify(reader.url).damaged
     norm = f"{reader.manifest.data}/model.norm.weight"
     reader.storage.write("notes.txt", [b"mine"])
-    reader.storage.remove(f"{norm}/c/0")
+    reader.storage.remove(f"{norm}/c.0")
     for quick in (False, True):
         found = checks.verify(reader.url, quick=quick)
         assert [(damage.name, damage.chunk) for damage in found.damaged] == [("model.norm.weight", "0")]
         assert found.foreign == {"notes.txt": 4}
-    assert f"{norm}/c/0 is missing" in str(checks.verify(reader.url).damaged[0])
+    assert f"{norm}/c.0 is missing" in str(checks.verify(reader.url).damaged[0])
 
 
 def test_what_plain_zarr_sees_of_damage(store: Path) -> None:
@@ -141,9 +141,9 @@ def test_what_plain_zarr_sees_of_damage(store: Path) -> None:
     group = zarr.open_group(data(store), mode="r")
     norm, up = (group[name] for name in ("model.norm.weight", "model.layers.0.mlp.up_proj.weight"))
     assert torch.equal(torch.from_numpy(norm[:]), CheckpointReader(str(store)).read_flat("model.norm.weight", 0, 24))
-    flip(data(store) / "model.norm.weight/c/0")
+    flip(data(store) / "model.norm.weight/c.0")
     with pytest.raises(ValueError, match="checksum"):
         norm[:]
-    (data(store) / "model.layers.0.mlp.up_proj.weight/c/1/0").unlink()
+    (data(store) / "model.layers.0.mlp.up_proj.weight/c.1.0").unlink()
     assert np.isnan(up[20:]).all()
     assert not np.isnan(up[:20]).any()

@@ -48,9 +48,16 @@ class _Config(BaseModel):
 
 
 WidthPolicy = Literal["resample", "copy", "lazy"]
+Basis = Literal["auto", "rotation", "permutation"]
 
 PRESETS: dict[str, dict[str, Any]] = {
-    f"paper-{case}": {"wavelet": wavelet, "gain": "orthonormal", "depth": "wavelet", "width": "resample"}
+    f"paper-{case}": {
+        "wavelet": wavelet,
+        "gain": "orthonormal",
+        "depth": "wavelet",
+        "width": "resample",
+        "analysis": "wavelet",
+    }
     for case, wavelet in {"bert-l2s": "haar", "bert-s2l": "bior6.8", "gpt-l2s": "coif3", "gpt-s2l": "db2"}.items()
 }
 """Named settings: the best wavelet of each case in the ablation of BoT (arXiv 2603.07506), taken literally."""
@@ -72,10 +79,21 @@ class TransferConfig(_Config):
     nearest power of two, area resampling for the rest; keeps the function at integer ratios of haar. ``copy``
     (growing): whole units, each copied; keeps it at any ratio under RMSNorm. ``lazy`` (growing): old units stay, new
     ones start untrained and silent. Axes that shrink are resampled unless named."""
-    depth: Literal["wavelet", "identity", "stack", "interpolate", "even"] = "wavelet"
+    depth: Literal["auto", "wavelet", "identity", "stack", "interpolate", "even", "similar"] = "auto"
     """The layer axis: resampled by its wavelet; or growing by inserted blocks that change nothing (``identity``), by
     the whole stack again (``stack``) or each block again (``interpolate``); or shrinking to evenly spaced blocks
-    (``even``)."""
+    (``even``), or to those that change the residual stream most (``similar``: what is left out changes it least).
+    ``auto``: similar where shrinking is adaptive, else wavelet."""
+    analysis: Literal["auto", "adaptive", "wavelet"] = "auto"
+    """How axes shrink. ``adaptive``: by a basis and filters fitted to statistics of the source on a text
+    (``calibrate.text``); without one, to its weights alone. ``wavelet``: by the wavelet. ``auto``: adaptive where the
+    recipe names a text to calibrate or train on."""
+    basis: Basis = "auto"
+    """Of the residual width, where it shrinks adaptively: its Karhunen–Loève basis (``rotation``, which unties a tied
+    head), or the coordinates with the most energy (``permutation``). ``auto``: a rotation where the family allows
+    it."""
+    ridge: float = Field(default=1e-3, ge=0)
+    """Of the least squares that predict what is dropped, over the mean square of what is kept."""
     noise: float = Field(default=0.0, ge=0)
     """Breaks the symmetry of copies on axes that are read: each weight times 1 + noise · (standard normal, less its
     mean over the copies), which the function can't see, up to the rounding of the store's dtype."""
@@ -134,6 +152,19 @@ class ClusterConfig(_Config):
     """Where actors transform and workers train; ``auto`` takes CUDA where it is found."""
 
 
+class CalibrateConfig(_Config):
+    """The text that adaptive shrinking takes its statistics from."""
+
+    text: tuple[str, ...] = ()
+    """Files, as of ``train.text``, which is used where this is empty."""
+    tokens: int = Field(default=8192, ge=1)
+    """How many are run through the source, from the start of the text."""
+    context: int = Field(default=512, ge=2)
+    """Tokens per window."""
+    held_out: int = Field(default=4096, ge=0)
+    """Tokens after those, on which the loss is measured after every stage; 0: it is not measured."""
+
+
 class TrainConfig(_Config):
     """Continued pretraining by DeepSpeed ZeRO."""
 
@@ -183,6 +214,7 @@ class Recipe(_Config):
     """New sizes: ``layers``, ``embed``, ``mlp``, ``heads``, ``kv_heads``, … (what the family has); others are kept."""
     transfer: TransferConfig = TransferConfig()
     cluster: ClusterConfig = ClusterConfig()
+    calibrate: CalibrateConfig = CalibrateConfig()
     train: TrainConfig = TrainConfig()
     overwrite: bool = False
     """Replace what the output already holds."""

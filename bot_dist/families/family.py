@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -129,6 +129,18 @@ class Family:
     context_field: str = "max_position_embeddings"
     init_std: str = "initializer_range"
 
+    def norm_of(self, weight: Weight) -> str | None:
+        """The norm of the residual width that a weight is a part of: ``attn.norm`` of ``attn.norm.bias``."""
+        name = weight.name.removesuffix(".weight").removesuffix(".bias")
+        along_width = [use.axis for use in weight.uses] == ["embed"]
+        return name if weight.kind == "vector" and along_width and name.split(".")[-1] == "norm" else None
+
+    def norm_before(self, weight: Weight) -> str:
+        """The norm whose output a weight reads, where norms come before sublayers: ``attn.norm`` of all that is named
+        ``attn.…``; the last one, ``norm``, of what comes after the blocks."""
+        first = f"{weight.name.partition('.')[0]}.norm"
+        return first if weight.layered and any(self.norm_of(w) == first for w in self.weights) else "norm"
+
 
 @dataclass(frozen=True)
 class Model:
@@ -209,11 +221,11 @@ class Model:
             heads *= self.sizes.get(axis, 1)
         return 2 * (every_token + once // context + 2 * self.sizes["layer"] * heads * context)
 
-    def resized(self, target: Mapping[str, int], depth: str = "wavelet") -> Model:
+    def resized(self, target: Mapping[str, int], depth: str = "auto", layers: Sequence[int] = ()) -> Model:
         """The model of the same family with the given target options; the others are kept.
 
-        Per-layer fields of the configuration follow the layers: those of source layer ``i mod n`` with depth ``stack``,
-        else of ``floor(i · n / n_target)``.
+        Per-layer fields of the configuration follow the layers: the source's ``layers``, where these are given; else
+        source layer ``i mod n`` with depth ``stack``, and ``floor(i · n / n_target)`` with others.
         """
         for option, size in target.items():
             if option in self.family.fixed:
@@ -229,7 +241,7 @@ class Model:
                 raise FamilyError(f"target {option} is {size}; give at least 1")
         model = Model(self.family, self.family.resize(self.config, target))
         n_source, n_target = self.sizes["layer"], model.sizes["layer"]
-        origin = [i % n_source if depth == "stack" else i * n_source // n_target for i in range(n_target)]
+        origin = layers or [i % n_source if depth == "stack" else i * n_source // n_target for i in range(n_target)]
         for key in self.family.per_layer_fields:
             if isinstance(model.config.get(key), list):
                 model.config[key] = [model.config[key][i] for i in origin]

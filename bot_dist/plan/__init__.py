@@ -2,7 +2,8 @@
 
 from bot_dist.plan.cost import REQUESTS, operator_rows, step_bytes, step_peak
 from bot_dist.plan.details import Details, details_of
-from bot_dist.plan.make import Fitted, SourceModule, make_plan, target_model
+from bot_dist.plan.fitted import Fitted, adaptive, basis_of, operators, placed
+from bot_dist.plan.make import SourceModule, make_plan, target_model
 from bot_dist.plan.simulate import Hardware, Simulation, parse_hardware, simulate
 from bot_dist.plan.summary import ModuleRow, PlanSummary, summarise
 from bot_dist.plan.tiling import LANES
@@ -23,10 +24,14 @@ __all__ = [
     "SourceModule",
     "Step",
     "TransferPlan",
+    "adaptive",
+    "basis_of",
     "details_of",
     "make_plan",
     "operator_rows",
+    "operators",
     "parse_hardware",
+    "placed",
     "simulate",
     "step_bytes",
     "step_peak",

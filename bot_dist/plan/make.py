@@ -11,15 +11,13 @@ from bot_dist.errors import PlanError, RecipeError, nearest
 from bot_dist.families import Model, Weight
 from bot_dist.plan import rules
 from bot_dist.plan.details import Details, detail_bands, restoring
+from bot_dist.plan.fitted import Fitted, Place
 from bot_dist.plan.rules import RESIDUAL, axis_rule
 from bot_dist.plan.tiling import tiled
 from bot_dist.plan.transfer import AxisPlan, ModulePlan, TransferPlan
 from bot_dist.recipe import TransferConfig
 from bot_dist.sharding import Cut, Mesh
 from bot_dist.wavelets import OperatorSpec, check_supported, copies_only, filters
-
-Fitted = Mapping[str, Mapping[tuple[str, ...], OperatorSpec]]
-"""Per module, operators that come from elsewhere: by the consecutive axes that each acts on."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,12 +32,20 @@ class SourceModule:
     """That an earlier transfer has given it."""
 
 
-def target_model(source: Model, target: Mapping[str, int], config: TransferConfig) -> Model:
-    """The model that a transfer makes: of the given sizes, its head untied where it must be."""
-    model = source.resized(target, config.depth)
+def target_model(
+    source: Model,
+    target: Mapping[str, int],
+    config: TransferConfig,
+    *,
+    rotated: bool = False,
+    layers: Sequence[int] = (),
+) -> Model:
+    """The model that a transfer makes: of the given sizes, its head untied where it must be; ``rotated`` says that the
+    residual width is, ``layers`` which of the source's are kept."""
+    model = source.resized(target, config.depth, layers)
     grows = model.sizes.get(RESIDUAL, 0) > source.sizes.get(RESIDUAL, 0)
     lazy = grows and config.width_of(RESIDUAL, grows=True) == "lazy"
-    if lazy and source.tied and source.family.norm == "layer":
+    if source.tied and (rotated or (lazy and source.family.norm == "layer")):
         return Model(model.family, {**model.config, "tie_word_embeddings": False})
     return model
 
@@ -55,27 +61,31 @@ def make_plan(
     whole_rows: bool = False,
     details: Details | None = None,
     fitted: Fitted | None = None,
+    layers: Sequence[int] = (),
     notes: Sequence[str] = (),
 ) -> TransferPlan:
     """Plan the transfer. ``modules`` describes the source's weights by name; ``whole_rows`` says that the source can't
     read part of a row. With ``details`` the source is read in Mallat's layout, and its bands are put together again.
-    ``notes`` are added to the plan's own.
+    ``fitted`` operators take the place of others, ``layers`` of the source that of the layer axis's. ``notes`` are
+    added to the plan's own.
 
     Raises PlanError when a policy does not fit, an axis can't be cut over the mesh, or no tile fits the memory limit
     (naming the smallest limit that works).
     """
     assert source.family is target.family
     _check_wavelets(source, config)
+    places = fitted or {}
+    residual_fitted = any(w.uses[i].axis == RESIDUAL for w in target.weights for i, _ in places.get(w.name, {}))
     planned = []
     for weight in target.weights:
         origin = _origin(source, weight)
         known = modules[origin.name]
-        axes = _axes(source, target, weight, config, mesh, details, (fitted or {}).get(weight.name, {}))
+        axes = _axes(source, target, weight, config, mesh, details, places.get(weight.name, {}), layers)
         module = ModulePlan(
             weight=weight,
             origin=origin,
             axes=axes,
-            factors=() if details else _factors(source, target, weight, config),
+            factors=() if details else _factors(source, target, weight, config, residual_fitted),
             dtype=known.dtype if config.dtype == "source" else config.dtype,
             chunk=(),
             source_bytes=known.nbytes,
@@ -144,7 +154,8 @@ def _axes(
     config: TransferConfig,
     mesh: Mesh,
     details: Details | None,
-    fitted: Mapping[tuple[str, ...], OperatorSpec],
+    fitted: Mapping[Place, OperatorSpec],
+    layers: Sequence[int],
 ) -> tuple[AxisPlan, ...]:
     uses = [(use.axis, use.role) for use in weight.uses]
     cut_axis = next((axis for axis in source.family.tensor_axes if axis in dict(uses)), None)
@@ -156,6 +167,8 @@ def _axes(
         where = f"{weight.name}: axis '{axis}'"
         rule = axis_rule(source.family, weight, axis, role, n_source, n_target, config)
         spec = _query_slots(source, target, weight, config) if axis == "qkv" else rule.spec
+        if role == "layer" and layers:
+            spec = OperatorSpec(n_source=n_source, n_target=n_target, policy="select", indices=tuple(layers))
         if details and (undone := details.modules[weight.name].operators[i][1]) is not None:
             spec = restoring(undone)
         check_supported(spec, where)
@@ -173,8 +186,8 @@ def _axes(
                 centred=rule.centred,
             )
         )
-    for names, spec in fitted.items():
-        _fit(axes, weight, names, spec)
+    for place, spec in fitted.items():
+        _fit(axes, weight, place, spec)
     return tuple(axes)
 
 
@@ -199,15 +212,14 @@ def _copies(spec: OperatorSpec, where: str) -> bool:
     return False
 
 
-def _fit(axes: list[AxisPlan], weight: Weight, names: tuple[str, ...], spec: OperatorSpec) -> None:
-    """Put a fitted operator in the place of those of the consecutive axes ``names``."""
-    first = [a.axis for a in axes].index(names[0])
-    taken = axes[first : first + len(names)]
-    assert tuple(a.axis for a in taken) == names, (weight.name, names)
+def _fit(axes: list[AxisPlan], weight: Weight, place: Place, spec: OperatorSpec) -> None:
+    """Put a fitted operator in the place of those of consecutive axes."""
+    first, spans = place[0] + weight.layered, place[1]
+    taken = axes[first : first + spans]
     sizes = math.prod(a.n_source for a in taken), math.prod(a.n_target for a in taken)
     if (spec.n_source, spec.n_target) != sizes:
         raise PlanError(
-            f"{weight.name}: the operator {spec.handle} on {' × '.join(names)} is {spec.n_target} × {spec.n_source}, "
+            f"{weight.name}: the operator {spec.handle} on {' × '.join(a.axis for a in taken)} is {spec.n_target} × {spec.n_source}, "
             f"wanted {sizes[1]} × {sizes[0]}"
         )
     if spec.per_layer and not weight.layered:
@@ -222,7 +234,9 @@ def _changed(source: Model, target: Model) -> set[str]:
     return {axis for axis, n in source.sizes.items() if target.sizes[axis] != n}
 
 
-def _factors(source: Model, target: Model, weight: Weight, config: TransferConfig) -> tuple[tuple[str, float], ...]:
+def _factors(
+    source: Model, target: Model, weight: Weight, config: TransferConfig, fitted: bool
+) -> tuple[tuple[str, float], ...]:
     """What the family asks for besides the operators: per axis that changes, a factor on the whole weight."""
     changed, factors = _changed(source, target), []
     if RESIDUAL in changed:
@@ -231,7 +245,8 @@ def _factors(source: Model, target: Model, weight: Weight, config: TransferConfi
         factor = root if weight.root_width else 1.0
         if target.tied and weight.name in source.family.before_head:
             table_is_scaled = any(w.root_width for w in source.weights)
-            factor = rules.tied_head_factor(config, n_source, n_target) / (root if table_is_scaled else 1.0)
+            head = n_source / n_target if fitted else rules.tied_head_factor(config, n_source, n_target)
+            factor = head / (root if table_is_scaled else 1.0)
         factors.append((RESIDUAL, factor))
     if "head_dim" in changed and weight.query and "qkv" not in _axis_names(weight):
         factors.append(("head_dim", rules.query_factor(config, source.sizes["head_dim"], target.sizes["head_dim"])))
@@ -258,8 +273,8 @@ def _notes(source: Model, target: Model, config: TransferConfig, details: Detail
     if source.tied and target.head is not None and not target.tied:
         more = target.parameter(target.head).size
         notes.append(
-            f"the head is untied ({more:,} parameters more): under LayerNorm a tied one can't keep its function "
-            f"when '{RESIDUAL}' grows lazily"
+            f"the head is untied ({more:,} parameters more): a tied one can't keep its function when '{RESIDUAL}' "
+            f"{'grows lazily under LayerNorm' if target.sizes[RESIDUAL] > source.sizes[RESIDUAL] else 'is rotated'}"
         )
     for axis in sorted(_changed(source, target) - {"position"}):
         n_source, n_target = source.sizes[axis], target.sizes[axis]

@@ -106,7 +106,7 @@ def _layers(family: Family, weight: Weight, n_source: int, n_target: int, config
         )
     if config.depth == "stack":
         return OperatorSpec(n_source=n_source, n_target=n_target, policy="stack")
-    if config.depth != "wavelet":
+    if config.depth not in ("auto", "wavelet"):
         speaks = weight.speaking if config.depth == "identity" else "every"
         return OperatorSpec(n_source=n_source, n_target=n_target, policy="copy", speaks=speaks)
     return OperatorSpec(

@@ -75,10 +75,14 @@ def _apply_fitted(axes: tuple[AxisPlan, ...], i: int, step: Step, tensor: torch.
     along, n_rows = i - a.spec.per_layer, operator_rows(a.spec.n_source)
     for layer, part, into in parts:
         for first in range(start, stop, n_rows):
-            taps = read_operator(a.spec, (first, min(first + n_rows, stop)), layer)
-            stage = Stage(along, np.broadcast_to(np.arange(a.spec.n_source), taps.shape), taps)
+            rows = read_operator(a.spec, (first, min(first + n_rows, stop)), layer)
+            if a.spec.selects:
+                indices, taps = rows.astype(np.int64), np.ones(rows.shape)
+            else:
+                indices, taps = np.broadcast_to(np.arange(a.spec.n_source), rows.shape), rows
+            stage = Stage(along, indices, taps * a.spec.row_sum)
             made = apply_operators(part, [stage], torch.float32).tensor
-            into.narrow(along, first - start, len(taps)).copy_(made)
+            into.narrow(along, first - start, len(rows)).copy_(made)
     return result.reshape(*shape[:i], step.target[i][1] - step.target[i][0], *inner, *shape[i + a.spans :])
 
 
@@ -99,6 +103,8 @@ def _untouched(module: ModulePlan, step: Step) -> bool:
 
 def _blank(module: ModulePlan, a: AxisPlan) -> float:
     """What indices of an axis hold that take nothing from the source, where nothing is drawn for them."""
+    if a.spec is not None and a.spec.policy == "constant":
+        return a.spec.row_sum
     return module.weight.silent if a.axis == "layer" else module.weight.neutral
 
 

@@ -52,6 +52,17 @@ def stack(spec: OperatorSpec) -> Operator:
     return Operator(indices, np.full(indices.shape, spec.row_sum), spec.n_source)
 
 
+def select(spec: OperatorSpec) -> Operator:
+    """The indices that are named."""
+    assert len(spec.indices) == spec.n_target, spec
+    return Operator(np.array(spec.indices)[:, None], np.full((spec.n_target, 1), spec.row_sum), spec.n_source)
+
+
+def nothing(spec: OperatorSpec) -> Operator:
+    """Rows of zeros."""
+    return Operator(np.zeros((spec.n_target, 1), dtype=np.int64), np.zeros((spec.n_target, 1)), spec.n_source)
+
+
 def diagonal(spec: OperatorSpec) -> Operator:
     """A factor per index."""
     assert len(spec.diagonal) == spec.n_source == spec.n_target, spec

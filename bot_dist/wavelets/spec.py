@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 Boundary = Literal["periodic", "symmetric"]
-Policy = Literal["resample", "copy", "lazy", "stack", "diagonal", "detail", "restore", "stored"]
+Policy = Literal["resample", "copy", "lazy", "stack", "select", "constant", "diagonal", "detail", "restore", "stored"]
 Speaks = Literal["every", "first", "last"]
 
 ROOTS = {0.0: "", 0.5: " /c^½", 1.0: " /c"}
@@ -22,16 +22,18 @@ class OperatorSpec:
     - ``copy``: target index i takes source index ⌊i · n_source / n_target⌋: an even selection where the axis shrinks.
     - ``lazy``: old indices stay, new ones are zero.
     - ``stack``: target index i takes source index i mod n_source.
+    - ``select``: target index i takes source index ``indices[i]``.
+    - ``constant``: nothing is taken from the source; all indices hold ``row_sum``.
     - ``diagonal``: a factor per index.
     - ``detail``: what the shrinking operator ``of`` drops.
     - ``restore``: undoes ``of``, on its target and its details one after the other.
-    - ``stored``: a fitted matrix that is kept elsewhere.
+    - ``stored``: a fitted matrix that is kept elsewhere, or the source index that each target index takes.
     """
 
     n_source: int
     n_target: int
     row_sum: float = 1.0
-    """``resample``: what every row sums to. ``copy``, ``lazy``, ``stack``: the factor of every value that is taken."""
+    """``resample``: what every row sums to. ``constant``: the value. Else: the factor of every value that is taken."""
     wavelet: str = "haar"
     boundary: Boundary = "periodic"
     policy: Policy = "resample"
@@ -40,6 +42,8 @@ class OperatorSpec:
     read axis, ½ for the residual width."""
     speaks: Speaks = "every"
     """``copy``: which of the copies of one index is kept; the rows of the others are zero."""
+    indices: tuple[int, ...] = ()
+    """``select``: the n_target source indices."""
     diagonal: tuple[float, ...] = ()
     """``diagonal``: the n_source = n_target factors."""
     of: OperatorSpec | None = None
@@ -50,6 +54,13 @@ class OperatorSpec:
     """``stored``: of the matrix."""
     per_layer: bool = False
     """``stored``: whether there is one matrix per layer."""
+    selects: bool = False
+    """``stored``: whether each target index takes one source index, and these are what is kept."""
+
+    @property
+    def name(self) -> str:
+        """``stored``: what the matrix is called where it is kept."""
+        return self.handle.rpartition("#")[2]
 
     @property
     def is_identity(self) -> bool:
@@ -83,11 +94,15 @@ class OperatorSpec:
             if self.speaks != "every":
                 return "identity"
             return f"copy ×{self.row_sum:.3g}{ROOTS.get(self.split, f' /c^{self.split:.3g}')}"
+        if self.policy == "stored":
+            return f"fitted {self.name}" + (f" ×{self.row_sum:.3g}" if self.row_sum != 1 else "")
+        if self.policy == "constant":
+            return f"= {self.row_sum:g}"
         return f"{self.policy} of {self.of}" if self.policy in ("detail", "restore") else self.policy
 
 
 def spec_from_json(data: Mapping[str, Any]) -> OperatorSpec:
     """The inverse of ``dataclasses.asdict``, through JSON."""
     of = data.get("of")
-    fields = {**data, "diagonal": tuple(data.get("diagonal", ())), "of": None if of is None else spec_from_json(of)}
-    return OperatorSpec(**fields)
+    tuples = {key: tuple(data.get(key, ())) for key in ("diagonal", "indices")}
+    return OperatorSpec(**{**data, **tuples, "of": None if of is None else spec_from_json(of)})

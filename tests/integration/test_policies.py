@@ -21,6 +21,7 @@ from bot_dist.families import Model, model_of
 from bot_dist.pipeline import _planned
 from bot_dist.plan import make_plan
 from bot_dist.sharding import whole
+from bot_dist.wavelets import OperatorSpec
 from tests.conftest import VARIANTS, outputs
 
 Factory = Callable[..., Any]
@@ -269,10 +270,22 @@ def test_fitted_operators_act_on_several_axes_and_differ_per_layer(tmp_path: Pat
         {"source": source.url, "output": str(tmp_path), "target": {"kv_heads": 1, "heads": 2, "mlp": 20}}
     )
     reader, plan = _planned(recipe)
-    stored = write_operators(str(tmp_path / "operators"), {"heads": heads, "units": units})
+    units_kept = random.integers(40, size=(3, 20))
+    stored = write_operators(
+        str(tmp_path / "operators"),
+        {
+            "heads": OperatorSpec(n_source=32, n_target=16, policy="stored"),
+            "units": OperatorSpec(n_source=40, n_target=20, policy="stored", per_layer=True),
+            "units_kept": OperatorSpec(n_source=40, n_target=20, policy="stored", per_layer=True, selects=True),
+        },
+        lambda name, layer: {"heads": heads, "units": units[layer], "units_kept": units_kept[layer]}[name],
+        layers=3,
+        attempt="fitted",
+    )
     fitted = {
-        "attn.out": {("kv_heads", "group", "head_dim"): stored["heads"]},
-        "mlp.down": {("mlp",): stored["units"]},
+        "attn.out": {(1, 3): stored["heads"]},
+        "mlp.down": {(1, 1): stored["units"]},
+        "mlp.up": {(0, 1): stored["units_kept"]},
     }
     plan = make_plan(
         plan.source,
@@ -289,9 +302,11 @@ def test_fitted_operators_act_on_several_axes_and_differ_per_layer(tmp_path: Pat
         block = f"model.layers.{layer}."
         out = source.tensors[block + "self_attn.o_proj.weight"].detach().double()
         down = source.tensors[block + "mlp.down_proj.weight"].detach().double()
+        up = source.tensors[block + "mlp.up_proj.weight"].detach().double()
         wanted = {
             block + "self_attn.o_proj.weight": out @ torch.from_numpy(heads).T,
             block + "mlp.down_proj.weight": down @ torch.from_numpy(units[layer]).T,
+            block + "mlp.up_proj.weight": up[units_kept[layer]],
         }
         for name, tensor in wanted.items():
             torch.testing.assert_close(written[name].double(), tensor, rtol=1e-5, atol=1e-5)

@@ -297,7 +297,7 @@ def test_details_of_every_band() -> None:
 
 def test_a_fitted_operator_takes_the_place_of_others() -> None:
     heads = OperatorSpec(n_source=9 * 64, n_target=6 * 64, policy="stored", handle="heads.npy", digest="1")
-    fitted = {"attn.out": {("kv_heads", "group", "head_dim"): heads}}
+    fitted = {"attn.out": {(1, 3): heads}}
     plan = planned(SMOLLM2, {"heads": 6, "kv_heads": 2}, Mesh(), fitted=fitted)
     plan.validate()
     module = module_of(plan, "attn.out")
@@ -305,7 +305,7 @@ def test_a_fitted_operator_takes_the_place_of_others() -> None:
     assert module.order == (2,)
     wrong = dataclasses.replace(heads, n_source=100)
     with pytest.raises(PlanError, match=r"heads\.npy on kv_heads × group × head_dim is 384 × 100, wanted 384 × 576"):
-        planned(SMOLLM2, {"heads": 6, "kv_heads": 2}, fitted={"attn.out": {("kv_heads", "group", "head_dim"): wrong}})
+        planned(SMOLLM2, {"heads": 6, "kv_heads": 2}, fitted={"attn.out": {(1, 3): wrong}})
 
 
 def test_equal_plans_have_equal_digests_in_every_process() -> None:

@@ -1,0 +1,138 @@
+"""Which operators a transfer takes from statistics of the source: the second table beside ``rules.py``.
+
+Shrinking adapts to the signal: units and heads are split into those that are kept and those that are dropped, which
+the kept ones predict (lifting); the residual width is first rotated, where the family allows it, so that its leading
+coordinates hold the most energy (a Karhunen–Loève basis), else its coordinates of most energy are kept. The table names
+the matrices and says where each acts; what is in them is fitted later (``calibrate``).
+
+On the residual width the formula of ``rules.py`` holds, write √(n_t/n_s) · Q and read √(n_s/n_t) · Q. A rotation is
+invisible only to a norm without weights: those go into the maps that read, and the norms are constant. LayerNorm never
+puts out the all-ones direction, so that carries the norm's biases: they are constant, and the maps that read have what
+the biases would have given them as their mean.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Collection, Iterator, Mapping
+
+from bot_dist.errors import PlanError
+from bot_dist.families import Family, Model, Weight
+from bot_dist.plan.rules import RESIDUAL
+from bot_dist.recipe import Basis
+from bot_dist.wavelets import OperatorSpec
+
+Place = tuple[int, int]
+"""The axes that an operator acts on together, among ``Weight.uses``: the first, and how many."""
+Fitted = Mapping[str, Mapping[Place, OperatorSpec]]
+"""Per module, operators that come from elsewhere."""
+
+HEADS = ("kv_heads", "group", "heads")
+NORM_BIAS = 1.0
+"""What a LayerNorm's bias holds after a rotation."""
+
+
+def rotation_refused(family: Family) -> str | None:
+    """Why the family's function would change with a rotation of the residual width; None where it does not."""
+    if family.post_norm:
+        return f"in family '{family.name}' every sublayer's sum is normalised with weights, one per coordinate"
+    if any(w.into_residual and family.norm_of(w) for w in family.weights):
+        return f"in family '{family.name}' a norm with a weight per coordinate writes into the residual stream"
+    return None
+
+
+def basis_of(source: Model, wanted: Basis) -> Basis:
+    """``rotation`` or ``permutation`` of the residual width. Raises PlanError where a rotation is asked for in vain."""
+    refused = rotation_refused(source.family)
+    if wanted == "rotation" and refused:
+        raise PlanError(
+            f"transfer.basis: rotation would change the function: {refused}; use permutation (the coordinates with the "
+            f"most energy are kept)"
+        )
+    return "permutation" if refused or wanted == "permutation" else "rotation"
+
+
+def adaptive(source: Model, target: Model, basis: Basis, axes: Collection[str]) -> dict[str, dict[Place, OperatorSpec]]:
+    """The fitted operators along ``axes`` (``embed``, ``mlp``, ``heads``), with names for handles and without digests;
+    ``basis`` is what ``basis_of`` gave."""
+    found: dict[str, dict[Place, OperatorSpec]] = {}
+    for weight in target.weights:
+        for i, use in enumerate(weight.uses):
+            spec = None
+            if use.axis == RESIDUAL and "embed" in axes:
+                spec = (_rotated if basis == "rotation" else _permuted)(source, target, weight, use.role)
+                spans = 1
+            elif use.axis == "mlp" and "mlp" in axes:
+                spec, spans = _units(weight, "mlp", use.role), 1
+            elif use.axis in ("kv_heads", "heads") and "heads" in axes:
+                spec, spans = _heads(weight, i)
+            if spec is None:
+                continue
+            names = [u.axis for u in weight.uses[i : i + spans]]
+            sized = dataclasses.replace(
+                spec,
+                n_source=math.prod(source.sizes[name] for name in names),
+                n_target=math.prod(target.sizes[name] for name in names),
+            )
+            found.setdefault(weight.name, {})[i, spans] = sized
+    return found
+
+
+def operators(fitted: Fitted) -> dict[str, OperatorSpec]:
+    """The matrices that must be fitted, by name."""
+    return {spec.name: dataclasses.replace(spec, handle="", row_sum=1.0) for _, _, spec in _stored(fitted)}
+
+
+def placed(fitted: Fitted, stored: Mapping[str, OperatorSpec]) -> dict[str, dict[Place, OperatorSpec]]:
+    """The table with the matrices that have been fitted, and the gains that came with them."""
+    found = {name: dict(places) for name, places in fitted.items()}
+    for module, place, spec in _stored(fitted):
+        kept = stored[spec.name]
+        gain = spec.row_sum * kept.row_sum
+        found[module][place] = dataclasses.replace(spec, handle=kept.handle, digest=kept.digest, row_sum=gain)
+    return found
+
+
+def _stored(fitted: Fitted) -> Iterator[tuple[str, Place, OperatorSpec]]:
+    for module, places in fitted.items():
+        for place, spec in places.items():
+            if spec.policy == "stored":
+                yield module, place, spec
+
+
+def _named(name: str, *, selects: bool = False, per_layer: bool = True, gain: float = 1.0) -> OperatorSpec:
+    return OperatorSpec(
+        n_source=1, n_target=1, policy="stored", handle=name, selects=selects, per_layer=per_layer, row_sum=gain
+    )
+
+
+def _rotated(source: Model, target: Model, weight: Weight, role: str) -> OperatorSpec:
+    root = math.sqrt(target.sizes[RESIDUAL] / source.sizes[RESIDUAL])
+    if source.family.norm_of(weight):
+        constant = NORM_BIAS if role == "write" else weight.neutral
+        return OperatorSpec(n_source=1, n_target=1, policy="constant", row_sum=constant)
+    if role == "read":
+        return _named(f"embed.read.{source.family.norm_before(weight)}", per_layer=weight.layered)
+    return _named("embed.write", per_layer=False, gain=root)
+
+
+def _permuted(source: Model, target: Model, weight: Weight, role: str) -> OperatorSpec:
+    ratio = target.sizes[RESIDUAL] / source.sizes[RESIDUAL]
+    root = 1.0 if source.family.post_norm else math.sqrt(ratio)
+    gain = 1.0 if source.family.norm_of(weight) else (1 / root if role == "read" else root)
+    return _named("embed.kept", selects=True, per_layer=False, gain=gain)
+
+
+def _units(weight: Weight, name: str, role: str) -> OperatorSpec:
+    return _named(f"{name}.read") if role == "read" else _named(f"{name}.kept", selects=True)
+
+
+def _heads(weight: Weight, i: int) -> tuple[OperatorSpec, int]:
+    """Whole heads are kept or dropped; what reads them sees their coordinates, all together."""
+    names = [use.axis for use in weight.uses[i:]]
+    heads = 2 if names[:2] == ["kv_heads", "group"] else 1
+    if weight.uses[i].role == "read":
+        return _named("heads.read"), heads + 1
+    name = "heads.keyvalue" if names[0] == "kv_heads" and heads == 1 else "heads.query"
+    return _named(name, selects=True), heads

@@ -6,6 +6,7 @@ Every stage takes a recipe and an optional ``on_event``, called with one plain m
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -14,7 +15,7 @@ import json
 import platform
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -26,13 +27,16 @@ from bot_dist.sharding import Mesh
 from bot_dist.urls import absolute, label
 
 if TYPE_CHECKING:
+    from bot_dist.calibrate import Adapted, Text
     from bot_dist.checkpoint import CheckpointReader, MallatSource, StoredParameter
     from bot_dist.convert.source import Source
-    from bot_dist.plan import TransferPlan
+    from bot_dist.plan import SourceModule, TransferPlan
 
 OnEvent = Callable[[dict[str, Any]], None]
 ExportFormat = Literal["safetensors", "dcp"]
 
+OPERATORS = "operators"
+"""Folder of a store with what was fitted to its source."""
 PACKAGES = ("torch", "deepspeed", "ray", "zarr", "PyWavelets", "transformers")
 
 
@@ -53,7 +57,8 @@ def logged(path: Path, on_event: OnEvent) -> OnEvent:
 
 
 def plan_transfer(recipe: Recipe) -> TransferPlan:
-    """Read the source's index, and plan. Nothing is written and no weight is read."""
+    """Read the source's index, and plan. Nothing is written and no weight is read: what a transfer fits to the source's
+    statistics is named, and which layers it keeps is not known."""
     return _planned(recipe)[1]
 
 
@@ -64,10 +69,18 @@ def transfer(recipe: Recipe, on_event: OnEvent = ignore) -> dict[str, Any]:
     memory per actor. Raises CheckpointExistsError when the target holds a committed store, unless
     ``recipe.overwrite``.
     """
-    return _transfer(recipe, *_planned(recipe), on_event)
+    from bot_dist.runtime.cluster import connected
+
+    mesh = Mesh(tensor=recipe.cluster.tensor, data=recipe.cluster.data)
+    with connected(recipe.cluster, mesh.size) if _adapts(recipe) else contextlib.nullcontext():
+        adapted = _adapted(recipe, on_event)
+        source, plan = _planned(recipe, adapted)
+        return _transfer(recipe, source, plan, on_event, adapted)
 
 
-def _transfer(recipe: Recipe, source: Source, plan: TransferPlan, on_event: OnEvent) -> dict[str, Any]:
+def _transfer(
+    recipe: Recipe, source: Source, plan: TransferPlan, on_event: OnEvent, adapted: Adapted | None = None
+) -> dict[str, Any]:
     from bot_dist.checkpoint import CheckpointWriter, attempt_of
     from bot_dist.convert.open import open_source
     from bot_dist.convert.shapes import Shapes
@@ -92,6 +105,8 @@ def _transfer(recipe: Recipe, source: Source, plan: TransferPlan, on_event: OnEv
         writer.discard()
         raise SourceError(f"{label(recipe.source)} was changed while it was read; nothing is kept, run it again")
     report = {"seconds": time.perf_counter() - started, "tokenizer": tokenizer, **tally.report()}
+    if adapted is not None:
+        report["calibrate"] = adapted.stages
     provenance = {
         "source": source.provenance(),
         "plan": plan.to_json(),
@@ -101,6 +116,8 @@ def _transfer(recipe: Recipe, source: Source, plan: TransferPlan, on_event: OnEv
     }
     if recipe.transfer.keep_details:
         provenance["details"] = details_of(plan.source, plan.modules).to_json()
+    if adapted is not None:
+        provenance["operators"] = adapted.stores()
     writer.commit(tally.digests, provenance, overwrite=recipe.overwrite)
     on_event({"stage": "transfer", "event": "committed", "url": label(url), **report})
     return report
@@ -241,10 +258,12 @@ def run(recipe: Recipe, on_event: OnEvent = ignore) -> dict[str, Any]:
     if (facts := records.load("facts")) is not None:
         return {**facts, "complete_before": True}
     on_event = logged(output / "events.jsonl", on_event)
-    on_event({"stage": "plan", "event": "planned", "digest": plan.digest})
     again = recipe.model_copy(update={"overwrite": True})  # of what an earlier attempt of this run may have begun
     with connected(recipe.cluster, max(plan.mesh.size, recipe.train.workers)):
-        transferred = _already_transferred(recipe, plan) or _transfer(recipe, source, plan, on_event)
+        if (adapted := _adapted(recipe, on_event)) is not None:
+            source, plan = _planned(recipe, adapted)
+        on_event({"stage": "plan", "event": "planned", "digest": plan.digest})
+        transferred = _already_transferred(recipe, plan) or _transfer(recipe, source, plan, on_event, adapted)
         if (trained := records.load("pretrain")) is None:
             records.claim("pretrain", recipe.trained_url)
             trained = records.save("pretrain", pretrain(again, on_event))
@@ -281,14 +300,95 @@ def _source(recipe: Recipe) -> tuple[Source, Model]:
     return source, model
 
 
-def _planned(recipe: Recipe) -> tuple[Source, TransferPlan]:
-    from bot_dist.plan import SourceModule, make_plan, target_model
+def _adapts(recipe: Recipe) -> bool:
+    """Whether axes that shrink do so by what is fitted to the source."""
+    transfer = recipe.transfer
+    if transfer.analysis != "auto":
+        return transfer.analysis == "adaptive"
+    chosen = transfer.model_fields_set & {"preset", "wavelet", "gain", "depth", "keep_details"}
+    return bool(recipe.calibrate.text or recipe.train.text) and not chosen
+
+
+def _adapted(recipe: Recipe, on_event: OnEvent) -> Adapted | None:
+    """What is fitted to the source's statistics; None where nothing is."""
+    from bot_dist.calibrate import Adaptation
+
+    source, model = _source(recipe)
+    if not _adapts(recipe) or _with_details(recipe, source, model)[0] is not None:
+        return None
+    url = absolute(recipe.transferred_url)
+    _keep_apart(recipe.source, url)
+    adaptation = Adaptation(
+        recipe,
+        source,
+        model,
+        _known(source, model),
+        None if not _calibration_text(recipe) or model.family.objective == "image" else _text(recipe, model),
+        operators_url=f"{url}/{OPERATORS}",
+        folder=str(Path(recipe.output).resolve() / "calibration"),
+        on_event=on_event,
+    )
+    return adaptation.run() if adaptation.stages else None
+
+
+def _calibration_text(recipe: Recipe) -> tuple[str, ...]:
+    return recipe.calibrate.text or recipe.train.text
+
+
+def _text(recipe: Recipe, model: Model) -> Text:
+    """Windows that lie evenly over the text; the held-out ones evenly among them."""
+    from bot_dist.calibrate import Text, windows
+    from bot_dist.convert.tokenizer import load_tokenizer
+
+    config = recipe.calibrate
+    tokenizer = load_tokenizer(absolute(recipe.source))
+    longest = model.config.get(model.family.context_field) or config.context
+    context = min(config.context, int(longest))
+    held_out, fitted = config.held_out // context, -(-config.tokens // context)
+    n = held_out + fitted
+    found = windows(_calibration_text(recipe), tokenizer, n * context, context)
+    held = [i * n // held_out for i in range(held_out)]
+    return Text(
+        windows=found[[i for i in range(n) if i not in held]],
+        held_out=found[held],
+        mask_token=tokenizer.mask_token_id,
+    )
+
+
+def _known(source: Source, model: Model) -> dict[str, SourceModule]:
+    """What a plan must know of the source's weights, by name."""
+    from bot_dist.plan import SourceModule
+
+    return {
+        w.name: SourceModule(
+            nbytes=sum(source.storage_bytes(model.parameter(w, i)) for i in range(model.weight_layers(w))),
+            dtype=_dtype(source, model, w),
+            learning_rate_factor=source.learning_rate_factor(model.parameter(w)),
+        )
+        for w in model.weights
+    }
+
+
+def _planned(recipe: Recipe, adapted: Adapted | None = None) -> tuple[Source, TransferPlan]:
+    """The source and the plan; without what is ``adapted`` where something is to be, a plan that says where."""
+    from bot_dist.plan import adaptive, basis_of, make_plan, placed, shrinking, target_model
 
     source, model = _source(recipe)
     mallat, notes = _with_details(recipe, source, model)
+    fitted, layers = None, ()
     if mallat is not None:
         source = mallat
         model = target = mallat.model
+    elif _adapts(recipe):
+        basis = basis_of(model, recipe.transfer.basis)
+        axes = shrinking(model, model.resized(recipe.target))
+        layers = adapted.layers if adapted else ()
+        rotated = "embed" in axes and basis == "rotation"
+        target = target_model(model, recipe.target, recipe.transfer, rotated=rotated, layers=layers)
+        fitted = adaptive(model, target, basis, axes)
+        if adapted is not None:
+            fitted = placed(fitted, adapted.stored)
+        notes += _adaptive_notes(recipe, model, axes, basis)
     else:
         target = target_model(model, recipe.target, recipe.transfer)
     identity = json.dumps(source.provenance(), sort_keys=True)
@@ -297,20 +397,30 @@ def _planned(recipe: Recipe) -> tuple[Source, TransferPlan]:
         target,
         recipe.transfer,
         Mesh(tensor=recipe.cluster.tensor, data=recipe.cluster.data),
-        modules={
-            w.name: SourceModule(
-                nbytes=sum(source.storage_bytes(model.parameter(w, i)) for i in range(model.weight_layers(w))),
-                dtype=_dtype(source, model, w),
-                learning_rate_factor=source.learning_rate_factor(model.parameter(w)),
-            )
-            for w in model.weights
-        },
+        modules=_known(source, model),
         source_id=hashlib.sha256(identity.encode()).hexdigest()[:32],
         whole_rows=source.whole_rows,
         details=mallat.details if mallat else None,
+        fitted=fitted,
+        layers=layers,
         notes=notes,
     )
     return source, plan
+
+
+def _adaptive_notes(recipe: Recipe, model: Model, axes: Sequence[str], basis: str) -> list[str]:
+    """What the user should know of how axes shrink."""
+    from bot_dist.plan import rotation_refused
+
+    if not axes:
+        return []
+    notes = [f"shrinking is fitted to the source along {', '.join(axes)}"]
+    if model.family.objective == "image" or not _calibration_text(recipe):
+        why = "the family is none of language" if model.family.objective == "image" else "there is no calibrate.text"
+        notes.append(f"it is fitted to the weights alone, for {why}: a start from statistics is much better")
+    if "embed" in axes and basis == "permutation" and recipe.transfer.basis == "auto":
+        notes.append(f"'embed' keeps its coordinates of most energy: a rotation would not do, {rotation_refused(model.family)}")
+    return notes
 
 
 def _with_details(recipe: Recipe, source: Source, model: Model) -> tuple[MallatSource | None, list[str]]:

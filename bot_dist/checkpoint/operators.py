@@ -42,8 +42,8 @@ def write_operators(
 ) -> dict[str, OperatorSpec]:
     """Store fitted operators, and return what stands for them in plans.
 
-    ``operators`` are by name, without handle and digest; ``matrix(name, layer)`` gives one at a time: ``(n_target,
-    n_source)``, or ``(n_target,)`` source indices. ``attempt`` identifies what they are fitted to: a store that was
+    ``operators`` are by name, without handle and digest; ``matrix(name, layer)`` gives one at a time, layer by layer:
+    ``(n_target, n_source)``, or ``(n_target,)`` source indices. ``attempt`` identifies what they are fitted to: a store that was
     committed under that name is taken as it is. Raises CheckpointExistsError when something else is there.
     """
     import torch
@@ -52,8 +52,10 @@ def write_operators(
         stored = {name: _layout(name, spec, layers) for name, spec in operators.items()}
         writer = CheckpointWriter.create(url, stored.values(), config={}, attempt=attempt)
         digests: dict[str, dict[str, bytes]] = {name: {} for name in stored}
-        for name, spec in operators.items():
-            for layer in range(layers if spec.per_layer else 1):
+        for layer in range(layers):
+            for name, spec in operators.items():
+                if layer and not spec.per_layer:
+                    continue
                 shape = (1, spec.n_target, 1 if spec.selects else spec.n_source)[0 if spec.per_layer else 1 :]
                 values = np.ascontiguousarray(matrix(name, layer), dtype=np.float32).reshape(shape)
                 for shard in stored[name].shards():

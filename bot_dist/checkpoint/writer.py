@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 STEPS = "_steps"
 LAYOUT = "_layout.json"
 GROUP = "zarr.json"
+OPERATORS = "operators"
+"""Folder of stores with operators that were fitted to the source: they are there before what is made with them."""
 FILES = "tokenizer/"
 """Prefix of what may lie beside the arrays."""
 _THREADS = 8
@@ -67,7 +69,8 @@ class CheckpointWriter:
         """
         assert re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", attempt), attempt
         storage = Storage(url)
-        if not storage.is_empty() and storage.names(""):  # a killed writer may have left a partial file
+        others = () if storage.is_empty() else {*storage.names("")} - {OPERATORS}  # or a killed writer's partial file
+        if others:
             if not _is_store(storage):
                 raise CheckpointExistsError(
                     f"{storage.label} is not empty and no bot_dist store; it is not overwritten"
@@ -238,6 +241,8 @@ class CheckpointWriter:
             others = [name for name in self.storage.names(ATTEMPTS) if f"{ATTEMPTS}/{name}" != self.folder]
             ours = _plan_of(self.folder.removeprefix(f"{ATTEMPTS}/"))
             worthless += [f"{ATTEMPTS}/{name}" for name in others if all_plans or _plan_of(name) == ours]
+        used = set(Manifest.load(self.storage).provenance.get(OPERATORS, ()))
+        worthless += [f"{OPERATORS}/{name}" for name in self.storage.names(OPERATORS) if name not in used]
         for name in worthless:
             self.storage.remove(name)
 

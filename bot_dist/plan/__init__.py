@@ -2,7 +2,7 @@
 
 from bot_dist.plan.cost import REQUESTS, operator_rows, step_bytes, step_peak
 from bot_dist.plan.details import Details, details_of
-from bot_dist.plan.fitted import Fitted, adaptive, basis_of, operators, placed
+from bot_dist.plan.fitted import Fitted, adaptive, basis_of, operators, placed, rotation_refused, shrinking
 from bot_dist.plan.make import SourceModule, make_plan, target_model
 from bot_dist.plan.simulate import Hardware, Simulation, parse_hardware, simulate
 from bot_dist.plan.summary import ModuleRow, PlanSummary, summarise
@@ -32,6 +32,8 @@ __all__ = [
     "operators",
     "parse_hardware",
     "placed",
+    "rotation_refused",
+    "shrinking",
     "simulate",
     "step_bytes",
     "step_peak",

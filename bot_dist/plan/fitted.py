@@ -29,6 +29,8 @@ Fitted = Mapping[str, Mapping[Place, OperatorSpec]]
 """Per module, operators that come from elsewhere."""
 
 HEADS = ("kv_heads", "group", "heads")
+ORDER = {"layer": ("layer",), "embed": ("embed",), "heads": HEADS, "mlp": ("mlp",)}
+"""What is fitted, in this order, and the axes that each is about."""
 NORM_BIAS = 1.0
 """What a LayerNorm's bias holds after a rotation."""
 
@@ -51,6 +53,16 @@ def basis_of(source: Model, wanted: Basis) -> Basis:
             f"most energy are kept)"
         )
     return "permutation" if refused or wanted == "permutation" else "rotation"
+
+
+def shrinking(source: Model, target: Model) -> list[str]:
+    """What of ``ORDER`` shrinks, and can be fitted: heads only where they keep their width."""
+    return [
+        name
+        for name, axes in ORDER.items()
+        if any(target.sizes.get(axis, 0) < source.sizes.get(axis, 0) for axis in axes)
+        and not (name == "heads" and target.sizes["head_dim"] != source.sizes["head_dim"])
+    ]
 
 
 def adaptive(source: Model, target: Model, basis: Basis, axes: Collection[str]) -> dict[str, dict[Place, OperatorSpec]]:

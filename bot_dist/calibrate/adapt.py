@@ -1,0 +1,266 @@
+"""Shrinking adapted to the source, stage by stage: statistics, a fit, the next axis on the model shrunk so far.
+
+A stage's model is the source seen through the plan so far, so nothing is stored between stages but operators; what
+comes out is one plan.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bot_dist.calibrate.fit import AxisFit, Coordinates, Given, Lifted, Rotation
+from bot_dist.calibrate.statistics import Statistics, statistics
+from bot_dist.calibrate.weight_only import WeightStatistics
+from bot_dist.checkpoint import write_operators
+from bot_dist.checkpoint.manifest import digest
+from bot_dist.convert.source import Source
+from bot_dist.errors import FamilyError, InputError
+from bot_dist.families import Model
+from bot_dist.plan import (
+    SourceModule,
+    TransferPlan,
+    adaptive,
+    basis_of,
+    make_plan,
+    operators,
+    placed,
+    shrinking,
+    target_model,
+)
+from bot_dist.recipe import Recipe
+from bot_dist.runtime.transformed import TransformedSource
+from bot_dist.sharding import Mesh
+from bot_dist.wavelets import OperatorSpec
+
+if TYPE_CHECKING:
+    import torch
+
+OnEvent = Callable[[dict[str, Any]], None]
+
+FIT_VERSION = 1
+"""Raised when the same statistics come to give other operators."""
+OPTIONS = {"layer": ("layers",), "embed": ("embed",), "heads": ("heads", "kv_heads"), "mlp": ("mlp",)}
+"""The target's options that belong to each axis."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text:
+    """What a model is calibrated on."""
+
+    windows: torch.Tensor
+    """LongTensor ``(windows, context)``."""
+    held_out: torch.Tensor
+    """Of the same shape: what the loss is measured on; it may be empty."""
+    mask_token: int | None = None
+
+
+@dataclass(kw_only=True)
+class Adapted:
+    """What has been fitted so far."""
+
+    axes: list[str] = field(default_factory=list)
+    target: dict[str, int] = field(default_factory=dict)
+    stored: dict[str, OperatorSpec] = field(default_factory=dict)
+    layers: tuple[int, ...] = ()
+    """Of the source, that are kept; empty for all."""
+    stages: list[dict[str, Any]] = field(default_factory=list)
+    """Facts for the report, in order."""
+
+    def stores(self) -> list[str]:
+        """Names of the stores that hold the operators."""
+        return sorted({spec.handle.rpartition("#")[0].rpartition("/")[2] for spec in self.stored.values()})
+
+
+class Adaptation:
+    """Fits what a recipe's target needs of a source."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        source: Source,
+        model: Model,
+        modules: Mapping[str, SourceModule],
+        text: Text | None,
+        *,
+        operators_url: str,
+        folder: str,
+        on_event: OnEvent,
+    ) -> None:
+        self.recipe, self.source, self.model, self.modules, self.text = recipe, source, model, modules, text
+        self.operators_url, self.folder, self.on_event = operators_url, folder, on_event
+        self.basis = basis_of(model, recipe.transfer.basis)
+        self.stages = [*_stages(model, recipe.target)]
+        self.done = Adapted()
+
+    def run(self) -> Adapted:
+        """All stages. Raises InputError where the text is too short or not finite, PlanError where nothing fits."""
+        for axes in self.stages:
+            self._measure()
+            self._stage(axes)
+        self._measure()
+        return self.done
+
+    def target(self) -> Model:
+        """The model as shrunk so far."""
+        rotated = "embed" in self.done.axes and self.basis == "rotation"
+        options, layers = self.done.target, self.done.layers
+        return target_model(self.model, options, self.recipe.transfer, rotated=rotated, layers=layers)
+
+    def plan(self) -> TransferPlan:
+        """From the source to the model as shrunk so far."""
+        target = self.target()
+        return make_plan(
+            self.model,
+            target,
+            self.recipe.transfer,
+            Mesh(tensor=1, data=1),
+            modules=self.modules,
+            source_id=digest(self.source.provenance()),
+            whole_rows=self.source.whole_rows,
+            fitted=placed(adaptive(self.model, target, self.basis, self.done.axes), self.done.stored),
+            layers=self.done.layers,
+        )
+
+    def _now(self) -> tuple[Source, Model]:
+        if not self.done.target:
+            return self.source, self.model
+        plan = self.plan()
+        return TransformedSource(plan, self.source), plan.target
+
+    def _stage(self, axes: tuple[str, ...]) -> None:
+        source, model = self._now()
+        if self.text is None:
+            found: Statistics | WeightStatistics = WeightStatistics(source, model)
+        else:
+            self._check_rank(axes)
+            found = self._statistics(source, model, self.text.windows, _wanted(model, axes))
+        options = {key: self.recipe.target[key] for a in axes for key in OPTIONS[a] if key in self.recipe.target}
+        self.done.target |= options
+        if axes == ("layer",):
+            self.done.layers = _most_different(found.similarity, options["layers"])
+            facts = {"similarity": found.similarity.tolist(), "kept": self.done.layers}
+            self.done.stages.append({"axes": ["layer"], "facts": {"layer": facts}})
+            return
+        self.done.axes += axes
+        target = self.target()
+        given = Given(source=source, model=model, statistics=found, ridge=self.recipe.transfer.ridge)
+        fits = {a: self._fit(given, target, a) for a in axes}
+        wanted = operators(adaptive(self.model, target, self.basis, axes))
+        position = {layer: i for i, layer in enumerate(self.done.layers or range(self.model.sizes["layer"]))}
+
+        def matrix(name: str, layer: int) -> Any:
+            if layer not in position:
+                spec = wanted[name]
+                return np.zeros((spec.n_target, 1 if spec.selects else spec.n_source))
+            return fits[name.partition(".")[0]].matrix(name, position[layer])
+
+        identity = found.digest if isinstance(found, Statistics) else digest(source.provenance())
+        key = digest(
+            {
+                "version": FIT_VERSION,
+                "statistics": identity,
+                "operators": [repr(spec) for spec in wanted.values()],
+                "ridge": self.recipe.transfer.ridge,
+                "layers": self.done.layers,
+            }
+        )
+        self.done.stored |= write_operators(
+            f"{self.operators_url}/{'-'.join(axes)}-{key[:16]}",
+            wanted,
+            matrix,
+            layers=self.model.sizes["layer"],
+            attempt=key,
+            provenance={"axes": [*axes], "source": source.provenance()},
+        )
+        self.done.stages.append({"axes": [*axes], "facts": {a: fit.facts() for a, fit in fits.items()}})
+
+    def _check_rank(self, axes: tuple[str, ...]) -> None:
+        """Raise InputError where there are fewer tokens than coordinates that are to predict others."""
+        assert self.text is not None
+        sizes = self.model.resized(self.recipe.target).sizes
+        heads = math.prod(sizes.get(name, 1) for name in ("kv_heads", "group", "heads", "head_dim"))
+        for axis, wanted in {"embed": sizes["embed"], "mlp": sizes["mlp"], "heads": heads}.items():
+            if axis in axes and self.text.windows.numel() < wanted:
+                raise InputError(
+                    f"calibrate.tokens: {self.text.windows.numel():,} tokens can't tell {wanted:,} coordinates of "
+                    f"'{axis}' apart; use at least {wanted:,}, better ten times as many"
+                )
+
+    def _fit(self, given: Given, target: Model, axis: str) -> AxisFit:
+        sizes = target.sizes
+        if axis == "embed":
+            return (Rotation if self.basis == "rotation" else Coordinates)(given=given, n_target=sizes["embed"])
+        if axis == "mlp":
+            return Lifted(given=given, axis="mlp", n_target=sizes["mlp"])
+        heads = math.prod(sizes.get(name, 1) for name in ("kv_heads", "group", "heads", "head_dim"))
+        return Lifted(given=given, axis="heads", n_target=heads, kv_target=sizes.get("kv_heads", 0))
+
+    def _statistics(self, source: Source, model: Model, windows: torch.Tensor, wanted: tuple[str, ...]) -> Statistics:
+        assert self.text is not None
+        return statistics(
+            source,
+            model,
+            windows,
+            wanted,
+            self.folder,
+            mask_token=self.text.mask_token,
+            cluster=self.recipe.cluster,
+            on_event=self.on_event,
+        )
+
+    def _measure(self) -> None:
+        """The held-out loss of the model as it is now."""
+        if self.text is None or not len(self.text.held_out):
+            return
+        loss = self._statistics(*self._now(), self.text.held_out, ()).loss
+        name = "+".join(self.done.stages[-1]["axes"]) if self.done.stages else "source"
+        if self.done.stages:
+            self.done.stages[-1]["loss"] = loss
+        else:
+            self.done.stages.append({"axes": [], "facts": {}, "loss": loss})
+        self.on_event({"stage": "calibrate", "event": "loss", "after": name, "loss": loss})
+
+
+def _stages(model: Model, target: Mapping[str, int]) -> Iterator[tuple[str, ...]]:
+    """The axes that shrink, in order; together where the family has no model that is shrunk along one of them alone."""
+    options: dict[str, int] = {}
+    waiting: list[str] = []
+    for axis in shrinking(model, model.resized(target)):
+        waiting.append(axis)
+        tried = {**options, **{key: target[key] for a in waiting for key in OPTIONS[a] if key in target}}
+        try:
+            model.resized(tried)
+        except FamilyError:
+            continue
+        yield tuple(waiting)
+        options, waiting = tried, []
+    if waiting:
+        yield tuple(waiting)
+
+
+def _wanted(model: Model, axes: tuple[str, ...]) -> tuple[str, ...]:
+    """The statistics that the fits of these axes need."""
+    found = []
+    for weight in model.weights:
+        name = weight.name.removesuffix(".weight")
+        reads = {use.axis for use in weight.uses if use.role == "read"}
+        if "embed" in axes and model.family.norm_of(weight) and not name.endswith(".bias"):
+            found.append(name)
+        elif weight.layered and weight.kind == "matrix" and "mlp" in axes and "mlp" in reads:
+            found.append(name)
+        elif weight.layered and weight.kind == "matrix" and "heads" in axes and reads & {"heads", "kv_heads"}:
+            found.append(name)
+    return tuple(found)
+
+
+def _most_different(similarity: np.ndarray, n_target: int) -> tuple[int, ...]:
+    """The blocks that change the residual stream most; evenly spread where nothing tells them apart."""
+    n = len(similarity)
+    if np.ptp(similarity) == 0:
+        return tuple(i * n // n_target for i in range(n_target))
+    return tuple(sorted(np.argsort(similarity, kind="stable")[:n_target].tolist()))

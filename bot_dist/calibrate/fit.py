@@ -1,0 +1,225 @@
+"""From statistics to operators: what is in the matrices that ``plan.fitted`` names.
+
+Each fit belongs to one axis, gives its matrices one layer at a time, and remembers what a user wants to know of them.
+Everything is float64.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Protocol, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from bot_dist.calibrate.statistics import Statistics
+from bot_dist.convert.source import Source
+from bot_dist.families import Model, Weight
+from bot_dist.plan.fitted import NORM_BIAS
+from bot_dist.sharding import whole
+from bot_dist.wavelets import bases, lifting
+
+Array = npt.NDArray[np.float64]
+
+
+class AxisFit(Protocol):
+    """The operators along one axis."""
+
+    def matrix(self, name: str, layer: int) -> Array:
+        """One matrix ``(n_target, n_source)``, or the ``(n_target,)`` source indices that are kept."""
+
+    def facts(self) -> dict[str, Any]:
+        """What was found: plain data for events and reports."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """What fits are made from."""
+
+    source: Source
+    """Of the weights: the model that the statistics are of."""
+    model: Model
+    statistics: Statistics
+    ridge: float
+    """Over the mean square of what is kept."""
+
+    def weight(self, weight: Weight, layer: int = 0) -> Array:
+        """Unfused, in float64."""
+        parameter = self.model.parameter(weight, layer)
+        return cast(Array, self.source.read(parameter, whole(parameter.sizes)).double().numpy())
+
+    def reader_of(self, *axes: str) -> Weight:
+        """The map in every block that reads one of these axes."""
+        return next(
+            w
+            for w in self.model.weights
+            if w.layered and w.kind == "matrix" and any(u.axis in axes and u.role == "read" for u in w.uses)
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rotation:
+    """The residual width in its Karhunen–Loève basis.
+
+    The ``n_target`` leading coordinates are kept, and each norm's readers see the others as the kept ones predict them
+    there: ``√(n_s/n_t) · A_read · diag(g)``, with ``A_read`` of ``lifting.reading`` and g the norm's weight.
+    """
+
+    given: Given
+    n_target: int
+    errors: dict[str, list[float]] = field(default_factory=dict)
+    """Per norm, the share of the energy that stays unexplained, by layer."""
+
+    @cached_property
+    def _pooled(self) -> Array:
+        """The second moment of what norms see, all alike."""
+        found = [self.given.statistics.moment(*norm) for norm in _norms(self.given.model)]
+        return cast(Array, sum(found) / len(found))
+
+    @cached_property
+    def _isometry(self) -> Array:
+        if self.given.model.family.norm == "layer":
+            return bases.isometry_centred(self._pooled, self.n_target)
+        return bases.isometry(bases.klt(self._pooled), self.n_target)
+
+    def matrix(self, name: str, layer: int) -> Array:
+        if name == "embed.write":
+            return self._isometry
+        norm = name.removeprefix("embed.read.")
+        moment = self.given.statistics.moment(norm, layer)
+        read = lifting.reading(moment, self._isometry, self.given.ridge)
+        left = np.eye(len(moment)) - read.T @ self._isometry
+        self.errors.setdefault(norm, []).append(float(np.trace(left @ moment @ left.T) / np.trace(moment)))
+        factor, bias = self._affine(norm, layer)
+        matrix = math.sqrt(len(moment) / self.n_target) * read * factor
+        if bias is not None:  # the norm's bias is constant, and the readers' mean is what it would have given them
+            matrix = matrix + bias / (NORM_BIAS * self.n_target)
+        return cast(Array, matrix)
+
+    def _affine(self, norm: str, layer: int) -> tuple[Array, Array | None]:
+        """Weight and bias of a norm, as the model applies them."""
+        factor = bias = None
+        for weight in self.given.model.weights:
+            if self.given.model.family.norm_of(weight) == norm:
+                values = self.given.weight(weight, layer) + weight.offset
+                if weight.name.endswith(".bias"):
+                    bias = values
+                else:
+                    factor = values
+        assert factor is not None, norm
+        return factor, bias
+
+    def facts(self) -> dict[str, Any]:
+        return {**_spectrum(bases.klt(self._pooled).energies, self.n_target), "errors": self.errors}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Coordinates:
+    """The coordinates of the residual width that have the most energy."""
+
+    given: Given
+    n_target: int
+
+    @cached_property
+    def _energies(self) -> Array:
+        names = self.given.statistics.names
+        norms = [norm for norm in _norms(self.given.model) if norm[0] in names]
+        return cast(Array, sum(np.diag(self.given.statistics.moment(*norm)) for norm in norms))
+
+    def matrix(self, name: str, layer: int) -> Array:
+        return lifting.split(self._energies, self.n_target)[0].astype(np.float64)
+
+    def facts(self) -> dict[str, Any]:
+        return {**_spectrum(np.sort(self._energies)[::-1], self.n_target), "errors": {}}
+
+
+def _norms(model: Model) -> list[tuple[str, int]]:
+    """The norms of the residual stream, with their layers."""
+    names = {name: w for w in model.weights if (name := model.family.norm_of(w))}
+    return [(name, layer) for name, w in names.items() for layer in range(model.weight_layers(w))]
+
+
+def _spectrum(energies: Array, kept: int) -> dict[str, Any]:
+    """Energies in descending order as shares of all."""
+    shares = energies / energies.sum()
+    return {"spectrum": shares.tolist(), "kept": kept, "energy_kept": float(shares[:kept].sum())}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lifted:
+    """Units or heads of every block, split by how much they put out: the dropped ones are predicted by the kept ones,
+    and what reads them takes the prediction."""
+
+    given: Given
+    axis: str
+    """``mlp`` or ``heads``."""
+    n_target: int
+    """Units; or coordinates of heads: all of those kept."""
+    kv_target: int = 0
+    """Key/value heads that are kept, where several query heads share one."""
+    errors: list[float] = field(default_factory=list)
+    """By layer, the energy of what the reader puts out that is lost, over all of it."""
+    _cache: dict[int, tuple[Array, Array]] = field(default_factory=dict)
+
+    @cached_property
+    def _reader(self) -> Weight:
+        return self.given.reader_of(*(("mlp",) if self.axis == "mlp" else ("kv_heads", "heads")))
+
+    def matrix(self, name: str, layer: int) -> Array:
+        kept, read = self._split(layer)
+        sizes = self.given.model.sizes
+        if name.endswith(".read"):
+            return read
+        if self.axis == "mlp":
+            return kept
+        heads = kept[:: sizes["head_dim"]] // sizes["head_dim"]
+        if name == "heads.keyvalue":
+            return cast(Array, np.unique(heads // sizes["group"]))
+        return heads
+
+    def _split(self, layer: int) -> tuple[Array, Array]:
+        """The kept coordinates, and the matrix of what reads them."""
+        if layer not in self._cache:
+            self._cache.clear()  # layers are asked for one after another, each name anew
+            self._cache[layer] = self._fit(layer)
+        return self._cache[layer]
+
+    def _fit(self, layer: int) -> tuple[Array, Array]:
+        given, weight = self.given, self._reader
+        moment = given.statistics.moment(weight.name.removesuffix(".weight"), layer)
+        n = len(moment)
+        read = [i for i, use in enumerate(weight.uses) if use.role == "read" or use.axis == "head_dim"]
+        values = np.moveaxis(given.weight(weight, layer), read, range(len(read))).reshape(n, -1)  # (n, out)
+        kept, dropped = self._choose(moment, values)
+        predictor = lifting.predictor(moment, kept, dropped, given.ridge)
+        read = lifting.lifted(n, kept, dropped, predictor)[1]
+        left = (np.eye(n)[dropped] - predictor @ np.eye(n)[kept]).T @ values[dropped]  # (n, out)
+        self.errors.append(float(np.sum(left * (moment @ left)) / np.sum(values * (moment @ values))))
+        return kept.astype(np.float64), read
+
+    def _choose(self, moment: Array, values: Array) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        if self.axis == "mlp":
+            importance = np.sqrt(np.diag(moment)) * np.linalg.norm(values, axis=1)
+            return lifting.split(importance, self.n_target)
+        sizes = self.given.model.sizes
+        inner = sizes["head_dim"]
+        gram = values @ values.T
+        heads = len(moment) // inner
+        blocks = (moment * gram).reshape(heads, inner, heads, inner)
+        importance = np.einsum("hihj->h", blocks)  # the energy that each head puts out
+        if "group" not in sizes:
+            kept_heads, _ = lifting.split(importance, self.n_target // inner)
+        else:
+            by_group = importance.reshape(sizes["kv_heads"], sizes["group"])
+            kept_kv, _ = lifting.split(by_group.sum(1), self.kv_target)
+            per_group = self.n_target // inner // self.kv_target
+            kept_heads = np.concatenate(
+                [kv * sizes["group"] + lifting.split(by_group[kv], per_group)[0] for kv in kept_kv]
+            )
+        kept = lifting.expanded(kept_heads, inner)
+        return kept, np.setdiff1d(np.arange(len(moment)), kept)
+
+    def facts(self) -> dict[str, Any]:
+        return {"kept": self.n_target, "errors": {self._reader.name.removesuffix(".weight"): self.errors}}

@@ -1,10 +1,9 @@
-"""Text to token windows: packing, the token file of a run, and the order in which windows are trained on."""
+"""Text to token windows: the token file of a run, and the order in which windows are trained on."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,14 +13,13 @@ import xxhash
 from numpy.typing import NDArray
 
 from bot_dist.convert.storage import read_file, resolve_all
+from bot_dist.convert.text import Tokens, pack_text
 from bot_dist.errors import InputError
 from bot_dist.recipe import TrainConfig
 from bot_dist.urls import label
 
 if TYPE_CHECKING:
     import torch
-
-Tokens = NDArray[np.int32]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,23 +77,6 @@ class Batches:
         return self._tokens[start : start + self._context]
 
 
-def pack_text(files: Iterable[str], tokenizer: Any) -> Tokens:
-    """Tokens of the files in sorted order, with the tokenizer's EOS after each.
-
-    Raises InputError for a file that can't be read (SourceError), is empty or no UTF-8 text, and for a tokenizer
-    without EOS.
-    """
-    if tokenizer.eos_token_id is None:
-        raise InputError(
-            "train.text: the model's tokenizer has no EOS token, which separates documents; give it an 'eos_token'"
-        )
-    parts: list[Tokens] = []
-    for file in sorted(files):
-        ids = tokenizer(_read_text(file), add_special_tokens=False, verbose=False)["input_ids"]
-        parts.append(np.asarray([*ids, tokenizer.eos_token_id], dtype=np.int32))
-    return np.concatenate(parts) if parts else np.empty(0, np.int32)
-
-
 def text_files(config: TrainConfig) -> list[str]:
     """The files that ``config.text`` names, sorted.
 
@@ -149,18 +130,6 @@ def _check(tokens: Tokens, config: TrainConfig, tokenizer_url: str, vocab_size: 
             f"held_out {config.held_out} sequences of {config.context}); give more text or lower train.context, "
             f"train.batch or train.held_out"
         )
-
-
-def _read_text(file: str) -> str:
-    try:
-        text = read_file(file).decode()
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"train.text: {label(file)} is no UTF-8 text (byte {error.start}: {error.reason}); convert it"
-        ) from None
-    if not text.strip():
-        raise InputError(f"train.text: {label(file)} is empty; leave it out")
-    return text
 
 
 def _identity(file: str) -> list[Any]:

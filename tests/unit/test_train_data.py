@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from bot_dist.convert.text import pack_text
 from bot_dist.errors import InputError
 from bot_dist.recipe import TrainConfig
 from bot_dist.train import data
-from bot_dist.train.data import Batches, pack_text, prepare_tokens
+from bot_dist.train.data import Batches, prepare_tokens
 
 
 class CharTokenizer:

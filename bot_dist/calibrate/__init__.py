@@ -1,0 +1,1 @@
+"""Statistics of a source model from a text, streamed through it block by block."""

@@ -1,0 +1,194 @@
+"""One share of the windows, streamed through the whole model step by step; its sums go to files.
+
+Step 0 is what comes before the blocks, steps 1 to n are the blocks, step n + 1 is norm and head.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from bot_dist.calibrate.forward import StreamedModel
+from bot_dist.calibrate.moments import Moment, Site, gathering
+from bot_dist.calibrate.tokens import IGNORED
+from bot_dist.convert.source import Source
+from bot_dist.errors import InputError
+from bot_dist.families import Model
+from bot_dist.urls import label
+
+TOKENS = "tokens.safetensors"
+SIMILARITY, CHANGE, LOSS = "block/similarity", "block/change", "loss"
+"""Names of sums, besides ``NAME/moment`` and ``NAME/mean``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What is to be done, small and picklable: the tokens are in the scratch folder, and so is what comes of them."""
+
+    source: Source
+    model: Model
+    sites: tuple[Site, ...]
+    scratch: str
+    """A folder that all nodes see."""
+    shares: int
+    """Share ``i`` has windows ``i``, ``i + shares``, …"""
+
+    @property
+    def steps(self) -> int:
+        return self.model.sizes["layer"] + 2
+
+    def open(self, share: int) -> Share:
+        """To be run from step 0 on, by one process."""
+        return Share(self, share)
+
+    def part(self, step: int, share: int) -> Path:
+        """The file with a share's sums of a step."""
+        return Path(self.scratch) / f"part-{step}-{share}.safetensors"
+
+    def sums(self, step: int) -> dict[str, torch.Tensor]:
+        """Of all shares, in their order, whichever was ready first: float64 tensors by name."""
+        total: dict[str, torch.Tensor] = {}
+        for share in range(self.shares):
+            with safe_open(self.part(step, share), "pt") as part:
+                for name in part.keys():  # noqa: SIM118  # it is no mapping
+                    values = part.get_tensor(name)
+                    total[name] = total[name].add_(values) if name in total else values
+        return total
+
+    def discard(self, step: int) -> None:
+        """Remove the sums of a step."""
+        for share in range(self.shares):
+            self.part(step, share).unlink(missing_ok=True)
+
+
+class Share:
+    """Holds one block, one window's activations and one block's moments at a time; hidden states are in a file."""
+
+    def __init__(self, work: Work, share: int) -> None:
+        self._work, self._share = work, share
+        tokens = load_file(Path(work.scratch) / TOKENS)
+        self._inputs, self._labels = tokens["inputs"][share :: work.shares], tokens["labels"][share :: work.shares]
+        self._model = StreamedModel(work.source, work.model)
+        self._hidden = HiddenStates(
+            Path(work.scratch) / f"hidden-{share}-{os.getpid()}", self._inputs.shape[1], work.model.sizes["embed"]
+        )
+        self._left = [site for site in work.sites if not site.layered]
+        """Those around the blocks that have not been reached."""
+
+    def __enter__(self) -> Share:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._hidden.close()
+
+    def run(self, step: int, keep: bool = True) -> None:
+        """Do a step, the one after the last; unless ``keep``, its sums are known and not gathered again.
+
+        Raises InputError when hidden states or the loss are not finite.
+        """
+        try:
+            if step == 0:
+                sums, found = self._before_blocks()
+            elif step <= len(self._model.blocks):
+                sums, found = self._block(step - 1, keep)
+            else:
+                sums, found = self._after_blocks()
+        finally:
+            self._model.free()
+        self._left = [site for site in self._left if site.name not in found]
+        if not keep:
+            return
+        for name, moment in found.items():
+            sums |= {f"{name}/moment": moment.product, f"{name}/mean": moment.total}
+        path = self._work.part(step, self._share)
+        partial = path.with_suffix(f".partial-{os.getpid()}")
+        save_file(sums, partial)
+        partial.replace(path)
+
+    def _before_blocks(self) -> tuple[dict[str, torch.Tensor], dict[str, Moment]]:
+        with gathering(self._model.module, self._left) as found:
+            for i, ids in enumerate(self._inputs):
+                hidden = self._model.before_blocks(ids)
+                self._check(hidden, "before block 0")
+                self._hidden[i] = hidden
+        return {}, found
+
+    def _block(self, layer: int, keep: bool) -> tuple[dict[str, torch.Tensor], dict[str, Moment]]:
+        self._model.load_block(layer)
+        similarity, change = torch.zeros(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+        chosen = [site for site in self._work.sites if site.layered] if keep else []
+        with gathering(self._model.module, chosen, layer) as found:
+            for i in range(len(self._inputs)):
+                before = self._hidden[i]
+                after = self._model.block(layer, before)
+                self._check(after, f"block {layer}")
+                self._hidden[i] = after
+                similarity += F.cosine_similarity(before.double(), after.double(), dim=-1).sum()
+                change += relative_change(before.double(), after.double()).sum()
+        return {SIMILARITY: similarity, CHANGE: change}, found
+
+    def _after_blocks(self) -> tuple[dict[str, torch.Tensor], dict[str, Moment]]:
+        loss, count = torch.zeros(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+        if self._work.model.head is None and not self._left:
+            return {LOSS: loss, f"{LOSS}/tokens": count}, {}
+        with gathering(self._model.module, self._left) as found:
+            for i, labels in enumerate(self._labels):
+                logits = self._model.logits(self._hidden[i])
+                loss += F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
+                count += (labels != IGNORED).sum()
+        self._check(loss, "loss")
+        return {LOSS: loss, f"{LOSS}/tokens": count}, found
+
+    def _check(self, values: torch.Tensor, where: str) -> None:
+        if not bool(values.isfinite().all()):
+            what = "it is NaN or infinity" if where == "loss" else "activations hold NaN or infinity"
+            raise InputError(
+                f"{label(self._work.source.url)}: {where}: {what}; the weights are damaged or of another model: "
+                f"make or download them again"
+            )
+
+
+class HiddenStates:
+    """Hidden states of every window, ``(context, width)`` in float32, in a file: only those asked for are in memory."""
+
+    def __init__(self, path: Path, context: int, width: int) -> None:
+        self._shape = context, width
+        self._path, self._file = path, path.open("w+b")
+
+    def __getitem__(self, window: int) -> torch.Tensor:
+        values = torch.empty(self._shape)
+        self._seek(window)
+        read = self._file.readinto(_bytes(values))
+        assert read == values.nbytes, (window, read)
+        return values
+
+    def __setitem__(self, window: int, values: torch.Tensor) -> None:
+        assert tuple(values.shape) == self._shape, values.shape
+        self._seek(window)
+        self._file.write(_bytes(values.contiguous()))
+
+    def _seek(self, window: int) -> None:
+        self._file.seek(window * 4 * self._shape[0] * self._shape[1])
+
+    def close(self) -> None:
+        self._file.close()
+        self._path.unlink(missing_ok=True)
+
+
+def _bytes(values: torch.Tensor) -> memoryview:
+    return memoryview(values.view(torch.uint8).numpy().data).cast("B")
+
+
+def relative_change(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+    """``‖after − before‖² / ‖before‖²`` of each row of ``(tokens, width)``; 1 where there was nothing."""
+    size, moved = before.square().sum(-1), (after - before).square().sum(-1)
+    return torch.where(size > 0, moved / size, 1.0)

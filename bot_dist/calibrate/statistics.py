@@ -1,0 +1,270 @@
+"""Statistics of a source model: computed once, kept in a store of their own, read layer by layer.
+
+The store has the format of a checkpoint. Its arrays are float64: ``NAME/moment`` ``(layer, row, column)`` and
+``NAME/mean`` ``(layer, row)`` for each weight that was wanted, ``block/similarity`` and ``block/change`` ``(layer,)``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from bot_dist.axes import Parameter
+from bot_dist.checkpoint import CheckpointReader, CheckpointWriter, Storage, StoredParameter, store_layout
+from bot_dist.checkpoint.manifest import MANIFEST, digest
+from bot_dist.convert.shapes import Shapes
+from bot_dist.convert.source import Source
+from bot_dist.errors import InputError, nearest
+from bot_dist.families import Model
+from bot_dist.recipe import ClusterConfig
+from bot_dist.runtime.cluster import connected
+from bot_dist.urls import absolute, label
+
+if TYPE_CHECKING:
+    import torch
+
+    from bot_dist.calibrate.moments import Site
+    from bot_dist.calibrate.share import Work
+
+VERSION = 1
+"""Of what is computed: statistics of another version are computed anew."""
+
+Array = npt.NDArray[np.float64]
+OnEvent = Callable[[dict[str, Any]], None]
+LOCAL = ClusterConfig(executor="local")
+
+
+class Statistics:
+    """Statistics of a model on a text, in a committed store. Raises CheckpointError when there is none."""
+
+    def __init__(self, url: str) -> None:
+        self._reader = CheckpointReader(url)
+        self._recorded: dict[str, Any] = self._reader.manifest.provenance["calibration"]
+        self.url = url
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The weights that there are moments of, without ``.weight``."""
+        return tuple(self._recorded["wanted"])
+
+    @property
+    def tokens(self) -> int:
+        """How many they are means over."""
+        return int(self._recorded["tokens"])
+
+    @property
+    def loss(self) -> float | None:
+        """Mean cross entropy of the predicted tokens, in nats; None where the model has no head."""
+        loss = self._recorded["loss"]
+        return None if loss is None else float(loss)
+
+    @property
+    def digest(self) -> str:
+        """Identifies the contents."""
+        return self._reader.manifest.digest
+
+    def moment(self, name: str, layer: int = 0) -> Array:
+        """Mean of ``x xᵀ`` over tokens, uncentred, ``(n, n)``.
+
+        ``x`` is the input of a map; of a norm its input, normalised but without weight and bias; where the residual
+        stream itself is normalised (BERT), the norm's output. Raises InputError when ``name`` was not wanted.
+        """
+        return self._layer(f"{name}/moment", layer)
+
+    def mean(self, name: str, layer: int = 0) -> Array:
+        """Mean of the same ``x`` over tokens, ``(n,)``."""
+        return self._layer(f"{name}/mean", layer)
+
+    @property
+    def similarity(self) -> Array:
+        """Per block, mean cosine between the hidden states before and after it, ``(layers,)``."""
+        return self._whole("block/similarity")
+
+    @property
+    def change(self) -> Array:
+        """Per block, mean of ``‖after − before‖² / ‖before‖²``, ``(layers,)``."""
+        return self._whole("block/change")
+
+    def _layer(self, array: str, layer: int) -> Array:
+        name = array.rpartition("/")[0]
+        if name not in self.names:
+            raise InputError(f"{label(self.url)} has no statistics of {name!r}; {nearest(name, self.names)}")
+        parameter = self._reader.parameter(array)
+        assert 0 <= layer < parameter.sizes[0], (array, layer)
+        box = ((layer, layer + 1), *((0, n) for n in parameter.sizes[1:]))
+        return cast(Array, self._reader.read(parameter, box).numpy()[0])
+
+    def _whole(self, array: str) -> Array:
+        parameter = self._reader.parameter(array)
+        return cast(Array, self._reader.read(parameter, ((0, parameter.sizes[0]),)).numpy())
+
+
+def statistics(
+    source: Source,
+    model: Model,
+    windows: torch.Tensor,
+    wanted: Iterable[str],
+    folder: str | Path,
+    *,
+    mask_token: int | None = None,
+    cluster: ClusterConfig = LOCAL,
+    on_event: OnEvent = lambda event: None,
+) -> Statistics:
+    """Statistics of ``model``, whose weights are in ``source``, on token windows ``(windows, context)``.
+
+    ``wanted`` are names of weights without ``.weight``: norms of the residual stream and linear maps. ``mask_token`` is
+    what a masked language model needs. Statistics of the same source, tokens and names that are in ``folder`` (a path
+    that all nodes see) are returned as they are; others are computed: in this process, or by ``tensor`` × ``data`` Ray
+    actors, on CPUs in float32.
+
+    Events: ``cached``; or ``start``, ``block`` after each block, and ``committed``.
+
+    Raises InputError where the model can't take the windows, the names are unknown, or the weights not finite;
+    SourceError when the source is not the model's.
+    """
+    from safetensors.torch import save_file
+
+    from bot_dist.calibrate import moments, tokens
+    from bot_dist.calibrate.share import TOKENS, Work
+
+    if isinstance(source, Shapes):
+        raise InputError(f"{label(source.url)} is a configuration without weights; give the model itself")
+    tokens.check_windows(windows, model)
+    sites = moments.sites(model, wanted)
+    inputs, labels = tokens.task(windows, model, mask_token)
+    key = _key(source, model, inputs, labels, sites)
+    folder = absolute(str(folder))
+    url = f"{folder}/{key}"
+
+    def event(name: str, **fields: Any) -> None:
+        on_event({"stage": "calibrate", "event": name, **fields})
+
+    if Storage(url).exists(MANIFEST):
+        found = Statistics(url)
+        event("cached", url=label(url), tokens=found.tokens, loss=found.loss)
+        return found
+    source.check(model)
+    started = time.perf_counter()
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    scratch = tempfile.mkdtemp(prefix=f"{key[:8]}-", suffix=".scratch", dir=folder)
+    try:
+        save_file({"inputs": inputs.contiguous(), "labels": labels.contiguous()}, f"{scratch}/{TOKENS}")
+        shares = 1 if cluster.executor == "local" else min(cluster.tensor * cluster.data, len(windows))
+        work = Work(source=source, model=model, sites=tuple(sites), scratch=scratch, shares=shares)
+        stored = _Stored(url, key, work, inputs.numel())
+        event("start", tokens=inputs.numel(), windows=len(inputs), blocks=work.steps - 2, actors=shares)
+
+        def on_step(step: int) -> None:
+            stored.add(step)
+            if 1 <= step <= work.steps - 2:
+                event("block", block=step - 1, of=work.steps - 2, seconds=time.perf_counter() - started)
+
+        if cluster.executor == "local":
+            with work.open(0) as share:
+                for step in range(work.steps):
+                    share.run(step)
+                    on_step(step)
+        else:
+            with connected(cluster, shares):
+                from bot_dist.runtime.calibrate_actors import run_shares  # after connected() has prepared Ray's import
+
+                run_shares(work, key, on_step)
+        stored.commit({"context": inputs.shape[1], "source": source.provenance()})
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    result = Statistics(url)
+    event("committed", url=label(url), tokens=result.tokens, loss=result.loss, seconds=time.perf_counter() - started)
+    return result
+
+
+def _key(source: Source, model: Model, inputs: torch.Tensor, labels: torch.Tensor, sites: list[Site]) -> str:
+    import xxhash
+
+    tokens = xxhash.xxh3_128(repr(tuple(inputs.shape)).encode())
+    for part in (inputs, labels):
+        tokens.update(np.ascontiguousarray(part.numpy()).data)
+    return digest(
+        {
+            "version": VERSION,
+            "source": source.provenance(),
+            "config": model.config,
+            "tokens": tokens.hexdigest(),
+            "wanted": [site.name for site in sites],
+        }
+    )
+
+
+class _Stored:
+    """The store while it is written, layer by layer."""
+
+    def __init__(self, url: str, key: str, work: Work, tokens: int) -> None:
+        self._work, self._tokens = work, tokens
+        self._layouts = {s.parameter.name: s for s in _layouts(work)}
+        self._writer = CheckpointWriter.create(url, self._layouts.values(), config={}, attempt=key)
+        self._digests: dict[str, dict[str, bytes]] = {name: {} for name in self._layouts}
+        self._blocks: dict[str, list[float]] = {"block/similarity": [], "block/change": []}
+        self._loss: float | None = None
+
+    def add(self, step: int) -> None:
+        """Write what all shares have found in a step, and remove their files."""
+        import torch
+
+        sums = self._work.sums(step)
+        for name, values in sums.items():
+            if name in self._blocks:
+                self._blocks[name].append(values.item() / self._tokens)
+            elif name in self._layouts:
+                layered = self._layouts[name].parameter.sizes[0] > 1
+                self._write(name, step - 1 if layered else 0, values.div_(self._tokens))
+        if step == self._work.steps - 1:
+            predicted = sums["loss/tokens"].item()
+            self._loss = sums["loss"].item() / predicted if predicted else None
+            for name, numbers in self._blocks.items():
+                self._write_whole(name, torch.tensor(numbers, dtype=torch.float64))
+        self._work.discard(step)
+
+    def commit(self, provenance: dict[str, Any]) -> None:
+        calibration = {
+            "version": VERSION,
+            "wanted": [site.name for site in self._work.sites],
+            "tokens": self._tokens,
+            "loss": self._loss,
+            **provenance,
+        }
+        self._writer.commit(self._digests, {"calibration": calibration})
+
+    def _write(self, name: str, layer: int, values: torch.Tensor) -> None:
+        for shard in self._layouts[name].shards():
+            if shard[0] == (layer, layer + 1):
+                part = values[tuple(slice(*r) for r in shard[1:])][None].contiguous()
+                self._digests[name][self._layouts[name].shard_key(shard)] = self._writer.write(name, shard, part)
+
+    def _write_whole(self, name: str, values: torch.Tensor) -> None:
+        (shard,) = self._layouts[name].shards()
+        self._digests[name][self._layouts[name].shard_key(shard)] = self._writer.write(name, shard, values)
+
+
+def _layouts(work: Work) -> Iterator[StoredParameter]:
+    for site in work.sites:
+        yield _by_layer(f"{site.name}/moment", ("layer", "row", "column"), (site.layers, site.size, site.size))
+        yield _by_layer(f"{site.name}/mean", ("layer", "row"), (site.layers, site.size))
+    for name in ("block/similarity", "block/change"):
+        yield store_layout(_parameter(name, ("layer",), (work.model.sizes["layer"],)), dtype="float64")
+
+
+def _by_layer(name: str, axes: tuple[str, ...], sizes: tuple[int, ...]) -> StoredParameter:
+    """Shards of one layer each, or less."""
+    one = store_layout(_parameter(name, axes, (1, *sizes[1:])), dtype="float64")
+    return dataclasses.replace(one, parameter=_parameter(name, axes, sizes))
+
+
+def _parameter(name: str, axes: tuple[str, ...], sizes: tuple[int, ...]) -> Parameter:
+    return Parameter(name=name, axes=axes, sizes=sizes, dims=(1,) * len(axes))

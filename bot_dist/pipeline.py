@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from bot_dist.calibrate import Adapted, Text
     from bot_dist.checkpoint import CheckpointReader, MallatSource, StoredParameter
     from bot_dist.convert.source import Source
-    from bot_dist.plan import SourceModule, TransferPlan
+    from bot_dist.plan import Fitted, SourceModule, TransferPlan
 
 OnEvent = Callable[[dict[str, Any]], None]
 ExportFormat = Literal["safetensors", "dcp"]
@@ -107,7 +107,7 @@ def _transfer(
     report = {"seconds": time.perf_counter() - started, "tokenizer": tokenizer, **tally.report()}
     if adapted is not None:
         report["calibrate"] = adapted.stages
-    provenance = {
+    provenance: dict[str, Any] = {
         "source": source.provenance(),
         "plan": plan.to_json(),
         "recipe": recipe.public(),
@@ -375,7 +375,8 @@ def _planned(recipe: Recipe, adapted: Adapted | None = None) -> tuple[Source, Tr
 
     source, model = _source(recipe)
     mallat, notes = _with_details(recipe, source, model)
-    fitted, layers = None, ()
+    fitted: Fitted | None = None
+    layers: tuple[int, ...] = ()
     if mallat is not None:
         source = mallat
         model = target = mallat.model
@@ -419,7 +420,9 @@ def _adaptive_notes(recipe: Recipe, model: Model, axes: Sequence[str], basis: st
         why = "the family is none of language" if model.family.objective == "image" else "there is no calibrate.text"
         notes.append(f"it is fitted to the weights alone, for {why}: a start from statistics is much better")
     if "embed" in axes and basis == "permutation" and recipe.transfer.basis == "auto":
-        notes.append(f"'embed' keeps its coordinates of most energy: a rotation would not do, {rotation_refused(model.family)}")
+        notes.append(
+            f"'embed' keeps its coordinates of most energy: a rotation would not do, {rotation_refused(model.family)}"
+        )
     return notes
 
 

@@ -22,6 +22,7 @@ from bot_dist.convert.source import Source
 from bot_dist.errors import FamilyError, InputError
 from bot_dist.families import Model
 from bot_dist.plan import (
+    ORDER,
     SourceModule,
     TransferPlan,
     adaptive,
@@ -246,15 +247,12 @@ def _stages(model: Model, target: Mapping[str, int]) -> Iterator[tuple[str, ...]
 def _wanted(model: Model, axes: tuple[str, ...]) -> tuple[str, ...]:
     """The statistics that the fits of these axes need."""
     found = []
+    inner = {axis for name in axes if name != "embed" for axis in ORDER[name]}
     for weight in model.weights:
-        name = weight.name.removesuffix(".weight")
         reads = {use.axis for use in weight.uses if use.role == "read"}
-        if "embed" in axes and model.family.norm_of(weight) and not name.endswith(".bias"):
-            found.append(name)
-        elif weight.layered and weight.kind == "matrix" and "mlp" in axes and "mlp" in reads:
-            found.append(name)
-        elif weight.layered and weight.kind == "matrix" and "heads" in axes and reads & {"heads", "kv_heads"}:
-            found.append(name)
+        norm = "embed" in axes and model.family.norm_of(weight) and not weight.name.endswith(".bias")
+        if norm or (weight.layered and weight.kind == "matrix" and reads & inner):
+            found.append(weight.name.removesuffix(".weight"))
     return tuple(found)
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bot_dist.calibrate.statistics import Statistics
+from bot_dist.calibrate.weight_only import WeightStatistics
 from bot_dist.convert.source import Source
 from bot_dist.families import Model, Weight
 from bot_dist.plan.fitted import NORM_BIAS
@@ -41,14 +42,15 @@ class Given:
     source: Source
     """Of the weights: the model that the statistics are of."""
     model: Model
-    statistics: Statistics
+    statistics: Statistics | WeightStatistics
     ridge: float
     """Over the mean square of what is kept."""
 
     def weight(self, weight: Weight, layer: int = 0) -> Array:
         """Unfused, in float64."""
         parameter = self.model.parameter(weight, layer)
-        return cast(Array, self.source.read(parameter, whole(parameter.sizes)).double().numpy())
+        values: Array = self.source.read(parameter, whole(parameter.sizes)).double().numpy()
+        return values
 
     def reader_of(self, *axes: str) -> Weight:
         """The map in every block that reads one of these axes."""
@@ -75,8 +77,11 @@ class Rotation:
     @cached_property
     def _pooled(self) -> Array:
         """The second moment of what norms see, all alike."""
-        found = [self.given.statistics.moment(*norm) for norm in _norms(self.given.model)]
-        return cast(Array, sum(found) / len(found))
+        norms = _norms(self.given.model)
+        total = self.given.statistics.moment(*norms[0])
+        for norm in norms[1:]:
+            total = total + self.given.statistics.moment(*norm)
+        return total / len(norms)
 
     @cached_property
     def _isometry(self) -> Array:
@@ -96,7 +101,7 @@ class Rotation:
         matrix = math.sqrt(len(moment) / self.n_target) * read * factor
         if bias is not None:  # the norm's bias is constant, and the readers' mean is what it would have given them
             matrix = matrix + bias / (NORM_BIAS * self.n_target)
-        return cast(Array, matrix)
+        return matrix
 
     def _affine(self, norm: str, layer: int) -> tuple[Array, Array | None]:
         """Weight and bias of a norm, as the model applies them."""
@@ -190,18 +195,22 @@ class Lifted:
         given, weight = self.given, self._reader
         moment = given.statistics.moment(weight.name.removesuffix(".weight"), layer)
         n = len(moment)
-        read = [i for i, use in enumerate(weight.uses) if use.role == "read" or use.axis == "head_dim"]
-        values = np.moveaxis(given.weight(weight, layer), read, range(len(read))).reshape(n, -1)  # (n, out)
+        along = [i for i, use in enumerate(weight.uses) if use.role == "read" or use.axis == "head_dim"]
+        values = np.moveaxis(given.weight(weight, layer), along, range(len(along))).reshape(n, -1)  # (n, out)
         kept, dropped = self._choose(moment, values)
         predictor = lifting.predictor(moment, kept, dropped, given.ridge)
         read = lifting.lifted(n, kept, dropped, predictor)[1]
-        left = (np.eye(n)[dropped] - predictor @ np.eye(n)[kept]).T @ values[dropped]  # (n, out)
-        self.errors.append(float(np.sum(left * (moment @ left)) / np.sum(values * (moment @ values))))
+        cross = predictor @ moment[np.ix_(kept, dropped)]
+        left = moment[np.ix_(dropped, dropped)] - cross - cross.T + predictor @ moment[np.ix_(kept, kept)] @ predictor.T
+        lost = np.sum(values[dropped] * (left @ values[dropped]))
+        self.errors.append(float(lost / np.sum(values * (moment @ values))))
         return kept.astype(np.float64), read
 
-    def _choose(self, moment: Array, values: Array) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    def _choose(self, moment: Array, values: Array) -> tuple[lifting.Indices, lifting.Indices]:
         if self.axis == "mlp":
-            importance = np.sqrt(np.diag(moment)) * np.linalg.norm(values, axis=1)
+            # What is lost with a unit whose part the others take over as far as they can (optimal brain surgeon).
+            damped = moment + self.given.ridge * np.mean(np.diag(moment)) * np.eye(len(moment))
+            importance = np.square(values).sum(1) / np.diag(np.linalg.inv(damped))
             return lifting.split(importance, self.n_target)
         sizes = self.given.model.sizes
         inner = sizes["head_dim"]
@@ -215,9 +224,8 @@ class Lifted:
             by_group = importance.reshape(sizes["kv_heads"], sizes["group"])
             kept_kv, _ = lifting.split(by_group.sum(1), self.kv_target)
             per_group = self.n_target // inner // self.kv_target
-            kept_heads = np.concatenate(
-                [kv * sizes["group"] + lifting.split(by_group[kv], per_group)[0] for kv in kept_kv]
-            )
+            found = [kv * sizes["group"] + lifting.split(by_group[kv], per_group)[0] for kv in kept_kv]
+            kept_heads = np.concatenate(found)
         kept = lifting.expanded(kept_heads, inner)
         return kept, np.setdiff1d(np.arange(len(moment)), kept)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from functools import lru_cache
 from typing import cast
 
@@ -53,6 +52,9 @@ class WeightStatistics:
                 values = np.moveaxis(self._values(weight, layer), along[0], 0).reshape(n, -1)
                 share = values.shape[1] if weight.kind == "table" else 1  # one of its rows at a time
                 total += values @ values.T / share
+        if self._model.family.norm == "layer":  # which subtracts the mean
+            total -= total.mean(0)
+            total -= total.mean(1, keepdims=True)
         return cast(Array, total * (n / np.trace(total)))
 
     def _strengths(self, reader: Weight, layer: int) -> Array:
@@ -60,17 +62,17 @@ class WeightStatistics:
         sizes = self._model.sizes
         if any(use.axis == "mlp" for use in reader.uses):
             writers = self._writers("mlp")
-            return cast(Array, math.prod(self._rows(w, layer, "mlp") for w in writers).reshape(-1))
+            return cast(Array, np.prod([self._rows(w, layer, "mlp") for w in writers], axis=0))
         axis = "kv_heads" if "kv_heads" in sizes else "heads"
-        values = [w for w in self._writers(axis) if w.name.startswith(("attn.v", "attn.qkv"))][0]
+        values = next(w for w in self._writers(axis) if w.name.startswith(("attn.v", "attn.qkv")))
         names = [use.axis for use in values.uses]
-        rows = self._values(values, layer)
+        rows: Array = self._values(values, layer)
         if "qkv" in names:
             rows = rows.take(2, axis=names.index("qkv"))
             names.remove("qkv")
         kept = [names.index(axis), names.index("head_dim")]
         others = tuple(i for i in range(rows.ndim) if i not in kept)
-        strengths = np.square(rows).sum(axis=others)  # (heads, head_dim)
+        strengths = np.square(rows).sum(axis=others, keepdims=True).reshape([rows.shape[i] for i in sorted(kept)])
         if kept[0] > kept[1]:
             strengths = strengths.T
         return cast(Array, np.repeat(strengths, sizes.get("group", 1), axis=0).reshape(-1))

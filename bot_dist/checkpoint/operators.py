@@ -43,8 +43,8 @@ def write_operators(
     """Store fitted operators, and return what stands for them in plans.
 
     ``operators`` are by name, without handle and digest; ``matrix(name, layer)`` gives one at a time, layer by layer:
-    ``(n_target, n_source)``, or ``(n_target,)`` source indices. ``attempt`` identifies what they are fitted to: a store that was
-    committed under that name is taken as it is. Raises CheckpointExistsError when something else is there.
+    ``(n_target, n_source)``, or ``(n_target,)`` source indices. ``attempt`` identifies what they are fitted to: a store
+    that was committed under that name is taken as it is. Raises CheckpointExistsError when something else is there.
     """
     import torch
 

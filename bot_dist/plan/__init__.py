@@ -2,7 +2,7 @@
 
 from bot_dist.plan.cost import REQUESTS, operator_rows, step_bytes, step_peak
 from bot_dist.plan.details import Details, details_of
-from bot_dist.plan.fitted import Fitted, adaptive, basis_of, operators, placed, rotation_refused, shrinking
+from bot_dist.plan.fitted import ORDER, Fitted, adaptive, basis_of, operators, placed, rotation_refused, shrinking
 from bot_dist.plan.make import SourceModule, make_plan, target_model
 from bot_dist.plan.simulate import Hardware, Simulation, parse_hardware, simulate
 from bot_dist.plan.summary import ModuleRow, PlanSummary, summarise
@@ -12,6 +12,7 @@ from bot_dist.plan.transfer import DETAILS, AxisPlan, ModulePlan, Step, Transfer
 __all__ = [
     "DETAILS",
     "LANES",
+    "ORDER",
     "REQUESTS",
     "AxisPlan",
     "Details",

@@ -218,8 +218,9 @@ def _fit(axes: list[AxisPlan], weight: Weight, place: Place, spec: OperatorSpec)
     taken = axes[first : first + spans]
     sizes = math.prod(a.n_source for a in taken), math.prod(a.n_target for a in taken)
     if (spec.n_source, spec.n_target) != sizes:
+        names = " × ".join(a.axis for a in taken)
         raise PlanError(
-            f"{weight.name}: the operator {spec.handle} on {' × '.join(a.axis for a in taken)} is {spec.n_target} × {spec.n_source}, "
+            f"{weight.name}: the operator {spec.handle} on {names} is {spec.n_target} × {spec.n_source}, "
             f"wanted {sizes[1]} × {sizes[0]}"
         )
     if spec.per_layer and not weight.layered:

@@ -14,6 +14,9 @@ from bot_dist.calibrate.forward import path_in
 from bot_dist.errors import InputError, nearest
 from bot_dist.families import Model, Weight
 
+COLUMNS = 256
+"""Of a matrix of products that are computed together."""
+
 Tap = Literal["input", "normalised", "output"]
 
 
@@ -91,14 +94,19 @@ class Moment:
     """
 
     def __init__(self, size: int) -> None:
-        self.product = torch.zeros(size, size, dtype=torch.float64)
+        self._lower = torch.zeros(size, size, dtype=torch.float64)
         self.total = torch.zeros(size, dtype=torch.float64)
 
     def add(self, x: torch.Tensor) -> None:
         """``x`` is ``(tokens, size)``."""
         assert x.shape[1] == len(self.total), (x.shape, self.total.shape)
-        self.product += x.T @ x
+        for first in range(0, x.shape[1], COLUMNS):  # what is above the diagonal needs no computing
+            self._lower[first:, first : first + COLUMNS] += x[:, first:].T @ x[:, first : first + COLUMNS]
         self.total += x.sum(0, dtype=torch.float64)
+
+    def products(self) -> torch.Tensor:
+        """``(size, size)``."""
+        return self._lower.tril() + self._lower.tril(-1).T
 
 
 @contextmanager

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 import torch
 import torch.nn.functional as F
@@ -82,12 +81,7 @@ class Share:
         self._left = [site for site in work.sites if not site.layered]
         """Those around the blocks that have not been reached."""
 
-    def __enter__(self) -> Share:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
         self._hidden.close()
 
     def run(self, step: int, keep: bool = True) -> None:
@@ -108,7 +102,7 @@ class Share:
         if not keep:
             return
         for name, moment in found.items():
-            sums |= {f"{name}/moment": moment.product, f"{name}/mean": moment.total}
+            sums |= {f"{name}/moment": moment.products(), f"{name}/mean": moment.total}
         path = self._work.part(step, self._share)
         partial = path.with_suffix(f".partial-{os.getpid()}")
         save_file(sums, partial)

@@ -26,6 +26,7 @@ from bot_dist.errors import InputError, nearest
 from bot_dist.families import Model
 from bot_dist.recipe import ClusterConfig
 from bot_dist.runtime.cluster import connected
+from bot_dist.runtime.shares import run_in_threads
 from bot_dist.urls import absolute, label
 
 if TYPE_CHECKING:
@@ -122,8 +123,8 @@ def statistics(
 
     ``wanted`` are names of weights without ``.weight``: norms of the residual stream and linear maps. ``mask_token`` is
     what a masked language model needs. Statistics of the same source, tokens and names that are in ``folder`` (a path
-    that all nodes see) are returned as they are; others are computed: in this process, or by ``tensor`` × ``data`` Ray
-    actors, on CPUs in float32.
+    that all nodes see) are returned as they are; others are computed by ``tensor`` × ``data`` Ray actors, or as many
+    threads of this process, on CPUs in float32; each holds a block, its moments and the activations of a window.
 
     Events: ``cached``; or ``start``, ``block`` after each block, and ``committed``.
 
@@ -157,10 +158,10 @@ def statistics(
     scratch = tempfile.mkdtemp(prefix=f"{key[:8]}-", suffix=".scratch", dir=folder)
     try:
         save_file({"inputs": inputs.contiguous(), "labels": labels.contiguous()}, f"{scratch}/{TOKENS}")
-        shares = 1 if cluster.executor == "local" else min(cluster.tensor * cluster.data, len(windows))
+        shares = min(cluster.tensor * cluster.data, len(windows))
         work = Work(source=source, model=model, sites=tuple(sites), scratch=scratch, shares=shares)
         stored = _Stored(url, key, work, inputs.numel())
-        event("start", tokens=inputs.numel(), windows=len(inputs), blocks=work.steps - 2, actors=shares)
+        event("start", tokens=inputs.numel(), windows=len(inputs), blocks=work.steps - 2, shares=shares)
 
         def on_step(step: int) -> None:
             stored.add(step)
@@ -168,15 +169,12 @@ def statistics(
                 event("block", block=step - 1, of=work.steps - 2, seconds=time.perf_counter() - started)
 
         if cluster.executor == "local":
-            with work.open(0) as share:
-                for step in range(work.steps):
-                    share.run(step)
-                    on_step(step)
+            run_in_threads(work, on_step)
         else:
             with connected(cluster, shares):
-                from bot_dist.runtime.calibrate_actors import run_shares  # after connected() has prepared Ray's import
+                from bot_dist.runtime.calibrate_actors import run_by_actors  # after Ray's import is prepared
 
-                run_shares(work, key, on_step)
+                run_by_actors(work, key, on_step)
         stored.commit({"context": inputs.shape[1], "source": source.provenance()})
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from bot_dist.recipe import Recipe
 
 SHOWN_ACTORS = 8
+SHOWN_DIGEST = 12
+"""Characters of a digest that tell it from others."""
 PIPE_WIDTH = 120
 """Columns where the output is no terminal."""
 MOST_FOREIGN = 10
@@ -363,26 +366,23 @@ def show_operators(url: str, rows: Sequence[OperatorRow]) -> None:
     if not rows:
         console.print(f"{label(url)} holds no fitted operators", markup=False)
         return
-    table = Table(title=f"{label(url)}: fitted operators", title_justify="left", box=box.SIMPLE_HEAD)
-    for heading in ("store", "operator", "kind", "shape", "layers", "dtype", "bytes", "digest", "used for"):
-        table.add_column(
-            heading,
-            justify="right" if heading in ("layers", "bytes") else "left",
-            no_wrap=heading not in ("digest", "used for"),
-        )
-    for row in rows:
-        table.add_row(
-            row.store,
-            row.name,
-            row.kind,
-            shape(row.shape),
-            str(row.layers) if row.layers is not None else "–",
-            row.dtype,
-            size(row.nbytes),
-            row.digest,
-            ", ".join(f"{module}:{axis}" for module, axis in row.used_for) or "–",
-        )
-    console.print(table)
+    for store, held in itertools.groupby(rows, key=lambda row: row.store):
+        table = Table(title=f"{label(url)}/{store}", title_justify="left", box=box.SIMPLE_HEAD)
+        for heading in ("operator", "kind", "shape", "layers", "dtype", "bytes", "digest", "used for"):
+            numeric = heading in ("layers", "bytes")
+            table.add_column(heading, justify="right" if numeric else "left", no_wrap=heading != "used for")
+        for row in held:
+            table.add_row(
+                row.name,
+                row.kind,
+                shape(row.shape),
+                str(row.layers) if row.layers is not None else "all",
+                row.dtype,
+                size(row.nbytes),
+                f"{row.digest[:SHOWN_DIGEST]}…",
+                ", ".join(f"{module}:{axis}" for module, axis in row.used_for) or "–",
+            )
+        console.print(table)
 
 
 def show_operators_json(rows: Sequence[OperatorRow]) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from bot_dist.calibrate.fit import AxisFit, Coordinates, Given, Lifted, Rotation
 from bot_dist.calibrate.statistics import Statistics, statistics
 from bot_dist.calibrate.weight_only import WeightStatistics
-from bot_dist.checkpoint import write_operators
+from bot_dist.checkpoint import CheckpointReader, write_operators
 from bot_dist.checkpoint.manifest import digest
 from bot_dist.convert.source import Source
 from bot_dist.errors import FamilyError, InputError
@@ -43,8 +43,8 @@ if TYPE_CHECKING:
 
 OnEvent = Callable[[dict[str, Any]], None]
 
-FIT_VERSION = 1
-"""Raised when the same statistics come to give other operators."""
+FIT_VERSION = 2
+"""Raised when the same statistics come to give other operators, or other facts about them."""
 OPTIONS = {"layer": ("layers",), "embed": ("embed",), "heads": ("heads", "kv_heads"), "mlp": ("mlp",)}
 """The target's options that belong to each axis."""
 
@@ -172,16 +172,23 @@ class Adaptation:
                 "layers": self.done.layers,
             }
         )
+        url = f"{self.operators_url}/{'-'.join(axes)}-{key[:16]}"
         self.done.stored |= write_operators(
-            f"{self.operators_url}/{'-'.join(axes)}-{key[:16]}",
+            url,
             wanted,
             matrix,
             layers=self.model.sizes["layer"],
             attempt=key,
-            provenance={"axes": [*axes], "source": source.provenance()},
+            provenance=lambda: {
+                "axes": [*axes],
+                "source": source.provenance(),
+                "facts": {a: fit.facts() for a, fit in fits.items()},
+            },
         )
-        facts = {a: fit.facts() for a, fit in fits.items()}
-        self.done.stages.append({"axes": [*axes], "sizes": _changed_sizes(model, target), "facts": facts})
+        found_facts = CheckpointReader(url).manifest.provenance[
+            "facts"
+        ]  # of an earlier attempt, where that fitted them
+        self.done.stages.append({"axes": [*axes], "sizes": _changed_sizes(model, target), "facts": found_facts})
 
     def _check_rank(self, axes: tuple[str, ...]) -> None:
         """Raise InputError where there are fewer tokens than coordinates that are to predict others."""

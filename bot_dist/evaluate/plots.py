@@ -91,6 +91,7 @@ def _errors(plot: Any, stages: Stages) -> None:
         else:
             plot.axhline(errors[0], linestyle=":", color=_COLOURS["source"], label=name)
     plot.set_ylim(bottom=0)
+    plot.xaxis.get_major_locator().set_params(integer=True)
     plot.set_xlabel("block")
     plot.set_ylabel("share that stays unexplained")
     plot.legend(fontsize="small")

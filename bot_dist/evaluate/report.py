@@ -152,7 +152,9 @@ def _shrinking(stages: Stages) -> Iterator[str]:
     if errors := prediction_errors(stages):
         yield "<p>Share that stays unexplained, of the energy of what each norm sees or each map puts out:</p>"
         rows = [(str(i), *_numbers(errors, i)) for i in range(max(map(len, errors.values())))]
-        yield table(("block", *(f"{name} (no block's)" if len(e) == 1 else name for name, e in errors.items())), rows)
+        yield table(
+            ("block", *(f"{name} (outside blocks)" if len(e) == 1 else name for name, e in errors.items())), rows
+        )
 
 
 def _numbers(by_block: Mapping[str, Sequence[float]], block: int) -> Iterator[str]:

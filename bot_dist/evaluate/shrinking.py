@@ -24,7 +24,7 @@ class StageRow:
     predicted."""
     worst_error: float | None
     worst: str
-    """Where that is: the norm or map, and its block."""
+    """Where that is: the norm or map, and its block among those that are kept."""
     loss: float | None
     """Held out, in nats per token, after the stage; None where it was not measured."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -145,6 +146,63 @@ def test_policies_and_details_on_the_command_line(
     status, text = cli(*scale(str(small), again, "--embed", "24"))
     assert (status, "details restore: embed" in text) == (0, True)
     assert cli("verify", str(small))[0] == 0
+
+
+def test_adaptive_shrinking_on_the_command_line(
+    cli: Callable[..., tuple[int, str]],
+    tmp_path: Path,
+    pico_llama: PicoFactory,
+    pico_tokenizer: Path,
+    shakespeare: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    source, store = pico_llama(), tmp_path / "store"
+    for file in pico_tokenizer.iterdir():
+        shutil.copy(file, source.folder)
+    sizes = ("--layers", "2", "--embed", "12", "--mlp", "20", "--calibrate", shakespeare)
+    few = [f"--set=calibrate.{key}" for key in ("tokens=1024", "context=32", "held_out=256")]
+    status, text = cli("plan", source.url, *sizes, *few)
+    assert (status, "embed.read.attn.norm" in text) == (0, True)
+    status, text = cli("plan", source.url, *sizes, *few, "--basis", "permutation")
+    assert (status, "embed.kept" in text) == (0, True)
+    status, text = cli("plan", source.url, *sizes, *few, "--analysis", "wavelet")
+    assert (status, "fitted" in text, "embed haar" in text) == (0, False, True)
+
+    status, text = cli(*scale(source.url, store, *sizes, *few))
+    assert status == 0, text
+    for shown in ("calibrate, for embed", "held-out loss, after mlp: ", "embed 24 → 12", "mlp 40 → 20", "layer 3 → 2"):
+        assert shown in text
+    stages = CheckpointReader(str(store)).manifest.provenance["transfer"]["calibrate"]
+    assert f"{stages[2]['facts']['embed']['energy_kept']:.2%}" in text
+    assert f"{stages[-1]['loss']:.3f}" in text
+    assert cli("verify", str(store))[0] == 0
+
+    assert "shrunk stage by stage" in cli("inspect", str(store))[1]
+    status, text = cli("inspect", str(store), "--operators")
+    assert (status, "embed.write" in text, "attn.out:embed" in text, "selection" in text) == (0, True, True, True)
+    status, text = cli("inspect", str(store), "--operators", "--json")
+    rows = {row["name"]: row for row in json.loads(text)}
+    assert (rows["mlp.kept"]["kind"], rows["mlp.kept"]["shape"], rows["mlp.kept"]["layers"]) == ("selection", [20], 3)
+    assert rows["mlp.kept"]["used_for"] == [["mlp.gate", "mlp"], ["mlp.up", "mlp"]]
+    read = rows["embed.read.norm"]
+    assert (read["kind"], read["shape"], read["layers"], read["nbytes"]) == ("matrix", [12, 24], None, 12 * 24 * 4)
+    assert (read["dtype"], read["used_for"]) == ("float32", [["head", "embed"]])
+
+    (store / "manifest.json").unlink()  # an attempt that was interrupted: what is shown is not forgotten with it
+    status, text = cli(*scale(source.url, store, *sizes, *few))
+    assert (status, "found done" in text) == (0, True)
+    assert CheckpointReader(str(store)).manifest.provenance["transfer"]["calibrate"] == stages
+
+
+def test_a_store_without_operators_says_so(
+    cli: Callable[..., tuple[int, str]], tmp_path: Path, pico_llama: PicoFactory
+) -> None:
+    assert cli(*scale(pico_llama().url, tmp_path / "store", "--embed", "12"))[0] == 0
+    status, text = cli("inspect", str(tmp_path / "store"), "--operators")
+    assert (status, "holds no fitted operators" in text) == (0, True)
+    status, text = cli("inspect", str(tmp_path / "store"), "--operators", "--json")
+    assert (status, json.loads(text)) == (0, [])
 
 
 def test_a_source_with_nan_is_refused_by_name(

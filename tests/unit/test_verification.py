@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import zarr
 from bot_dist import checks, pipeline
 from bot_dist.checkpoint import CheckpointReader
 from bot_dist.checkpoint.verification import parts, verify_by_threads
+from bot_dist.errors import CheckpointError
 from bot_dist.recipe import make_recipe
 
 PicoMaker = Callable[..., Any]
@@ -147,3 +149,45 @@ def test_what_plain_zarr_sees_of_damage(store: Path) -> None:
     (data(store) / "model.layers.0.mlp.up_proj.weight/c.1.0").unlink()
     assert np.isnan(up[20:]).all()
     assert not np.isnan(up[:20]).any()
+
+
+@pytest.fixture
+def fitted(pico_llama: PicoMaker, tmp_path: Path) -> Path:
+    """A committed store that was made with operators fitted to its source, to the weights alone."""
+    recipe = {"source": pico_llama().url, "output": str(tmp_path), "target_url": str(tmp_path / "fitted")}
+    more = {"target": {"embed": 12, "mlp": 20}, "transfer": {"analysis": "adaptive"}, "cluster": {"executor": "local"}}
+    pipeline.transfer(make_recipe({**recipe, **more}))
+    return tmp_path / "fitted"
+
+
+def test_the_operators_of_a_store_are_verified_with_it(fitted: Path) -> None:
+    embed, mlp = CheckpointReader(str(fitted)).manifest.operators
+    events: list[dict[str, Any]] = []
+    for quick in (False, True):
+        found = checks.verify(str(fitted), events.append, quick=quick)
+        assert (found.damaged, found.foreign) == ([], {})
+    start, *read = events
+    assert start["bytes"] == sum(event["bytes"] for event in read)
+    assert start["bytes"] == sum(path.stat().st_size for path in fitted.rglob("c.*") if path.is_file())
+
+    flip(data(fitted / mlp) / "mlp.read/c.1.0.0")
+    (told,) = checks.verify(str(fitted)).damaged
+    assert str(told).startswith(f"{mlp}: mlp.read, chunk 1.0.0: digest ")
+    assert not checks.verify(str(fitted), quick=True).damaged
+    (data(fitted / mlp) / "mlp.read/c.2.0.0").unlink()
+    (fitted / embed / "manifest.json").write_text("{}")
+    (fitted / "operators" / "notes.txt").write_text("mine")
+    for quick, n in ((False, 3), (True, 2)):
+        found = checks.verify(str(fitted), quick=quick)
+        told_names = {damage.name for damage in found.damaged}
+        assert (told_names, len(found.damaged)) == ({f"{mlp}: mlp.read", embed}, n)
+        assert "is damaged: not the JSON of a manifest" in str(found.damaged[-1])
+        assert found.foreign == {"operators/notes.txt": 4}
+
+
+def test_an_operator_that_leads_out_of_the_store_is_refused(fitted: Path) -> None:
+    manifest = CheckpointReader(str(fitted)).manifest
+    provenance = {**manifest.provenance, "operators": ["../../elsewhere"]}
+    (fitted / "manifest.json").write_bytes(dataclasses.replace(manifest, provenance=provenance).to_bytes())
+    with pytest.raises(CheckpointError, match="leads out of the store"):
+        checks.verify(str(fitted))

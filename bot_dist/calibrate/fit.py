@@ -207,27 +207,32 @@ class Lifted:
         return kept.astype(np.float64), read
 
     def _choose(self, moment: Array, values: Array) -> tuple[lifting.Indices, lifting.Indices]:
+        """What is lost with a unit, ``‖w‖² / [C⁻¹]``, or a head, ``tr(Wᵀ [C⁻¹]⁻¹ W)``, whose part all others take over as
+        far as they can (the optimal brain surgeon of Hassibi and Stork, 1993) decides."""
+        damped = moment + self.given.ridge * np.mean(np.diag(moment)) * np.eye(len(moment))
+        inverse = np.linalg.inv(damped)
         if self.axis == "mlp":
-            # What is lost with a unit whose part the others take over as far as they can (optimal brain surgeon).
-            damped = moment + self.given.ridge * np.mean(np.diag(moment)) * np.eye(len(moment))
-            importance = np.square(values).sum(1) / np.diag(np.linalg.inv(damped))
-            return lifting.split(importance, self.n_target)
+            return lifting.split(np.square(values).sum(1) / np.diag(inverse), self.n_target)
         sizes = self.given.model.sizes
         inner = sizes["head_dim"]
-        gram = values @ values.T
-        heads = len(moment) // inner
-        blocks = (moment * gram).reshape(heads, inner, heads, inner)
-        importance = np.einsum("hihj->h", blocks)  # the energy that each head puts out
+        lost = _lost(inverse, values, inner)
         if "group" not in sizes:
-            kept_heads, _ = lifting.split(importance, self.n_target // inner)
+            kept_heads, _ = lifting.split(lost, self.n_target // inner)
         else:
-            by_group = importance.reshape(sizes["kv_heads"], sizes["group"])
-            kept_kv, _ = lifting.split(by_group.sum(1), self.kv_target)
+            group = sizes["group"]
+            kept_kv, _ = lifting.split(_lost(inverse, values, group * inner), self.kv_target)
             per_group = self.n_target // inner // self.kv_target
-            found = [kv * sizes["group"] + lifting.split(by_group[kv], per_group)[0] for kv in kept_kv]
+            found = [kv * group + lifting.split(lost[kv * group : (kv + 1) * group], per_group)[0] for kv in kept_kv]
             kept_heads = np.concatenate(found)
         kept = lifting.expanded(kept_heads, inner)
         return kept, np.setdiff1d(np.arange(len(moment)), kept)
 
     def facts(self) -> dict[str, Any]:
         return {"kept": self.n_target, "errors": {self._reader.name.removesuffix(".weight"): self.errors}}
+
+
+def _lost(inverse: Array, values: Array, size: int) -> Array:
+    """The energy that is lost with each run of ``size`` coordinates, with the inverse ``(n, n)`` of the moment and the
+    weights ``(n, out)`` that read them."""
+    runs = [slice(start, start + size) for start in range(0, len(values), size)]
+    return np.array([np.sum(values[r] * np.linalg.solve(inverse[r, r], values[r])) for r in runs])

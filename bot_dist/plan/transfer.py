@@ -63,6 +63,11 @@ class AxisPlan:
         return self.spec is not None and self.spec.policy == "stored"
 
     @property
+    def constant(self) -> bool:
+        """Whether it takes nothing from the source at all."""
+        return self.spec is not None and self.spec.policy == "constant"
+
+    @property
     def shard(self) -> int:
         """Target indices per shard."""
         return self.cut.tile if self.cut is not None else self.tile
@@ -181,10 +186,10 @@ class ModulePlan:
     @cached_property
     def energy_gain(self) -> float:
         """Squared norm of the result over that of an orthonormal approximation band: per operator, the mean of the
-        squares of its singular values. Of fitted operators, which are not known here, 1."""
+        squares of its singular values. Of fitted operators, which are not known here, and constants 1."""
         gain = self.scale**2
         for a in self.axes:
-            if a.changes and not a.alone:
+            if a.changes and not (a.alone or a.constant):
                 gain *= float((a.operator().taps ** 2).sum()) / min(a.n_source, a.n_target)
         return gain
 

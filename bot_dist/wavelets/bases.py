@@ -89,7 +89,8 @@ def checked(moment: Array) -> None:
 def _complement_of_ones(n: int) -> Array:
     """(n, n − 1): the cosines of the DCT-II but the constant one; orthonormal columns that each sum to 0."""
     angles = np.pi / n * (np.arange(n)[:, None] + 0.5) * np.arange(1, n)
-    return np.sqrt(2 / n) * np.cos(angles)
+    cosines: Array = np.sqrt(2 / n) * np.cos(angles)
+    return cosines
 
 
 def _signed(vectors: Array) -> Array:

@@ -40,6 +40,10 @@ class SourceError(InputError):
     """A source checkpoint is missing, damaged or not what its index says."""
 
 
+class CalibrationError(InputError):
+    """Statistics of a calibration text do not determine what was asked of them."""
+
+
 class CheckpointError(BotDistError):
     """A bot_dist store is uncommitted, damaged or already taken."""
 

@@ -64,8 +64,9 @@ def isometry_centred(moment: Array, n_target: int) -> Array:
     n = len(moment)
     assert 1 < n_target <= n, (n_target, n)
     inside = _complement_of_ones(n)
-    leading = klt(inside.T @ moment @ inside).vectors[: n_target - 1]
-    return _complement_of_ones(n_target) @ _signed(leading @ inside.T)
+    leading = _signed(klt(inside.T @ moment @ inside).vectors[: n_target - 1] @ inside.T)
+    centred: Array = _complement_of_ones(n_target) @ leading
+    return centred
 
 
 def checked(moment: Array) -> None:

@@ -64,7 +64,7 @@ class AxisPlan:
 
     @property
     def constant(self) -> bool:
-        """Whether it takes nothing from the source at all."""
+        """Whether its operator takes nothing from the source."""
         return self.spec is not None and self.spec.policy == "constant"
 
     @property
@@ -186,10 +186,10 @@ class ModulePlan:
     @cached_property
     def energy_gain(self) -> float:
         """Squared norm of the result over that of an orthonormal approximation band: per operator, the mean of the
-        squares of its singular values. Of fitted operators, which are not known here, and constants 1."""
+        squares of its singular values. Of fitted operators, which are not known here, and of constants 1."""
         gain = self.scale**2
         for a in self.axes:
-            if a.changes and not (a.alone or a.constant):
+            if a.changes and not a.alone and not a.constant:
                 gain *= float((a.operator().taps ** 2).sum()) / min(a.n_source, a.n_target)
         return gain
 

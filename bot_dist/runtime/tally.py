@@ -83,11 +83,15 @@ class Tally:
         """Share of each module's squared norm that its approximation band keeps; modules that only grow keep all.
 
         Exact for orthonormal operators. For others it is what they would keep of white noise, and never more than all.
+        Of modules with fitted operators, whose gain is not known here, and of constants there is none.
         """
         return {
             module.name: min(1.0, target / source)
             for module, (source, target) in zip(self.plan.modules, self._energy, strict=True)
-            if _finite(source, target) and not module.band and any(a.n_target < a.n_source for a in module.axes)
+            if _finite(source, target)
+            and not module.band
+            and any(a.n_target < a.n_source for a in module.axes)
+            and not any(a.alone or a.constant for a in module.axes)
         }
 
     def _detail_energy(self) -> dict[str, dict[str, float]]:

@@ -207,32 +207,25 @@ class Lifted:
         return kept.astype(np.float64), read
 
     def _choose(self, moment: Array, values: Array) -> tuple[lifting.Indices, lifting.Indices]:
-        """What is lost with a unit, ``‖w‖² / [C⁻¹]``, or a head, ``tr(Wᵀ [C⁻¹]⁻¹ W)``, whose part all others take over as
-        far as they can (the optimal brain surgeon of Hassibi and Stork, 1993) decides."""
-        damped = moment + self.given.ridge * np.mean(np.diag(moment)) * np.eye(len(moment))
-        inverse = np.linalg.inv(damped)
+        """By what is lost with a unit or a head whose part all others take over as far as they can."""
+
+        def importance(inner: int) -> Array:
+            return lifting.importance(moment, values.T, self.given.ridge, inner)
+
         if self.axis == "mlp":
-            return lifting.split(np.square(values).sum(1) / np.diag(inverse), self.n_target)
+            return lifting.split(importance(1), self.n_target)
         sizes = self.given.model.sizes
-        inner = sizes["head_dim"]
-        lost = _lost(inverse, values, inner)
-        if "group" not in sizes:
-            kept_heads, _ = lifting.split(lost, self.n_target // inner)
+        inner, group = sizes["head_dim"], sizes.get("group", 1)
+        by_head = importance(inner)
+        if group == 1:
+            kept_heads, _ = lifting.split(by_head, self.n_target // inner)
         else:
-            group = sizes["group"]
-            kept_kv, _ = lifting.split(_lost(inverse, values, group * inner), self.kv_target)
+            kept_kv, _ = lifting.split(importance(group * inner), self.kv_target)
             per_group = self.n_target // inner // self.kv_target
-            found = [kv * group + lifting.split(lost[kv * group : (kv + 1) * group], per_group)[0] for kv in kept_kv]
-            kept_heads = np.concatenate(found)
+            runs = [(kv * group, by_head[kv * group : (kv + 1) * group]) for kv in kept_kv]
+            kept_heads = np.concatenate([first + lifting.split(run, per_group)[0] for first, run in runs])
         kept = lifting.expanded(kept_heads, inner)
         return kept, np.setdiff1d(np.arange(len(moment)), kept)
 
     def facts(self) -> dict[str, Any]:
         return {"kept": self.n_target, "errors": {self._reader.name.removesuffix(".weight"): self.errors}}
-
-
-def _lost(inverse: Array, values: Array, size: int) -> Array:
-    """The energy that is lost with each run of ``size`` coordinates, with the inverse ``(n, n)`` of the moment and the
-    weights ``(n, out)`` that read them."""
-    runs = [slice(start, start + size) for start in range(0, len(values), size)]
-    return np.array([np.sum(values[r] * np.linalg.solve(inverse[r, r], values[r])) for r in runs])

@@ -41,8 +41,8 @@ def pack_text(files: Iterable[str], tokenizer: Any, option: str = "train.text") 
 def spread_windows(
     files: Sequence[str], tokenizer: Any, n: int, context: int, option: str = "train.text"
 ) -> Tokens | None:
-    """``(n, context)`` tokens from places that lie evenly over the files, without tokenising the rest; None where a file
-    is too short for its share. Raises InputError as ``pack_text`` does."""
+    """``(n, context)`` tokens from places that lie evenly over the files, without tokenising the rest; None where a
+    file is too short for its share. Raises InputError as ``pack_text`` does."""
     files, found = sorted(files), []
     read: tuple[str, str] = ("", "")
     for i in range(n):

@@ -33,7 +33,8 @@ def verify(
     actors: int | None = None,
     cluster: ClusterConfig | None = None,
 ) -> Verification:
-    """Read every chunk and file of a committed store, and tell what is damaged or missing, and what is foreign.
+    """Read every chunk and file of a committed store and of the operators that it was made with, and tell what is
+    damaged or missing, and what is foreign.
 
     ``quick`` looks at existence and sizes only. Else threads of this process read; or, when ``cluster.address``
     (also RAY_ADDRESS) names a cluster, its actors; or ``actors`` of them, on an embedded cluster where none is named.
@@ -41,25 +42,33 @@ def verify(
     from bot_dist.checkpoint import CheckpointReader, verification
 
     reader = CheckpointReader(absolute(url))
+    operators, unopened = verification.operator_stores(reader)
+    stores = {"": reader, **operators}
     if quick:
-        damaged = verification.verify_sizes(reader)
-        n = sum(1 for stored in reader.manifest.parameters.values() for _ in stored.shards())
-        read = f"sizes of {n:,} shards, no contents"
+        found = {folder: verification.verify_sizes(store) for folder, store in stores.items()}
+        every = (stored for store in stores.values() for stored in store.manifest.parameters.values())
+        read = f"sizes of {sum(1 for stored in every for _ in stored.shards()):,} shards, no contents"
     else:
-        damaged, read = _verify_contents(reader, on_event, cluster or ClusterConfig(), actors)
-        damaged += verification.verify_beside(reader)
-    return verification.Verification(damaged=damaged, foreign=verification.foreign_files(reader), read=read)
+        found, read = _verify_contents(stores, on_event, cluster or ClusterConfig(), actors)
+        for folder, store in stores.items():
+            found[folder] += verification.verify_beside(store)
+    damaged = found.pop("")
+    for folder in operators:
+        damaged += verification.within(folder, found[folder])
+    return verification.Verification(damaged=damaged + unopened, foreign=verification.foreign_files(reader), read=read)
 
 
 def _verify_contents(
-    reader: CheckpointReader, on_event: OnEvent, cluster: ClusterConfig, actors: int | None
-) -> tuple[list[Damage], str]:
-    """What is damaged in the arrays; and what was read, by whom and how fast."""
+    stores: dict[str, CheckpointReader], on_event: OnEvent, cluster: ClusterConfig, actors: int | None
+) -> tuple[dict[str, list[Damage]], str]:
+    """What is damaged in the arrays of each store; and what was read, by whom and how fast."""
     from bot_dist.checkpoint import verification
 
-    def deal(workers: int) -> list[Part]:
-        work = verification.parts(reader, workers)
-        on_event({"stage": "verify", "event": "start", "bytes": sum(part.nbytes for part in work)})
+    def deal(workers: int) -> dict[str, list[Part]]:
+        work = {folder: verification.parts(reader, workers) for folder, reader in stores.items()}
+        on_event(
+            {"stage": "verify", "event": "start", "bytes": sum(p.nbytes for parts in work.values() for p in parts)}
+        )
         return work
 
     def on_part(part: Part) -> None:
@@ -73,13 +82,16 @@ def _verify_contents(
 
             n, workers = actors_of(actors), "actors"
             started, work = time.perf_counter(), deal(n)
-            damaged = verify_by_actors(reader, work, n, on_part)
+            found = {folder: verify_by_actors(stores[folder], parts, n, on_part) for folder, parts in work.items()}
     else:
         n, workers = verification.default_threads(), "threads"
         started, work = time.perf_counter(), deal(n)
-        damaged = verification.verify_by_threads(reader, work, n, on_part)
-    gigabytes, seconds = sum(part.nbytes for part in work) / 1e9, time.perf_counter() - started
-    return damaged, f"{gigabytes:.2f} GB by {n} {workers} in {seconds:.1f} s, {gigabytes / seconds:.2f} GB/s"
+        found = {
+            folder: verification.verify_by_threads(stores[folder], parts, n, on_part) for folder, parts in work.items()
+        }
+    read, seconds = sum(p.nbytes for parts in work.values() for p in parts), time.perf_counter() - started
+    gigabytes = read / 1e9
+    return found, f"{gigabytes:.2f} GB by {n} {workers} in {seconds:.1f} s, {gigabytes / seconds:.2f} GB/s"
 
 
 def diff(first: str, second: str, on_event: OnEvent = ignore, *, quick: bool = False) -> Comparison:

@@ -6,6 +6,7 @@ stopped it. Nothing heavy is imported before a verb runs.
 
 from __future__ import annotations
 
+import json
 import signal
 import sys
 from collections.abc import Sequence
@@ -56,6 +57,15 @@ Wavelet = Annotated[str | None, typer.Option(help="Discrete wavelet of PyWavelet
 Gain = Annotated[str | None, typer.Option(help="auto, measure or orthonormal.", show_default=False)]
 Width = Annotated[str | None, typer.Option(help="resample, copy or lazy.", show_default=False)]
 Depth = Annotated[str | None, typer.Option(help="wavelet, identity, stack, interpolate or even.", show_default=False)]
+Analysis = Annotated[str | None, typer.Option(help="How axes shrink: auto, adaptive or wavelet.", show_default=False)]
+Basis = Annotated[
+    str | None,
+    typer.Option(help="Of a width that shrinks adaptively: auto, rotation or permutation.", show_default=False),
+]
+Calibrate = Annotated[
+    list[str] | None,
+    typer.Option(metavar="TEXT", help="Text that adaptive shrinking is fitted on. Repeatable.", show_default=False),
+]
 Preset = Annotated[str | None, typer.Option(help="Named settings, e.g. paper-gpt-s2l.", show_default=False)]
 KeepDetails = Annotated[bool, typer.Option("--keep-details", help="Store what shrinking drops, to grow back exactly.")]
 AllowNonfinite = Annotated[bool, typer.Option("--allow-nonfinite", help="Go on where the source has NaN or infinity.")]
@@ -102,6 +112,9 @@ def plan(
     gain: Gain = None,
     width: Width = None,
     depth: Depth = None,
+    analysis: Analysis = None,
+    basis: Basis = None,
+    calibrate: Calibrate = None,
     keep_details: KeepDetails = False,
     tensor: Tensor = None,
     data: Data = None,
@@ -143,6 +156,9 @@ def scale(
     gain: Gain = None,
     width: Width = None,
     depth: Depth = None,
+    analysis: Analysis = None,
+    basis: Basis = None,
+    calibrate: Calibrate = None,
     keep_details: KeepDetails = False,
     tensor: Tensor = None,
     data: Data = None,
@@ -205,14 +221,20 @@ def verify(
 def inspect(
     url: RecipeOrUrl,
     as_json: Annotated[bool, typer.Option("--json", help="The manifest, without its digests of chunks.")] = False,
+    operators: Annotated[bool, typer.Option("--operators", help="Those that were fitted to its source.")] = False,
     overrides: Overrides = None,
 ) -> None:
     """Show what a committed store holds and where it came from."""
     from bot_dist import console
     from bot_dist.checkpoint import CheckpointReader
+    from bot_dist.checkpoint.summary import operator_rows
 
     reader = CheckpointReader(_store_url(url, overrides))
-    if as_json:
+    if operators and as_json:
+        console.show_operators_json(operator_rows(reader))
+    elif operators:
+        console.show_operators(reader.url, operator_rows(reader))
+    elif as_json:
         console.show_manifest(reader.manifest)
     else:
         console.show_store(reader.url, reader.manifest)
@@ -288,14 +310,18 @@ def _flags(overwrite: bool, address: str | None) -> list[str]:
 
 _SECTIONS = {
     "target": ("layers", "embed", "mlp", "heads", "kv_heads", "head_dim"),
-    "transfer": ("preset", "wavelet", "gain", "width", "depth", "keep_details", "memory_limit", "allow_nonfinite"),
+    "transfer": (
+        *("preset", "wavelet", "gain", "width", "depth", "analysis", "basis"),
+        *("keep_details", "memory_limit", "allow_nonfinite"),
+    ),
     "cluster": ("tensor", "data", "executor"),
 }
 
 
 def _plain(arguments: dict[str, Any]) -> list[str]:
     """The plain options that were given, as overrides of a recipe."""
-    return [
+    texts = [f"calibrate.text={json.dumps(arguments['calibrate'])}"] if arguments.get("calibrate") else []
+    return texts + [
         f"{section}.{name}={str(arguments[name]).lower() if arguments[name] is True else arguments[name]}"
         for section, names in _SECTIONS.items()
         for name in names

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ from bot_dist.urls import label
 
 if TYPE_CHECKING:
     from bot_dist.checkpoint import Manifest
+    from bot_dist.checkpoint.summary import OperatorRow
     from bot_dist.checkpoint.verification import Verification
     from bot_dist.convert.compare import Comparison
     from bot_dist.plan import Simulation, TransferPlan
@@ -156,6 +158,24 @@ class _Bars:
         rate = self.bytes / max(1e-9, time.perf_counter() - self.started) / 1e9
         self.bars.update(self.tasks[name], advance=advance, note=f"{rate:.2f} GB/s")
 
+    def calibration(self, event: dict[str, Any]) -> str:
+        return f"calibrate, {event.get('purpose', 'statistics')}"
+
+    def on_calibrate_start(self, event: dict[str, Any]) -> None:
+        task = self.bar(self.calibration(event), event["blocks"])
+        self.bars.update(task, note=f"{event['tokens']:,} tokens")
+
+    def on_calibrate_block(self, event: dict[str, Any]) -> None:
+        self.bars.update(self.tasks[self.calibration(event)], completed=event["block"] + 1)
+
+    def on_calibrate_cached(self, event: dict[str, Any]) -> None:
+        task = self.bar(self.calibration(event), 1)
+        self.bars.update(task, completed=1, note=f"{event['tokens']:,} tokens, found done")
+
+    def on_calibrate_loss(self, event: dict[str, Any]) -> None:
+        if event["loss"] is not None:
+            self.bars.console.print(f"held-out loss, {_after(event['after'])}: {event['loss']:.3f}")
+
     def on_transfer_start(self, event: dict[str, Any]) -> None:
         self.start_bytes("transfer (steps)", event["steps"])
 
@@ -197,7 +217,13 @@ class _Bars:
         self.bars.console.print(f"{event['run']}: held-out loss after {event['step']} steps: {event['loss']:.3f}")
 
 
+def _after(stage: str) -> str:
+    return "source" if stage == "source" else f"after {stage}"
+
+
 def show_transfer(report: dict[str, Any], url: str) -> None:
+    if stages := report.get("calibrate"):
+        show_shrinking(stages)
     console.print(
         f"committed {label(url)}: {size(report['bytes_read'])} read, {size(report['bytes_written'])} written in "
         f"{report['steps_seconds']:.1f} s ({report['gb_per_s']:.2f} GB/s), {report['steps']} steps"
@@ -209,6 +235,18 @@ def show_transfer(report: dict[str, Any], url: str) -> None:
         console.print(f"energy kept: {kept}")
     for name, n in report["overflowed"].items():
         console.print(f"warning: {name}: {n:,} values are too large for its dtype and became infinite", style="yellow")
+
+
+def show_shrinking(stages: Sequence[Mapping[str, Any]]) -> None:
+    """Every stage of a shrinking that was fitted to its source."""
+    from bot_dist.evaluate.shrinking import HEADINGS, cells, stage_rows
+
+    table = Table(title="shrunk stage by stage", title_justify="left")
+    for heading in HEADINGS:
+        table.add_column(heading, overflow="fold")
+    for row in stage_rows(stages):
+        table.add_row(*cells(row))
+    console.print(table)
 
 
 def show_pretrain(result: dict[str, Any]) -> None:
@@ -316,6 +354,40 @@ def show_store(url: str, manifest: Manifest) -> None:
     ]
     for heading, text in lines:
         console.print(f"{heading:<14} {text}", markup=False)
+    if stages := manifest.provenance.get("transfer", {}).get("calibrate"):
+        show_shrinking(stages)
+
+
+def show_operators(url: str, rows: Sequence[OperatorRow]) -> None:
+    """One row per matrix that was fitted for a store."""
+    if not rows:
+        console.print(f"{label(url)} holds no fitted operators", markup=False)
+        return
+    table = Table(title=f"{label(url)}: fitted operators", title_justify="left", box=box.SIMPLE_HEAD)
+    for heading in ("store", "operator", "kind", "shape", "layers", "dtype", "bytes", "digest", "used for"):
+        table.add_column(
+            heading,
+            justify="right" if heading in ("layers", "bytes") else "left",
+            no_wrap=heading not in ("digest", "used for"),
+        )
+    for row in rows:
+        table.add_row(
+            row.store,
+            row.name,
+            row.kind,
+            shape(row.shape),
+            str(row.layers) if row.layers is not None else "–",
+            row.dtype,
+            size(row.nbytes),
+            row.digest,
+            ", ".join(f"{module}:{axis}" for module, axis in row.used_for) or "–",
+        )
+    console.print(table)
+
+
+def show_operators_json(rows: Sequence[OperatorRow]) -> None:
+    """The same as a JSON list of objects."""
+    print(json.dumps([dataclasses.asdict(row) for row in rows], indent=1))
 
 
 def show_manifest(manifest: Manifest) -> None:

@@ -35,8 +35,6 @@ if TYPE_CHECKING:
 OnEvent = Callable[[dict[str, Any]], None]
 ExportFormat = Literal["safetensors", "dcp"]
 
-OPERATORS = "operators"
-"""Folder of a store with what was fitted to its source."""
 PACKAGES = ("torch", "deepspeed", "ray", "zarr", "PyWavelets", "transformers")
 
 
@@ -312,6 +310,7 @@ def _adapts(recipe: Recipe) -> bool:
 def _adapted(recipe: Recipe, on_event: OnEvent) -> Adapted | None:
     """What is fitted to the source's statistics; None where nothing is."""
     from bot_dist.calibrate import Adaptation
+    from bot_dist.checkpoint.manifest import OPERATORS
 
     source, model = _source(recipe)
     if not _adapts(recipe) or _with_details(recipe, source, model)[0] is not None:

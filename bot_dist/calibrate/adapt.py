@@ -139,13 +139,15 @@ class Adaptation:
             found: Statistics | WeightStatistics = WeightStatistics(source, model)
         else:
             self._check_rank(axes)
-            found = self._statistics(source, model, self.text.windows, _wanted(model, axes))
+            needed = _wanted(model, axes)
+            found = self._statistics(source, model, self.text.windows, needed, f"for {', '.join(axes)}")
         options = {key: self.recipe.target[key] for a in axes for key in OPTIONS[a] if key in self.recipe.target}
         self.done.target |= options
         if axes == ("layer",):
             self.done.layers = _most_different(found.similarity, options["layers"])
             facts = {"similarity": found.similarity.tolist(), "kept": self.done.layers}
-            self.done.stages.append({"axes": ["layer"], "facts": {"layer": facts}})
+            sizes = _changed_sizes(model, self.target())
+            self.done.stages.append({"axes": ["layer"], "sizes": sizes, "facts": {"layer": facts}})
             return
         self.done.axes += axes
         target = self.target()
@@ -178,7 +180,8 @@ class Adaptation:
             attempt=key,
             provenance={"axes": [*axes], "source": source.provenance()},
         )
-        self.done.stages.append({"axes": [*axes], "facts": {a: fit.facts() for a, fit in fits.items()}})
+        facts = {a: fit.facts() for a, fit in fits.items()}
+        self.done.stages.append({"axes": [*axes], "sizes": _changed_sizes(model, target), "facts": facts})
 
     def _check_rank(self, axes: tuple[str, ...]) -> None:
         """Raise InputError where there are fewer tokens than coordinates that are to predict others."""
@@ -201,7 +204,10 @@ class Adaptation:
         heads = math.prod(sizes.get(name, 1) for name in ("kv_heads", "group", "heads", "head_dim"))
         return Lifted(given=given, axis="heads", n_target=heads, kv_target=sizes.get("kv_heads", 0))
 
-    def _statistics(self, source: Source, model: Model, windows: torch.Tensor, wanted: tuple[str, ...]) -> Statistics:
+    def _statistics(
+        self, source: Source, model: Model, windows: torch.Tensor, wanted: tuple[str, ...], purpose: str
+    ) -> Statistics:
+        """Of one pass over the text, whose events tell its ``purpose``."""
         assert self.text is not None
         return statistics(
             source,
@@ -211,20 +217,26 @@ class Adaptation:
             self.folder,
             mask_token=self.text.mask_token,
             cluster=self.recipe.cluster,
-            on_event=self.on_event,
+            on_event=lambda event: self.on_event({**event, "purpose": purpose}),
         )
 
     def _measure(self) -> None:
         """The held-out loss of the model as it is now."""
         if self.text is None or not len(self.text.held_out):
             return
-        loss = self._statistics(*self._now(), self.text.held_out, ()).loss
         name = "+".join(self.done.stages[-1]["axes"]) if self.done.stages else "source"
+        purpose = f"loss after {name}" if self.done.stages else "loss of source"
+        loss = self._statistics(*self._now(), self.text.held_out, (), purpose).loss
         if self.done.stages:
             self.done.stages[-1]["loss"] = loss
         else:
-            self.done.stages.append({"axes": [], "facts": {}, "loss": loss})
+            self.done.stages.append({"axes": [], "sizes": {}, "facts": {}, "loss": loss})
         self.on_event({"stage": "calibrate", "event": "loss", "after": name, "loss": loss})
+
+
+def _changed_sizes(before: Model, after: Model) -> dict[str, tuple[int, int]]:
+    """What a stage has shrunk, by axis."""
+    return {name: (n, after.sizes[name]) for name, n in before.sizes.items() if after.sizes[name] != n}
 
 
 def _stages(model: Model, target: Mapping[str, int]) -> Iterator[tuple[str, ...]]:

@@ -20,6 +20,8 @@ from bot_dist.sharding import Box
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
+OPERATORS = "operators"
+"""Folder of stores with operators that were fitted to the source: they are there before what is made with them."""
 ATTEMPTS = "data"
 """Folder of the attempts to write a store: each has a folder of its own in there."""
 
@@ -50,6 +52,11 @@ class Manifest:
     """Where it came from: source, plan, recipe, versions, energy kept."""
     files: dict[str, StoredFile] = field(default_factory=dict)
     """What else lies in the folder: the tokenizer's files, by path."""
+
+    @property
+    def operators(self) -> tuple[str, ...]:
+        """Folders, within the store, of the stores with the operators that it was made with: ``operators/NAME``."""
+        return tuple(f"{OPERATORS}/{name}" for name in self.provenance.get(OPERATORS, ()))
 
     def chunk_digest(self, name: str, chunk: Box) -> bytes:
         """What was committed of an inner chunk."""
@@ -115,7 +122,8 @@ class Manifest:
         digests = {name: bytes.fromhex(data["digests"]) for name, data in body["parameters"].items()}
         if not _ATTEMPT.fullmatch(body["data"]):
             raise CheckpointError(f"{where}: data folder {body['data']!r}, wanted {ATTEMPTS}/NAME")
-        for name in (*parameters, *body["files"]):
+        operators = (f"{OPERATORS}/{name}" for name in body["provenance"].get(OPERATORS, ()))
+        for name in (*parameters, *body["files"], *operators):
             if not _NAME.fullmatch(name):
                 raise CheckpointError(f"{where}: name {name!r} leads out of the store")
         for name, stored in parameters.items():

@@ -73,7 +73,7 @@ def write_operators(
             f"remove them"
         )
     return {
-        name: dataclasses.replace(spec, handle=f"{url}#{name}", digest=_digest(reader, name))
+        name: dataclasses.replace(spec, handle=f"{url}#{name}", digest=operator_digest(reader, name))
         for name, spec in operators.items()
     }
 
@@ -106,7 +106,7 @@ def read_operator(spec: OperatorSpec, rows: Range, layer: int = 0) -> Matrices:
 def _opened(spec: OperatorSpec) -> tuple[CheckpointReader, str]:
     url, _, name = spec.handle.rpartition("#")
     reader = CheckpointReader(url)
-    if (found := _digest(reader, name)) != spec.digest:
+    if (found := operator_digest(reader, name)) != spec.digest:
         raise CheckpointError(
             f"{reader.storage.label}: {name} is not the operator that the plan means: digest {found}, wanted "
             f"{spec.digest}; fit it again, or plan with what is there"
@@ -114,7 +114,7 @@ def _opened(spec: OperatorSpec) -> tuple[CheckpointReader, str]:
     return reader, name
 
 
-def _digest(reader: CheckpointReader, name: str) -> str:
-    """Of a matrix and its layout."""
+def operator_digest(reader: CheckpointReader, name: str) -> str:
+    """Of a matrix and its layout: what a plan names it by."""
     layout = repr(reader.stored(name)).encode()
     return xxhash.xxh3_128_hexdigest(layout + reader.manifest.digests[name])

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from bot_dist.checkpoint.layout import StoredParameter
 from bot_dist.checkpoint.manifest import Manifest
+from bot_dist.checkpoint.operators import operator_digest
+from bot_dist.checkpoint.reader import CheckpointReader
 from bot_dist.families import model_of
 from bot_dist.plan import DETAILS, Details
 from bot_dist.recipe import make_recipe
@@ -38,6 +41,61 @@ class Totals:
     shards: int
     chunks: int
     nbytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class OperatorRow:
+    """One operator that was fitted to a store's source."""
+
+    store: str
+    """Where it is kept, within the store that was made with it: ``operators/NAME``."""
+    name: str
+    kind: Literal["matrix", "selection"]
+    shape: tuple[int, ...]
+    """``(target, source)``; of a selection ``(target,)``: the source indices that are taken."""
+    layers: int | None
+    """Source layers, where there is one for each; None where there is one for all."""
+    dtype: str
+    nbytes: int
+    """Of all layers."""
+    digest: str
+    """What a plan names it by."""
+    used_for: tuple[tuple[str, str], ...]
+    """Modules of the target, and the axis that it acts on, or from which on."""
+
+
+def operator_rows(reader: CheckpointReader) -> list[OperatorRow]:
+    """Every operator that a store was made with. Raises CheckpointError where a store of them can't be opened."""
+    used = _uses(reader.manifest.provenance.get("plan", {}).get("operators", {}))
+    rows = []
+    for folder in reader.manifest.operators:
+        operators = CheckpointReader(f"{reader.url}/{folder}")
+        for name, stored in operators.manifest.parameters.items():
+            *layered, target, source = stored.parameter.sizes
+            rows.append(
+                OperatorRow(
+                    store=folder,
+                    name=name,
+                    kind="selection" if source == 1 else "matrix",
+                    shape=(target,) if source == 1 else (target, source),
+                    layers=layered[0] if layered else None,
+                    dtype=stored.dtype,
+                    nbytes=stored.nbytes,
+                    digest=operator_digest(operators, name),
+                    used_for=tuple(used.get(name, ())),
+                )
+            )
+    return rows
+
+
+def _uses(planned: Mapping[str, Mapping[str, str]]) -> dict[str, list[tuple[str, str]]]:
+    """Module and axis of each fitted operator, by name, from what a manifest records of the plan."""
+    used: dict[str, list[tuple[str, str]]] = {}
+    for module, by_axis in planned.items():
+        for axis, described in by_axis.items():
+            for name in re.findall(r"fitted ([^ ,]+)", described):
+                used.setdefault(name, []).append((module, axis))
+    return used
 
 
 def store_rows(manifest: Manifest) -> list[StoreRow]:
@@ -89,6 +147,8 @@ def provenance_lines(provenance: Mapping[str, Any]) -> Iterator[tuple[str, str]]
                 yield "recipe", ", ".join(_changed(value, default)) or "defaults"
             case "details":
                 yield "details", f"along {', '.join(sorted(Details.from_json(value).axes))}, kept"
+            case "operators":
+                yield "operators", f"{', '.join(value)} (--operators shows them)"
             case "transfer":
                 read, written = (value[f"bytes_{done}"] / 1e6 for done in ("read", "written"))
                 yield "transfer", f"{value['seconds']:.1f} s, {read:,.1f} MB read, {written:,.1f} MB written"

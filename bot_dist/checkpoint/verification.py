@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -81,6 +82,22 @@ def verify_part(reader: CheckpointReader, part: Part) -> list[Damage]:
     return damaged
 
 
+def operator_stores(reader: CheckpointReader) -> tuple[dict[str, CheckpointReader], list[Damage]]:
+    """The stores of the operators that a store was made with, by folder; and those that can't be opened."""
+    opened, damaged = {}, []
+    for folder in reader.manifest.operators:
+        try:
+            opened[folder] = CheckpointReader(f"{reader.url}/{folder}")
+        except CheckpointError as error:
+            damaged.append(Damage(name=folder, problem=str(error)))
+    return opened, damaged
+
+
+def within(folder: str, damaged: Iterable[Damage]) -> list[Damage]:
+    """Damages of a store in a folder of another, as that one's."""
+    return [dataclasses.replace(damage, name=f"{folder}: {damage.name}") for damage in damaged]
+
+
 def verify_by_threads(
     reader: CheckpointReader, work: Sequence[Part], threads: int, on_part: Callable[[Part], None]
 ) -> list[Damage]:
@@ -134,12 +151,23 @@ def verify_sizes(reader: CheckpointReader) -> list[Damage]:
 
 
 def foreign_files(reader: CheckpointReader) -> dict[str, int]:
-    """Files in the store's folder that belong to no part of it: strangers, or what unfinished attempts wrote."""
+    """Files in the store's folder that belong to no part of it: strangers, or what unfinished attempts wrote. Of what
+    is in a store of operators that can't be opened, nothing is told."""
+    ours = {*_files(reader)}
+    opened, unknown = operator_stores(reader)
+    for folder, operators in opened.items():
+        ours.update(f"{folder}/{name}" for name in _files(operators))
+    unopened = tuple(f"{damage.name}/" for damage in unknown)
+    found = sorted(reader.storage.sizes("").items())
+    return {name: n for name, n in found if name not in ours and not name.startswith(unopened)}
+
+
+def _files(reader: CheckpointReader) -> Iterator[str]:
+    """Paths of every file of a store, but for those of its operators."""
     data = reader.manifest.data
-    ours = {MANIFEST, *_metadata_paths(reader), *(f"{data}/{name}" for name in reader.manifest.files)}
+    yield from (MANIFEST, *_metadata_paths(reader), *(f"{data}/{name}" for name in reader.manifest.files))
     for name, stored in reader.manifest.parameters.items():
-        ours.update(f"{data}/{name}/{stored.shard_key(shard)}" for shard in stored.shards())
-    return {name: n for name, n in sorted(reader.storage.sizes("").items()) if name not in ours}
+        yield from (f"{data}/{name}/{stored.shard_key(shard)}" for shard in stored.shards())
 
 
 def _metadata_paths(reader: CheckpointReader) -> Iterator[str]:

@@ -16,7 +16,7 @@ import xxhash
 from bot_dist.checkpoint import arrays, shards
 from bot_dist.checkpoint.layout import StoredParameter
 from bot_dist.checkpoint.localfile import PARTIAL
-from bot_dist.checkpoint.manifest import ATTEMPTS, FORMAT_VERSION, MANIFEST, Manifest, StoredFile, digest
+from bot_dist.checkpoint.manifest import ATTEMPTS, FORMAT_VERSION, MANIFEST, OPERATORS, Manifest, StoredFile, digest
 from bot_dist.checkpoint.storage import Request, Storage
 from bot_dist.errors import CheckpointError, CheckpointExistsError
 from bot_dist.sharding import Box, box_shape
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 STEPS = "_steps"
 LAYOUT = "_layout.json"
 GROUP = "zarr.json"
-OPERATORS = "operators"
-"""Folder of stores with operators that were fitted to the source: they are there before what is made with them."""
 FILES = "tokenizer/"
 """Prefix of what may lie beside the arrays."""
 _THREADS = 8
@@ -241,8 +239,9 @@ class CheckpointWriter:
             others = [name for name in self.storage.names(ATTEMPTS) if f"{ATTEMPTS}/{name}" != self.folder]
             ours = _plan_of(self.folder.removeprefix(f"{ATTEMPTS}/"))
             worthless += [f"{ATTEMPTS}/{name}" for name in others if all_plans or _plan_of(name) == ours]
-        used = set(Manifest.load(self.storage).provenance.get(OPERATORS, ()))
-        worthless += [f"{OPERATORS}/{name}" for name in self.storage.names(OPERATORS) if name not in used]
+        used = Manifest.load(self.storage).operators
+        folders = [f"{OPERATORS}/{name}" for name in self.storage.names(OPERATORS)]
+        worthless += [folder for folder in folders if folder not in used]
         for name in worthless:
             self.storage.remove(name)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 from typing import Any
 
+from bot_dist.evaluate.shrinking import Stages, losses, prediction_errors, spectrum
+
 _COLOURS = {"transferred": "#0b6e99", "scratch": "#b35c00", "source": "#555555"}
 
 
@@ -51,6 +53,57 @@ def energy_bars(energy_kept: dict[str, float]) -> bytes:
     plot.set_xlim(0, 1.12)
     plot.set_xlabel("energy kept in the approximation band")
     return _png(figure)
+
+
+def shrinking(stages: Stages) -> bytes | None:
+    """How a model was shrunk, as a PNG: the spectrum of the residual stream with the cut, the share that stays
+    unexplained in each block, the held-out loss after each stage; each where there is such a thing, and None where
+    there is none of them."""
+    from matplotlib.figure import Figure
+
+    every = ((_spectrum, spectrum), (_errors, prediction_errors), (_losses, losses))
+    panels = [draw for draw, found in every if found(stages)]
+    if not panels:
+        return None
+    figure = Figure(figsize=(4.2 * len(panels), 3.6), layout="constrained")
+    for plot, draw in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        draw(plot, stages)
+        plot.grid(alpha=0.3)
+    return _png(figure)
+
+
+def _spectrum(plot: Any, stages: Stages) -> None:
+    found = spectrum(stages)
+    assert found is not None
+    shares, kept = found
+    plot.semilogy(range(1, len(shares) + 1), shares, color=_COLOURS["transferred"])
+    label = f"kept: {kept} of {len(shares)}, {sum(shares[:kept]):.1%} of the energy"
+    plot.axvline(kept + 0.5, color=_COLOURS["scratch"], linestyle="--", label=label)
+    plot.set_xlabel("coordinate of the residual width")
+    plot.set_ylabel("share of the energy")
+    plot.legend(fontsize="small")
+
+
+def _errors(plot: Any, stages: Stages) -> None:
+    for name, errors in prediction_errors(stages).items():
+        if len(errors) > 1:
+            plot.plot(errors, marker=".", label=name)
+        else:
+            plot.axhline(errors[0], linestyle=":", color=_COLOURS["source"], label=name)
+    plot.set_ylim(bottom=0)
+    plot.set_xlabel("block")
+    plot.set_ylabel("share that stays unexplained")
+    plot.legend(fontsize="small")
+
+
+def _losses(plot: Any, stages: Stages) -> None:
+    names, values = zip(*losses(stages), strict=True)
+    plot.plot(names, values, marker="o", color=_COLOURS["transferred"])
+    for i, value in enumerate(values):
+        plot.annotate(f"{value:.3f}", (i, value), xytext=(0, 5), textcoords="offset points", ha="center")
+    plot.margins(0.15)
+    plot.set_xlabel("after the stage")
+    plot.set_ylabel("held-out loss, nats per token")
 
 
 def _png(figure: Any) -> bytes:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import base64
 import html
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from bot_dist.evaluate.plots import energy_bars, loss_curves
+from bot_dist.evaluate.plots import energy_bars, loss_curves, shrinking
+from bot_dist.evaluate.shrinking import HEADINGS, Stages, cells, prediction_errors, ranges, stage_rows
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
@@ -38,6 +39,8 @@ def write_report(path: Path, facts: dict[str, Any]) -> Path:
         "<h2>The transfer</h2>",
         _modules(facts["plan"]),
     ]
+    if stages := facts["transfer"].get("calibrate"):
+        sections += ["<h2>How it was shrunk</h2>", *_shrinking(stages)]
     if facts["transfer"]["energy_kept"]:
         sections += ["<h2>Energy kept</h2>", _image(energy_bars(facts["transfer"]["energy_kept"]), "energy kept")]
     sections += ["<h2>How to repeat it</h2>", _repeat(facts)]
@@ -133,6 +136,28 @@ def _modules(plan: dict[str, Any]) -> str:
         for row in plan["rows"]
     ]
     return table(("module", "source", "target", "operator per axis", "MB read", "MB written", "peak MB"), rows)
+
+
+def _shrinking(stages: Stages) -> Iterator[str]:
+    if (picture := shrinking(stages)) is not None:
+        yield _image(picture, "how it was shrunk")
+    yield table(HEADINGS, [cells(row) for row in stage_rows(stages)])
+    for stage in stages:
+        if layers := stage["facts"].get("layer"):
+            similarity = ", ".join(f"{value:.3f}" for value in layers["similarity"])
+            yield (
+                f"<p>Kept blocks {ranges(layers['kept'])}. Mean cosine between the hidden states before and after each "
+                f"block: {similarity}.</p>"
+            )
+    if errors := prediction_errors(stages):
+        yield "<p>Share that stays unexplained, of the energy of what each norm sees or each map puts out:</p>"
+        rows = [(str(i), *_numbers(errors, i)) for i in range(max(map(len, errors.values())))]
+        yield table(("block", *(f"{name} (no block's)" if len(e) == 1 else name for name, e in errors.items())), rows)
+
+
+def _numbers(by_block: Mapping[str, Sequence[float]], block: int) -> Iterator[str]:
+    for values in by_block.values():
+        yield f"{values[block]:.4f}" if block < len(values) else ""
 
 
 def _repeat(facts: dict[str, Any]) -> str:

@@ -8,6 +8,7 @@ from typing import cast
 import numpy as np
 import numpy.typing as npt
 
+from bot_dist.checkpoint import manifest
 from bot_dist.convert.source import Source
 from bot_dist.families import Model, Weight
 from bot_dist.sharding import whole
@@ -28,6 +29,11 @@ class WeightStatistics:
         self._source, self._model = source, model
         self.names = tuple(w.name.removesuffix(".weight") for w in model.weights if not w.name.endswith(".bias"))
         self._stream = lru_cache(maxsize=1)(self._of_stream)
+
+    @property
+    def digest(self) -> str:
+        """Identifies what they are of."""
+        return manifest.digest(self._source.provenance())
 
     @property
     def similarity(self) -> Array:

@@ -38,13 +38,14 @@ def write_operators(
     *,
     layers: int,
     attempt: str,
-    provenance: Mapping[str, object] | None = None,
+    provenance: Callable[[], Mapping[str, object]] = dict,
 ) -> dict[str, OperatorSpec]:
     """Store fitted operators, and return what stands for them in plans.
 
     ``operators`` are by name, without handle and digest; ``matrix(name, layer)`` gives one at a time, layer by layer:
-    ``(n_target, n_source)``, or ``(n_target,)`` source indices. ``attempt`` identifies what they are fitted to: a store
-    that was committed under that name is taken as it is. Raises CheckpointExistsError when something else is there.
+    ``(n_target, n_source)``, or ``(n_target,)`` source indices. ``provenance()`` is asked for after all of them, and
+    recorded. ``attempt`` identifies what they are fitted to: a store that was committed under that name is taken as it
+    is. Raises CheckpointExistsError when something else is there.
     """
     import torch
 
@@ -65,7 +66,7 @@ def write_operators(
                     part = np.ascontiguousarray(values[tuple(slice(*r) for r in within)])
                     key = stored[name].shard_key(shard)
                     digests[name][key] = writer.write(name, shard, torch.from_numpy(part))
-        writer.commit(digests, dict(provenance or {}))
+        writer.commit(digests, dict(provenance()))
     reader = CheckpointReader(url)
     if reader.manifest.data != f"data/{attempt}":
         raise CheckpointError(

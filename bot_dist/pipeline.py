@@ -383,6 +383,9 @@ def _planned(recipe: Recipe, adapted: Adapted | None = None) -> tuple[Source, Tr
         basis = basis_of(model, recipe.transfer.basis)
         axes = shrinking(model, model.resized(recipe.target))
         layers = adapted.layers if adapted else ()
+        if adapted is None and "layer" in axes and recipe.transfer.depth in ("auto", "similar"):
+            n, kept = model.sizes["layer"], recipe.target["layers"]
+            layers = tuple(i * n // kept for i in range(kept))  # for now: which they are, statistics will tell
         rotated = "embed" in axes and basis == "rotation"
         target = target_model(model, recipe.target, recipe.transfer, rotated=rotated, layers=layers)
         fitted = adaptive(model, target, basis, axes)

@@ -161,6 +161,9 @@ class CalibrateConfig(_Config):
     """How many are run through the source, from the start of the text."""
     context: int = Field(default=512, ge=2)
     """Tokens per window."""
+    passes: Literal["one", "each"] = "one"
+    """``one``: everything is fitted to the source in one pass over the text. ``each``: one axis after another, each to
+    the model that the ones before have shrunk; takes a pass for each."""
     held_out: int = Field(default=4096, ge=0)
     """Tokens after those, on which the loss is measured after every stage; 0: it is not measured."""
 

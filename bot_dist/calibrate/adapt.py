@@ -7,7 +7,7 @@ comes out is one plan.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -95,7 +95,8 @@ class Adaptation:
         self.recipe, self.source, self.model, self.modules, self.text = recipe, source, model, modules, text
         self.operators_url, self.folder, self.on_event = operators_url, folder, on_event
         self.basis = basis_of(model, recipe.transfer.basis)
-        self.stages = [*_stages(model, recipe.target)]
+        self.ridge = recipe.transfer.ridge
+        self.stages = [*_stages(model, recipe.target, recipe.calibrate.passes)]
         self.done = Adapted()
 
     def run(self) -> Adapted:
@@ -141,34 +142,38 @@ class Adaptation:
             self._check_rank(axes)
             needed = _wanted(model, axes)
             found = self._statistics(source, model, self.text.windows, needed, f"for {', '.join(axes)}")
-        options = {key: self.recipe.target[key] for a in axes for key in OPTIONS[a] if key in self.recipe.target}
-        self.done.target |= options
-        if axes == ("layer",):
-            self.done.layers = _most_different(found.similarity, options["layers"])
-            facts = {"similarity": found.similarity.tolist(), "kept": self.done.layers}
-            sizes = _changed_sizes(model, self.target())
-            self.done.stages.append({"axes": ["layer"], "sizes": sizes, "facts": {"layer": facts}})
-            return
+        self.done.target |= _options(self.recipe.target, axes)
+        facts: dict[str, Any] = {}
+        if "layer" in axes:
+            self.done.layers = _most_different(found.similarity, self.done.target["layers"])
+            facts["layer"] = {"similarity": found.similarity.tolist(), "kept": self.done.layers}
+        if widths := [axis for axis in axes if axis != "layer"]:
+            facts |= self._fit_widths(Given(source=source, model=model, statistics=found, ridge=self.ridge), widths)
+        self.done.stages.append({"axes": [*axes], "sizes": _changed_sizes(model, self.target()), "facts": facts})
+
+    def _fit_widths(self, given: Given, axes: list[str]) -> dict[str, Any]:
+        """Fit the operators along some axes and store them; the facts of each."""
+        every = range(self.model.sizes["layer"])
+        kept = self.done.layers or every
+        seen = every if given.model.sizes["layer"] == len(every) else kept
+        position = {layer: i for i, layer in enumerate(seen) if layer in kept}
         self.done.axes += axes
         target = self.target()
-        given = Given(source=source, model=model, statistics=found, ridge=self.recipe.transfer.ridge)
-        fits = {a: self._fit(given, target, a) for a in axes}
+        fits = {axis: self._fit(given, target, axis) for axis in axes}
         wanted = operators(adaptive(self.model, target, self.basis, axes))
-        position = {layer: i for i, layer in enumerate(self.done.layers or range(self.model.sizes["layer"]))}
 
         def matrix(name: str, layer: int) -> Any:
-            if layer not in position:
+            if layer not in position:  # of the source, and left out
                 spec = wanted[name]
                 return np.zeros((spec.n_target, 1 if spec.selects else spec.n_source))
             return fits[name.partition(".")[0]].matrix(name, position[layer])
 
-        identity = found.digest if isinstance(found, Statistics) else digest(source.provenance())
         key = digest(
             {
                 "version": FIT_VERSION,
-                "statistics": identity,
+                "statistics": given.statistics.digest,
                 "operators": [repr(spec) for spec in wanted.values()],
-                "ridge": self.recipe.transfer.ridge,
+                "ridge": given.ridge,
                 "layers": self.done.layers,
             }
         )
@@ -180,15 +185,14 @@ class Adaptation:
             layers=self.model.sizes["layer"],
             attempt=key,
             provenance=lambda: {
-                "axes": [*axes],
-                "source": source.provenance(),
-                "facts": {a: fit.facts() for a, fit in fits.items()},
+                "axes": axes,
+                "source": given.source.provenance(),
+                "facts": {axis: fit.facts() for axis, fit in fits.items()},
             },
         )
-        found_facts = CheckpointReader(url).manifest.provenance[
-            "facts"
-        ]  # of an earlier attempt, where that fitted them
-        self.done.stages.append({"axes": [*axes], "sizes": _changed_sizes(model, target), "facts": found_facts})
+        # Recorded, not what the fits know now: an earlier attempt may have made the store.
+        facts: dict[str, Any] = CheckpointReader(url).manifest.provenance["facts"]
+        return facts
 
     def _check_rank(self, axes: tuple[str, ...]) -> None:
         """Raise InputError where there are fewer tokens than coordinates that are to predict others."""
@@ -246,21 +250,30 @@ def _changed_sizes(before: Model, after: Model) -> dict[str, tuple[int, int]]:
     return {name: (n, after.sizes[name]) for name, n in before.sizes.items() if after.sizes[name] != n}
 
 
-def _stages(model: Model, target: Mapping[str, int]) -> Iterator[tuple[str, ...]]:
-    """The axes that shrink, in order; together where the family has no model that is shrunk along one of them alone."""
-    options: dict[str, int] = {}
+def _options(target: Mapping[str, int], axes: Iterable[str]) -> dict[str, int]:
+    """The target's options that belong to some axes."""
+    return {key: target[key] for axis in axes for key in OPTIONS[axis] if key in target}
+
+
+def _stages(model: Model, target: Mapping[str, int], passes: str) -> list[tuple[str, ...]]:
+    """The axes that shrink, in order: all at once, or one after another (but together where the family has no model
+    that is shrunk along one of them alone)."""
+    axes = shrinking(model, model.resized(target))
+    if passes == "one":
+        return [tuple(axes)] if axes else []
+    stages: list[tuple[str, ...]] = []
+    done: dict[str, int] = {}
     waiting: list[str] = []
-    for axis in shrinking(model, model.resized(target)):
+    for axis in axes:
         waiting.append(axis)
-        tried = {**options, **{key: target[key] for a in waiting for key in OPTIONS[a] if key in target}}
+        tried = {**done, **_options(target, waiting)}
         try:
             model.resized(tried)
         except FamilyError:
             continue
-        yield tuple(waiting)
-        options, waiting = tried, []
-    if waiting:
-        yield tuple(waiting)
+        stages.append(tuple(waiting))
+        done, waiting = tried, []
+    return [*stages, tuple(waiting)] if waiting else stages
 
 
 def _wanted(model: Model, axes: tuple[str, ...]) -> tuple[str, ...]:

@@ -207,25 +207,23 @@ class Lifted:
         return kept.astype(np.float64), read
 
     def _choose(self, moment: Array, values: Array) -> tuple[lifting.Indices, lifting.Indices]:
+        """By what is lost with a unit or a head whose part all others take over as far as they can."""
+
+        def importance(inner: int) -> Array:
+            return lifting.importance(moment, values.T, self.given.ridge, inner)
+
         if self.axis == "mlp":
-            # What is lost with a unit whose part the others take over as far as they can (optimal brain surgeon).
-            damped = moment + self.given.ridge * np.mean(np.diag(moment)) * np.eye(len(moment))
-            importance = np.square(values).sum(1) / np.diag(np.linalg.inv(damped))
-            return lifting.split(importance, self.n_target)
+            return lifting.split(importance(1), self.n_target)
         sizes = self.given.model.sizes
-        inner = sizes["head_dim"]
-        gram = values @ values.T
-        heads = len(moment) // inner
-        blocks = (moment * gram).reshape(heads, inner, heads, inner)
-        importance = np.einsum("hihj->h", blocks)  # the energy that each head puts out
-        if "group" not in sizes:
-            kept_heads, _ = lifting.split(importance, self.n_target // inner)
+        inner, group = sizes["head_dim"], sizes.get("group", 1)
+        by_head = importance(inner)
+        if group == 1:
+            kept_heads, _ = lifting.split(by_head, self.n_target // inner)
         else:
-            by_group = importance.reshape(sizes["kv_heads"], sizes["group"])
-            kept_kv, _ = lifting.split(by_group.sum(1), self.kv_target)
+            kept_kv, _ = lifting.split(importance(group * inner), self.kv_target)
             per_group = self.n_target // inner // self.kv_target
-            found = [kv * sizes["group"] + lifting.split(by_group[kv], per_group)[0] for kv in kept_kv]
-            kept_heads = np.concatenate(found)
+            runs = [(kv * group, by_head[kv * group : (kv + 1) * group]) for kv in kept_kv]
+            kept_heads = np.concatenate([first + lifting.split(run, per_group)[0] for first, run in runs])
         kept = lifting.expanded(kept_heads, inner)
         return kept, np.setdiff1d(np.arange(len(moment)), kept)
 

@@ -56,7 +56,7 @@ class StreamedModel:
                 raise _ReachedError(hidden)
             return hidden
 
-        with self._stand_in(record), torch.inference_mode():
+        with self._stand_in(record), torch.no_grad():
             try:
                 self.module(input_ids=ids[None])
             except _ReachedError as reached:
@@ -67,13 +67,13 @@ class StreamedModel:
     def block(self, layer: int, hidden: torch.Tensor) -> torch.Tensor:
         """One block's hidden states ``(context, embed)``, of those before it. ``load_block`` comes first."""
         args, kwargs = self._calls[layer]
-        with torch.inference_mode():
+        with torch.no_grad():
             result: torch.Tensor = self.blocks[layer](hidden[None], *args, **kwargs)
         return result[0]
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """``(context, vocab)`` of the hidden states ``(context, embed)`` after the last block."""
-        with self._stand_in(lambda *_, **__: hidden[None]), torch.inference_mode():
+        with self._stand_in(lambda *_, **__: hidden[None]), torch.no_grad():
             found = self.module(inputs_embeds=hidden[None])
         logits: torch.Tensor = found["logits"] if "logits" in found else found["prediction_logits"]
         return logits[0]

@@ -105,8 +105,13 @@ class Moment:
         self.total += x.sum(0, dtype=torch.float64)
 
     def products(self) -> torch.Tensor:
-        """``(size, size)``."""
-        return self._lower.tril() + self._lower.tril(-1).T
+        """``(size, size)``, symmetric."""
+        for first in range(0, len(self.total), COLUMNS):
+            last = first + COLUMNS
+            corner = self._lower[first:last, first:last]
+            corner.copy_(corner.tril() + corner.tril(-1).T)
+            self._lower[first:last, last:] = self._lower[last:, first:last].T
+        return self._lower
 
 
 @contextmanager

@@ -6,6 +6,8 @@ Step 0 is what comes before the blocks, steps 1 to n are the blocks, step n + 1 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +24,8 @@ from bot_dist.errors import InputError
 from bot_dist.families import Model
 from bot_dist.urls import label
 
+ROWS = 64
+"""Tokens whose probabilities are computed together: all of a window's would take as much memory as its logits."""
 TOKENS = "tokens.safetensors"
 SIMILARITY, CHANGE, LOSS = "block/similarity", "block/change", "loss"
 """Names of sums, besides ``NAME/moment`` and ``NAME/mean``."""
@@ -51,15 +55,15 @@ class Work:
         """The file with a share's sums of a step."""
         return Path(self.scratch) / f"part-{step}-{share}.safetensors"
 
-    def sums(self, step: int) -> dict[str, torch.Tensor]:
-        """Of all shares, in their order, whichever was ready first: float64 tensors by name."""
-        total: dict[str, torch.Tensor] = {}
-        for share in range(self.shares):
-            with safe_open(self.part(step, share), "pt") as part:
-                for name in part.keys():  # noqa: SIM118  # it is no mapping
-                    values = part.get_tensor(name)
-                    total[name] = total[name].add_(values) if name in total else values
-        return total
+    def sums(self, step: int) -> Iterator[tuple[str, torch.Tensor]]:
+        """Of all shares, added up in their order whichever was ready first: float64 tensors by name."""
+        with ExitStack() as stack:
+            parts = [stack.enter_context(safe_open(self.part(step, i), "pt")) for i in range(self.shares)]
+            for name in sorted(parts[0].keys()):
+                total = parts[0].get_tensor(name).clone()
+                for part in parts[1:]:
+                    total += part.get_tensor(name)
+                yield name, total
 
     def discard(self, step: int) -> None:
         """Remove the sums of a step."""
@@ -137,7 +141,8 @@ class Share:
         with gathering(self._model.module, self._left) as found:
             for i, labels in enumerate(self._labels):
                 logits = self._model.logits(self._hidden[i])
-                loss += F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
+                for rows, wanted in zip(logits.split(ROWS), labels.split(ROWS), strict=True):
+                    loss += F.cross_entropy(rows, wanted, ignore_index=IGNORED, reduction="sum")
                 count += (labels != IGNORED).sum()
         self._check(loss, "loss")
         return {LOSS: loss, f"{LOSS}/tokens": count}, found

@@ -6,19 +6,24 @@ The store has the format of a checkpoint. Its arrays are float64: ``NAME/moment`
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
+import torch
+import xxhash
+from safetensors.torch import save_file
 
-from bot_dist.axes import Parameter
-from bot_dist.checkpoint import CheckpointReader, CheckpointWriter, Storage, StoredParameter, store_layout
+from bot_dist.calibrate.moments import Site, sites
+from bot_dist.calibrate.share import CHANGE, SIMILARITY, TOKENS, Work
+from bot_dist.calibrate.store import StatisticsWriter
+from bot_dist.calibrate.tokens import check_windows, task
+from bot_dist.checkpoint import CheckpointReader, Storage
 from bot_dist.checkpoint.manifest import MANIFEST, digest
 from bot_dist.convert.shapes import Shapes
 from bot_dist.convert.source import Source
@@ -28,12 +33,6 @@ from bot_dist.recipe import ClusterConfig
 from bot_dist.runtime.cluster import connected
 from bot_dist.runtime.shares import run_in_threads
 from bot_dist.urls import absolute, label
-
-if TYPE_CHECKING:
-    import torch
-
-    from bot_dist.calibrate.moments import Site
-    from bot_dist.calibrate.share import Work
 
 VERSION = 1
 """Of what is computed: statistics of another version are computed anew."""
@@ -87,12 +86,12 @@ class Statistics:
     @property
     def similarity(self) -> Array:
         """Per block, mean cosine between the hidden states before and after it, ``(layers,)``."""
-        return self._whole("block/similarity")
+        return self._whole(SIMILARITY)
 
     @property
     def change(self) -> Array:
         """Per block, mean of ``‖after − before‖² / ‖before‖²``, ``(layers,)``."""
-        return self._whole("block/change")
+        return self._whole(CHANGE)
 
     def _layer(self, array: str, layer: int) -> Array:
         name = array.rpartition("/")[0]
@@ -131,17 +130,12 @@ def statistics(
     Raises InputError where the model can't take the windows, the names are unknown, or the weights not finite;
     SourceError when the source is not the model's.
     """
-    from safetensors.torch import save_file
-
-    from bot_dist.calibrate import moments, tokens
-    from bot_dist.calibrate.share import TOKENS, Work
-
     if isinstance(source, Shapes):
         raise InputError(f"{label(source.url)} is a configuration without weights; give the model itself")
-    tokens.check_windows(windows, model)
-    sites = moments.sites(model, wanted)
-    inputs, labels = tokens.task(windows, model, mask_token)
-    key = _key(source, model, inputs, labels, sites)
+    check_windows(windows, model)
+    chosen = sites(model, wanted)
+    inputs, labels = task(windows, model, mask_token)
+    key = _key(source, model, inputs, labels, chosen)
     folder = absolute(str(folder))
     url = f"{folder}/{key}"
 
@@ -159,8 +153,8 @@ def statistics(
     try:
         save_file({"inputs": inputs.contiguous(), "labels": labels.contiguous()}, f"{scratch}/{TOKENS}")
         shares = min(cluster.tensor * cluster.data, len(windows))
-        work = Work(source=source, model=model, sites=tuple(sites), scratch=scratch, shares=shares)
-        stored = _Stored(url, key, work, inputs.numel())
+        work = Work(source=source, model=model, sites=tuple(chosen), scratch=scratch, shares=shares)
+        stored = StatisticsWriter(url, key, work, inputs.numel())
         event("start", tokens=inputs.numel(), windows=len(inputs), blocks=work.steps - 2, shares=shares)
 
         def on_step(step: int) -> None:
@@ -175,7 +169,7 @@ def statistics(
                 from bot_dist.runtime.calibrate_actors import run_by_actors  # after Ray's import is prepared
 
                 run_by_actors(work, key, on_step)
-        stored.commit({"context": inputs.shape[1], "source": source.provenance()})
+        stored.commit({"version": VERSION, "context": inputs.shape[1], "source": source.provenance()})
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     result = Statistics(url)
@@ -183,9 +177,7 @@ def statistics(
     return result
 
 
-def _key(source: Source, model: Model, inputs: torch.Tensor, labels: torch.Tensor, sites: list[Site]) -> str:
-    import xxhash
-
+def _key(source: Source, model: Model, inputs: torch.Tensor, labels: torch.Tensor, chosen: list[Site]) -> str:
     tokens = xxhash.xxh3_128(repr(tuple(inputs.shape)).encode())
     for part in (inputs, labels):
         tokens.update(np.ascontiguousarray(part.numpy()).data)
@@ -195,74 +187,6 @@ def _key(source: Source, model: Model, inputs: torch.Tensor, labels: torch.Tenso
             "source": source.provenance(),
             "config": model.config,
             "tokens": tokens.hexdigest(),
-            "wanted": [site.name for site in sites],
+            "wanted": [site.name for site in chosen],
         }
     )
-
-
-class _Stored:
-    """The store while it is written, layer by layer."""
-
-    def __init__(self, url: str, key: str, work: Work, tokens: int) -> None:
-        self._work, self._tokens = work, tokens
-        self._layouts = {s.parameter.name: s for s in _layouts(work)}
-        self._writer = CheckpointWriter.create(url, self._layouts.values(), config={}, attempt=key)
-        self._digests: dict[str, dict[str, bytes]] = {name: {} for name in self._layouts}
-        self._blocks: dict[str, list[float]] = {"block/similarity": [], "block/change": []}
-        self._loss: float | None = None
-
-    def add(self, step: int) -> None:
-        """Write what all shares have found in a step, and remove their files."""
-        import torch
-
-        sums = self._work.sums(step)
-        for name, values in sums.items():
-            if name in self._blocks:
-                self._blocks[name].append(values.item() / self._tokens)
-            elif name in self._layouts:
-                layered = self._layouts[name].parameter.sizes[0] > 1
-                self._write(name, step - 1 if layered else 0, values.div_(self._tokens))
-        if step == self._work.steps - 1:
-            predicted = sums["loss/tokens"].item()
-            self._loss = sums["loss"].item() / predicted if predicted else None
-            for name, numbers in self._blocks.items():
-                self._write_whole(name, torch.tensor(numbers, dtype=torch.float64))
-        self._work.discard(step)
-
-    def commit(self, provenance: dict[str, Any]) -> None:
-        calibration = {
-            "version": VERSION,
-            "wanted": [site.name for site in self._work.sites],
-            "tokens": self._tokens,
-            "loss": self._loss,
-            **provenance,
-        }
-        self._writer.commit(self._digests, {"calibration": calibration})
-
-    def _write(self, name: str, layer: int, values: torch.Tensor) -> None:
-        for shard in self._layouts[name].shards():
-            if shard[0] == (layer, layer + 1):
-                part = values[tuple(slice(*r) for r in shard[1:])][None].contiguous()
-                self._digests[name][self._layouts[name].shard_key(shard)] = self._writer.write(name, shard, part)
-
-    def _write_whole(self, name: str, values: torch.Tensor) -> None:
-        (shard,) = self._layouts[name].shards()
-        self._digests[name][self._layouts[name].shard_key(shard)] = self._writer.write(name, shard, values)
-
-
-def _layouts(work: Work) -> Iterator[StoredParameter]:
-    for site in work.sites:
-        yield _by_layer(f"{site.name}/moment", ("layer", "row", "column"), (site.layers, site.size, site.size))
-        yield _by_layer(f"{site.name}/mean", ("layer", "row"), (site.layers, site.size))
-    for name in ("block/similarity", "block/change"):
-        yield store_layout(_parameter(name, ("layer",), (work.model.sizes["layer"],)), dtype="float64")
-
-
-def _by_layer(name: str, axes: tuple[str, ...], sizes: tuple[int, ...]) -> StoredParameter:
-    """Shards of one layer each, or less."""
-    one = store_layout(_parameter(name, axes, (1, *sizes[1:])), dtype="float64")
-    return dataclasses.replace(one, parameter=_parameter(name, axes, sizes))
-
-
-def _parameter(name: str, axes: tuple[str, ...], sizes: tuple[int, ...]) -> Parameter:
-    return Parameter(name=name, axes=axes, sizes=sizes, dims=(1,) * len(axes))

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from bot_dist.convert.storage import resolve_all
-from bot_dist.convert.text import pack_text
+from bot_dist.convert.text import pack_text, spread_windows
 from bot_dist.errors import InputError
 from bot_dist.families import Model
 
@@ -39,13 +39,15 @@ def windows(files: Iterable[str], tokenizer: Any, tokens: int, context: int) -> 
     named = sorted({file for pattern in files for file in resolve_all(pattern)})
     if not named:
         raise InputError(f"{OPTION} names no file; give paths, fsspec URLs or package://PACKAGE/FILE")
+    n_windows = tokens // context
+    if (found := spread_windows(named, tokenizer, n_windows, context, OPTION)) is not None:
+        return torch.from_numpy(found.astype(np.int64))
     packed = pack_text(named, tokenizer, OPTION)
     if len(packed) < tokens:
         raise InputError(
             f"{OPTION}: {len(packed)} tokens in {len(named)} file(s), wanted at least {tokens}; give more text, or "
             f"calibrate on fewer tokens"
         )
-    n_windows = tokens // context
     starts = [i * len(packed) // n_windows for i in range(n_windows)]
     return torch.from_numpy(np.stack([packed[s : s + context] for s in starts]).astype(np.int64))
 

@@ -8,6 +8,7 @@ from typing import cast
 import numpy as np
 import numpy.typing as npt
 
+from bot_dist.checkpoint import manifest
 from bot_dist.convert.source import Source
 from bot_dist.families import Model, Weight
 from bot_dist.sharding import whole
@@ -28,6 +29,11 @@ class WeightStatistics:
         self._source, self._model = source, model
         self.names = tuple(w.name.removesuffix(".weight") for w in model.weights if not w.name.endswith(".bias"))
         self._stream = lru_cache(maxsize=1)(self._of_stream)
+
+    @property
+    def digest(self) -> str:
+        """Identifies what they are of."""
+        return manifest.digest(self._source.provenance())
 
     @property
     def similarity(self) -> Array:
@@ -66,15 +72,12 @@ class WeightStatistics:
         axis = "kv_heads" if "kv_heads" in sizes else "heads"
         values = next(w for w in self._writers(axis) if w.name.startswith(("attn.v", "attn.qkv")))
         names = [use.axis for use in values.uses]
-        rows: Array = self._values(values, layer)
+        rows = self._values(values, layer)
         if "qkv" in names:
-            rows = rows.take(2, axis=names.index("qkv"))
+            rows = np.moveaxis(rows, names.index("qkv"), 0)[2]
             names.remove("qkv")
-        kept = [names.index(axis), names.index("head_dim")]
-        others = tuple(i for i in range(rows.ndim) if i not in kept)
-        strengths = np.square(rows).sum(axis=others, keepdims=True).reshape([rows.shape[i] for i in sorted(kept)])
-        if kept[0] > kept[1]:
-            strengths = strengths.T
+        rows = np.moveaxis(rows, (names.index(axis), names.index("head_dim")), (0, 1))
+        strengths = np.square(rows).reshape(*rows.shape[:2], -1).sum(2)  # (heads, head_dim)
         return cast(Array, np.repeat(strengths, sizes.get("group", 1), axis=0).reshape(-1))
 
     def _writers(self, axis: str) -> list[Weight]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,9 @@ from bot_dist.errors import InputError
 from bot_dist.urls import label
 
 Tokens = NDArray[np.int32]
+
+CHARACTERS = 12
+"""Of a text, that are tokenised to have a token: more than most languages and tokenizers need."""
 
 
 def pack_text(files: Iterable[str], tokenizer: Any, option: str = "train.text") -> Tokens:
@@ -33,6 +36,27 @@ def pack_text(files: Iterable[str], tokenizer: Any, option: str = "train.text") 
         ids = tokenizer(_read_text(file, option), add_special_tokens=False, verbose=False)["input_ids"]
         parts.append(np.asarray([*ids, end], dtype=np.int32))
     return np.concatenate(parts) if parts else np.empty(0, np.int32)
+
+
+def spread_windows(
+    files: Sequence[str], tokenizer: Any, n: int, context: int, option: str = "train.text"
+) -> Tokens | None:
+    """``(n, context)`` tokens from places that lie evenly over the files, without tokenising the rest; None where a
+    file is too short for its share. Raises InputError as ``pack_text`` does."""
+    files, found = sorted(files), []
+    read: tuple[str, str] = ("", "")
+    for i in range(n):
+        number, place = divmod((2 * i + 1) * len(files), 2 * n)
+        if read[0] != files[number]:
+            read = files[number], _read_text(files[number], option)
+        spare = len(read[1]) - CHARACTERS * context
+        start = max(0, spare) * place // (2 * n)
+        piece = read[1][start : start + CHARACTERS * context]
+        ids = tokenizer(piece, add_special_tokens=False, verbose=False)["input_ids"]
+        if len(ids) <= context:
+            return None
+        found.append(ids[1 : context + 1])  # the first may be the rest of a word
+    return np.asarray(found, dtype=np.int32)
 
 
 def _read_text(file: str, option: str) -> str:

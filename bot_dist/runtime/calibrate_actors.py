@@ -11,6 +11,7 @@ import ray
 
 from bot_dist.errors import RunError
 from bot_dist.runtime.cluster import PLACEMENT_TIMEOUT_S, result_of
+from bot_dist.runtime.memory import return_freed_memory
 from bot_dist.runtime.shares import OnStep, SharedWork
 
 TRIES = 3
@@ -28,6 +29,7 @@ class ShareActor:
         import torch
 
         torch.set_num_threads(1)
+        return_freed_memory()
         self._opened = self._work.open(self._share)
 
     def run(self, step: int, keep: bool) -> None:

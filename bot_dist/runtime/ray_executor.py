@@ -6,7 +6,6 @@ cluster has room for it.
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 import os
 import time
@@ -24,12 +23,11 @@ from bot_dist.plan import LANES, Step, TransferPlan
 from bot_dist.runtime.cluster import PLACEMENT_TIMEOUT_S, result_of
 from bot_dist.runtime.dispatch import Dispatch
 from bot_dist.runtime.executor import OnEvent, Reader, StepResult
+from bot_dist.runtime.memory import return_freed_memory
 from bot_dist.runtime.metrics import ActorMetrics, DriverMetrics
 from bot_dist.runtime.worker import Worker
 
 POLL_S = 1.0
-M_MMAP_THRESHOLD, MMAP_THRESHOLD = -3, 2**20
-"""glibc's number for the option, and bytes: what is larger goes back to the system as soon as it is freed."""
 STILLBORN = 3
 """So often an actor may die before it is ready: then there is something wrong where it starts."""
 DEATHS = 8
@@ -52,7 +50,7 @@ class ShardActor:
         import torch
 
         torch.set_num_threads(1)
-        _return_freed_memory()
+        return_freed_memory()
         self.worker = Worker(*self._arguments)
         self.worker.warm_up()
         return {"pid": os.getpid(), "node": ray.util.get_node_ip_address()}
@@ -61,12 +59,6 @@ class ShardActor:
         result = dataclasses.replace(self.worker.run(step), rank=self.rank)
         self._metrics.add(result)
         return result
-
-
-def _return_freed_memory() -> None:
-    """Keep no buffer that was freed: glibc would, in the arena of each thread, and more of it than the limit leaves."""
-    if (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:
-        mallopt(M_MMAP_THRESHOLD, MMAP_THRESHOLD)
 
 
 class RayExecutor:

@@ -103,7 +103,7 @@ def _untouched(module: ModulePlan, step: Step) -> bool:
 
 def _blank(module: ModulePlan, a: AxisPlan) -> float:
     """What indices of an axis hold that take nothing from the source, where nothing is drawn for them."""
-    if a.spec is not None and a.spec.policy == "constant":
+    if a.spec is not None and a.constant:
         return a.spec.row_sum
     return module.weight.silent if a.axis == "layer" else module.weight.neutral
 

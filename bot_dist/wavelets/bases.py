@@ -64,8 +64,9 @@ def isometry_centred(moment: Array, n_target: int) -> Array:
     n = len(moment)
     assert 1 < n_target <= n, (n_target, n)
     inside = _complement_of_ones(n)
-    leading = klt(inside.T @ moment @ inside).vectors[: n_target - 1]
-    return _complement_of_ones(n_target) @ _signed(leading @ inside.T)
+    leading = _signed(klt(inside.T @ moment @ inside).vectors[: n_target - 1] @ inside.T)
+    centred: Array = _complement_of_ones(n_target) @ leading
+    return centred
 
 
 def checked(moment: Array) -> None:
@@ -89,7 +90,8 @@ def checked(moment: Array) -> None:
 def _complement_of_ones(n: int) -> Array:
     """(n, n − 1): the cosines of the DCT-II but the constant one; orthonormal columns that each sum to 0."""
     angles = np.pi / n * (np.arange(n)[:, None] + 0.5) * np.arange(1, n)
-    return np.sqrt(2 / n) * np.cos(angles)
+    cosines: Array = np.sqrt(2 / n) * np.cos(angles)
+    return cosines
 
 
 def _signed(vectors: Array) -> Array:

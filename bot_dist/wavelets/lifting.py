@@ -4,9 +4,9 @@ For signals ``x = (kept, dropped)``, the operators of an axis that shrinks are, 
 
     A_write = [1 − U·P, U]        A_read = [1, Pᵀ]
 
-``P = 0, U = 0`` is the lazy wavelet: weight selection. ``P = 1, U = ½`` on pairs is Haar. ``U = 0`` and P by ridge least
-squares on a calibration text is the best linear prediction: what reads the axis, reads what it would have read, as far
-as the kept units tell. :func:`reading` is the same for the leading coordinates of a rotated basis.
+``P = 0, U = 0`` is the lazy wavelet: weight selection. ``P = 1, U = ½`` on pairs is Haar. ``U = 0`` and P by ridge
+least squares on a calibration text is the best linear prediction: what reads the axis, reads what it would have read,
+as far as the kept units tell. :func:`reading` is the same for the leading coordinates of a rotated basis.
 
 A moment is the second moment ``E[x xᵀ]`` of a signal, not centred; a ridge is relative to the mean square of the
 signals that predict.
@@ -39,6 +39,23 @@ def split(importance: Array, n_target: int) -> tuple[Indices, Indices]:
     return np.sort(order[:n_target]), np.sort(order[n_target:])
 
 
+def importance(moment: Array, weight: Array, ridge: float, inner: int = 1) -> Array:
+    """What it costs to drop each unit when the others take over its part as well as they can, ``(n / inner,)``.
+
+    For a unit's coordinates g, ``tr(W_g · ([C⁻¹]_gg)⁻¹ · W_gᵀ)``: the mean square error of ``W·x`` after the best
+    update of W's other columns (Optimal Brain Surgeon, Hassibi & Stork 1993). ``moment`` C is ``(n, n)``; ``weight`` W,
+    which reads the signal, ``(m, n)``; a unit is ``inner`` consecutive coordinates. A unit that others predict well is
+    cheap, however loud it is. Raises CalibrationError as :func:`regression` does.
+    """
+    n = len(moment)
+    units = n // inner
+    inverse = regression(np.eye(n), moment, ridge).reshape(units, inner, units, inner)
+    own = inverse[np.arange(units), :, np.arange(units), :]
+    columns = weight.reshape(len(weight), units, inner).transpose(1, 2, 0)
+    costs: Array = np.einsum("uim,uim->u", columns, np.linalg.solve(own, columns))
+    return costs
+
+
 def expanded(indices: Indices, inner: int) -> Indices:
     """The coordinates of a composite axis (``heads × head_dim``) that belong to ``indices`` of its outer axis.
 
@@ -47,25 +64,33 @@ def expanded(indices: Indices, inner: int) -> Indices:
     return (np.asarray(indices, dtype=np.int64)[:, None] * inner + np.arange(inner)).reshape(-1)
 
 
-def regression(cross: Array, moment: Array, ridge: float) -> Array:
-    """The matrix B ``(m, n)`` of the least mean square of ``y − B·x`` plus ``ridge · mean(E[x²]) · |B|²``.
+def regression(cross: Array, moment: Array, ridge: float, prior: Array | None = None) -> Array:
+    """The matrix B ``(m, n)`` of the least ``E|y − B·x|² + ridge · mean(E[x²]) · |B − prior|²``.
 
-    ``cross`` is ``E[y xᵀ]``, ``(m, n)``; ``moment`` is ``E[x xᵀ]``, ``(n, n)``.
-    Raises CalibrationError if the moment is not finite, not symmetric, or singular with this ridge.
+    ``cross`` is ``E[y xᵀ]``, ``(m, n)``; ``moment`` is ``E[x xᵀ]``, ``(n, n)``; ``prior`` is ``(m, n)``, none for 0.
+    Raises CalibrationError if a statistic is not finite, or the moment not symmetric or singular with this ridge.
     """
     assert ridge >= 0, ridge
     assert cross.shape[1:] == moment.shape[1:], (cross.shape, moment.shape)
     checked(moment)
     n = len(moment)
-    damped = (moment + moment.T) / 2 + ridge * np.mean(np.diag(moment)) * np.eye(n)
+    if not np.isfinite(cross).all():
+        raise CalibrationError(
+            f"the moment of {len(cross)} signals with the {n} that predict them is not finite; the source model "
+            "overflows on the calibration text: calibrate in float32, or check the source's weights"
+        )
+    symmetric = (moment + moment.T) / 2
+    damped = symmetric + ridge * np.mean(np.diag(moment)) * np.eye(n)
     factor, failed = torch.linalg.cholesky_ex(torch.from_numpy(damped))
     pivots = factor.diagonal().square()
     if failed or pivots.min() <= n * np.finfo(np.float64).eps * pivots.max():
         raise CalibrationError(
-            f"the second moment of the {n} signals to predict from is singular at ridge {ridge:g}; calibrate on at "
-            f"least {n} tokens, or raise the ridge (1e-3 is usual)"
+            f"the second moment of the {n} signals to predict from is singular at ridge {ridge:g}; calibrate on more "
+            f"than {n} tokens, or raise the ridge (1e-3 is usual)"
         )
-    return torch.cholesky_solve(torch.from_numpy(np.ascontiguousarray(cross.T)), factor).numpy().T
+    missed = cross if prior is None else cross - prior @ symmetric
+    found = torch.cholesky_solve(torch.from_numpy(np.ascontiguousarray(missed.T)), factor).numpy().T
+    return np.ascontiguousarray(found if prior is None else prior + found)
 
 
 def predictor(moment: Array, kept: Indices, dropped: Indices, ridge: float) -> Array:
@@ -93,14 +118,13 @@ def lifted(n: int, kept: Indices, dropped: Indices, P: Array, U: Array | None = 
 
 
 def reading(moment: Array, isometry: Array, ridge: float) -> Array:
-    """``A_read`` ``(n_target, n)`` of what is left of a signal after ``isometry`` Q ``(n_target, n)``: ``x ≈ A_readᵀ·Q·x``.
+    """``A_read`` ``(n_target, n)`` after a rotation: ``x ≈ A_readᵀ · Q·x``, Q ``(n_target, n)`` the ``isometry``.
 
-    It is Q and, for the coordinates that Q drops, their prediction from the kept ones:
-    ``A_readᵀ = Qᵀ + (1 − QᵀQ)·C·Qᵀ · (Q·C·Qᵀ + ridge)⁻¹``, C the ``moment`` ``(n, n)`` of the signal that is read. One
-    basis serves a whole residual stream, and every map that reads the stream has its own moment.
+    It is Q, and what the kept coordinates tell of the dropped ones: the ridge pulls towards ``A_readᵀ = Qᵀ``. One basis
+    serves a whole residual stream, and each map that reads the stream has the ``moment`` ``(n, n)`` of what it reads.
     Raises CalibrationError as :func:`regression` does.
     """
     checked(moment)
-    seen = isometry @ moment
-    kept = seen @ isometry.T
-    return isometry + regression(seen.T - isometry.T @ kept, (kept + kept.T) / 2, ridge).T
+    cross = moment @ isometry.T
+    kept = isometry @ cross
+    return regression(cross, (kept + kept.T) / 2, ridge, prior=isometry.T).T

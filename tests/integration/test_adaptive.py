@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,11 @@ import pytest
 import torch
 
 import bot_dist
-from bot_dist.calibrate.adapt import Adaptation, Given
-from bot_dist.calibrate.fit import Lifted, Rotation
+from bot_dist.calibrate.fit import Given, Lifted, Rotation
 from bot_dist.calibrate.weight_only import WeightStatistics
 from bot_dist.checkpoint import CheckpointReader, write_operators
 from bot_dist.convert.open import open_source
-from bot_dist.errors import PlanError
+from bot_dist.errors import InputError, PlanError
 from bot_dist.families import Model, model_of
 from bot_dist.pipeline import _known
 from bot_dist.plan import adaptive, basis_of, make_plan, operators, placed, target_model
@@ -31,7 +31,7 @@ def unsettled(model: torch.nn.Module) -> None:
     """Norm weights and biases that matter, and matrices that are large enough."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
+        for parameter in model.parameters():
             noise = torch.randn(parameter.shape, generator=generator)
             parameter.add_(noise * (0.3 if parameter.dim() == 1 else 0.1))
 
@@ -112,9 +112,113 @@ def test_a_rotation_of_the_whole_width_changes_nothing(tmp_path: Path, make_pico
 @pytest.mark.parametrize("kind", REFUSED)
 def test_a_rotation_is_refused_where_it_changes_the_function(tmp_path: Path, make_pico: Factory, kind: str) -> None:
     model = model_of(open_source(make_pico(kind).url).config)
-    with pytest.raises(PlanError, match="rotation would change the function: in family .* use permutation"):
+    with pytest.raises(PlanError, match=r"rotation would change the function: in family .* use permutation"):
         basis_of(model, "rotation")
     assert basis_of(model, "auto") == "permutation"
 
 
-__all__ = ["Adaptation", "CheckpointReader"]
+SMALLER = {
+    "llama": {"layers": 2, "embed": 16, "mlp": 24, "heads": 2, "kv_heads": 1},
+    "gemma": {"embed": 16, "mlp": 24},
+    "gemma2": {"layers": 2, "embed": 16, "mlp": 24},
+    "gpt2": {"layers": 2, "embed": 16, "heads": 2, "mlp": 40},
+    "gpt_neox": {"embed": 16, "heads": 2, "mlp": 24},
+    "bert": {"layers": 2, "embed": 16, "heads": 2, "mlp": 24},
+}
+
+
+def adapted(folder: Path, source: str, target: dict[str, int], text: list[str], **options: Any) -> dict[str, Any]:
+    data = {"source": source, "output": str(folder), "target": target, "calibrate": {"text": text, "tokens": 512}}
+    data["calibrate"] |= {"context": 32, "held_out": 128}
+    options = {"cluster.executor": "local", "transfer.analysis": "adaptive", **options}
+    return bot_dist.transfer(bot_dist.make_recipe(data, options))
+
+
+def tensors(folder: Path) -> dict[str, torch.Tensor]:
+    return dict(CheckpointReader(str(folder / "transferred.zarr")).tensors())
+
+
+def with_tokenizer(pico: Any, tokenizer: Path) -> str:
+    """With a mask token, which BERT needs."""
+    from transformers import AutoTokenizer
+
+    loaded = AutoTokenizer.from_pretrained(tokenizer)
+    loaded.add_special_tokens({"mask_token": "<mask>"})
+    loaded.save_pretrained(pico.folder)
+    return str(pico.folder)
+
+
+@pytest.mark.parametrize("kind", SMALLER)
+def test_every_family_shrinks_along_all_axes(
+    tmp_path: Path, make_pico: Factory, pico_tokenizer: Path, shakespeare: str, kind: str
+) -> None:
+    pico = make_pico(kind)
+    source = with_tokenizer(pico, pico_tokenizer)
+    report = adapted(tmp_path / "one", source, SMALLER[kind], [shakespeare])
+    stages = report["calibrate"]
+    assert [axis for stage in stages for axis in stage["axes"]] == [
+        axis for axis in ("layer", "embed", "heads", "mlp") if {"layer": "layers"}.get(axis, axis) in SMALLER[kind]
+    ]
+    assert all(stage["loss"] > 0 for stage in stages)
+    for stage in stages:
+        for axis, facts in stage["facts"].items():
+            assert all(0 <= e < 1.5 for errors in facts.get("errors", {}).values() for e in errors), (axis, facts)
+    verified = bot_dist.verify(str(tmp_path / "one" / "transferred.zarr"))
+    assert not verified.damaged
+    reader = CheckpointReader(str(tmp_path / "one" / "transferred.zarr"))
+    for option, size in SMALLER[kind].items():
+        sizes = model_of(reader.config).sizes
+        if option == "heads":
+            assert sizes.get("heads", sizes.get("kv_heads", 0) * sizes.get("group", 0)) == size
+        else:
+            assert sizes[{"layers": "layer"}.get(option, option)] == size
+    adapted(tmp_path / "two", source, SMALLER[kind], [shakespeare])
+    again = tensors(tmp_path / "two")
+    assert all(torch.equal(again[name], tensor) for name, tensor in tensors(tmp_path / "one").items())
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_actors_fit_and_write_what_one_process_does(
+    tmp_path: Path, make_pico: Factory, pico_tokenizer: Path, shakespeare: str
+) -> None:
+    """The statistics' sums are added in another order, so what is fitted to them may differ in its last bits; what is
+    written with the same operators may not."""
+    source = with_tokenizer(make_pico("llama"), pico_tokenizer)
+    target = SMALLER["llama"]
+    adapted(tmp_path / "one", source, target, [shakespeare])
+    adapted(tmp_path / "two", source, target, [shakespeare], **{"cluster.executor": "ray", "cluster.tensor": 2})
+    one, two = tensors(tmp_path / "one"), tensors(tmp_path / "two")
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=1e-3, atol=1e-3)
+    shutil.rmtree(tmp_path / "two" / "transferred.zarr" / "data")
+    (tmp_path / "two" / "transferred.zarr" / "manifest.json").unlink()
+    adapted(tmp_path / "two", source, target, [shakespeare], **{"cluster.executor": "ray", "cluster.data": 2})
+    assert all(torch.equal(tensors(tmp_path / "two")[name], tensor) for name, tensor in two.items())
+
+
+def test_weights_alone_are_fitted_to_where_there_is_no_text(tmp_path: Path, make_pico: Factory) -> None:
+    """Said aloud. Images have no text."""
+    pico = make_pico("vit")
+    report = adapted(tmp_path, pico.url, {"embed": 16, "heads": 2, "mlp": 24}, [])
+    assert [stage["axes"] for stage in report["calibrate"]] == [["embed", "heads"], ["mlp"]]
+    notes = CheckpointReader(str(tmp_path / "transferred.zarr")).manifest.provenance["plan"]["notes"]
+    assert any("fitted to the weights alone" in note for note in notes)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"calibrate.tokens": 32, "calibrate.held_out": 0}, "32 tokens can't tell 48 coordinates of 'mlp' apart"),
+        ({"transfer.basis": "rotation"}, None),
+    ],
+)
+def test_what_cannot_be_fitted(
+    tmp_path: Path, make_pico: Factory, pico_tokenizer: Path, shakespeare: str, options: dict[str, Any], message: Any
+) -> None:
+    source = with_tokenizer(make_pico("llama", intermediate_size=96), pico_tokenizer)
+    if message is None:
+        adapted(tmp_path, source, {"mlp": 48}, [shakespeare], **options)
+        return
+    with pytest.raises(InputError, match=message):
+        adapted(tmp_path, source, {"mlp": 48}, [shakespeare], **options)

@@ -46,7 +46,7 @@ def test_a_run_and_its_reruns(recipe: Callable[..., bot_dist.Recipe], tmp_path: 
     assert facts["export"]["logits"]["max_abs_difference"] < 1e-5
     assert facts["export"]["logits"]["missing_keys"] == facts["export"]["logits"]["unexpected_keys"] == []
     html = (out / "report.html").read_text()
-    assert all(text in html for text in ("data:image/png;base64", "mlp.down", "energy kept", "torch"))
+    assert all(text in html for text in ("data:image/png;base64", "mlp.down", "How it was shrunk", "torch"))
     kinds = {(e["stage"], e["event"]) for e in map(json.loads, (out / "events.jsonl").read_text().splitlines())}
     assert {("transfer", "step"), ("transfer", "committed"), ("pretrain", "step"), ("export", "start")} <= kinds
 
@@ -63,7 +63,11 @@ def test_a_run_and_its_reruns(recipe: Callable[..., bot_dist.Recipe], tmp_path: 
     events: list[dict[str, Any]] = []
     again = bot_dist.run(recipe(), events.append)
     assert (again["pretrain"], again["transfer"]) == (facts["pretrain"], facts["transfer"])
-    assert {e["stage"] for e in events} == {"plan"}
+    assert {(e["stage"], e["event"]) for e in events} == {
+        ("calibrate", "cached"),
+        ("calibrate", "loss"),
+        ("plan", "planned"),
+    }
     assert (out / "report.html").exists()
 
     # Another recipe in the same place is refused; asked for, it replaces all, the trained store's export too.

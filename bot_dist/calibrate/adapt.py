@@ -146,7 +146,7 @@ class Adaptation:
         facts: dict[str, Any] = {}
         if "layer" in axes:
             self.done.layers = _most_different(found.similarity, self.done.target["layers"])
-            facts["layer"] = {"similarity": found.similarity.tolist(), "kept": self.done.layers}
+            facts["layer"] = {"similarity": found.similarity.tolist(), "kept": [*self.done.layers]}
         if widths := [axis for axis in axes if axis != "layer"]:
             facts |= self._fit_widths(Given(source=source, model=model, statistics=found, ridge=self.ridge), widths)
         self.done.stages.append({"axes": [*axes], "sizes": _changed_sizes(model, self.target()), "facts": facts})
@@ -245,9 +245,9 @@ class Adaptation:
         self.on_event({"stage": "calibrate", "event": "loss", "after": name, "loss": loss})
 
 
-def _changed_sizes(before: Model, after: Model) -> dict[str, tuple[int, int]]:
-    """What a stage has shrunk, by axis."""
-    return {name: (n, after.sizes[name]) for name, n in before.sizes.items() if after.sizes[name] != n}
+def _changed_sizes(before: Model, after: Model) -> dict[str, list[int]]:
+    """What a stage has shrunk, by axis: size before and after."""
+    return {name: [n, after.sizes[name]] for name, n in before.sizes.items() if after.sizes[name] != n}
 
 
 def _options(target: Mapping[str, int], axes: Iterable[str]) -> dict[str, int]:

@@ -161,7 +161,7 @@ def test_adaptive_shrinking_on_the_command_line(
     for file in pico_tokenizer.iterdir():
         shutil.copy(file, source.folder)
     sizes = ("--layers", "2", "--embed", "12", "--mlp", "20", "--calibrate", shakespeare)
-    few = [f"--set=calibrate.{key}" for key in ("tokens=1024", "context=32", "held_out=256")]
+    few = [f"--set=calibrate.{key}" for key in ("tokens=1024", "context=32", "held_out=256", "passes=each")]
     status, text = cli("plan", source.url, *sizes, *few)
     assert (status, "embed.read.attn.norm" in text) == (0, True)
     status, text = cli("plan", source.url, *sizes, *few, "--basis", "permutation")

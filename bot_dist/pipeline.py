@@ -324,10 +324,17 @@ def _adapted(recipe: Recipe, on_event: OnEvent) -> Adapted | None:
         _known(source, model),
         None if not _calibration_text(recipe) or model.family.objective == "image" else _text(recipe, model),
         operators_url=f"{url}/{OPERATORS}",
-        folder=str(Path(recipe.output).resolve() / "calibration"),
+        folder=_beside(recipe, "calibration"),
         on_event=on_event,
     )
     return adaptation.run() if adaptation.stages else None
+
+
+def _beside(recipe: Recipe, name: str) -> str:
+    """A folder that all nodes see: in the run's, or beside a store that was asked for by itself."""
+    if recipe.target_url and "://" not in recipe.target_url:
+        return f"{absolute(recipe.target_url)}.{name}"
+    return str(Path(recipe.output).resolve() / name)
 
 
 def _calibration_text(recipe: Recipe) -> tuple[str, ...]:

@@ -13,12 +13,16 @@ A store at ``URL/`` holds
   attempts of its plan, and all others when it replaces a store. In there
 
   - ``NAME/``: one sharded array per parameter, named as ``transformers`` names it, of the *unfused* shape with the axes
-    as ``dimension_names`` (``kv_heads, group, head_dim, embed``); ``attributes.shape`` is the fused shape, and
-    ``attributes.learning_rate_factor`` what Adam's learning rate is to be multiplied by, and weight decay divided by;
+    as ``dimension_names`` (``kv_heads, group, head_dim, embed``), its shards beside each other (``c.0.3.0``);
+    ``attributes.shape`` is the fused shape, and ``attributes.learning_rate_factor`` what Adam's learning rate is to be
+    multiplied by, and weight decay divided by;
   - ``details/MODULE/BAND/``: what shrinking dropped, where the plan keeps it: one array per detail band of a module,
     with the layer axis; ``BAND`` has a letter per axis, ``d`` where it is the detail. No parameters of the model;
   - ``tokenizer/``: the tokenizer's files, where the source has them;
   - ``_layout.json``, ``_steps/``: of an unfinished attempt: what it writes, and what is done; gone after the commit.
+
+- ``operators/NAME/``: stores of this same format with the operators that were fitted to the source (``operators.py``),
+  of those names that the manifest's provenance lists. They are there before what is made with them.
 
 Shards follow tensor-parallel cuts, so that one actor writes one whole. Inner chunks are whole rows, at most 256 KiB
 where rows are shorter, so that a ZeRO rank reads its own rows and at most one chunk more at either end. The codecs are

@@ -44,15 +44,17 @@ def spread_windows(
     """``(n, context)`` tokens from places that lie evenly over the files, without tokenising the rest; None where a
     file is too short for its share. Raises InputError as ``pack_text`` does."""
     files, found = sorted(files), []
+    span = CHARACTERS * context
+    least = span * -(-n // len(files))  # so that no two windows overlap
     read: tuple[str, str] = ("", "")
     for i in range(n):
         number, place = divmod((2 * i + 1) * len(files), 2 * n)
         if read[0] != files[number]:
             read = files[number], _read_text(files[number], option)
-        spare = len(read[1]) - CHARACTERS * context
-        start = max(0, spare) * place // (2 * n)
-        piece = read[1][start : start + CHARACTERS * context]
-        ids = tokenizer(piece, add_special_tokens=False, verbose=False)["input_ids"]
+        if len(read[1]) < least:
+            return None
+        start = (len(read[1]) - span) * place // (2 * n)
+        ids = tokenizer(read[1][start : start + span], add_special_tokens=False, verbose=False)["input_ids"]
         if len(ids) <= context:
             return None
         found.append(ids[1 : context + 1])  # the first may be the rest of a word

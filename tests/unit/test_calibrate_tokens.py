@@ -113,3 +113,25 @@ def test_masked_tokens_are_predicted() -> None:
     assert torch.equal(task(shown, model("bert"), 5)[0], inputs)
     with pytest.raises(InputError, match="no mask token"):
         task(shown, model("bert"), None)
+
+
+def test_windows_of_a_long_text_are_had_without_all_of_it(tmp_path: Path) -> None:
+    """Evenly over both files, none over another."""
+    files = []
+    for i in range(2):
+        path = tmp_path / f"{i}.txt"
+        path.write_text("".join(chr(1000 * i + 100 + j % 800) for j in range(400)))
+        files.append(str(path))
+    seen: list[int] = []
+
+    class Counting(CharTokenizer):
+        def __call__(self, text: str, **options: Any) -> Any:
+            seen.append(len(text))
+            return super().__call__(text, **options)
+
+    found = windows(files, Counting(), tokens=16, context=4)
+    assert seen == [48] * 4
+    first = [row[0] for row in found.tolist()]
+    assert [f // 1000 for f in first] == [0, 0, 1, 1]
+    assert first[1] - first[0] >= 48
+    assert all(row == [*range(row[0], row[0] + 4)] for row in found.tolist())

@@ -71,8 +71,9 @@ def transfer(recipe: Recipe, on_event: OnEvent = ignore) -> dict[str, Any]:
 
     mesh = Mesh(tensor=recipe.cluster.tensor, data=recipe.cluster.data)
     with connected(recipe.cluster, mesh.size) if _adapts(recipe) else contextlib.nullcontext():
-        adapted = _adapted(recipe, on_event)
-        source, plan = _planned(recipe, adapted)
+        source, plan = _planned(recipe)  # whatever is wrong with it is said before anything is fitted
+        if (adapted := _adapted(recipe, on_event)) is not None:
+            source, plan = _planned(recipe, adapted)
         return _transfer(recipe, source, plan, on_event, adapted)
 
 
@@ -303,6 +304,8 @@ def _adapts(recipe: Recipe) -> bool:
     transfer = recipe.transfer
     if transfer.analysis != "auto":
         return transfer.analysis == "adaptive"
+    if transfer.depth == "similar":
+        return True
     chosen = transfer.model_fields_set & {"preset", "wavelet", "gain", "depth", "keep_details"}
     return bool(recipe.calibrate.text or recipe.train.text) and not chosen
 
@@ -388,9 +391,9 @@ def _planned(recipe: Recipe, adapted: Adapted | None = None) -> tuple[Source, Tr
         model = target = mallat.model
     elif _adapts(recipe):
         basis = basis_of(model, recipe.transfer.basis)
-        axes = shrinking(model, model.resized(recipe.target))
+        axes = shrinking(model, model.resized(recipe.target), recipe.transfer)
         layers = adapted.layers if adapted else ()
-        if adapted is None and "layer" in axes and recipe.transfer.depth in ("auto", "similar"):
+        if adapted is None and "layer" in axes:
             n, kept = model.sizes["layer"], recipe.target["layers"]
             layers = tuple(i * n // kept for i in range(kept))  # for now: which they are, statistics will tell
         rotated = "embed" in axes and basis == "rotation"

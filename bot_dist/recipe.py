@@ -87,7 +87,8 @@ class TransferConfig(_Config):
     analysis: Literal["auto", "adaptive", "wavelet"] = "auto"
     """How axes shrink. ``adaptive``: by a basis and filters fitted to statistics of the source on a text
     (``calibrate.text``); without one, to its weights alone. ``wavelet``: by the wavelet. ``auto``: adaptive where the
-    recipe names a text to calibrate or train on."""
+    recipe names a text to calibrate or train on, and no preset, wavelet, gain or depth of another kind, and keeps no
+    details."""
     basis: Basis = "auto"
     """Of the residual width, where it shrinks adaptively: its Karhunen–Loève basis (``rotation``, which unties a tied
     head), or the coordinates with the most energy (``permutation``). ``auto``: a rotation where the family allows
@@ -118,6 +119,12 @@ class TransferConfig(_Config):
                 raise ValueError(f"unknown preset {preset!r}; {nearest(str(preset), PRESETS)}")
             return {**PRESETS[preset], **data}
         return data
+
+    @model_validator(mode="after")
+    def _similar_is_fitted(self) -> TransferConfig:
+        if self.depth == "similar" and self.analysis == "wavelet":
+            raise ValueError("depth similar is fitted to statistics, and analysis wavelet takes none; use depth even")
+        return self
 
     def wavelet_of(self, module: str, axis: str) -> str:
         """The wavelet of one axis of one module: the most specific that is named."""

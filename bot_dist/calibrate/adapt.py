@@ -96,7 +96,7 @@ class Adaptation:
         self.operators_url, self.folder, self.on_event = operators_url, folder, on_event
         self.basis = basis_of(model, recipe.transfer.basis)
         self.ridge = recipe.transfer.ridge
-        self.stages = [*_stages(model, recipe.target, recipe.calibrate.passes)]
+        self.stages = [*_stages(model, recipe)]
         self.done = Adapted()
 
     def run(self) -> Adapted:
@@ -255,11 +255,12 @@ def _options(target: Mapping[str, int], axes: Iterable[str]) -> dict[str, int]:
     return {key: target[key] for axis in axes for key in OPTIONS[axis] if key in target}
 
 
-def _stages(model: Model, target: Mapping[str, int], passes: str) -> list[tuple[str, ...]]:
+def _stages(model: Model, recipe: Recipe) -> list[tuple[str, ...]]:
     """The axes that shrink, in order: all at once, or one after another (but together where the family has no model
     that is shrunk along one of them alone)."""
-    axes = shrinking(model, model.resized(target))
-    if passes == "one":
+    target = recipe.target
+    axes = shrinking(model, model.resized(target), recipe.transfer)
+    if recipe.calibrate.passes == "one":
         return [tuple(axes)] if axes else []
     stages: list[tuple[str, ...]] = []
     done: dict[str, int] = {}

@@ -20,7 +20,7 @@ from collections.abc import Collection, Iterator, Mapping
 from bot_dist.errors import PlanError
 from bot_dist.families import Family, Model, Weight
 from bot_dist.plan.rules import RESIDUAL
-from bot_dist.recipe import Basis
+from bot_dist.recipe import Basis, TransferConfig
 from bot_dist.wavelets import OperatorSpec
 
 Place = tuple[int, int]
@@ -55,13 +55,17 @@ def basis_of(source: Model, wanted: Basis) -> Basis:
     return "permutation" if refused or wanted == "permutation" else "rotation"
 
 
-def shrinking(source: Model, target: Model) -> list[str]:
-    """What of ``ORDER`` shrinks, and can be fitted: heads only where they keep their width."""
+def shrinking(source: Model, target: Model, config: TransferConfig) -> list[str]:
+    """What of ``ORDER`` shrinks, and is to be fitted: layers where no other policy is named, heads where they keep
+    their width."""
+    other = {
+        "layer": config.depth not in ("auto", "similar"),
+        "heads": target.sizes["head_dim"] != source.sizes["head_dim"],
+    }
     return [
         name
         for name, axes in ORDER.items()
-        if any(target.sizes.get(axis, 0) < source.sizes.get(axis, 0) for axis in axes)
-        and not (name == "heads" and target.sizes["head_dim"] != source.sizes["head_dim"])
+        if any(target.sizes.get(axis, 0) < source.sizes.get(axis, 0) for axis in axes) and not other.get(name)
     ]
 
 

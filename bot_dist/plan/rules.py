@@ -99,10 +99,10 @@ def _layers(family: Family, weight: Weight, n_source: int, n_target: int, config
             f"{weight.name}: axis 'layer': depth policy '{config.depth}' only grows, and {n_source} → {n_target} "
             f"shrinks; use depth 'wavelet' or 'even'"
         )
-    if config.depth == "even" and n_target > n_source:
+    if config.depth in ("even", "similar") and n_target > n_source:
         raise PlanError(
-            f"{weight.name}: axis 'layer': depth policy 'even' only shrinks, and {n_source} → {n_target} grows; "
-            f"use depth 'identity', 'wavelet', 'interpolate' or 'stack'"
+            f"{weight.name}: axis 'layer': depth policy '{config.depth}' only shrinks, and {n_source} → {n_target} "
+            f"grows; use depth 'identity', 'wavelet', 'interpolate' or 'stack'"
         )
     if config.depth == "stack":
         return OperatorSpec(n_source=n_source, n_target=n_target, policy="stack")

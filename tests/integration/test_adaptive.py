@@ -206,19 +206,37 @@ def test_weights_alone_are_fitted_to_where_there_is_no_text(tmp_path: Path, make
     assert any("fitted to the weights alone" in note for note in notes)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"calibrate.tokens": 32, "calibrate.held_out": 0}, "32 tokens can't tell 48 coordinates of 'mlp' apart"),
-        ({"transfer.basis": "rotation"}, None),
-    ],
-)
-def test_what_cannot_be_fitted(
-    tmp_path: Path, make_pico: Factory, pico_tokenizer: Path, shakespeare: str, options: dict[str, Any], message: Any
-) -> None:
+def test_too_few_tokens_are_refused(tmp_path: Path, make_pico: Factory, pico_tokenizer: Path, shakespeare: str) -> None:
     source = with_tokenizer(make_pico("llama", intermediate_size=96), pico_tokenizer)
-    if message is None:
-        adapted(tmp_path, source, {"mlp": 48}, [shakespeare], **options)
-        return
-    with pytest.raises(InputError, match=message):
-        adapted(tmp_path, source, {"mlp": 48}, [shakespeare], **options)
+    few = {"calibrate.tokens": 32, "calibrate.held_out": 0}
+    with pytest.raises(InputError, match="32 tokens can't tell 48 coordinates of 'mlp' apart; use at least 48"):
+        adapted(tmp_path, source, {"mlp": 48}, [shakespeare], **few)
+
+
+def test_another_depth_policy_is_kept_to(
+    tmp_path: Path, make_pico: Factory, pico_tokenizer: Path, shakespeare: str
+) -> None:
+    pico = make_pico("llama", num_hidden_layers=4)
+    source = with_tokenizer(pico, pico_tokenizer)
+    report = adapted(tmp_path, source, {"layers": 2, "mlp": 24}, [shakespeare], **{"transfer.depth": "even"})
+    assert [stage["axes"] for stage in report["calibrate"]] == [[], ["mlp"]]
+    for name in ("model.layers.1.self_attn.q_proj.weight", "model.layers.1.input_layernorm.weight"):
+        of_source = dict(pico.model.named_parameters())[name.replace("layers.1", "layers.2")]
+        assert torch.equal(tensors(tmp_path)[name], of_source)
+
+
+def test_the_blocks_that_change_the_stream_most_stay_as_they_are(
+    tmp_path: Path, make_pico: Factory, pico_tokenizer: Path, shakespeare: str
+) -> None:
+    pico = make_pico("llama", num_hidden_layers=4)
+    with torch.no_grad():
+        for name in ("self_attn.o_proj", "mlp.down_proj"):
+            pico.model.get_submodule(f"model.layers.1.{name}").weight.mul_(0.01)
+    pico.model.save_pretrained(pico.folder)
+    report = adapted(tmp_path, with_tokenizer(pico, pico_tokenizer), {"layers": 3}, [shakespeare])
+    assert [*report["calibrate"][1]["facts"]["layer"]["kept"]] == [0, 2, 3]
+    wanted = dict(pico.model.named_parameters())
+    found = tensors(tmp_path)
+    for target, origin in enumerate((0, 2, 3)):
+        name = f"model.layers.{target}.mlp.up_proj.weight"
+        assert torch.equal(found[name], wanted[f"model.layers.{origin}.mlp.up_proj.weight"])

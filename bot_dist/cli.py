@@ -379,12 +379,16 @@ def _stop_as_ctrl_c(stopped_by: list[signal.Signals]) -> None:
     They often come twice, from the scheduler and from its script: the first is enough, the others don't disturb it.
     """
 
+    kinds = signal.SIGTERM, signal.SIGHUP
+
     def stop(number: int, frame: object) -> None:
         if len(stopped_by) == 1:
             stopped_by.append(signal.Signals(number))
+            for kind in kinds:  # to the very end: Python takes its handlers away before it is gone
+                signal.signal(kind, signal.SIG_IGN)
             raise KeyboardInterrupt
 
-    for kind in (signal.SIGTERM, signal.SIGHUP):
+    for kind in kinds:
         if signal.getsignal(kind) is not signal.SIG_IGN:  # as nohup has it
             signal.signal(kind, stop)
 

@@ -63,7 +63,8 @@ def connected(config: ClusterConfig, cpus: int) -> Iterator[None]:
             _wait_for(cpus, config.wait_s)
         yield
     finally:
-        ray.shutdown()
+        with _own_sigterm():
+            ray.shutdown()
 
 
 def _protect() -> None:
@@ -78,7 +79,8 @@ def _protect() -> None:
 
 @contextlib.contextmanager
 def _own_sigterm() -> Iterator[None]:
-    """What this process does on SIGTERM, kept through ``ray.init``, which puts a plain exit in its place."""
+    """What this process does on SIGTERM, kept through ``ray.init``, which puts a plain exit in its place, and through
+    ``ray.shutdown``, which leaves the system's own: death at once."""
     if threading.current_thread() is not threading.main_thread():  # there, Ray leaves it alone
         yield
         return

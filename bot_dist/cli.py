@@ -56,7 +56,9 @@ HeadDim = Annotated[int | None, typer.Option(help="Target size of a head (no rot
 Wavelet = Annotated[str | None, typer.Option(help="Discrete wavelet of PyWavelets (haar).", show_default=False)]
 Gain = Annotated[str | None, typer.Option(help="auto, measure or orthonormal.", show_default=False)]
 Width = Annotated[str | None, typer.Option(help="resample, copy or lazy.", show_default=False)]
-Depth = Annotated[str | None, typer.Option(help="wavelet, identity, stack, interpolate or even.", show_default=False)]
+Depth = Annotated[
+    str | None, typer.Option(help="auto, wavelet, identity, stack, interpolate, even or similar.", show_default=False)
+]
 Analysis = Annotated[str | None, typer.Option(help="How axes shrink: auto, adaptive or wavelet.", show_default=False)]
 Basis = Annotated[
     str | None,

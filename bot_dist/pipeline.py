@@ -9,30 +9,27 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import importlib.metadata
 import json
 import platform
 import sys
 import time
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from bot_dist.errors import CheckpointError, CheckpointExistsError, InputError, SourceError
-from bot_dist.families import Model, Weight, model_of
+from bot_dist.families import model_of
+from bot_dist.planning import OnEvent, Planning, keep_apart, open_checked
 from bot_dist.recipe import Recipe
 from bot_dist.records import Records
-from bot_dist.sharding import Mesh
 from bot_dist.urls import absolute, label
 
 if TYPE_CHECKING:
-    from bot_dist.calibrate import Adapted, Text
-    from bot_dist.checkpoint import CheckpointReader, MallatSource, StoredParameter
+    from bot_dist.calibrate import Adapted
+    from bot_dist.checkpoint import CheckpointReader, StoredParameter
     from bot_dist.convert.source import Source
-    from bot_dist.plan import Fitted, SourceModule, TransferPlan
+    from bot_dist.plan import TransferPlan
 
-OnEvent = Callable[[dict[str, Any]], None]
 ExportFormat = Literal["safetensors", "dcp"]
 
 PACKAGES = ("torch", "deepspeed", "ray", "zarr", "PyWavelets", "transformers")
@@ -57,7 +54,7 @@ def logged(path: Path, on_event: OnEvent) -> OnEvent:
 def plan_transfer(recipe: Recipe) -> TransferPlan:
     """Read the source's index, and plan. Nothing is written and no weight is read: what a transfer fits to the source's
     statistics is named, and which layers it keeps is not known."""
-    return _planned(recipe)[1]
+    return Planning(recipe).draft
 
 
 def transfer(recipe: Recipe, on_event: OnEvent = ignore) -> dict[str, Any]:
@@ -69,12 +66,11 @@ def transfer(recipe: Recipe, on_event: OnEvent = ignore) -> dict[str, Any]:
     """
     from bot_dist.runtime.cluster import connected
 
-    mesh = Mesh(tensor=recipe.cluster.tensor, data=recipe.cluster.data)
-    with connected(recipe.cluster, mesh.size) if _adapts(recipe) else contextlib.nullcontext():
-        source, plan = _planned(recipe)  # whatever is wrong with it is said before anything is fitted
-        if (adapted := _adapted(recipe, on_event)) is not None:
-            source, plan = _planned(recipe, adapted)
-        return _transfer(recipe, source, plan, on_event, adapted)
+    planning = Planning(recipe)
+    twice = planning.adapts and recipe.cluster.executor == "ray"  # it is needed to calibrate, and to transfer
+    with connected(recipe.cluster, planning.draft.mesh.size) if twice else contextlib.nullcontext():
+        plan, adapted = planning.fitted(on_event)
+        return _transfer(recipe, planning.source, plan, on_event, adapted)
 
 
 def _transfer(
@@ -92,7 +88,7 @@ def _transfer(
     started = time.perf_counter()
     plan.validate()
     url = absolute(recipe.transferred_url)
-    _keep_apart(recipe.source, url)
+    keep_apart(recipe.source, url)
     attempt = attempt_of(url, plan.digest) if recipe.overwrite else plan.digest
     writer = CheckpointWriter.create(
         url, _stored(plan), config=plan.target.config, attempt=attempt, overwrite=recipe.overwrite
@@ -134,11 +130,11 @@ def pretrain(recipe: Recipe, on_event: OnEvent = ignore) -> dict[str, Any]:
     config = _committed(url).config
     steps = recipe.train.steps
     for read in (recipe.source, url):
-        _keep_apart(read, recipe.trained_url)
+        keep_apart(read, recipe.trained_url)
     output = Path(recipe.output).resolve()
     runs = []
     if recipe.train.source_loss:
-        runs.append(TrainRun(name="source", config=_source(recipe)[0].config, url=recipe.source, steps=0))
+        runs.append(TrainRun(name="source", config=open_checked(recipe)[0].config, url=recipe.source, steps=0))
     runs.append(
         TrainRun(
             name="transferred",
@@ -250,7 +246,8 @@ def run(recipe: Recipe, on_event: OnEvent = ignore) -> dict[str, Any]:
     from bot_dist.runtime.cluster import connected
     from bot_dist.train import driver
 
-    source, plan = _planned(recipe)
+    planning = Planning(recipe)
+    plan = planning.draft
     driver.check(recipe.train, {"transferred": plan.target.config})
     output = Path(recipe.output)
     records = Records(output, recipe)
@@ -259,10 +256,9 @@ def run(recipe: Recipe, on_event: OnEvent = ignore) -> dict[str, Any]:
     on_event = logged(output / "events.jsonl", on_event)
     again = recipe.model_copy(update={"overwrite": True})  # of what an earlier attempt of this run may have begun
     with connected(recipe.cluster, max(plan.mesh.size, recipe.train.workers)):
-        if (adapted := _adapted(recipe, on_event)) is not None:
-            source, plan = _planned(recipe, adapted)
+        plan, adapted = planning.fitted(on_event)
         on_event({"stage": "plan", "event": "planned", "digest": plan.digest})
-        transferred = _already_transferred(recipe, plan) or _transfer(recipe, source, plan, on_event, adapted)
+        transferred = _already_transferred(recipe, plan) or _transfer(recipe, planning.source, plan, on_event, adapted)
         if (trained := records.load("pretrain")) is None:
             records.claim("pretrain", recipe.trained_url)
             trained = records.save("pretrain", pretrain(again, on_event))
@@ -288,186 +284,6 @@ def run(recipe: Recipe, on_event: OnEvent = ignore) -> dict[str, Any]:
 def versions() -> dict[str, str]:
     """Of the packages that results depend on."""
     return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES}
-
-
-def _source(recipe: Recipe) -> tuple[Source, Model]:
-    from bot_dist.convert.open import open_source
-
-    source = open_source(absolute(recipe.source))
-    model = model_of(source.config)
-    source.check(model)
-    return source, model
-
-
-def _adapts(recipe: Recipe) -> bool:
-    """Whether axes that shrink do so by what is fitted to the source."""
-    transfer = recipe.transfer
-    if transfer.analysis != "auto":
-        return transfer.analysis == "adaptive"
-    if transfer.depth == "similar":
-        return True
-    chosen = transfer.model_fields_set & {"preset", "wavelet", "gain", "depth", "keep_details"}
-    return bool(recipe.calibrate.text or recipe.train.text) and not chosen
-
-
-def _adapted(recipe: Recipe, on_event: OnEvent) -> Adapted | None:
-    """What is fitted to the source's statistics; None where nothing is."""
-    from bot_dist.calibrate import Adaptation
-    from bot_dist.checkpoint.manifest import OPERATORS
-
-    source, model = _source(recipe)
-    if not _adapts(recipe) or _with_details(recipe, source, model)[0] is not None:
-        return None
-    url = absolute(recipe.transferred_url)
-    _keep_apart(recipe.source, url)
-    adaptation = Adaptation(
-        recipe,
-        source,
-        model,
-        _known(source, model),
-        None if not _calibration_text(recipe) or model.family.objective == "image" else _text(recipe, model),
-        operators_url=f"{url}/{OPERATORS}",
-        folder=_beside(recipe, "calibration"),
-        on_event=on_event,
-    )
-    return adaptation.run() if adaptation.stages else None
-
-
-def _beside(recipe: Recipe, name: str) -> str:
-    """A folder that all nodes see: in the run's, or beside a store that was asked for by itself."""
-    if recipe.target_url and "://" not in recipe.target_url:
-        return f"{absolute(recipe.target_url)}.{name}"
-    return str(Path(recipe.output).resolve() / name)
-
-
-def _calibration_text(recipe: Recipe) -> tuple[str, ...]:
-    return recipe.calibrate.text or recipe.train.text
-
-
-def _text(recipe: Recipe, model: Model) -> Text:
-    """Windows that lie evenly over the text; the held-out ones evenly among them."""
-    from bot_dist.calibrate import Text, windows
-    from bot_dist.convert.tokenizer import load_tokenizer
-
-    config = recipe.calibrate
-    tokenizer = load_tokenizer(absolute(recipe.source))
-    longest = model.config.get(model.family.context_field) or config.context
-    context = min(config.context, int(longest))
-    held_out, fitted = config.held_out // context, -(-config.tokens // context)
-    n = held_out + fitted
-    found = windows(_calibration_text(recipe), tokenizer, n * context, context)
-    held = [i * n // held_out for i in range(held_out)]
-    return Text(
-        windows=found[[i for i in range(n) if i not in held]],
-        held_out=found[held],
-        mask_token=tokenizer.mask_token_id,
-    )
-
-
-def _known(source: Source, model: Model) -> dict[str, SourceModule]:
-    """What a plan must know of the source's weights, by name."""
-    from bot_dist.plan import SourceModule
-
-    return {
-        w.name: SourceModule(
-            nbytes=sum(source.storage_bytes(model.parameter(w, i)) for i in range(model.weight_layers(w))),
-            dtype=_dtype(source, model, w),
-            learning_rate_factor=source.learning_rate_factor(model.parameter(w)),
-        )
-        for w in model.weights
-    }
-
-
-def _planned(recipe: Recipe, adapted: Adapted | None = None) -> tuple[Source, TransferPlan]:
-    """The source and the plan; without what is ``adapted`` where something is to be, a plan that says where."""
-    from bot_dist.plan import adaptive, basis_of, make_plan, placed, shrinking, target_model
-
-    source, model = _source(recipe)
-    mallat, notes = _with_details(recipe, source, model)
-    fitted: Fitted | None = None
-    layers: tuple[int, ...] = ()
-    if mallat is not None:
-        source = mallat
-        model = target = mallat.model
-    elif _adapts(recipe):
-        basis = basis_of(model, recipe.transfer.basis)
-        axes = shrinking(model, model.resized(recipe.target), recipe.transfer)
-        layers = adapted.layers if adapted else ()
-        if adapted is None and "layer" in axes:
-            n, kept = model.sizes["layer"], recipe.target["layers"]
-            layers = tuple(i * n // kept for i in range(kept))  # for now: which they are, statistics will tell
-        rotated = "embed" in axes and basis == "rotation"
-        target = target_model(model, recipe.target, recipe.transfer, rotated=rotated, layers=layers)
-        fitted = adaptive(model, target, basis, axes)
-        if adapted is not None:
-            fitted = placed(fitted, adapted.stored)
-        notes += _adaptive_notes(recipe, model, axes, basis)
-    else:
-        target = target_model(model, recipe.target, recipe.transfer)
-    identity = json.dumps(source.provenance(), sort_keys=True)
-    plan = make_plan(
-        model,
-        target,
-        recipe.transfer,
-        Mesh(tensor=recipe.cluster.tensor, data=recipe.cluster.data),
-        modules=_known(source, model),
-        source_id=hashlib.sha256(identity.encode()).hexdigest()[:32],
-        whole_rows=source.whole_rows,
-        details=mallat.details if mallat else None,
-        fitted=fitted,
-        layers=layers,
-        notes=notes,
-    )
-    return source, plan
-
-
-def _adaptive_notes(recipe: Recipe, model: Model, axes: Sequence[str], basis: str) -> list[str]:
-    """What the user should know of how axes shrink."""
-    from bot_dist.plan import rotation_refused
-
-    if not axes:
-        return []
-    notes = [f"shrinking is fitted to the source along {', '.join(axes)}"]
-    if model.family.objective == "image" or not _calibration_text(recipe):
-        why = "the family is none of language" if model.family.objective == "image" else "there is no calibrate.text"
-        notes.append(f"it is fitted to the weights alone, for {why}: a start from statistics is much better")
-    if "embed" in axes and basis == "permutation" and recipe.transfer.basis == "auto":
-        notes.append(
-            f"'embed' keeps its coordinates of most energy: a rotation would not do, {rotation_refused(model.family)}"
-        )
-    return notes
-
-
-def _with_details(recipe: Recipe, source: Source, model: Model) -> tuple[MallatSource | None, list[str]]:
-    """The source with its details, if it is a store that keeps what restores the target's sizes; else what the user
-    should know about them."""
-    from bot_dist.checkpoint import CheckpointReader, MallatSource
-
-    details = source.details() if isinstance(source, CheckpointReader) else None
-    target = model.resized(recipe.target, recipe.transfer.depth)
-    if details is None or target.sizes == model.sizes or not isinstance(source, CheckpointReader):
-        return None, []
-    axes = details.restored(model, target) if recipe.transfer.use_details else frozenset()
-    if not axes:
-        return None, ["the details that the source keeps are not used, and not kept in the target"]
-    left = sorted({*details.axes} - axes)
-    notes = [f"details of {', '.join(left)} are not kept in the target"] if left else []
-    return MallatSource(source, details.along(axes), details.restored_model(target, axes)), notes
-
-
-def _dtype(source: Source, model: Model, weight: Weight) -> str:
-    """The dtype that holds this weight of every layer."""
-    import torch
-
-    dtypes = [source.dtype(model.parameter(weight, i)) for i in range(model.weight_layers(weight))]
-    return str(functools.reduce(torch.promote_types, dtypes)).removeprefix("torch.")
-
-
-def _keep_apart(read: str, written: str) -> None:
-    """Raise InputError when writing one place would destroy what is read at another."""
-    a, b = (absolute(url).rstrip("/") + "/" for url in (read, written))
-    if a.startswith(b) or b.startswith(a):
-        raise InputError(f"{label(written)} would be written over its source {label(read)}; give another target")
 
 
 def _stored(plan: TransferPlan) -> list[StoredParameter]:

@@ -6,7 +6,6 @@ comes out is one plan.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -36,7 +35,7 @@ from bot_dist.plan import (
 from bot_dist.recipe import Recipe
 from bot_dist.runtime.transformed import TransformedSource
 from bot_dist.sharding import Mesh
-from bot_dist.wavelets import OperatorSpec
+from bot_dist.wavelets import OperatorSpec, origins
 
 if TYPE_CHECKING:
     import torch
@@ -96,7 +95,7 @@ class Adaptation:
         self.operators_url, self.folder, self.on_event = operators_url, folder, on_event
         self.basis = basis_of(model, recipe.transfer.basis)
         self.ridge = recipe.transfer.ridge
-        self.stages = [*_stages(model, recipe)]
+        self.stages = _stages(model, recipe)
         self.done = Adapted()
 
     def run(self) -> Adapted:
@@ -197,10 +196,11 @@ class Adaptation:
     def _check_rank(self, axes: tuple[str, ...]) -> None:
         """Raise InputError where there are fewer tokens than coordinates that are to predict others."""
         assert self.text is not None
-        sizes = self.model.resized(self.recipe.target).sizes
-        heads = math.prod(sizes.get(name, 1) for name in ("kv_heads", "group", "heads", "head_dim"))
-        for axis, wanted in {"embed": sizes["embed"], "mlp": sizes["mlp"], "heads": heads}.items():
-            if axis in axes and self.text.windows.numel() < wanted:
+        target = self.model.resized(self.recipe.target)
+        sizes = {**target.sizes, "heads": target.attention_width}
+        for axis in axes:
+            wanted = sizes.get(axis, 0)
+            if axis != "layer" and self.text.windows.numel() < wanted:
                 raise InputError(
                     f"calibrate.tokens: {self.text.windows.numel():,} tokens can't tell {wanted:,} coordinates of "
                     f"'{axis}' apart; use at least {wanted:,}, better ten times as many"
@@ -212,8 +212,8 @@ class Adaptation:
             return (Rotation if self.basis == "rotation" else Coordinates)(given=given, n_target=sizes["embed"])
         if axis == "mlp":
             return Lifted(given=given, axis="mlp", n_target=sizes["mlp"])
-        heads = math.prod(sizes.get(name, 1) for name in ("kv_heads", "group", "heads", "head_dim"))
-        return Lifted(given=given, axis="heads", n_target=heads, kv_target=sizes.get("kv_heads", 0))
+        kv_heads = sizes.get("kv_heads", 0)
+        return Lifted(given=given, axis="heads", n_target=target.attention_width, kv_target=kv_heads)
 
     def _statistics(
         self, source: Source, model: Model, windows: torch.Tensor, wanted: tuple[str, ...], purpose: str
@@ -293,5 +293,5 @@ def _most_different(similarity: np.ndarray, n_target: int) -> tuple[int, ...]:
     """The blocks that change the residual stream most; evenly spread where nothing tells them apart."""
     n = len(similarity)
     if np.ptp(similarity) == 0:
-        return tuple(i * n // n_target for i in range(n_target))
+        return tuple(origins(n, n_target).tolist())
     return tuple(sorted(np.argsort(similarity, kind="stable")[:n_target].tolist()))

@@ -15,11 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from bot_dist.calibrate.statistics import Statistics
-from bot_dist.calibrate.weight_only import WeightStatistics
+from bot_dist.calibrate.weight_only import WeightStatistics, weight_values
 from bot_dist.convert.source import Source
 from bot_dist.families import Model, Weight
 from bot_dist.plan.fitted import NORM_BIAS
-from bot_dist.sharding import whole
 from bot_dist.wavelets import bases, lifting
 
 Array = npt.NDArray[np.float64]
@@ -48,9 +47,7 @@ class Given:
 
     def weight(self, weight: Weight, layer: int = 0) -> Array:
         """Unfused, in float64."""
-        parameter = self.model.parameter(weight, layer)
-        values: Array = self.source.read(parameter, whole(parameter.sizes)).double().numpy()
-        return values
+        return weight_values(self.source, self.model, weight, layer)
 
     def reader_of(self, *axes: str) -> Weight:
         """The map in every block that reads one of these axes."""
@@ -84,10 +81,14 @@ class Rotation:
         return total / len(norms)
 
     @cached_property
+    def _basis(self) -> bases.Basis:
+        return bases.klt(self._pooled)
+
+    @cached_property
     def _isometry(self) -> Array:
         if self.given.model.family.norm == "layer":
             return bases.isometry_centred(self._pooled, self.n_target)
-        return bases.isometry(bases.klt(self._pooled), self.n_target)
+        return bases.isometry(self._basis, self.n_target)
 
     def matrix(self, name: str, layer: int) -> Array:
         if name == "embed.write":
@@ -117,7 +118,7 @@ class Rotation:
         return factor, bias
 
     def facts(self) -> dict[str, Any]:
-        return {**_spectrum(bases.klt(self._pooled).energies, self.n_target), "errors": self.errors}
+        return {**_spectrum(self._basis.energies, self.n_target), "errors": self.errors}
 
 
 @dataclass(frozen=True, kw_only=True)

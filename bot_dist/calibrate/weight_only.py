@@ -55,7 +55,9 @@ class WeightStatistics:
             if not along or weight.kind == "vector":
                 continue
             for layer in range(self._model.weight_layers(weight)):
-                values = np.moveaxis(self._values(weight, layer), along[0], 0).reshape(n, -1)
+                values = np.moveaxis(weight_values(self._source, self._model, weight, layer), along[0], 0).reshape(
+                    n, -1
+                )
                 share = values.shape[1] if weight.kind == "table" else 1  # one of its rows at a time
                 total += values @ values.T / share
         if self._model.family.norm == "layer":  # which subtracts the mean
@@ -72,7 +74,7 @@ class WeightStatistics:
         axis = "kv_heads" if "kv_heads" in sizes else "heads"
         values = next(w for w in self._writers(axis) if w.name.startswith(("attn.v", "attn.qkv")))
         names = [use.axis for use in values.uses]
-        rows = self._values(values, layer)
+        rows = weight_values(self._source, self._model, values, layer)
         if "qkv" in names:
             rows = np.moveaxis(rows, names.index("qkv"), 0)[2]
             names.remove("qkv")
@@ -89,9 +91,11 @@ class WeightStatistics:
 
     def _rows(self, weight: Weight, layer: int, axis: str) -> Array:
         along = [use.axis for use in weight.uses].index(axis)
-        values = np.moveaxis(self._values(weight, layer), along, 0)
+        values = np.moveaxis(weight_values(self._source, self._model, weight, layer), along, 0)
         return cast(Array, np.square(values).reshape(len(values), -1).sum(1))
 
-    def _values(self, weight: Weight, layer: int) -> Array:
-        parameter = self._model.parameter(weight, layer)
-        return cast(Array, self._source.read(parameter, whole(parameter.sizes)).double().numpy())
+
+def weight_values(source: Source, model: Model, weight: Weight, layer: int) -> Array:
+    """A weight of the model, unfused, in float64."""
+    parameter = model.parameter(weight, layer)
+    return cast(Array, source.read(parameter, whole(parameter.sizes)).double().numpy())

@@ -35,7 +35,7 @@ what it reads but not the manifest's digests, sees bfloat16 as uint16, and reads
 not as an error.
 """
 
-from bot_dist.checkpoint.layout import StoredParameter, store_layout
+from bot_dist.checkpoint.layout import StoredParameter, array_layout, store_layout
 from bot_dist.checkpoint.mallat import MallatSource
 from bot_dist.checkpoint.manifest import FORMAT_VERSION, Manifest
 from bot_dist.checkpoint.operators import read_operator, write_operators
@@ -52,6 +52,7 @@ __all__ = [
     "Manifest",
     "Storage",
     "StoredParameter",
+    "array_layout",
     "attempt_of",
     "read_operator",
     "store_layout",

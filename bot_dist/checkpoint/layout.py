@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,6 +105,17 @@ class StoredParameter:
             )
         except (KeyError, TypeError, AssertionError) as error:
             raise CheckpointError(f"manifest: the entry of {name} is malformed ({error!r})") from None
+
+
+def array_layout(name: str, sizes: Sequence[int], axes: Sequence[str], dtype: str) -> StoredParameter:
+    """An array that is no parameter of a model. Along a first axis ``layer`` each shard has one index at most, so that
+    layers can be written one by one."""
+
+    def parameter(sizes: Sequence[int]) -> Parameter:
+        return Parameter(name=name, axes=tuple(axes), sizes=tuple(sizes), dims=(1,) * len(axes))
+
+    one = [1, *sizes[1:]] if len(axes) > 1 and axes[0] == "layer" else sizes
+    return dataclasses.replace(store_layout(parameter(one), dtype=dtype), parameter=parameter(sizes))
 
 
 def store_layout(parameter: Parameter, learning_rate_factor: float = 1.0, *, dtype: str = "float32") -> StoredParameter:

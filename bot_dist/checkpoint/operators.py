@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from bot_dist.axes import Parameter, Range
-from bot_dist.checkpoint.layout import StoredParameter, store_layout
-from bot_dist.checkpoint.manifest import MANIFEST
+from bot_dist.axes import Range
+from bot_dist.checkpoint.layout import StoredParameter, array_layout
+from bot_dist.checkpoint.manifest import ATTEMPTS, MANIFEST
 from bot_dist.checkpoint.reader import CheckpointReader
 from bot_dist.checkpoint.storage import Storage
 from bot_dist.checkpoint.writer import CheckpointWriter
@@ -50,25 +50,19 @@ def write_operators(
     import torch
 
     if not Storage(url).exists(MANIFEST):
-        stored = {name: _layout(name, spec, layers) for name, spec in operators.items()}
-        writer = CheckpointWriter.create(url, stored.values(), config={}, attempt=attempt)
-        digests: dict[str, dict[str, bytes]] = {name: {} for name in stored}
+        stored = [_layout(name, spec, layers) for name, spec in operators.items()]
+        writer = CheckpointWriter.create(url, stored, config={}, attempt=attempt)
+        digests: dict[str, dict[str, bytes]] = {name: {} for name in operators}
         for layer in range(layers):
             for name, spec in operators.items():
                 if layer and not spec.per_layer:
                     continue
-                shape = (1, spec.n_target, 1 if spec.selects else spec.n_source)[0 if spec.per_layer else 1 :]
-                values = np.ascontiguousarray(matrix(name, layer), dtype=np.float32).reshape(shape)
-                for shard in stored[name].shards():
-                    if spec.per_layer and shard[0] != (layer, layer + 1):
-                        continue
-                    within = ((0, 1), *shard[1:]) if spec.per_layer else shard
-                    part = np.ascontiguousarray(values[tuple(slice(*r) for r in within)])
-                    key = stored[name].shard_key(shard)
-                    digests[name][key] = writer.write(name, shard, torch.from_numpy(part))
+                values = np.ascontiguousarray(matrix(name, layer), dtype=np.float32).reshape(_shape(spec))
+                of_layer = layer if spec.per_layer else None
+                digests[name] |= writer.write_array(name, torch.from_numpy(values), of_layer)
         writer.commit(digests, dict(provenance()))
     reader = CheckpointReader(url)
-    if reader.manifest.data != f"data/{attempt}":
+    if reader.manifest.data != f"{ATTEMPTS}/{attempt}":
         raise CheckpointError(
             f"{reader.storage.label} holds operators that were fitted to something else; give another output, or "
             f"remove them"
@@ -79,15 +73,14 @@ def write_operators(
     }
 
 
+def _shape(spec: OperatorSpec) -> tuple[int, int]:
+    return spec.n_target, 1 if spec.selects else spec.n_source
+
+
 def _layout(name: str, spec: OperatorSpec, layers: int) -> StoredParameter:
-    """One layer per shard: they are fitted one by one."""
-    sizes = (layers, spec.n_target, 1 if spec.selects else spec.n_source)[0 if spec.per_layer else 1 :]
-    axes = AXES[-len(sizes) :]
-    if not spec.per_layer:
-        return store_layout(Parameter(name=name, axes=axes, sizes=sizes, dims=(1,) * len(axes)))
-    one = store_layout(Parameter(name=name, axes=axes, sizes=(1, *sizes[1:]), dims=(1,) * len(axes)))
-    parameter = Parameter(name=name, axes=axes, sizes=sizes, dims=(1,) * len(axes))
-    return dataclasses.replace(one, parameter=parameter)
+    if spec.per_layer:
+        return array_layout(name, (layers, *_shape(spec)), AXES, "float32")
+    return array_layout(name, _shape(spec), AXES[1:], "float32")
 
 
 def read_operator(spec: OperatorSpec, rows: Range, layer: int = 0) -> Matrices:
@@ -97,7 +90,7 @@ def read_operator(spec: OperatorSpec, rows: Range, layer: int = 0) -> Matrices:
     Raises CheckpointError when it is not what was stored.
     """
     reader, name = _opened(spec)
-    n = 1 if spec.selects else spec.n_source
+    n = _shape(spec)[1]
     box = (rows, (0, n))
     found = reader.read(reader.parameter(name), ((layer, layer + 1), *box) if spec.per_layer else box)
     return cast(Matrices, found.numpy().reshape(-1, n).astype(np.float64))

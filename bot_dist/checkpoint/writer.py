@@ -107,6 +107,22 @@ class CheckpointWriter:
         self.storage.write(self._key(name, shard), parts, durable=True)
         return digests
 
+    def write_array(self, name: str, tensor: torch.Tensor, layer: int | None = None) -> dict[str, bytes]:
+        """Write all shards of an array; or, where a shard has one layer at most, those of a ``layer``, which is
+        ``tensor``. What ``write`` returns, by shard key."""
+        if layer is not None:
+            tensor = tensor[None]
+        found = {}
+        for shard in self.stored[name].shards():
+            within = shard
+            if layer is not None:
+                if shard[0] != (layer, layer + 1):
+                    continue
+                within = ((0, 1), *shard[1:])
+            part = tensor[tuple(slice(*r) for r in within)].contiguous()
+            found[self.stored[name].shard_key(shard)] = self.write(name, shard, part)
+        return found
+
     def digests_on_storage(self, name: str, shard: Box) -> bytes:
         """Digests of the inner chunks of a shard as they read back now; empty if the file is not whole."""
         stored, pitch = self.stored[name], shards.pitch(self.stored[name])

@@ -201,6 +201,11 @@ class Model:
     def n_parameters(self) -> int:
         return sum(self.weight_layers(w) * self.parameter(w).size for w in self.weights)
 
+    @property
+    def attention_width(self) -> int:
+        """Coordinates of all query heads together."""
+        return math.prod(self.sizes.get(axis, 1) for axis in ("kv_heads", "group", "heads", "head_dim"))
+
     def init_std(self, weight: Weight) -> float:
         """Standard deviation of the family's own initialisation of a matrix or table."""
         std = self.config.get(self.family.init_std)
@@ -216,10 +221,8 @@ class Model:
         sizes = {w: self.weight_layers(w) * self.parameter(w).size for w in matrices}
         every_token = sum(size for w, size in sizes.items() if not w.pooled)
         once = sum(size for w, size in sizes.items() if w.pooled)
-        heads = self.sizes["head_dim"]
-        for axis in ("heads", "kv_heads", "group"):
-            heads *= self.sizes.get(axis, 1)
-        return 2 * (every_token + once // context + 2 * self.sizes["layer"] * heads * context)
+        attention = 2 * self.sizes["layer"] * self.attention_width * context
+        return 2 * (every_token + once // context + attention)
 
     def resized(self, target: Mapping[str, int], depth: str = "auto", layers: Sequence[int] = ()) -> Model:
         """The model of the same family with the given target options; the others are kept.

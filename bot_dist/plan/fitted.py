@@ -80,7 +80,7 @@ def adaptive(source: Model, target: Model, basis: Basis, axes: Collection[str]) 
                 spec = (_rotated if basis == "rotation" else _permuted)(source, target, weight, use.role)
                 spans = 1
             elif use.axis == "mlp" and "mlp" in axes:
-                spec, spans = _units(weight, "mlp", use.role), 1
+                spec, spans = _named("mlp.read") if use.role == "read" else _named("mlp.kept", selects=True), 1
             elif use.axis in ("kv_heads", "heads") and "heads" in axes:
                 spec, spans = _heads(weight, i)
             if spec is None:
@@ -101,12 +101,11 @@ def operators(fitted: Fitted) -> dict[str, OperatorSpec]:
 
 
 def placed(fitted: Fitted, stored: Mapping[str, OperatorSpec]) -> dict[str, dict[Place, OperatorSpec]]:
-    """The table with the matrices that have been fitted, and the gains that came with them."""
+    """The table with the matrices that have been fitted."""
     found = {name: dict(places) for name, places in fitted.items()}
     for module, place, spec in _stored(fitted):
         kept = stored[spec.name]
-        gain = spec.row_sum * kept.row_sum
-        found[module][place] = dataclasses.replace(spec, handle=kept.handle, digest=kept.digest, row_sum=gain)
+        found[module][place] = dataclasses.replace(spec, handle=kept.handle, digest=kept.digest)
     return found
 
 
@@ -138,10 +137,6 @@ def _permuted(source: Model, target: Model, weight: Weight, role: str) -> Operat
     root = 1.0 if source.family.post_norm else math.sqrt(ratio)
     gain = 1.0 if source.family.norm_of(weight) else (1 / root if role == "read" else root)
     return _named("embed.kept", selects=True, per_layer=False, gain=gain)
-
-
-def _units(weight: Weight, name: str, role: str) -> OperatorSpec:
-    return _named(f"{name}.read") if role == "read" else _named(f"{name}.kept", selects=True)
 
 
 def _heads(weight: Weight, i: int) -> tuple[OperatorSpec, int]:

@@ -10,7 +10,7 @@ from typing import Any
 import ray
 
 from bot_dist.errors import RunError
-from bot_dist.runtime.cluster import PLACEMENT_TIMEOUT_S, result_of
+from bot_dist.runtime.cluster import PLACEMENT_TIMEOUT_S, last_words, result_of
 from bot_dist.runtime.memory import return_freed_memory
 from bot_dist.runtime.shares import OnStep, SharedWork
 
@@ -128,7 +128,7 @@ class _Crew:
         except ray.exceptions.RayTaskError:
             raise
         except ray.exceptions.RayError as error:
-            self._replace(member, " ".join(str(error).partition("Some common causes")[0].split()))
+            self._replace(member, last_words(error))
             return
         if member.opened:
             member.next += 1

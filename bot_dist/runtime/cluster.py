@@ -150,6 +150,11 @@ def result_of(reference: Any) -> Any:
         raise
 
 
+def last_words(error: Exception) -> str:
+    """Why an actor died, in one line: what Ray says before it lists what the causes usually are."""
+    return " ".join(str(error).partition("Some common causes")[0].split())
+
+
 def device_of(config: ClusterConfig) -> str:
     """``cuda`` or ``cpu``, as the configuration and the connected cluster have it."""
     if config.device != "auto":

@@ -20,7 +20,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from bot_dist.errors import RunError
 from bot_dist.plan import LANES, Step, TransferPlan
-from bot_dist.runtime.cluster import PLACEMENT_TIMEOUT_S, result_of
+from bot_dist.runtime.cluster import PLACEMENT_TIMEOUT_S, last_words, result_of
 from bot_dist.runtime.dispatch import Dispatch
 from bot_dist.runtime.executor import OnEvent, Reader, StepResult
 from bot_dist.runtime.memory import return_freed_memory
@@ -209,7 +209,7 @@ class _Crew:
         self.arriving = {reference: m for reference, m in self.arriving.items() if m is not member}
         ray.kill(member.handle)
         steps = [step.id for step in member.steps.values()]
-        why = " ".join(str(error).partition("Some common causes")[0].split())
+        why = last_words(error)
         self.on_event({"event": "actor_died", "rank": member.rank, "steps": steps, "why": why})
         fatal = self.dispatch.lost(member.rank)
         self.stillborn[member.rank] += not member.ready

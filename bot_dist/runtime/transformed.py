@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -31,9 +30,6 @@ class TransformedSource:
         self.plan, self.source = plan, source
         self.url = f"plan:{plan.digest}"
         self.config: dict[str, Any] = plan.target.config
-
-    def __reduce__(self) -> tuple[type[TransformedSource], tuple[TransferPlan, Reader]]:
-        return TransformedSource, (self.plan, self.source)
 
     @cached_property
     def _modules(self) -> dict[str, tuple[int, int]]:
@@ -93,5 +89,4 @@ class TransformedSource:
         into.copy_(self.read(parameter, box))
 
     def provenance(self) -> dict[str, Any]:
-        identity = hashlib.sha256(self.plan.digest.encode()).hexdigest()[:32]
-        return {"url": self.url, "format": "plan", "digest": identity}
+        return {"url": self.url, "format": "plan", "digest": self.plan.digest}

@@ -1,7 +1,7 @@
 """Every change of an axis as one linear operator, and the application of operators to tensors."""
 
 from bot_dist.wavelets.build import build_operator, check_supported
-from bot_dist.wavelets.copies import copies_only, counts
+from bot_dist.wavelets.copies import copies_only, counts, origins
 from bot_dist.wavelets.filter_bank import filters
 from bot_dist.wavelets.operators import Operator, from_dense
 from bot_dist.wavelets.spec import OperatorSpec, spec_from_json
@@ -15,5 +15,6 @@ __all__ = [
     "counts",
     "filters",
     "from_dense",
+    "origins",
     "spec_from_json",
 ]

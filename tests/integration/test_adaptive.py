@@ -17,8 +17,8 @@ from bot_dist.checkpoint import CheckpointReader, write_operators
 from bot_dist.convert.open import open_source
 from bot_dist.errors import InputError, PlanError
 from bot_dist.families import Model, model_of
-from bot_dist.pipeline import _known
 from bot_dist.plan import adaptive, basis_of, make_plan, operators, placed, target_model
+from bot_dist.planning import known
 from bot_dist.runtime.transformed import TransformedSource
 from bot_dist.sharding import Mesh, whole
 
@@ -96,7 +96,7 @@ def test_a_rotation_of_the_whole_width_changes_nothing(tmp_path: Path, make_pico
         target,
         config,
         Mesh(),
-        modules=_known(source, model),
+        modules=known(source, model),
         source_id="",
         fitted=placed(table, stored),
     )

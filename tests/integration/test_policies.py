@@ -18,8 +18,8 @@ from bot_dist.convert.open import open_source
 from bot_dist.convert.source import Source
 from bot_dist.errors import BotDistError, PlanError, SourceError
 from bot_dist.families import Model, model_of
-from bot_dist.pipeline import _planned
 from bot_dist.plan import make_plan
+from bot_dist.planning import Planning
 from bot_dist.sharding import whole
 from bot_dist.wavelets import OperatorSpec
 from tests.conftest import VARIANTS, outputs
@@ -269,7 +269,8 @@ def test_fitted_operators_act_on_several_axes_and_differ_per_layer(tmp_path: Pat
     recipe = bot_dist.make_recipe(
         {"source": source.url, "output": str(tmp_path), "target": {"kv_heads": 1, "heads": 2, "mlp": 20}}
     )
-    reader, plan = _planned(recipe)
+    planning = Planning(recipe)
+    reader, plan = planning.source, planning.draft
     units_kept = random.integers(40, size=(3, 20))
     stored = write_operators(
         str(tmp_path / "operators"),

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 import bot_dist
 from bot_dist.checkpoint import CheckpointReader, CheckpointWriter
-from bot_dist.pipeline import _planned, _stored
+from bot_dist.pipeline import _stored
+from bot_dist.planning import Planning
 from bot_dist.runtime.worker import Worker
 from tests.conftest import PICOS, randomised
 
@@ -63,7 +64,8 @@ def made(
         {"source": source(kind, dtype, folder), "output": str(folder), "target": TARGETS[kind]},
         {"cluster.executor": "local", "transfer.wavelet": wavelet, **options},
     )
-    reader, plan = _planned(recipe)
+    planning = Planning(recipe)
+    reader, plan = planning.source, planning.draft
     plan.validate()
     with tempfile.TemporaryDirectory() as url:
         writer = CheckpointWriter.create(url, _stored(plan), config=plan.target.config, attempt=plan.digest)

@@ -28,6 +28,7 @@ FLOORS = [  # of the architecture, lowest first; the names of one line do not im
     {"checkpoint"},
     {"convert", "runtime"},
     {"calibrate", "evaluate", "train"},
+    {"planning"},
     {"checks", "pipeline"},
     {"console", "__init__"},
     {"cli"},

@@ -1,0 +1,236 @@
+"""From a recipe to a plan: its source is opened once, what shrinking takes from it is fitted, and all is planned."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bot_dist.errors import InputError
+from bot_dist.families import Model, Weight, model_of
+from bot_dist.recipe import Recipe
+from bot_dist.sharding import Mesh
+from bot_dist.urls import absolute, label
+
+if TYPE_CHECKING:
+    from bot_dist.calibrate import Adapted, Text
+    from bot_dist.checkpoint import MallatSource
+    from bot_dist.convert.source import Source
+    from bot_dist.plan import Fitted, SourceModule, TransferPlan
+
+OnEvent = Callable[[dict[str, Any]], None]
+
+
+class Planning:
+    """The plan of a recipe, with its source. Raises SourceError where there is none that can be read."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self._opened, self._model = open_checked(recipe)
+        self._mallat, self._notes = _with_details(recipe, self._opened, self._model)
+
+    @property
+    def source(self) -> Source:
+        """What a transfer by the plan reads."""
+        return self._mallat or self._opened
+
+    @cached_property
+    def draft(self) -> TransferPlan:
+        """The plan; where something is to be fitted, one that says where. Reads no weight and writes nothing."""
+        return self._planned(None)
+
+    @cached_property
+    def adapts(self) -> bool:
+        """Whether axes that shrink do so by what is fitted to the source."""
+        return self._mallat is None and _adapts(self.recipe)
+
+    def fitted(self, on_event: OnEvent) -> tuple[TransferPlan, Adapted | None]:
+        """The plan with all that is fitted to the source's statistics, and what that is; None where nothing is."""
+        _ = self.draft  # whatever is wrong with it is said before anything is fitted
+        if not self.adapts or (adapted := self._adapted(on_event)) is None:
+            return self.draft, None
+        return self._planned(adapted), adapted
+
+    @cached_property
+    def _known(self) -> dict[str, SourceModule]:
+        return known(self.source, self._mallat.model if self._mallat else self._model)
+
+    def _adapted(self, on_event: OnEvent) -> Adapted | None:
+        from bot_dist.calibrate import Adaptation
+        from bot_dist.checkpoint.manifest import OPERATORS
+
+        url = absolute(self.recipe.transferred_url)
+        keep_apart(self.recipe.source, url)
+        adaptation = Adaptation(
+            self.recipe,
+            self._opened,
+            self._model,
+            self._known,
+            _text(self.recipe, self._model) if _has_text(self.recipe, self._model) else None,
+            operators_url=f"{url}/{OPERATORS}",
+            folder=_beside(self.recipe, "calibration"),
+            on_event=on_event,
+        )
+        return adaptation.run() if adaptation.stages else None
+
+    def _planned(self, adapted: Adapted | None) -> TransferPlan:
+        from bot_dist.plan import adaptive, basis_of, make_plan, placed, shrinking, target_model
+        from bot_dist.wavelets import origins
+
+        recipe, model, notes = self.recipe, self._model, self._notes
+        fitted: Fitted | None = None
+        layers: tuple[int, ...] = ()
+        if self._mallat is not None:
+            model = target = self._mallat.model
+        elif self.adapts:
+            basis = basis_of(model, recipe.transfer.basis)
+            axes = shrinking(model, model.resized(recipe.target), recipe.transfer)
+            layers = adapted.layers if adapted else ()
+            if adapted is None and "layer" in axes:  # for now: which they are, statistics will tell
+                layers = tuple(origins(model.sizes["layer"], recipe.target["layers"]).tolist())
+            rotated = "embed" in axes and basis == "rotation"
+            target = target_model(model, recipe.target, recipe.transfer, rotated=rotated, layers=layers)
+            fitted = adaptive(model, target, basis, axes)
+            if adapted is not None:
+                fitted = placed(fitted, adapted.stored)
+            notes = notes + _adaptive_notes(recipe, model, axes, basis)
+        else:
+            target = target_model(model, recipe.target, recipe.transfer)
+        identity = json.dumps(self.source.provenance(), sort_keys=True)
+        return make_plan(
+            model,
+            target,
+            recipe.transfer,
+            Mesh(tensor=recipe.cluster.tensor, data=recipe.cluster.data),
+            modules=self._known,
+            source_id=hashlib.sha256(identity.encode()).hexdigest()[:32],
+            whole_rows=self.source.whole_rows,
+            details=self._mallat.details if self._mallat else None,
+            fitted=fitted,
+            layers=layers,
+            notes=notes,
+        )
+
+
+def open_checked(recipe: Recipe) -> tuple[Source, Model]:
+    """The recipe's source and its model, which it is checked to hold. Raises SourceError and FamilyError."""
+    from bot_dist.convert.open import open_source
+
+    source = open_source(absolute(recipe.source))
+    model = model_of(source.config)
+    source.check(model)
+    return source, model
+
+
+def known(source: Source, model: Model) -> dict[str, SourceModule]:
+    """What a plan must know of the source's weights, by name."""
+    from bot_dist.plan import SourceModule
+
+    return {
+        w.name: SourceModule(
+            nbytes=sum(source.storage_bytes(model.parameter(w, i)) for i in range(model.weight_layers(w))),
+            dtype=_dtype(source, model, w),
+            learning_rate_factor=source.learning_rate_factor(model.parameter(w)),
+        )
+        for w in model.weights
+    }
+
+
+def keep_apart(read: str, written: str) -> None:
+    """Raise InputError when writing one place would destroy what is read at another."""
+    a, b = (absolute(url).rstrip("/") + "/" for url in (read, written))
+    if a.startswith(b) or b.startswith(a):
+        raise InputError(f"{label(written)} would be written over its source {label(read)}; give another target")
+
+
+def _adapts(recipe: Recipe) -> bool:
+    """Whether axes that shrink do so by what is fitted to the source."""
+    transfer = recipe.transfer
+    if transfer.analysis != "auto":
+        return transfer.analysis == "adaptive"
+    if transfer.depth == "similar":
+        return True
+    chosen = transfer.model_fields_set & {"preset", "wavelet", "gain", "depth", "keep_details"}
+    return bool(_calibration_text(recipe)) and not chosen
+
+
+def _beside(recipe: Recipe, name: str) -> str:
+    """A folder that all nodes see: in the run's, or beside a store that was asked for by itself."""
+    if recipe.target_url and "://" not in recipe.target_url:
+        return f"{absolute(recipe.target_url)}.{name}"
+    return str(Path(recipe.output).resolve() / name)
+
+
+def _calibration_text(recipe: Recipe) -> tuple[str, ...]:
+    return recipe.calibrate.text or recipe.train.text
+
+
+def _has_text(recipe: Recipe, model: Model) -> bool:
+    """Whether there is a text to run through the model; images are none."""
+    return bool(_calibration_text(recipe)) and model.family.objective != "image"
+
+
+def _text(recipe: Recipe, model: Model) -> Text:
+    """Windows that lie evenly over the text; the held-out ones evenly among them."""
+    from bot_dist.calibrate import Text, windows
+    from bot_dist.convert.tokenizer import load_tokenizer
+
+    config = recipe.calibrate
+    tokenizer = load_tokenizer(absolute(recipe.source))
+    longest = model.config.get(model.family.context_field) or config.context
+    context = min(config.context, int(longest))
+    held_out, fitted = config.held_out // context, -(-config.tokens // context)
+    n = held_out + fitted
+    found = windows(_calibration_text(recipe), tokenizer, n * context, context)
+    held = [i * n // held_out for i in range(held_out)]
+    return Text(
+        windows=found[[i for i in range(n) if i not in held]],
+        held_out=found[held],
+        mask_token=tokenizer.mask_token_id,
+    )
+
+
+def _adaptive_notes(recipe: Recipe, model: Model, axes: Sequence[str], basis: str) -> list[str]:
+    """What the user should know of how axes shrink."""
+    from bot_dist.plan import rotation_refused
+
+    if not axes:
+        return []
+    notes = [f"shrinking is fitted to the source along {', '.join(axes)}"]
+    if not _has_text(recipe, model):
+        why = "the family is none of language" if model.family.objective == "image" else "there is no calibrate.text"
+        notes.append(f"it is fitted to the weights alone, for {why}: a start from statistics is much better")
+    if "embed" in axes and basis == "permutation" and recipe.transfer.basis == "auto":
+        notes.append(
+            f"'embed' keeps its coordinates of most energy: a rotation would not do, {rotation_refused(model.family)}"
+        )
+    return notes
+
+
+def _with_details(recipe: Recipe, source: Source, model: Model) -> tuple[MallatSource | None, list[str]]:
+    """The source with its details, if it is a store that keeps what restores the target's sizes; else what the user
+    should know about them."""
+    from bot_dist.checkpoint import CheckpointReader, MallatSource
+
+    details = source.details() if isinstance(source, CheckpointReader) else None
+    target = model.resized(recipe.target, recipe.transfer.depth)
+    if details is None or target.sizes == model.sizes or not isinstance(source, CheckpointReader):
+        return None, []
+    axes = details.restored(model, target) if recipe.transfer.use_details else frozenset()
+    if not axes:
+        return None, ["the details that the source keeps are not used, and not kept in the target"]
+    left = sorted({*details.axes} - axes)
+    notes = [f"details of {', '.join(left)} are not kept in the target"] if left else []
+    return MallatSource(source, details.along(axes), details.restored_model(target, axes)), notes
+
+
+def _dtype(source: Source, model: Model, weight: Weight) -> str:
+    """The dtype that holds this weight of every layer."""
+    import torch
+
+    dtypes = [source.dtype(model.parameter(weight, i)) for i in range(model.weight_layers(weight))]
+    return str(functools.reduce(torch.promote_types, dtypes)).removeprefix("torch.")

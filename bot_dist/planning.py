@@ -78,6 +78,7 @@ class Planning:
         return adaptation.run() if adaptation.stages else None
 
     def _planned(self, adapted: Adapted | None) -> TransferPlan:
+        from bot_dist.calibrate import follows
         from bot_dist.plan import adaptive, basis_of, make_plan, placed, shrinking, target_model
         from bot_dist.wavelets import origins
 
@@ -94,7 +95,8 @@ class Planning:
                 layers = tuple(origins(model.sizes["layer"], recipe.target["layers"]).tolist())
             rotated = "embed" in axes and basis == "rotation"
             target = target_model(model, recipe.target, recipe.transfer, rotated=rotated, layers=layers)
-            fitted = adaptive(model, target, basis, axes)
+            sequential = _has_text(recipe, model) and follows(model, recipe)
+            fitted = adaptive(model, target, basis, axes, sequential=bool(axes) and sequential)
             if adapted is not None:
                 fitted = placed(fitted, adapted.stored)
             notes = notes + _adaptive_notes(recipe, model, axes, basis)

@@ -93,6 +93,9 @@ class TransferConfig(_Config):
     """Of the residual width, where it shrinks adaptively: its Karhunen–Loève basis (``rotation``, which unties a tied
     head), or the coordinates with the most energy (``permutation``). ``auto``: a rotation where the family allows
     it."""
+    lifting: Literal["least-squares", "selection"] = "least-squares"
+    """What becomes of the units and heads that are dropped: predicted from those kept, by least squares; or nothing
+    (``selection``, the lazy wavelet)."""
     ridge: float = Field(default=1e-3, ge=0)
     """Of the least squares that predict what is dropped, over the mean square of what is kept."""
     noise: float = Field(default=0.0, ge=0)
@@ -168,9 +171,11 @@ class CalibrateConfig(_Config):
     """How many are run through the source, from the start of the text."""
     context: int = Field(default=512, ge=2)
     """Tokens per window."""
-    passes: Literal["one", "each"] = "one"
-    """``one``: everything is fitted to the source in one pass over the text. ``each``: one axis after another, each to
-    the model that the ones before have shrunk; takes a pass for each."""
+    passes: Literal["sequential", "one", "each"] = "sequential"
+    """``sequential``: block by block, all axes at once, to what the model that is shrunk so far computes beside the
+    source, correcting what blocks write; takes two passes over the text, and ``one`` where it can't be done (norms
+    after sublayers, axes that change by other means, no text). ``one``: everything to the source in one pass.
+    ``each``: one axis after another, each to the model that the ones before have shrunk; takes a pass for each."""
     held_out: int = Field(default=4096, ge=0)
     """Tokens after those, on which the loss is measured after every stage; 0: it is not measured."""
 

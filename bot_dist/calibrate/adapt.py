@@ -6,13 +6,14 @@ comes out is one plan.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bot_dist.calibrate.fit import AxisFit, Coordinates, Given, Lifted, Rotation
+from bot_dist.calibrate.fit import Apart, AxisFit, Coordinates, Given, Lifted, Rotation
+from bot_dist.calibrate.sequential_fit import Sequential
 from bot_dist.calibrate.statistics import Statistics, statistics
 from bot_dist.calibrate.weight_only import WeightStatistics
 from bot_dist.checkpoint import CheckpointReader, write_operators
@@ -22,6 +23,7 @@ from bot_dist.errors import FamilyError, InputError
 from bot_dist.families import Model
 from bot_dist.plan import (
     ORDER,
+    Fitted,
     SourceModule,
     TransferPlan,
     adaptive,
@@ -29,6 +31,7 @@ from bot_dist.plan import (
     make_plan,
     operators,
     placed,
+    sequential_refused,
     shrinking,
     target_model,
 )
@@ -68,6 +71,8 @@ class Adapted:
     stored: dict[str, OperatorSpec] = field(default_factory=dict)
     layers: tuple[int, ...] = ()
     """Of the source, that are kept; empty for all."""
+    sequential: bool = False
+    """Whether what is written into the residual stream is corrected."""
     stages: list[dict[str, Any]] = field(default_factory=list)
     """Facts for the report, in order."""
 
@@ -95,6 +100,7 @@ class Adaptation:
         self.operators_url, self.folder, self.on_event = operators_url, folder, on_event
         self.basis = basis_of(model, recipe.transfer.basis)
         self.ridge = recipe.transfer.ridge
+        self.sequential = text is not None and follows(model, recipe)
         self.stages = _stages(model, recipe)
         self.done = Adapted()
 
@@ -123,9 +129,12 @@ class Adaptation:
             modules=self.modules,
             source_id=digest(self.source.provenance()),
             whole_rows=self.source.whole_rows,
-            fitted=placed(adaptive(self.model, target, self.basis, self.done.axes), self.done.stored),
+            fitted=placed(self._table(target, self.done.axes), self.done.stored),
             layers=self.done.layers,
         )
+
+    def _table(self, target: Model, axes: list[str]) -> Fitted:
+        return adaptive(self.model, target, self.basis, axes, sequential=self.done.sequential)
 
     def _now(self) -> tuple[Source, Model]:
         if not self.done.target:
@@ -139,15 +148,19 @@ class Adaptation:
             found: Statistics | WeightStatistics = WeightStatistics(source, model)
         else:
             self._check_rank(axes)
-            needed = _wanted(model, axes)
+            apart = [axis for axis in axes if axis == "embed" or not self.sequential]
+            needed = _wanted(model, apart)
             found = self._statistics(source, model, self.text.windows, needed, f"for {', '.join(axes)}")
         self.done.target |= _options(self.recipe.target, axes)
         facts: dict[str, Any] = {}
         if "layer" in axes:
             self.done.layers = _most_different(found.similarity, self.done.target["layers"])
             facts["layer"] = {"similarity": found.similarity.tolist(), "kept": [*self.done.layers]}
-        if widths := [axis for axis in axes if axis != "layer"]:
-            facts |= self._fit_widths(Given(source=source, model=model, statistics=found, ridge=self.ridge), widths)
+        widths = [axis for axis in axes if axis != "layer"]
+        if widths or self.sequential:
+            predicts = self.recipe.transfer.lifting == "least-squares"
+            given = Given(source=source, model=model, statistics=found, ridge=self.ridge, predicts=predicts)
+            facts |= self._fit_widths(given, widths)
         self.done.stages.append({"axes": [*axes], "sizes": _changed_sizes(model, self.target()), "facts": facts})
 
     def _fit_widths(self, given: Given, axes: list[str]) -> dict[str, Any]:
@@ -157,15 +170,17 @@ class Adaptation:
         seen = every if given.model.sizes["layer"] == len(every) else kept
         position = {layer: i for i, layer in enumerate(seen) if layer in kept}
         self.done.axes += axes
+        self.done.sequential = self.sequential
         target = self.target()
         fits = {axis: self._fit(given, target, axis) for axis in axes}
-        wanted = operators(adaptive(self.model, target, self.basis, axes))
+        fit = self._sequential(given, fits) if self.sequential else Apart(fits)
+        wanted = operators(self._table(target, axes))
 
         def matrix(name: str, layer: int) -> Any:
             if layer not in position:  # of the source, and left out
                 spec = wanted[name]
                 return np.zeros((spec.n_target, 1 if spec.selects else spec.n_source))
-            return fits[name.partition(".")[0]].matrix(name, position[layer])
+            return fit.matrix(name, position[layer])
 
         key = digest(
             {
@@ -173,22 +188,20 @@ class Adaptation:
                 "statistics": given.statistics.digest,
                 "operators": [repr(spec) for spec in wanted.values()],
                 "ridge": given.ridge,
+                "predicts": given.predicts,
                 "layers": self.done.layers,
             }
         )
-        url = f"{self.operators_url}/{'-'.join(axes)}-{key[:16]}"
-        self.done.stored |= write_operators(
-            url,
-            wanted,
-            matrix,
-            layers=self.model.sizes["layer"],
-            attempt=key,
-            provenance=lambda: {
-                "axes": axes,
-                "source": given.source.provenance(),
-                "facts": {axis: fit.facts() for axis, fit in fits.items()},
-            },
-        )
+        url = f"{self.operators_url}/{'-'.join(axes or ['write'])}-{key[:16]}"
+        with fit:
+            self.done.stored |= write_operators(
+                url,
+                wanted,
+                matrix,
+                layers=len(every),
+                attempt=key,
+                provenance=lambda: {"axes": axes, "source": given.source.provenance(), "facts": fit.facts()},
+            )
         # Recorded, not what the fits know now: an earlier attempt may have made the store.
         facts: dict[str, Any] = CheckpointReader(url).manifest.provenance["facts"]
         return facts
@@ -214,6 +227,18 @@ class Adaptation:
             return Lifted(given=given, axis="mlp", n_target=sizes["mlp"])
         kv_heads = sizes.get("kv_heads", 0)
         return Lifted(given=given, axis="heads", n_target=target.attention_width, kv_target=kv_heads)
+
+    def _sequential(self, given: Given, fits: Mapping[str, AxisFit]) -> Sequential:
+        assert self.text is not None
+        return Sequential(
+            given,
+            fits,
+            self.done.layers or tuple(range(self.model.sizes["layer"])),
+            windows=self.text.windows,
+            folder=self.folder,
+            cluster=self.recipe.cluster,
+            on_event=lambda event: self.on_event({"stage": "calibrate", **event, "purpose": "block by block"}),
+        )
 
     def _statistics(
         self, source: Source, model: Model, windows: torch.Tensor, wanted: tuple[str, ...], purpose: str
@@ -255,12 +280,19 @@ def _options(target: Mapping[str, int], axes: Iterable[str]) -> dict[str, int]:
     return {key: target[key] for axis in axes for key in OPTIONS[axis] if key in target}
 
 
+def follows(source: Model, recipe: Recipe) -> bool:
+    """Whether what shrinks is fitted block by block to what the shrunk model computes, if there is a text."""
+    if recipe.calibrate.passes != "sequential":
+        return False
+    return sequential_refused(source, source.resized(recipe.target), recipe.transfer) is None
+
+
 def _stages(model: Model, recipe: Recipe) -> list[tuple[str, ...]]:
     """The axes that shrink, in order: all at once, or one after another (but together where the family has no model
     that is shrunk along one of them alone)."""
     target = recipe.target
     axes = shrinking(model, model.resized(target), recipe.transfer)
-    if recipe.calibrate.passes == "one":
+    if recipe.calibrate.passes != "each":
         return [tuple(axes)] if axes else []
     stages: list[tuple[str, ...]] = []
     done: dict[str, int] = {}
@@ -277,13 +309,14 @@ def _stages(model: Model, recipe: Recipe) -> list[tuple[str, ...]]:
     return [*stages, tuple(waiting)] if waiting else stages
 
 
-def _wanted(model: Model, axes: tuple[str, ...]) -> tuple[str, ...]:
+def _wanted(model: Model, axes: Sequence[str]) -> tuple[str, ...]:
     """The statistics that the fits of these axes need."""
     found = []
     inner = {axis for name in axes if name != "embed" for axis in ORDER[name]}
     for weight in model.weights:
         reads = {use.axis for use in weight.uses if use.role == "read"}
-        norm = "embed" in axes and model.family.norm_of(weight) and not weight.name.endswith(".bias")
+        of_stream = model.family.norm_of(weight) and not weight.into_residual
+        norm = "embed" in axes and of_stream and not weight.name.endswith(".bias")
         if norm or (weight.layered and weight.kind == "matrix" and reads & inner):
             found.append(weight.name.removesuffix(".weight"))
     return tuple(found)

@@ -7,6 +7,8 @@ Everything is float64.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol, cast
@@ -34,6 +36,22 @@ class AxisFit(Protocol):
         """What was found: plain data for events and reports."""
 
 
+class Apart(AbstractContextManager[None]):
+    """Fits of several axes, each on its own."""
+
+    def __init__(self, fits: Mapping[str, AxisFit]) -> None:
+        self._fits = fits
+
+    def matrix(self, name: str, layer: int) -> Array:
+        return self._fits[name.partition(".")[0]].matrix(name, layer)
+
+    def facts(self) -> dict[str, Any]:
+        return {axis: fit.facts() for axis, fit in self._fits.items()}
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
 @dataclass(frozen=True, kw_only=True)
 class Given:
     """What fits are made from."""
@@ -44,10 +62,22 @@ class Given:
     statistics: Statistics | WeightStatistics
     ridge: float
     """Over the mean square of what is kept."""
+    predicts: bool = True
+    """Whether what is dropped is predicted from what is kept."""
 
     def weight(self, weight: Weight, layer: int = 0) -> Array:
         """Unfused, in float64."""
         return weight_values(self.source, self.model, weight, layer)
+
+    def with_norm(self, read: Array, norm: str, layer: int) -> Array:
+        """``read`` ``(n_target, n)`` and what a norm does after it: its weight, and its bias, which is constant in the
+        target while the mean of what reads it is what the bias would have given."""
+        parts = {
+            w.name.endswith(".bias"): self.weight(w, layer) + w.offset
+            for w in self.model.weights
+            if self.model.family.norm_of(w) == norm
+        }
+        return read * parts[False] + parts.get(True, 0.0) / (NORM_BIAS * len(read))
 
     def reader_of(self, *axes: str) -> Weight:
         """The map in every block that reads one of these axes."""
@@ -85,37 +115,21 @@ class Rotation:
         return bases.klt(self._pooled)
 
     @cached_property
-    def _isometry(self) -> Array:
+    def isometry(self) -> Array:
+        """``(n_target, n)``: the kept coordinates of the stream."""
         if self.given.model.family.norm == "layer":
             return bases.isometry_centred(self._pooled, self.n_target)
         return bases.isometry(self._basis, self.n_target)
 
     def matrix(self, name: str, layer: int) -> Array:
         if name == "embed.write":
-            return self._isometry
+            return self.isometry
         norm = name.removeprefix("embed.read.")
         moment = self.given.statistics.moment(norm, layer)
-        read = lifting.reading(moment, self._isometry, self.given.ridge)
-        left = np.eye(len(moment)) - read.T @ self._isometry
+        read = lifting.reading(moment, self.isometry, self.given.ridge)
+        left = np.eye(len(moment)) - read.T @ self.isometry
         self.errors.setdefault(norm, []).append(float(np.trace(left @ moment @ left.T) / np.trace(moment)))
-        factor, bias = self._affine(norm, layer)
-        matrix = math.sqrt(len(moment) / self.n_target) * read * factor
-        if bias is not None:  # the norm's bias is constant, and the readers' mean is what it would have given them
-            matrix = matrix + bias / (NORM_BIAS * self.n_target)
-        return matrix
-
-    def _affine(self, norm: str, layer: int) -> tuple[Array, Array | None]:
-        """Weight and bias of a norm, as the model applies them."""
-        factor = bias = None
-        for weight in self.given.model.weights:
-            if self.given.model.family.norm_of(weight) == norm:
-                values = self.given.weight(weight, layer) + weight.offset
-                if weight.name.endswith(".bias"):
-                    bias = values
-                else:
-                    factor = values
-        assert factor is not None, norm
-        return factor, bias
+        return self.given.with_norm(math.sqrt(len(moment) / self.n_target) * read, norm, layer)
 
     def facts(self) -> dict[str, Any]:
         return {**_spectrum(self._basis.energies, self.n_target), "errors": self.errors}
@@ -127,6 +141,11 @@ class Coordinates:
 
     given: Given
     n_target: int
+
+    @cached_property
+    def isometry(self) -> Array:
+        """``(n_target, n)``: the kept coordinates of the stream."""
+        return np.eye(len(self._energies))[lifting.split(self._energies, self.n_target)[0]]
 
     @cached_property
     def _energies(self) -> Array:
@@ -143,7 +162,7 @@ class Coordinates:
 
 def _norms(model: Model) -> list[tuple[str, int]]:
     """The norms of the residual stream, with their layers."""
-    names = {name: w for w in model.weights if (name := model.family.norm_of(w))}
+    names = {name: w for w in model.weights if (name := model.family.norm_of(w)) and not w.into_residual}
     return [(name, layer) for name, w in names.items() for layer in range(model.weight_layers(w))]
 
 
@@ -167,51 +186,63 @@ class Lifted:
     """Key/value heads that are kept, where several query heads share one."""
     errors: list[float] = field(default_factory=list)
     """By layer, the energy of what the reader puts out that is lost, over all of it."""
-    _cache: dict[int, tuple[Array, Array]] = field(default_factory=dict)
+    _cache: dict[int, tuple[lifting.Indices, Array]] = field(default_factory=dict)
 
     @cached_property
     def _reader(self) -> Weight:
         return self.given.reader_of(*(("mlp",) if self.axis == "mlp" else ("kv_heads", "heads")))
 
     def matrix(self, name: str, layer: int) -> Array:
-        kept, read = self._split(layer)
-        sizes = self.given.model.sizes
-        if name.endswith(".read"):
-            return read
-        if self.axis == "mlp":
-            return kept
-        heads = kept[:: sizes["head_dim"]] // sizes["head_dim"]
-        if name == "heads.keyvalue":
-            return cast(Array, np.unique(heads // sizes["group"]))
-        return heads
-
-    def _split(self, layer: int) -> tuple[Array, Array]:
-        """The kept coordinates, and the matrix of what reads them."""
         if layer not in self._cache:
             self._cache.clear()  # layers are asked for one after another, each name anew
-            self._cache[layer] = self._fit(layer)
-        return self._cache[layer]
+            self._cache[layer] = self.split(layer, self.given.statistics.moment(self.reader, layer))
+        kept, read = self._cache[layer]
+        return read if name.endswith(".read") else self.selected(name, kept)
 
-    def _fit(self, layer: int) -> tuple[Array, Array]:
+    @property
+    def reader(self) -> str:
+        """Name of the map that reads the axis."""
+        return self._reader.name.removesuffix(".weight")
+
+    def selected(self, name: str, kept: lifting.Indices) -> Array:
+        """What of a weight's units or heads is kept, where the reader keeps these coordinates."""
+        if self.axis == "mlp":
+            return kept.astype(np.float64)
+        sizes = self.given.model.sizes
+        heads = kept[:: sizes["head_dim"]] // sizes["head_dim"]
+        if name == "heads.keyvalue":
+            return np.unique(heads // sizes["group"]).astype(np.float64)
+        return heads.astype(np.float64)
+
+    def split(self, layer: int, moment: Array) -> tuple[lifting.Indices, Array]:
+        """The kept coordinates, and the matrix ``(n_target, n)`` of what reads them, where its input has this
+        moment."""
         given, weight = self.given, self._reader
-        moment = given.statistics.moment(weight.name.removesuffix(".weight"), layer)
         n = len(moment)
         along = [i for i, use in enumerate(weight.uses) if use.role == "read" or use.axis == "head_dim"]
         values = np.moveaxis(given.weight(weight, layer), along, range(len(along))).reshape(n, -1)  # (n, out)
         kept, dropped = self._choose(moment, values)
-        predictor = lifting.predictor(moment, kept, dropped, given.ridge)
+        predictor = np.zeros((len(dropped), len(kept)))
+        if given.predicts:
+            predictor = lifting.predictor(moment, kept, dropped, given.ridge)
         read = lifting.lifted(n, kept, dropped, predictor)[1]
         cross = predictor @ moment[np.ix_(kept, dropped)]
         left = moment[np.ix_(dropped, dropped)] - cross - cross.T + predictor @ moment[np.ix_(kept, kept)] @ predictor.T
         lost = np.sum(values[dropped] * (left @ values[dropped]))
         self.errors.append(float(lost / np.sum(values * (moment @ values))))
-        return kept.astype(np.float64), read
+        return kept, read
 
     def _choose(self, moment: Array, values: Array) -> tuple[lifting.Indices, lifting.Indices]:
-        """By what is lost with a unit or a head whose part all others take over as far as they can."""
+        """By what is lost with a unit or a head whose part all others take over as far as they can; or take no part
+        of."""
 
         def importance(inner: int) -> Array:
-            return lifting.importance(moment, values.T, self.given.ridge, inner)
+            if self.given.predicts:
+                return lifting.importance(moment, values.T, self.given.ridge, inner)
+            alone = moment.reshape(-1, inner, len(moment) // inner, inner)
+            own = np.einsum("uiuj->uij", alone)
+            each = values.reshape(-1, inner, values.shape[1])
+            return cast(Array, np.einsum("uim,uij,ujm->u", each, own, each))
 
         if self.axis == "mlp":
             return lifting.split(importance(1), self.n_target)
@@ -229,4 +260,4 @@ class Lifted:
         return kept, np.setdiff1d(np.arange(len(moment)), kept)
 
     def facts(self) -> dict[str, Any]:
-        return {"kept": self.n_target, "errors": {self._reader.name.removesuffix(".weight"): self.errors}}
+        return {"kept": self.n_target, "errors": {self.reader: self.errors}}

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -32,28 +33,21 @@ SIMILARITY, CHANGE, LOSS = "block/similarity", "block/change", "loss"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Work:
-    """What is to be done, small and picklable: the tokens are in the scratch folder, and so is what comes of them."""
+class Scratch:
+    """Where shares put what they sum up."""
 
-    source: Source
-    model: Model
-    sites: tuple[Site, ...]
     scratch: str
     """A folder that all nodes see."""
     shares: int
     """Share ``i`` has windows ``i``, ``i + shares``, …"""
 
-    @property
-    def steps(self) -> int:
-        return self.model.sizes["layer"] + 2
-
-    def open(self, share: int) -> Share:
-        """To be run from step 0 on, by one process."""
-        return Share(self, share)
-
     def part(self, step: int, share: int) -> Path:
         """The file with a share's sums of a step."""
         return Path(self.scratch) / f"part-{step}-{share}.safetensors"
+
+    def put(self, step: int, share: int, sums: dict[str, torch.Tensor]) -> None:
+        """A share's sums of a step: all of them or nothing."""
+        write_whole(self.part(step, share), sums)
 
     def sums(self, step: int) -> Iterator[tuple[str, torch.Tensor]]:
         """Of all shares, added up in their order whichever was ready first: float64 tensors by name."""
@@ -69,6 +63,32 @@ class Work:
         """Remove the sums of a step."""
         for share in range(self.shares):
             self.part(step, share).unlink(missing_ok=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work(Scratch):
+    """What is to be done, small and picklable: the tokens are in the scratch folder, and so is what comes of them."""
+
+    source: Source
+    model: Model
+    sites: tuple[Site, ...]
+    ahead: ClassVar[Literal[0, 1]] = 1
+    """Steps that a share may be ahead of what is put together."""
+
+    @property
+    def steps(self) -> int:
+        return self.model.sizes["layer"] + 2
+
+    def open(self, share: int) -> Share:
+        """To be run from step 0 on, by one process."""
+        return Share(self, share)
+
+
+def write_whole(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """A safetensors file, all of it or nothing."""
+    partial = path.with_suffix(f".partial-{os.getpid()}")
+    save_file(tensors, partial)
+    partial.replace(path)
 
 
 class Share:
@@ -107,16 +127,13 @@ class Share:
             return
         for name, moment in found.items():
             sums |= {f"{name}/moment": moment.products(), f"{name}/mean": moment.total}
-        path = self._work.part(step, self._share)
-        partial = path.with_suffix(f".partial-{os.getpid()}")
-        save_file(sums, partial)
-        partial.replace(path)
+        self._work.put(step, self._share, sums)
 
     def _before_blocks(self) -> tuple[dict[str, torch.Tensor], dict[str, Moment]]:
         with gathering(self._model.module, self._left) as found:
             for i, ids in enumerate(self._inputs):
                 hidden = self._model.before_blocks(ids)
-                self._check(hidden, "before block 0")
+                check_finite(hidden, self._work.source, "before block 0")
                 self._hidden[i] = hidden
         return {}, found
 
@@ -128,7 +145,7 @@ class Share:
             for i in range(len(self._inputs)):
                 before = self._hidden[i]
                 after = self._model.block(layer, before)
-                self._check(after, f"block {layer}")
+                check_finite(after, self._work.source, f"block {layer}")
                 self._hidden[i] = after
                 similarity += F.cosine_similarity(before.double(), after.double(), dim=-1).sum()
                 change += relative_change(before.double(), after.double()).sum()
@@ -144,16 +161,18 @@ class Share:
                 for rows, wanted in zip(logits.split(ROWS), labels.split(ROWS), strict=True):
                     loss += F.cross_entropy(rows, wanted, ignore_index=IGNORED, reduction="sum")
                 count += (labels != IGNORED).sum()
-        self._check(loss, "loss")
+        check_finite(loss, self._work.source, "loss")
         return {LOSS: loss, f"{LOSS}/tokens": count}, found
 
-    def _check(self, values: torch.Tensor, where: str) -> None:
-        if not bool(values.isfinite().all()):
-            what = "it is NaN or infinity" if where == "loss" else "activations hold NaN or infinity"
-            raise InputError(
-                f"{label(self._work.source.url)}: {where}: {what}; the weights are damaged or of another model: "
-                f"make or download them again"
-            )
+
+def check_finite(values: torch.Tensor, source: Source, where: str) -> None:
+    """Raises InputError where hidden states, or the loss, are not finite."""
+    if not bool(values.isfinite().all()):
+        what = "it is NaN or infinity" if where == "loss" else "activations hold NaN or infinity"
+        raise InputError(
+            f"{label(source.url)}: {where}: {what}; the weights are damaged or of another model: make or download them "
+            f"again"
+        )
 
 
 class HiddenStates:

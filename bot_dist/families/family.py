@@ -115,6 +115,8 @@ class Family:
     """Whether the residual stream itself is normalised after every sublayer (BERT)."""
     half_steps: bool = True
     """Whether a shorter step of each block can be had by scaling what it writes: not where a norm comes after it."""
+    parallel: Callable[[Mapping[str, Any]], bool] = lambda config: False
+    """Whether attention and FFN of a block read the same residual stream, instead of one what the other has written."""
     per_layer_fields: tuple[str, ...] = ("layer_types",)
     """Fields of the configuration that are lists with one entry per layer; ``resize`` spells out defaulted ones, still
     with the entries of the source's layers."""

@@ -1,6 +1,6 @@
 """GPT-NeoX (Pythia): LayerNorm with biases, partly rotary positions, QKV fused per head, head untied.
 
-Whether attention and FFN follow each other or run side by side (``use_parallel_residual``) changes nothing here.
+Attention and FFN run side by side (``use_parallel_residual``) or follow each other.
 """
 
 from __future__ import annotations
@@ -79,6 +79,7 @@ GPT_NEOX = Family(
     architecture=lambda config: "GPTNeoXForCausalLM",
     features=lambda config: frozenset({"attention_bias"} if config.get("attention_bias", True) else ()),
     norm="layer",
+    parallel=lambda config: bool(config.get("use_parallel_residual", True)),
     optional_prefix="gpt_neox.",
     ignored=(r".*\.attention\.bias", r".*\.attention\.masked_bias", r".*\.rotary_emb\.inv_freq"),
 )

@@ -2,7 +2,17 @@
 
 from bot_dist.plan.cost import REQUESTS, operator_rows, step_bytes, step_peak
 from bot_dist.plan.details import Details, details_of
-from bot_dist.plan.fitted import ORDER, Fitted, adaptive, basis_of, operators, placed, rotation_refused, shrinking
+from bot_dist.plan.fitted import (
+    ORDER,
+    Fitted,
+    adaptive,
+    basis_of,
+    operators,
+    placed,
+    rotation_refused,
+    sequential_refused,
+    shrinking,
+)
 from bot_dist.plan.make import SourceModule, make_plan, target_model
 from bot_dist.plan.simulate import Hardware, Simulation, parse_hardware, simulate
 from bot_dist.plan.summary import ModuleRow, PlanSummary, summarise
@@ -34,6 +44,7 @@ __all__ = [
     "parse_hardware",
     "placed",
     "rotation_refused",
+    "sequential_refused",
     "shrinking",
     "simulate",
     "step_bytes",

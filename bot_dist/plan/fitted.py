@@ -9,6 +9,10 @@ On the residual width the formula of ``rules.py`` holds, write √(n_t/n_s) · Q
 invisible only to a norm without weights: those go into the maps that read, and the norms are constant. LayerNorm never
 puts out the all-ones direction, so that carries the norm's biases: they are constant, and the maps that read have what
 the biases would have given them as their mean.
+
+Where the fit follows the shrunk model block by block, what is written into the residual stream is corrected too: such
+maps have a matrix of their own per block in the place of √(n_t/n_s) · Q, and all norms within blocks are as after a
+rotation.
 """
 
 from __future__ import annotations
@@ -69,16 +73,29 @@ def shrinking(source: Model, target: Model, config: TransferConfig) -> list[str]
     ]
 
 
-def adaptive(source: Model, target: Model, basis: Basis, axes: Collection[str]) -> dict[str, dict[Place, OperatorSpec]]:
+def sequential_refused(source: Model, target: Model, config: TransferConfig) -> str | None:
+    """Why a fit can't follow the shrunk model block by block; None where it can."""
+    if refused := rotation_refused(source.family):
+        return refused
+    fitted = {axis for name in shrinking(source, target, config) for axis in ORDER[name]}
+    others = sorted({axis for axis, n in source.sizes.items() if target.sizes[axis] != n} - fitted)
+    return f"{', '.join(others)} change by other means" if others else None
+
+
+def adaptive(
+    source: Model, target: Model, basis: Basis, axes: Collection[str], *, sequential: bool = False
+) -> dict[str, dict[Place, OperatorSpec]]:
     """The fitted operators along ``axes`` (``embed``, ``mlp``, ``heads``), with names for handles and without digests;
-    ``basis`` is what ``basis_of`` gave."""
+    ``basis`` is what ``basis_of`` gave. ``sequential``: with what corrects the maps that write into the stream."""
     found: dict[str, dict[Place, OperatorSpec]] = {}
     for weight in target.weights:
         for i, use in enumerate(weight.uses):
-            spec = None
-            if use.axis == RESIDUAL and "embed" in axes:
-                spec = (_rotated if basis == "rotation" else _permuted)(source, target, weight, use.role)
-                spans = 1
+            spec, spans = None, 1
+            if use.axis == RESIDUAL and sequential and weight.layered and weight.into_residual:
+                spec = _named(f"embed.write.{weight.name.removesuffix('.bias').removesuffix('.weight')}")
+            elif use.axis == RESIDUAL and "embed" in axes:
+                rotated = basis == "rotation" or (sequential and weight.layered)
+                spec = (_rotated if rotated else _permuted)(source, target, weight, use.role)
             elif use.axis == "mlp" and "mlp" in axes:
                 spec, spans = _named("mlp.read") if use.role == "read" else _named("mlp.kept", selects=True), 1
             elif use.axis in ("kv_heads", "heads") and "heads" in axes:

@@ -114,9 +114,9 @@ class _Crew:
         member.asked = member.handle.open.options(name=f"open share {member.share}").remote()
 
     def _employ(self, member: _Member) -> None:
-        """Give an actor its next step, unless it has one or is a step ahead."""
+        """Give an actor its next step, unless it has one or is as far ahead as it may be."""
         step = member.next
-        if member.opened and member.asked is None and step < self.work.steps and step <= self.done + 1:
+        if member.opened and member.asked is None and step < self.work.steps and step <= self.done + self.work.ahead:
             call = member.handle.run.options(name=f"step {step} of share {member.share}")
             member.asked = call.remote(step, step >= self.done)
 

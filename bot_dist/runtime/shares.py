@@ -1,6 +1,6 @@
 """Work that is cut into shares, each of which goes through the same steps; here by threads of this process.
 
-After each step, what all shares have found is put together; they are at most one step ahead of that meanwhile.
+After each step, what all shares have found is put together; they go on meanwhile, where the next step can.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Protocol
+from typing import Literal, Protocol
 
 OnStep = Callable[[int], None]
 """Called with every step, in order, once all shares have done it."""
@@ -32,6 +32,10 @@ class SharedWork(Protocol):
 
     @property
     def steps(self) -> int: ...
+
+    @property
+    def ahead(self) -> Literal[0, 1]:
+        """1 where a step can begin before what was found in the one before is put together, else 0."""
 
     def open(self, share: int) -> Share:
         """The share, before its first step."""
@@ -59,8 +63,9 @@ def run_in_threads(work: SharedWork, on_step: OnStep) -> None:
             for step in range(work.steps):
                 for future in running:
                     future.result()
-                running = ask(step + 1)
+                running = ask(step + 1) if work.ahead else []
                 on_step(step)
+                running = running or ask(step + 1)
         finally:
             pool.shutdown()
             for one in opened:

@@ -61,7 +61,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cases", nargs="*", help=f"of {', '.join(CASES)}; by default all")
     parser.add_argument("--folder", help="for statistics and operators; by default a temporary folder")
-    parser.add_argument("--passes", default="one", choices=("one", "each"))
+    parser.add_argument("--passes", default="sequential", choices=("sequential", "one", "each"))
     options = parser.parse_args()
     tokens = np.load(Path(__file__).with_name("adaptive_tokens.npz"))
     text = Text(

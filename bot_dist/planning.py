@@ -198,11 +198,14 @@ def _text(recipe: Recipe, model: Model) -> Text:
 
 def _adaptive_notes(recipe: Recipe, model: Model, axes: Sequence[str], basis: str) -> list[str]:
     """What the user should know of how axes shrink."""
-    from bot_dist.plan import rotation_refused
+    from bot_dist.plan import rotation_refused, sequential_refused
 
     if not axes:
         return []
     notes = [f"shrinking is fitted to the source along {', '.join(axes)}"]
+    why_not = sequential_refused(model, model.resized(recipe.target), recipe.transfer)
+    if why_not and recipe.calibrate.passes == "sequential" and _has_text(recipe, model):
+        notes.append(f"it is fitted in one pass, not block by block: {why_not}")
     if not _has_text(recipe, model):
         why = "the family is none of language" if model.family.objective == "image" else "there is no calibrate.text"
         notes.append(f"it is fitted to the weights alone, for {why}: a start from statistics is much better")

@@ -154,7 +154,7 @@ class Adaptation:
         self.done.target |= _options(self.recipe.target, axes)
         facts: dict[str, Any] = {}
         if "layer" in axes:
-            self.done.layers = _most_different(found.similarity, self.done.target["layers"])
+            self.done.layers = self._kept_layers(found.similarity, self.done.target["layers"])
             facts["layer"] = {"similarity": found.similarity.tolist(), "kept": [*self.done.layers]}
         widths = [axis for axis in axes if axis != "layer"]
         if widths or self.sequential:
@@ -162,6 +162,14 @@ class Adaptation:
             given = Given(source=source, model=model, statistics=found, ridge=self.ridge, predicts=predicts)
             facts |= self._fit_widths(given, widths)
         self.done.stages.append({"axes": [*axes], "sizes": _changed_sizes(model, self.target()), "facts": facts})
+
+    def _kept_layers(self, similarity: np.ndarray, n_target: int) -> tuple[int, ...]:
+        """The blocks that change the residual stream most; evenly spread ones where that is asked for, or nothing
+        tells them apart."""
+        n = len(similarity)
+        if self.recipe.transfer.depth == "even" or np.ptp(similarity) == 0:
+            return tuple(origins(n, n_target).tolist())
+        return tuple(sorted(np.argsort(similarity, kind="stable")[:n_target].tolist()))
 
     def _fit_widths(self, given: Given, axes: list[str]) -> dict[str, Any]:
         """Fit the operators along some axes and store them; the facts of each."""
@@ -320,11 +328,3 @@ def _wanted(model: Model, axes: Sequence[str]) -> tuple[str, ...]:
         if norm or (weight.layered and weight.kind == "matrix" and reads & inner):
             found.append(weight.name.removesuffix(".weight"))
     return tuple(found)
-
-
-def _most_different(similarity: np.ndarray, n_target: int) -> tuple[int, ...]:
-    """The blocks that change the residual stream most; evenly spread where nothing tells them apart."""
-    n = len(similarity)
-    if np.ptp(similarity) == 0:
-        return tuple(origins(n, n_target).tolist())
-    return tuple(sorted(np.argsort(similarity, kind="stable")[:n_target].tolist()))

@@ -233,31 +233,25 @@ class Lifted:
         return kept, read
 
     def _choose(self, moment: Array, values: Array) -> tuple[lifting.Indices, lifting.Indices]:
-        """By what is lost with a unit or a head whose part all others take over as far as they can; or take no part
+        """By what is lost with units or heads whose part all others take over as far as they can; or take no part
         of."""
-
-        def importance(inner: int) -> Array:
-            if self.given.predicts:
-                return lifting.importance(moment, values.T, self.given.ridge, inner)
-            alone = moment.reshape(-1, inner, len(moment) // inner, inner)
-            own = np.einsum("uiuj->uij", alone)
-            each = values.reshape(-1, inner, values.shape[1])
-            return cast(Array, np.einsum("uim,uij,ujm->u", each, own, each))
-
-        if self.axis == "mlp":
-            return lifting.split(importance(1), self.n_target)
         sizes = self.given.model.sizes
-        inner, group = sizes["head_dim"], sizes.get("group", 1)
-        by_head = importance(inner)
-        if group == 1:
-            kept_heads, _ = lifting.split(by_head, self.n_target // inner)
-        else:
-            kept_kv, _ = lifting.split(importance(group * inner), self.kv_target)
-            per_group = self.n_target // inner // self.kv_target
-            runs = [(kv * group, by_head[kv * group : (kv + 1) * group]) for kv in kept_kv]
-            kept_heads = np.concatenate([first + lifting.split(run, per_group)[0] for first, run in runs])
-        kept = lifting.expanded(kept_heads, inner)
-        return kept, np.setdiff1d(np.arange(len(moment)), kept)
+        inner, n = (1 if self.axis == "mlp" else sizes["head_dim"]), len(moment)
+        kept = np.arange(n)
+        if self.kv_target:  # whole groups first
+            group = sizes["group"] * inner
+            kept = lifting.expanded(self._best(moment, values, self.kv_target, group, 1), group)
+            moment, values = moment[np.ix_(kept, kept)], values[kept]
+        units = self._best(moment, values, self.n_target // inner, inner, self.kv_target or 1)
+        kept = kept[lifting.expanded(units, inner)]
+        return kept, np.setdiff1d(np.arange(n), kept)
+
+    def _best(self, moment: Array, values: Array, n_target: int, inner: int, runs: int) -> lifting.Indices:
+        if self.given.predicts:
+            return lifting.most_telling(moment, values.T, self.given.ridge, n_target, inner, runs)
+        costs = lifting.loudness(moment, values.T, inner).reshape(runs, -1)
+        best = [lifting.split(run, n_target // runs)[0] + i * len(run) for i, run in enumerate(costs)]
+        return np.concatenate(best)
 
     def facts(self) -> dict[str, Any]:
         return {"kept": self.n_target, "errors": {self.reader: self.errors}}

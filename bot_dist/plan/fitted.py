@@ -60,10 +60,10 @@ def basis_of(source: Model, wanted: Basis) -> Basis:
 
 
 def shrinking(source: Model, target: Model, config: TransferConfig) -> list[str]:
-    """What of ``ORDER`` shrinks, and is to be fitted: layers where no other policy is named, heads where they keep
-    their width."""
+    """What of ``ORDER`` shrinks, and is to be fitted: layers where whole ones are kept, heads where they keep their
+    width."""
     other = {
-        "layer": config.depth not in ("auto", "similar"),
+        "layer": config.depth not in ("auto", "similar", "even"),
         "heads": target.sizes["head_dim"] != source.sizes["head_dim"],
     }
     return [

@@ -14,6 +14,8 @@ signals that predict.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -22,6 +24,9 @@ from bot_dist.errors import CalibrationError
 from bot_dist.wavelets.bases import Array, checked
 
 Indices = npt.NDArray[np.int64]
+
+TOGETHER = 64
+"""Units that are dropped before the inverse of the others is brought up to date."""
 
 
 def split(importance: Array, n_target: int) -> tuple[Indices, Indices]:
@@ -39,21 +44,75 @@ def split(importance: Array, n_target: int) -> tuple[Indices, Indices]:
     return np.sort(order[:n_target]), np.sort(order[n_target:])
 
 
-def importance(moment: Array, weight: Array, ridge: float, inner: int = 1) -> Array:
-    """What it costs to drop each unit when the others take over its part as well as they can, ``(n / inner,)``.
+def most_telling(moment: Array, weight: Array, ridge: float, n_target: int, inner: int = 1, runs: int = 1) -> Indices:
+    """The ``n_target`` units that are left when the cheapest is dropped again and again; ascending.
 
-    For a unit's coordinates g, ``tr(W_g · ([C⁻¹]_gg)⁻¹ · W_gᵀ)``: the mean square error of ``W·x`` after the best
-    update of W's other columns (Optimal Brain Surgeon, Hassibi & Stork 1993). ``moment`` C is ``(n, n)``; ``weight`` W,
-    which reads the signal, ``(m, n)``; a unit is ``inner`` consecutive coordinates. A unit that others predict well is
-    cheap, however loud it is. Raises CalibrationError as :func:`regression` does.
+    A unit's cost is the mean square error of ``W·x`` without it, when the others take over its part as well as they
+    can: ``tr(W_g · ([C⁻¹]_gg)⁻¹ · W_gᵀ)`` for its coordinates g, C and W being what they are after those dropped before
+    (Optimal Brain Surgeon, Hassibi & Stork 1993). A unit that others predict well is cheap, however loud it is; of two
+    that say the same, one is.
+
+    ``moment`` C is ``(n, n)``; ``weight`` W, which reads the signal, ``(m, n)``; a unit is ``inner`` consecutive
+    coordinates; each of ``runs`` equal runs of units keeps as many. Raises CalibrationError as :func:`regression` does.
     """
-    n = len(moment)
-    units = n // inner
-    inverse = regression(np.eye(n), moment, ridge).reshape(units, inner, units, inner)
-    own = inverse[np.arange(units), :, np.arange(units), :]
-    columns = weight.reshape(len(weight), units, inner).transpose(1, 2, 0)
-    costs: Array = np.einsum("uim,uim->u", columns, np.linalg.solve(own, columns))
-    return costs
+    units = len(moment) // inner
+    inverse = torch.from_numpy(regression(np.eye(len(moment)), moment, ridge))
+    columns = torch.from_numpy(np.ascontiguousarray(weight.T))
+    left = torch.ones(runs, units // runs, dtype=torch.bool)
+    while (more := int(left.sum()) - n_target) > 0:
+        full = left.sum(1, keepdim=True) * runs == n_target
+        costs = _costs(inverse, columns, inner).masked_fill((full | ~left).flatten(), math.inf)
+        cheapest = costs.argmin()[None]
+        if more > TOGETHER and runs == inner == 1:
+            cheapest = _cheapest(inverse, columns, costs.argsort(stable=True)[: 4 * TOGETHER])
+        left.view(-1)[cheapest] = False
+        _drop(inverse, columns, _coordinates(cheapest, inner))
+    return torch.nonzero(left.flatten()).flatten().numpy()
+
+
+def _cheapest(inverse: torch.Tensor, columns: torch.Tensor, among: torch.Tensor) -> torch.Tensor:
+    """``TOGETHER`` coordinates that are cheapest one after the other, when no more than these are looked at."""
+    inverse, columns = inverse[among][:, among], columns[among]
+    gone = torch.zeros(len(among), dtype=torch.bool)
+    for _ in range(TOGETHER):
+        unit = _costs(inverse, columns, 1).masked_fill(gone, math.inf).argmin()
+        gone[unit] = True
+        _drop(inverse, columns, unit[None])
+    return among[gone]
+
+
+def _costs(inverse: torch.Tensor, columns: torch.Tensor, inner: int) -> torch.Tensor:
+    """Of every unit: ``inverse`` is of C, ``(n, n)``, ``columns`` are those of W, ``(n, m)``."""
+    units = len(columns) // inner
+    if inner == 1:
+        return columns.square().sum(1) / inverse.diagonal()
+    each = torch.arange(units)
+    blocks = inverse.reshape(units, inner, units, inner)[each, :, each, :]
+    parts = columns.reshape(units, inner, -1)
+    return (parts * torch.linalg.solve(blocks, parts)).sum((1, 2))
+
+
+def _drop(inverse: torch.Tensor, columns: torch.Tensor, at: torch.Tensor) -> None:
+    """Let the others take over the part of some coordinates, in place; what is left of these means nothing."""
+    gain = torch.linalg.solve(inverse[at][:, at], inverse[at])  # (k, n)
+    columns.addmm_(gain.T, columns[at], alpha=-1)
+    inverse.addmm_(inverse[at].T, gain, alpha=-1)
+    inverse[at, at] = 1.0  # no division by what is nearly zero
+
+
+def _coordinates(units: torch.Tensor, inner: int) -> torch.Tensor:
+    return (units[:, None] * inner + torch.arange(inner)).reshape(-1)
+
+
+def loudness(moment: Array, weight: Array, inner: int = 1) -> Array:
+    """Mean square of what each unit alone puts out, ``tr(W_g · C_gg · W_gᵀ)``, ``(n / inner,)``: what dropping it costs
+    when nothing takes over its part. Shapes as of :func:`most_telling`."""
+    units = len(moment) // inner
+    each = np.arange(units)
+    own = moment.reshape(units, inner, units, inner)[each, :, each, :]
+    parts = weight.T.reshape(units, inner, -1)
+    found: Array = np.einsum("uim,uij,ujm->u", parts, own, parts, optimize=True)
+    return found
 
 
 def expanded(indices: Indices, inner: int) -> Indices:

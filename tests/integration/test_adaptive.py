@@ -219,7 +219,8 @@ def test_another_depth_policy_is_kept_to(
     pico = make_pico("llama", num_hidden_layers=4)
     source = with_tokenizer(pico, pico_tokenizer)
     report = adapted(tmp_path, source, {"layers": 2, "mlp": 24}, [shakespeare], **{"transfer.depth": "even"})
-    assert [stage["axes"] for stage in report["calibrate"]] == [[], ["mlp"]]
+    assert [stage["axes"] for stage in report["calibrate"]] == [[], ["layer", "mlp"]]
+    assert report["calibrate"][1]["facts"]["layer"]["kept"] == [0, 2]
     for name in ("model.layers.1.self_attn.q_proj.weight", "model.layers.1.input_layernorm.weight"):
         of_source = dict(pico.model.named_parameters())[name.replace("layers.1", "layers.2")]
         assert torch.equal(tensors(tmp_path)[name], of_source)

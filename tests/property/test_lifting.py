@@ -11,7 +11,16 @@ from bot_dist.errors import CalibrationError
 from bot_dist.wavelets import OperatorSpec, build_operator, from_dense
 from bot_dist.wavelets.bases import isometry, isometry_centred, klt
 from bot_dist.wavelets.details import complement
-from bot_dist.wavelets.lifting import expanded, importance, lifted, predictor, reading, regression, split
+from bot_dist.wavelets.lifting import (
+    expanded,
+    lifted,
+    loudness,
+    most_telling,
+    predictor,
+    reading,
+    regression,
+    split,
+)
 
 TOLERANCE = 1e-9
 
@@ -185,36 +194,58 @@ def test_statistics_that_are_not_finite_are_named() -> None:
         regression(np.array([[1.0, np.inf, 0.0]]), np.eye(3), 1e-3)
 
 
-# Importance.
+# Which units tell the most.
 
 
-@given(splits())
-@settings(deadline=None)
-def test_importance_is_what_dropping_costs_after_the_best_repair(case: tuple[int, np.ndarray, np.ndarray, int]) -> None:
-    n, _, _, seed = case
+def left_over(x: np.ndarray, weight: np.ndarray, kept: np.ndarray) -> float:
+    """Mean square error of ``W·x`` when the kept coordinates take over the part of the others."""
+    dropped = np.setdiff1d(np.arange(x.shape[1]), kept)
+    _, read = lifted(x.shape[1], kept, dropped, predictor(moment_of(x), kept, dropped, 0.0))
+    return float(np.sum((x @ weight.T - x[:, kept] @ (weight @ read.T).T) ** 2) / len(x))
+
+
+def greedy(x: np.ndarray, weight: np.ndarray, n_target: int, inner: int, runs: int) -> list[int]:
+    """By trying every unit in turn, with the error itself."""
+    units = x.shape[1] // inner
+    left = [*range(units)]
+    while len(left) > n_target:
+        counts = [sum(u // (units // runs) == run for u in left) for run in range(runs)]
+        may = [u for u in left if counts[u // (units // runs)] * runs > n_target]
+        errors = {u: left_over(x, weight, expanded(np.array([v for v in left if v != u]), inner)) for u in may}
+        left.remove(min(errors, key=lambda u: errors[u]))
+    return left
+
+
+@given(st.integers(2, 5), st.sampled_from([1, 2, 3]), st.sampled_from([1, 2]), seeds, st.data())
+@settings(deadline=None, max_examples=25)
+def test_the_cheapest_unit_is_dropped_again_and_again(
+    per_run: int, inner: int, runs: int, seed: int, data: st.DataObject
+) -> None:
+    n = per_run * runs * inner
+    n_target = data.draw(st.integers(1, per_run)) * runs
     x, weight = signal(n, seed), np.random.default_rng(seed).standard_normal((3, n))
-    costs = importance(moment_of(x), weight, 0.0)
-    for unit in range(n):
-        others = np.delete(np.arange(n), unit)
-        _, read = lifted(n, others, np.array([unit]), predictor(moment_of(x), others, np.array([unit]), 0.0))
-        error = x @ weight.T - x[:, others] @ (weight @ read.T).T
-        np.testing.assert_allclose(costs[unit], np.sum(error**2) / len(x), rtol=1e-6)
+    found = most_telling(moment_of(x), weight, 0.0, n_target, inner, runs)
+    assert found.tolist() == greedy(x, weight, n_target, inner, runs)
 
 
-def test_importance_of_heads_is_that_of_their_coordinates_together() -> None:
-    x, weight = signal(12, seed=5), np.random.default_rng(5).standard_normal((3, 12))
-    costs = importance(moment_of(x), weight, 0.0, inner=4)
-    for head in range(3):
-        dropped, kept = expanded(np.array([head]), 4), expanded(np.delete(np.arange(3), head), 4)
-        _, read = lifted(12, kept, dropped, predictor(moment_of(x), kept, dropped, 0.0))
-        error = x @ weight.T - x[:, kept] @ (weight @ read.T).T
-        np.testing.assert_allclose(costs[head], np.sum(error**2) / len(x), rtol=1e-6)
+def test_many_are_dropped_together_as_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, weight = signal(60, seed=3), np.random.default_rng(3).standard_normal((5, 60))
+    one_by_one = most_telling(moment_of(x), weight, 1e-3, 20)
+    monkeypatch.setattr("bot_dist.wavelets.lifting.TOGETHER", 8)
+    assert np.isin(most_telling(moment_of(x), weight, 1e-3, 20), one_by_one).mean() > 0.9
 
 
-def test_a_loud_unit_that_another_repeats_is_the_cheapest() -> None:
-    x = np.random.default_rng(0).standard_normal((200, 3))
-    x[:, 0] = 5 * x[:, 1] + 0.01 * x[:, 0]
-    assert np.argmax(importance(moment_of(x), np.ones((1, 3)), 0.0)) == 2
+def test_of_units_that_repeat_each_other_one_stays() -> None:
+    x = np.random.default_rng(0).standard_normal((200, 6))
+    x[:, 1::2] = x[:, ::2]
+    assert {int(unit) // 2 for unit in most_telling(moment_of(x), np.ones((1, 6)), 1e-6, 3)} == {0, 1, 2}
+
+
+def test_loudness_is_what_a_unit_alone_puts_out() -> None:
+    x, weight = signal(6, seed=1), np.random.default_rng(1).standard_normal((4, 6))
+    for unit, found in enumerate(loudness(moment_of(x), weight, inner=2)):
+        at = expanded(np.array([unit]), 2)
+        np.testing.assert_allclose(found, np.sum((x[:, at] @ weight[:, at].T) ** 2) / len(x))
 
 
 # Reading a rotated basis.

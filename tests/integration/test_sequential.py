@@ -1,0 +1,194 @@
+"""Fits that follow the shrunk model: what is simulated is what the shrunk model computes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import bot_dist
+from bot_dist.calibrate import Adaptation, Text
+from bot_dist.calibrate.sequential import SequentialShare, SequentialWork
+from bot_dist.convert.open import open_source
+from bot_dist.families import model_of
+from bot_dist.planning import known
+from bot_dist.runtime.transformed import TransformedSource
+from bot_dist.sharding import whole
+
+Factory = Callable[..., Any]
+CONTEXT = 32
+SMALLER = {
+    "llama": {"layers": 2, "embed": 16, "mlp": 24, "heads": 2, "kv_heads": 1},
+    "qwen3": {"layers": 2, "mlp": 24},
+    "gemma": {"embed": 16, "mlp": 24},
+    "gpt2": {"layers": 2, "embed": 16, "heads": 2, "mlp": 40},
+    "gpt_neox": {"embed": 16, "heads": 2, "mlp": 24},
+}
+
+
+def unsettled(model: torch.nn.Module) -> None:
+    """Norm weights and biases that matter, and matrices that are large enough."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.add_(noise * (0.3 if parameter.dim() == 1 else 0.1))
+
+
+def windows(n: int = 12, vocab: int = 64) -> torch.Tensor:
+    return torch.randint(3, vocab, (n, CONTEXT), generator=torch.Generator().manual_seed(2))
+
+
+def adaptation(folder: Path, pico: Any, target: dict[str, int], **options: Any) -> Adaptation:
+    data = {"source": pico.url, "output": str(folder), "target": target}
+    recipe = bot_dist.make_recipe(data, {"cluster.executor": "local", **options})
+    source = open_source(pico.url)
+    model = model_of(source.config)
+    return Adaptation(
+        recipe,
+        source,
+        model,
+        known(source, model),
+        Text(windows=windows(), held_out=windows()[:0]),
+        operators_url=str(folder / "operators"),
+        folder=str(folder / "calibration"),
+        on_event=lambda event: None,
+    )
+
+
+def shrunk(done: Adaptation) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
+    """The model in ``transformers``, and its weights."""
+    import transformers
+
+    plan = done.plan()
+    source, target = TransformedSource(plan, done.source), plan.target
+    config = transformers.AutoConfig.for_model(**target.config)
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    state, found = dict(model.named_parameters()), {}
+    with torch.no_grad():
+        for _, _, p in target.parameters():
+            found[p.name] = source.read(p, whole(p.sizes)).reshape(p.shape)
+            state[target.inside[p.name]].copy_(found[p.name])
+    return model, found
+
+
+@pytest.mark.parametrize("basis", ["rotation", "permutation"])
+@pytest.mark.parametrize("kind", SMALLER)
+def test_the_simulated_stream_is_the_shrunk_models(
+    tmp_path: Path, make_pico: Factory, monkeypatch: pytest.MonkeyPatch, kind: str, basis: str
+) -> None:
+    pico = make_pico(kind)
+    unsettled(pico.model)
+    pico.model.save_pretrained(pico.folder)
+    ends: list[torch.Tensor] = []
+    close = SequentialShare.close
+
+    def closing(share: SequentialShare) -> None:
+        ends.extend(share._files["shrunk"][i] for i in range(len(share._inputs)))
+        close(share)
+
+    monkeypatch.setattr(SequentialShare, "close", closing)
+    if "embed" not in SMALLER[kind]:  # the last write is not taken over where nothing is fitted after it
+        monkeypatch.setattr(SequentialShare, "run", running_on(SequentialShare.run))
+    done = adaptation(tmp_path, pico, SMALLER[kind], **{"transfer.basis": basis})
+    done.run()
+    assert done.done.sequential
+    model, _ = shrunk(done)
+    states: list[torch.Tensor] = []
+    norm = next(m for name, m in model.named_modules() if name.endswith(("model.norm", "ln_f", "final_layer_norm")))
+    norm.register_forward_pre_hook(lambda _, args: states.append(args[0]))
+    with torch.no_grad():
+        for ids in windows():
+            model(ids[None])
+    for simulated, real in zip(ends, states, strict=True):
+        if done.model.family.norm == "layer":  # which does not see the mean, where writers' biases put something
+            simulated, real = (x - x.mean(-1, keepdim=True) for x in (simulated, real[0]))
+        torch.testing.assert_close(simulated, real.reshape(simulated.shape), rtol=1e-3, atol=1e-3)
+
+
+def running_on(run: Callable[..., None]) -> Callable[..., None]:
+    def go(share: SequentialShare, index: int, keep: bool = True) -> None:
+        if index == share._work.steps - 1:
+            write = share._work.sequence[index]
+            fitted = share._work.fit(write)
+            run(share, index, keep)
+            close = share.close
+
+            def settled() -> None:
+                assert fitted.exists()
+                share._settle(write)
+                close()
+
+            share.close = settled  # type: ignore[method-assign]
+        else:
+            run(share, index, keep)
+
+    return go
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "gpt_neox"])
+def test_what_loses_nothing_changes_nothing(tmp_path: Path, make_pico: Factory, kind: str) -> None:
+    """Units that others tell exactly are dropped: same logits, although everything was fitted anew."""
+    pico = make_pico(kind)
+    unsettled(pico.model)
+    with torch.no_grad():
+        for name, parameter in pico.model.named_parameters():
+            if any(f"{part}." in name for part in ("gate_proj", "up_proj", "c_fc", "dense_h_to_4h")):
+                units = parameter.T if kind == "gpt2" and parameter.dim() == 2 else parameter
+                units[1::2] = units[::2]
+    pico.model.save_pretrained(pico.folder)
+    n = model_of(open_source(pico.url).config).sizes["mlp"]
+    done = adaptation(tmp_path, pico, {"mlp": n // 2}, **{"transfer.ridge": 1e-7})
+    done.run()
+    model, _ = shrunk(done)
+    with torch.no_grad():
+        ids = windows()[:2]
+        wanted = pico.model(ids).logits
+        torch.testing.assert_close(model(ids).logits, wanted, rtol=1e-3, atol=1e-3 * wanted.abs().max().item())
+
+
+def test_any_number_of_shares_and_a_share_that_begins_anew(
+    tmp_path: Path, make_pico: Factory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pico = make_pico("llama")
+    unsettled(pico.model)
+    pico.model.save_pretrained(pico.folder)
+    _, one = fitted(tmp_path / "one", pico)
+    _, three = fitted(tmp_path / "three", pico, **{"cluster.data": 3})
+    opened = SequentialWork.open
+
+    def replayed(work: SequentialWork, share: int) -> Any:
+        return Forgetful(work, opened)
+
+    monkeypatch.setattr(SequentialWork, "open", replayed)
+    _, again = fitted(tmp_path / "again", pico)
+    for name, tensor in one.items():
+        assert torch.equal(again[name], tensor), name
+        torch.testing.assert_close(three[name], tensor, rtol=1e-3, atol=1e-4)
+
+
+def fitted(folder: Path, pico: Any, **options: Any) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
+    done = adaptation(folder, pico, SMALLER["llama"], **options)
+    done.run()
+    return shrunk(done)
+
+
+class Forgetful:
+    """Every few steps another share takes over, which does all steps anew without summing up."""
+
+    def __init__(self, work: SequentialWork, opened: Callable[[SequentialWork, int], SequentialShare]) -> None:
+        self._work, self._opened, self._share = work, opened, opened(work, 0)
+
+    def run(self, step: int, keep: bool = True) -> None:
+        if step % 5 == 4:
+            self._share.close()
+            self._share = self._opened(self._work, 0)
+            for done in range(step):
+                self._share.run(done, keep=False)
+        self._share.run(step, keep)
+
+    def close(self) -> None:
+        self._share.close()

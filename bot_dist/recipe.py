@@ -194,6 +194,9 @@ class TrainConfig(_Config):
     token_cache: str | None = None
     """Folder or URL that keeps tokenised texts for other runs, too: they are known by content and tokenizer; None:
     ``{output}/train/tokens``."""
+    images: str | None = None
+    """Images to train on, of a model of images: a folder, which all nodes see, with a folder of PNG and JPEG files per
+    class; or ``hf-datasets://NAME?split=…``, with a column of images and one of class labels."""
     steps: int = Field(default=0, ge=0)
     """Optimizer steps; 0 measures the held-out loss only."""
     workers: int = Field(default=2, ge=1)

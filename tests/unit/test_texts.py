@@ -211,7 +211,7 @@ class TestBadInput:
                 '{"content": "a", "id": 3}',
                 r"line 3, has no field 'text'; fields: 'content', 'id'; set calibrate\.column",
             ),
-            ('{"text": 3}', r"line 3, has a int as 'text', wanted a string"),
+            ('{"text": 3}', r"line 3, 'text' is of type int, wanted a string"),
             ('{"text": "\\ud83d"}', r"line 3, has a 'text' that is no Unicode text \(surrogates not allowed\)"),
         ],
     )

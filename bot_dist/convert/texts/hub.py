@@ -112,7 +112,7 @@ class HubText:
                 for found in loaded.shard(self.shards, number):
                     document = found[self.column]
                     if not isinstance(document, str | None):
-                        raise ValueError(f"'{self.column}' is a {type(document).__name__}, wanted a string")
+                        raise ValueError(f"'{self.column}' is of type {type(document).__name__}, wanted a string")
                     yield from pieces_of(document or "")
                     rows += 1
             except (OSError, ValueError, RuntimeError) as error:

@@ -92,7 +92,7 @@ class JsonLines:
             raise self._wrong(position, f"has no field '{self.column}'; fields: {fields}; set {self.section}.column")
         document = row[self.column]
         if not isinstance(document, str | None):
-            raise self._wrong(position, f"has a {type(document).__name__} as '{self.column}', wanted a string")
+            raise self._wrong(position, f"'{self.column}' is of type {type(document).__name__}, wanted a string")
         try:
             yield from pieces_of(document or "")
         except UnicodeEncodeError as error:

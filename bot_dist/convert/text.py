@@ -60,14 +60,15 @@ class Encoder:
     @property
     def size(self) -> int:
         """One above the largest token."""
-        vocabulary: dict[str, int] = (self._fast if self._slow is None else self._slow).get_vocab()
+        vocabulary: dict[str, int] = (self.fast if self._slow is None else self._slow).get_vocab()
         return max([*vocabulary.values(), self.end]) + 1
 
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if key != "_fast"}
+        return {key: value for key, value in self.__dict__.items() if key != "fast"}
 
     @cached_property
-    def _fast(self) -> tokenizers.Tokenizer:
+    def fast(self) -> tokenizers.Tokenizer:
+        """The tokenizer itself, where it is made of Rust."""
         import tokenizers
 
         assert self._json is not None
@@ -80,7 +81,7 @@ class Encoder:
         """The tokens of every text, without those that a tokenizer puts around one."""
         if self._json is None:
             return [self._slow(text, add_special_tokens=False, verbose=False)["input_ids"] for text in texts]
-        return [found.ids for found in self._fast.encode_batch_fast([*texts], add_special_tokens=False)]
+        return [found.ids for found in self.fast.encode_batch_fast([*texts], add_special_tokens=False)]
 
     def tokens(self, pieces: Iterable[Piece]) -> Iterator[Tokens]:
         """The tokens of documents, ``end`` after each of them, in parts of about ``BATCH`` characters."""

@@ -71,7 +71,8 @@ def test_a_processor_of_the_source_is_what_prepares(folder: Path, tmp_path: Path
     }
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(made))
     noise = np.random.default_rng(0).integers(0, 256, (16, 20, 3), dtype=np.uint8)
-    for path in folder.rglob("*.*"):
+    for path in [*folder.rglob("*.*")]:
+        path.unlink()
         Image.fromarray(noise).save(path.with_suffix(".png"))
     file = prepare_images(config(folder), str(tmp_path), MODEL)
     (pixels,) = file.train().read([0])[0]

@@ -53,6 +53,7 @@ def pretrain(
     device = _device(cluster, train.workers)
     vocab_size = min(model_of(run.config).sizes["vocab"] for run in runs)
     tokens = prepare_tokens(train, tokenizer_url, vocab_size, folder, on_event or (lambda event: None))
+    folder.mkdir(parents=True, exist_ok=True)
     events = folder / "events.jsonl"
     events.write_text("")
     settings = {

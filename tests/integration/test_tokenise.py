@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from bot_dist.convert.storage import write_file
 from bot_dist.errors import InputError
 from bot_dist.recipe import TrainConfig
 from bot_dist.train import tokenise
@@ -55,3 +56,21 @@ def test_an_error_of_a_task_is_that_of_the_text(
     with pytest.raises(InputError, match=r"^train\.text: .*bad\.jsonl, line 3001, is no JSON object but a list"):
         prepare("bad", (str(bad),))
     assert not list(tmp_path.glob("bad/tokens/*/manifest.json"))
+
+
+def test_texts_and_tokens_on_object_storage(
+    prepare: Callable[..., TokenFile],
+    pico_tokenizer: Path,
+    tmp_path: Path,
+    s3_environment: object,
+) -> None:
+    here = prepare("here", (str(tmp_path / "lines.jsonl"),))
+    for number in range(2):
+        write_file(f"s3://tests/texts/{number}.jsonl", (tmp_path / "lines.jsonl").read_bytes())
+    fields = {"text": ("s3://tests/texts/*.jsonl",), "token_cache": "s3://tests/tokens"}
+    twice = prepare_tokens(TrainConfig(**fields), str(pico_tokenizer), 64, tmp_path)
+    assert twice.url.startswith("s3://tests/tokens/")
+    assert twice.tokens == 2 * here.tokens
+    assert twice.held_out_windows().equal(here.held_out_windows())
+    assert prepare_tokens(TrainConfig(**fields), str(pico_tokenizer), 64, tmp_path) == twice
+    assert not (tmp_path / "tokens").exists()

@@ -17,6 +17,7 @@ from bot_dist.calibrate.tokens import windows
 from bot_dist.convert import text as as_tokens
 from bot_dist.convert.text import Encoder
 from bot_dist.convert.texts import TextFile, open_texts, pieces
+from bot_dist.convert.texts.hub import DatasetName
 from bot_dist.convert.texts.jsonl import JsonLines
 from bot_dist.convert.texts.plain import PlainText
 from bot_dist.errors import InputError
@@ -293,6 +294,12 @@ class TestDatasets:
         monkeypatch.setitem(__import__("sys").modules, "datasets", None)
         with pytest.raises(InputError, match=r"needs the package 'datasets'; pip install datasets"):
             open_texts([f"hf-datasets://{folder}"])
+
+    def test_a_data_set_on_the_hub_stays_at_its_commit(self) -> None:
+        name = DatasetName.parse("hf-datasets://a/b?split=test&config=en")
+        pinned = name.pinned([f"hf://datasets/a/b@{'0a' * 20}/en/{i}.parquet" for i in range(2)])
+        assert (pinned.revision, pinned.config, pinned.split) == ("0a" * 20, "en", "test")
+        assert name.pinned(["/local/0.parquet"]) == name
 
     def test_records_keep_which_part_it_was(self) -> None:
         assert label("hf-datasets://a/b?split=train") == "hf-datasets://a/b?split=train"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
@@ -13,6 +14,7 @@ from bot_dist.errors import InputError, MissingPackageError, nearest
 from bot_dist.urls import DATASETS
 
 OPTIONS = ("split", "config", "revision")
+_COMMIT = re.compile(r"hf://datasets/[^@]+@([0-9a-f]{40})/")
 
 T = TypeVar("T")
 
@@ -46,6 +48,11 @@ class DatasetName:
         """The data files that it is made of, as URLs. Raises as ``load``."""
         builder = self._asked(section, lambda d: d.load_dataset_builder(**self._named()))
         return tuple(map(str, (builder.config.data_files or {}).get(self.split, ())))
+
+    def pinned(self, files: Sequence[str]) -> DatasetName:
+        """Itself at the commit that its ``files`` are of, so that nobody reads a later one; on the hub alone."""
+        commits = {found[1] for file in files if (found := _COMMIT.match(file))}
+        return replace(self, revision=commits.pop()) if len(commits) == 1 else self
 
     def _named(self) -> dict[str, Any]:
         return {"path": self.path, "name": self.config, "revision": self.revision}
@@ -91,6 +98,7 @@ class HubText:
         if not files:
             raise InputError(f"{section}.text: {url} is not made of files, whose content would tell if it was changed")
         nbytes = sum(size_bytes(file) or 0 for file in files)
+        name = name.pinned(files)
         return cls(name=name, section=section, column=column, shards=loaded.num_shards, sources=files, nbytes=nbytes)
 
     @property

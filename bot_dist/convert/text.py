@@ -22,7 +22,7 @@ Tokens = NDArray[np.int32]
 
 CHARACTERS = 12
 """Of a text, that are tokenised to have a token: more than most languages and tokenizers need."""
-BATCH = 2**22
+BATCH = 2**20
 """Characters, about, that are tokenised at once."""
 RANGE = 2**20
 """Bytes of text, about, between the places that a window can be taken from."""

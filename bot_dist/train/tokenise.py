@@ -1,6 +1,6 @@
 """Tokenising texts into a store: little of it by threads of this process, much by Ray Data, to the same bytes.
 
-A shard is a task: its worker reads the text by ranges, tokenises a few MiB at a time, and writes the shard itself.
+A shard is a task: its worker reads the text by ranges, tokenises a MiB or so at a time, and writes the shard itself.
 Nothing but numbers of shards and their records goes through Ray.
 """
 

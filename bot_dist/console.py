@@ -210,6 +210,13 @@ class _Bars:
     def on_diff_read(self, event: dict[str, Any]) -> None:
         self.bars.update(self.tasks["diff (M elements)"], advance=event["elements"] / 1e6)
 
+    def on_pretrain_tokens_damaged(self, event: dict[str, Any]) -> None:
+        self.bars.console.print(f"tokens are made again: {event['why']}", style="yellow")
+
+    def on_pretrain_tokenised(self, event: dict[str, Any]) -> None:
+        task = self.bar("tokenise (MB of text)", round(event["of_bytes"] / 1e6))
+        self.bars.update(task, completed=round(event["bytes"] / 1e6))
+
     def on_pretrain_step(self, event: dict[str, Any]) -> None:
         task = self.bar(f"pretrain {event['run']}", event["steps"])
         self.bars.update(task, completed=event["step"], note=f"loss {event['loss']:.3f}")

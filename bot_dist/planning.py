@@ -187,7 +187,9 @@ def _text(recipe: Recipe, model: Model) -> Text:
     context = min(config.context, int(longest))
     held_out, fitted = config.held_out // context, -(-config.tokens // context)
     n = held_out + fitted
-    found = windows(_calibration_text(recipe), tokenizer, n * context, context)
+    section = "calibrate" if config.text else "train"
+    column = config.column if config.text else recipe.train.column
+    found = windows(_calibration_text(recipe), tokenizer, n * context, context, column, section)
     held = [i * n // held_out for i in range(held_out)]
     return Text(
         windows=found[[i for i in range(n) if i not in held]],

@@ -167,6 +167,8 @@ class CalibrateConfig(_Config):
 
     text: tuple[str, ...] = ()
     """Files, as of ``train.text``, which is used where this is empty."""
+    column: str = "text"
+    """As of ``train.column``."""
     tokens: int = Field(default=8192, ge=1)
     """How many are run through the source, from the start of the text."""
     context: int = Field(default=512, ge=2)
@@ -184,7 +186,17 @@ class TrainConfig(_Config):
     """Continued pretraining by DeepSpeed ZeRO."""
 
     text: tuple[str, ...] = ()
-    """Files to train on: paths, fsspec URLs or ``package://PACKAGE/FILE``; globs allowed."""
+    """Texts to train on: paths that all nodes see, fsspec URLs or ``package://PACKAGE/FILE``, globs allowed, of JSON
+    lines (``.jsonl``, ``.json``, ``.jsonl.gz``), Parquet (``.parquet``) or plain text, a document each (all others);
+    ``hf-datasets://NAME?split=train&config=…&revision=…`` of Hugging Face's ``datasets``, NAME a data set or a path."""
+    column: str = "text"
+    """Field of JSON lines, column of Parquet and of data sets, that holds a document."""
+    token_cache: str | None = None
+    """Folder or URL that keeps tokenised texts for other runs, too: they are known by content and tokenizer; None:
+    ``{output}/train/tokens``."""
+    images: str | None = None
+    """Images to train on, of a model of images: a folder, which all nodes see, with a folder of PNG and JPEG files per
+    class; or ``hf-datasets://NAME?split=…``, with a column of images and one of class labels."""
     steps: int = Field(default=0, ge=0)
     """Optimizer steps; 0 measures the held-out loss only."""
     workers: int = Field(default=2, ge=1)

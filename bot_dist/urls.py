@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import re
 
+DATASETS = "hf-datasets://"
+"""Of what Hugging Face's ``datasets`` loads by name; its query says which part, and holds no secret."""
+
 
 def label(text: str) -> str:
-    """A URL, or a text with URLs in it, without users, passwords and queries: as it may appear in messages, logs and
-    manifests."""
+    """A URL, or a text with URLs in it, without users, passwords and queries (but those of data sets): as it may
+    appear in messages, logs and manifests."""
     text = re.sub(r"://[^/\s@]*@", "://", text)
-    return re.sub(r"(://[^\s?#]*)[?#]\S*", r"\1", text)
+    return re.sub(r"((?<!hf-datasets)://[^\s?#]*)[?#]\S*", r"\1", text)
 
 
 def absolute(url: str) -> str:

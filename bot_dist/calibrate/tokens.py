@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from bot_dist.convert.storage import resolve_all
-from bot_dist.convert.text import pack_text, spread_windows
+from bot_dist.convert.text import Encoder, pack_text, spread_windows
+from bot_dist.convert.texts import open_texts
 from bot_dist.errors import InputError
 from bot_dist.families import Model
 
 if TYPE_CHECKING:
     import torch
 
-OPTION = "calibrate.text"
-"""What messages call the files."""
 IGNORED = -100
 """Label of a token that is not to be predicted."""
 MASKED = 0.15
@@ -22,11 +20,13 @@ MASKED = 0.15
 SEED = 0
 
 
-def windows(files: Iterable[str], tokenizer: Any, tokens: int, context: int) -> torch.Tensor:
+def windows(
+    files: Iterable[str], tokenizer: Any, tokens: int, context: int, column: str = "text", section: str = "calibrate"
+) -> torch.Tensor:
     """LongTensor ``(tokens // context, context)``: windows that lie evenly over the whole text.
 
-    ``files`` are paths, fsspec URLs or ``package://PACKAGE/FILE``; globs are allowed. Raises InputError when there are
-    none, one can't be read or is no text, or they have fewer than ``tokens`` tokens.
+    ``files`` are as in a recipe, whose ``section`` messages name; ``column`` holds the documents. Raises InputError
+    when there are none, one can't be read or is no text, or they have fewer than ``tokens`` tokens.
     """
     import numpy as np
     import torch
@@ -36,20 +36,19 @@ def windows(files: Iterable[str], tokenizer: Any, tokens: int, context: int) -> 
             f"{tokens} calibration tokens are no windows of {context}; use at least 2 tokens for a window, and at "
             f"least one window"
         )
-    named = sorted({file for pattern in files for file in resolve_all(pattern)})
-    if not named:
-        raise InputError(f"{OPTION} names no file; give paths, fsspec URLs or package://PACKAGE/FILE")
+    texts = open_texts(files, column, section)
+    encoder = Encoder(tokenizer, section)
     n_windows = tokens // context
-    if (found := spread_windows(named, tokenizer, n_windows, context, OPTION)) is not None:
-        return torch.from_numpy(found.astype(np.int64))
-    packed = pack_text(named, tokenizer, OPTION)
-    if len(packed) < tokens:
-        raise InputError(
-            f"{OPTION}: {len(packed)} tokens in {len(named)} file(s), wanted at least {tokens}; give more text, or "
-            f"calibrate on fewer tokens"
-        )
-    starts = [i * len(packed) // n_windows for i in range(n_windows)]
-    return torch.from_numpy(np.stack([packed[s : s + context] for s in starts]).astype(np.int64))
+    found = spread_windows(texts, encoder, n_windows, context)
+    if found is None:
+        packed = pack_text(texts, encoder)
+        if len(packed) < tokens:
+            raise InputError(
+                f"{section}.text: {len(packed)} tokens in {len(texts)} file(s), wanted at least {tokens}; give more "
+                f"text, or calibrate on fewer tokens"
+            )
+        found = np.stack([packed[s : s + context] for s in (i * len(packed) // n_windows for i in range(n_windows))])
+    return torch.from_numpy(found.astype(np.int64))
 
 
 def check_windows(windows: torch.Tensor, model: Model) -> None:
@@ -71,8 +70,8 @@ def check_windows(windows: torch.Tensor, model: Model) -> None:
     if not 0 <= int(windows.min()) <= int(windows.max()) < model.sizes["vocab"]:
         found = int(windows.max()) if int(windows.min()) >= 0 else int(windows.min())
         raise InputError(
-            f"{OPTION}: the tokenizer gives token {found}, but the model's vocabulary has {model.sizes['vocab']}; the "
-            f"tokenizer does not belong to this model"
+            f"calibrate.text: the tokenizer gives token {found}, but the model's vocabulary has "
+            f"{model.sizes['vocab']}; the tokenizer does not belong to this model"
         )
 
 

@@ -7,6 +7,8 @@ sent to an actor and read there.
 from __future__ import annotations
 
 import glob
+import io
+import os
 import posixpath
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -22,6 +24,9 @@ from bot_dist.errors import SourceError
 from bot_dist.urls import label
 
 T = TypeVar("T")
+
+_BLOCK = 2**20
+"""Bytes that are read at once of a file that is read on and on."""
 
 
 def filesystem(url: str) -> tuple[Any, str]:
@@ -60,6 +65,13 @@ def version(url: str) -> str:
     """What changes when a file is written again: a hash of its ETag or times."""
     fs, path = filesystem(url)
     return str(_asked(url, "look for its version", lambda: fs.ukey(path)))
+
+
+def etag(url: str) -> str | None:
+    """The storage's own digest of a file's content; None where it keeps none that can be relied on."""
+    fs, path = filesystem(url)
+    info = _asked(url, "look for it", lambda: fs.info(path))
+    return next((str(info[key]) for key in ("ETag", "e_tag", "etag", "blob_id") if info.get(key)), None)
 
 
 def list_names(url: str) -> list[str] | None:
@@ -131,6 +143,42 @@ def _short(url: str, what: str, found: int, offset: int, wanted: int) -> SourceE
         f"{label(url)}: {what}: found {found} bytes at offset {offset}, wanted {wanted}; "
         f"the file is damaged or was changed, get it again"
     )
+
+
+def open_file(url: str) -> io.BufferedReader:
+    """A file for reading from anywhere in it, by blocks; each is asked for as ``read_range`` does. Raises SourceError
+    when it is missing, here, or changed, when it is read."""
+    size = size_bytes(url)
+    if size is None:
+        raise missing(url)
+    return io.BufferedReader(_Blocks(url, size), _BLOCK)
+
+
+class _Blocks(io.RawIOBase):
+    """A file as the ranges that are asked for."""
+
+    def __init__(self, url: str, size: int) -> None:
+        self._url, self._size, self._position = url, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._position = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")[: max(self._size - self._position, 0)]
+        if len(view):
+            read_range_into(self._url, self._position, view, "block")
+            self._position += len(view)
+        return len(view)
 
 
 def write_file(url: str, data: bytes) -> None:

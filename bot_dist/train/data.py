@@ -1,80 +1,112 @@
-"""Text to token windows: the token file of a run, and the order in which windows are trained on."""
+"""What is trained on: a text's tokens, made once and kept; the order of samples; each rank's share of a batch."""
 
 from __future__ import annotations
 
-import hashlib
-import json
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import numpy as np
-import xxhash
-from numpy.typing import NDArray
 
-from bot_dist.convert.storage import read_file, resolve_all
-from bot_dist.convert.text import Tokens, pack_text
+from bot_dist.checkpoint import Storage
+from bot_dist.checkpoint.manifest import digest
+from bot_dist.convert.texts import identities, open_texts
+from bot_dist.convert.texts.open import resolve_texts
+from bot_dist.convert.token_store import TokenStore, TokenStoreWriter
 from bot_dist.errors import InputError
 from bot_dist.recipe import TrainConfig
-from bot_dist.urls import label
+from bot_dist.train.order import shuffled
+from bot_dist.train.tokenise import OnEvent, Tokenising, committed, ignore, make_store, shards_of
+from bot_dist.urls import absolute, label
 
 if TYPE_CHECKING:
     import torch
 
+PACKING = 2
+"""Changes whenever the same text and tokenizer give other tokens, or other files."""
+
+T_co = TypeVar("T_co", covariant=True)
+T = TypeVar("T")
+
+
+class Samples(Protocol[T_co]):
+    """What can be trained on, in the order in which it lies."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, numbers: Sequence[int]) -> T_co:
+        """Those samples, stacked."""
+
+
+class Batches(Generic[T]):
+    """Samples in a shuffled order that only ``seed`` decides; every epoch goes through all of them once, in a new one.
+
+    How far a run has come is one number: the samples that it has consumed. What a step trains on does not depend on
+    how many ranks share it, and nothing is held of the order.
+    """
+
+    def __init__(self, samples: Samples[T], batch: int, seed: int) -> None:
+        self._samples, self._batch, self._seed = samples, batch, seed
+        assert len(samples) > 0, "what is shorter than a batch is refused before"
+
+    def batch(self, step: int, rank: int, world: int) -> T:
+        """What ``rank`` of ``world`` trains on in ``step``: ``batch / world`` samples, where every step before had
+        ``batch``."""
+        assert self._batch % world == 0, (self._batch, world)
+        share = self._batch // world
+        return self.read(step * self._batch + rank * share, share)
+
+    def read(self, position: int, n: int) -> T:
+        """``n`` samples, after ``position`` have been consumed."""
+        epochs, places = np.divmod(np.arange(position, position + n), len(self._samples))
+        numbers = [shuffled(places[epochs == e], len(self._samples), [self._seed, e]) for e in np.unique(epochs)]
+        return self._samples.read(np.concatenate(numbers).tolist())
+
 
 @dataclass(frozen=True, kw_only=True)
 class TokenFile:
-    """Packed tokens on disk: windows to train on first, held-out windows at the very end."""
+    """Packed tokens: windows to train on first, held-out windows at the very end."""
 
-    path: str
-    """Of a ``.npy`` with int32 tokens."""
+    url: str
+    """Of a ``TokenStore``."""
     tokens: int
     context: int
     held_out: int
     """Windows of ``context`` tokens."""
 
-    def train(self) -> Tokens:
-        """Memory map of the tokens that may be trained on."""
-        tokens: Tokens = np.load(self.path, mmap_mode="r")
-        return tokens[: self.tokens - self.held_out * self.context]
+    def train(self) -> Windows:
+        """The windows that may be trained on: they don't overlap, and a rest that fills none is left out."""
+        return Windows(self.url, self.context, first=0, n=self.tokens // self.context - self.held_out)
 
     def held_out_windows(self) -> torch.Tensor:
         """LongTensor ``(held_out, context)``."""
+        first = self.tokens - self.held_out * self.context
+        return Windows(self.url, self.context, first=first, n=self.held_out).read(range(self.held_out))
+
+
+class Windows:
+    """Samples of ``context`` tokens, one behind the other. Pickles as a URL and numbers."""
+
+    def __init__(self, url: str, context: int, *, first: int, n: int) -> None:
+        self._url, self._context, self._first, self._n = url, context, first, n
+
+    def __len__(self) -> int:
+        return self._n
+
+    def read(self, numbers: Sequence[int]) -> torch.Tensor:
+        """LongTensor ``(len(numbers), context)``. Raises CheckpointError for tokens that are damaged."""
         import torch
 
-        tokens = np.load(self.path, mmap_mode="r")[self.tokens - self.held_out * self.context :]
-        return torch.from_numpy(tokens.astype(np.int64).reshape(self.held_out, self.context))
+        return torch.from_numpy(self._store.read([self._first + i * self._context for i in numbers], self._context))
 
+    @cached_property
+    def _store(self) -> TokenStore:
+        return TokenStore(self._url)
 
-class Batches:
-    """The windows of a text in a shuffled order that only ``seed`` decides.
-
-    Non-overlapping windows of ``context`` tokens; every epoch goes through all of them once, in a new order. What a
-    step trains on does not depend on how many ranks share it.
-    """
-
-    def __init__(self, tokens: Tokens, context: int, batch: int, seed: int) -> None:
-        self._tokens, self._context, self._batch, self._seed = tokens, context, batch, seed
-        self._windows = len(tokens) // context
-        assert self._windows > 0, "prepare_tokens refuses a text that is shorter than one batch"
-        self._order: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, np.int64))
-
-    def batch(self, step: int, rank: int, world: int) -> torch.Tensor:
-        """LongTensor ``(batch / world, context)``: what ``rank`` of ``world`` trains on in ``step``."""
-        import torch
-
-        assert self._batch % world == 0, (self._batch, world)
-        share = self._batch // world
-        first = step * self._batch + rank * share
-        rows = [self._window(i) for i in range(first, first + share)]
-        return torch.from_numpy(np.stack(rows).astype(np.int64))
-
-    def _window(self, index: int) -> Tokens:
-        epoch, position = divmod(index, self._windows)
-        if self._order[0] != epoch:
-            self._order = (epoch, np.random.default_rng([self._seed, epoch]).permutation(self._windows))
-        start = int(self._order[1][position]) * self._context
-        return self._tokens[start : start + self._context]
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != "_store"}
 
 
 def text_files(config: TrainConfig) -> list[str]:
@@ -87,59 +119,52 @@ def text_files(config: TrainConfig) -> list[str]:
             f"train.batch is {config.batch} sequences, not divisible over train.workers={config.workers}; "
             f"use train.batch={-(-config.batch // config.workers) * config.workers}"
         )
-    files = sorted({file for pattern in config.text for file in resolve_all(pattern)})
-    if not files:
-        raise InputError("train.text names no file; give paths, fsspec URLs or package://PACKAGE/FILE")
-    return files
+    return resolve_texts(config.text, "train")
 
 
-def prepare_tokens(config: TrainConfig, tokenizer_url: str, vocab_size: int, folder: str | Path) -> TokenFile:
-    """Tokenise ``config.text`` into ``folder``, or take what an earlier run with the same files and tokenizer left.
+def prepare_tokens(
+    config: TrainConfig, tokenizer_url: str, vocab_size: int, folder: str | Path, on_event: OnEvent = ignore
+) -> TokenFile:
+    """Tokenise ``config.text``, or take what an earlier run has made of the same content with the same tokenizer; what
+    one has begun is gone on with. It is kept in ``config.token_cache``, or in ``tokens`` in the ``folder``.
 
-    Raises InputError when there is no text, a file can't be read, ``batch`` is not divisible by ``workers``, a token is
-    no row of the model's table, or the text is shorter than one batch and the held-out sequences.
+    ``on_event`` is called as by ``committed`` and ``make_store``. Ray must be initialised where there is much text.
+
+    Raises InputError when there is no text, a file can't be read or is changed meanwhile, ``batch`` is not divisible by
+    ``workers``, a token is no row of the model's table, or the text is shorter than one batch and the held-out
+    sequences.
     """
+    from bot_dist.convert.text import Encoder
     from bot_dist.convert.tokenizer import load_tokenizer
 
-    files = text_files(config)
-    tokenizer = load_tokenizer(tokenizer_url)
-    key = {"packing": 1, "files": [_identity(file) for file in files], "tokenizer": _tokenizer_digest(tokenizer)}
-    path, key_path = Path(folder) / "tokens.npy", Path(folder) / "tokens.json"
-    if key_path.exists() and path.exists() and json.loads(key_path.read_text()) == key:
-        tokens: Tokens = np.load(path, mmap_mode="r")
-    else:
-        tokens = pack_text(files, tokenizer)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        key_path.unlink(missing_ok=True)
-        np.save(path, tokens)
-        key_path.write_text(json.dumps(key))
-    _check(tokens, config, tokenizer_url, vocab_size, len(files))
-    return TokenFile(path=str(path.resolve()), tokens=len(tokens), context=config.context, held_out=config.held_out)
+    text_files(config)
+    texts = open_texts(config.text, config.column)
+    encoder = Encoder(load_tokenizer(tokenizer_url))
 
+    def check(largest: int) -> None:
+        if largest >= vocab_size:
+            raise InputError(
+                f"train.text: the tokenizer of {label(tokenizer_url)} gives token {largest}, but the model's "
+                f"vocabulary has {vocab_size}; the tokenizer does not belong to this model"
+            )
 
-def _check(tokens: Tokens, config: TrainConfig, tokenizer_url: str, vocab_size: int, files: int) -> None:
-    if int(tokens.max()) >= vocab_size:
-        raise InputError(
-            f"train.text: the tokenizer of {tokenizer_url} gives token {int(tokens.max())}, but the model's vocabulary "
-            f"has {vocab_size}; the tokenizer does not belong to this model"
-        )
+    check(encoder.end)
+    cache = absolute(config.token_cache or str(Path(folder) / "tokens"))
+    files = identities(texts, Storage(cache))
+    contents = [[*text.kind, *(files[url].digest for url in text.sources)] for text in texts]
+    key = {"packing": PACKING, "texts": contents, "tokenizer": encoder.digest}
+    url = f"{cache}/{digest(key)}"
+    store = committed(url, on_event)
+    if store is None:
+        writer = TokenStoreWriter(url, "uint16" if encoder.size <= 2**16 else "uint32")
+        work = Tokenising(texts=texts, shards=shards_of(texts), encoder=encoder, writer=writer)
+        store = make_store(work, key, files, lambda record: check(record.largest), on_event)
+    check(store.largest)
     wanted = (config.batch + config.held_out) * config.context
-    if len(tokens) < wanted:
+    if len(store) < wanted:
         raise InputError(
-            f"train.text: {len(tokens)} tokens in {files} file(s), wanted at least {wanted} (batch {config.batch} + "
-            f"held_out {config.held_out} sequences of {config.context}); give more text or lower train.context, "
-            f"train.batch or train.held_out"
+            f"train.text: {len(store)} tokens in {len(texts)} file(s), wanted at least {wanted} (batch "
+            f"{config.batch} + held_out {config.held_out} sequences of {config.context}); give more text or lower "
+            f"train.context, train.batch or train.held_out"
         )
-
-
-def _identity(file: str) -> list[Any]:
-    """What tells one version of a file from another: its name, size and content."""
-    content = read_file(file)
-    return [label(file), len(content), xxhash.xxh3_128_hexdigest(content)]
-
-
-def _tokenizer_digest(tokenizer: Any) -> str:
-    parts = [sorted(tokenizer.get_vocab().items()), tokenizer.eos_token_id]
-    backend = getattr(tokenizer, "backend_tokenizer", None)  # merges and normalisation; sentencepiece has none
-    parts.append(backend.to_str() if backend is not None else type(tokenizer).__name__)
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    return TokenFile(url=url, tokens=len(store), context=config.context, held_out=config.held_out)

@@ -38,8 +38,9 @@ def pretrain(
 ) -> PretrainResult:
     """Train every run on the same text, in the same worker group, one after the other.
 
-    Ray must be initialised. ``on_event`` is called from a thread with each event as it happens: ``workers_ready``,
-    ``loaded``, ``held_out``, ``step``, ``saved``, ``run_done``. All files go under ``{output}/train``.
+    Ray must be initialised. ``on_event`` is called from a thread with each event as it happens: ``tokenised``,
+    ``workers_ready``, ``loaded``, ``held_out``, ``step``, ``saved``, ``run_done``. All files go under
+    ``{output}/train``.
 
     Raises InputError for what the user can put right before anything runs (and where a worker finds it), RunError for
     what failed later.
@@ -51,7 +52,8 @@ def pretrain(
     folder = Path(output).resolve() / "train"
     device = _device(cluster, train.workers)
     vocab_size = min(model_of(run.config).sizes["vocab"] for run in runs)
-    tokens = prepare_tokens(train, tokenizer_url, vocab_size, folder)
+    tokens = prepare_tokens(train, tokenizer_url, vocab_size, folder, on_event or (lambda event: None))
+    folder.mkdir(parents=True, exist_ok=True)
     events = folder / "events.jsonl"
     events.write_text("")
     settings = {

@@ -164,7 +164,7 @@ class Trainer:
 
     def _train_steps(self) -> None:
         run, train, engine = self._run, self._train, self._engine
-        batches = Batches(self._tokens.train(), train.context, train.batch, train.seed)
+        batches = Batches(self._tokens.train(), train.batch, train.seed)
         for step in range(run.steps):
             begun = time.perf_counter()
             rate = learning_rate(step, peak=train.learning_rate, warmup=train.warmup, steps=run.steps)

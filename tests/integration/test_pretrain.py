@@ -61,7 +61,7 @@ def train_alone(model: Any, tokens: TokenFile, train: TrainConfig) -> tuple[list
     others = [p for p in model.parameters() if p.ndim == 1]
     groups = [{"params": decayed, "weight_decay": train.weight_decay}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, betas=BETAS)
-    batches = Batches(tokens.train(), train.context, train.batch, train.seed)
+    batches = Batches(tokens.train(), train.batch, train.seed)
     losses, held_out = [], [loss_of(model, tokens.held_out_windows()).item()]
     for step in range(STEPS):
         loss = loss_of(model, batches.batch(step, 0, 1))

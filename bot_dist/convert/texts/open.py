@@ -1,0 +1,55 @@
+"""From what a recipe names to text files."""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+
+from bot_dist.convert.storage import resolve_all
+from bot_dist.convert.texts.hub import HubText
+from bot_dist.convert.texts.jsonl import JsonLines
+from bot_dist.convert.texts.parquet import Parquet
+from bot_dist.convert.texts.pieces import TextFile
+from bot_dist.convert.texts.plain import PlainText
+from bot_dist.errors import InputError
+from bot_dist.urls import DATASETS, label
+
+JSON_LINES = (".jsonl", ".ndjson", ".json", ".jsonl.gz", ".ndjson.gz", ".json.gz")
+COMPRESSED = (".gz", ".zst", ".bz2", ".xz", ".zip", ".tar")
+_THREADS = 8
+
+
+def resolve_texts(names: Iterable[str], section: str) -> list[str]:
+    """The files that paths, fsspec URLs, ``package://PACKAGE/FILE`` and patterns of them stand for, sorted, and data
+    sets. Raises InputError when there are none, SourceError where a pattern matches nothing."""
+    found = {file for name in names for file in ([name] if name.startswith(DATASETS) else resolve_all(name))}
+    if not found:
+        raise InputError(f"{section}.text names no file; give paths, fsspec URLs or package://PACKAGE/FILE")
+    return sorted(found)
+
+
+def open_texts(names: Iterable[str], column: str = "text", section: str = "train") -> list[TextFile]:
+    """The texts that a recipe names; by their names' ends they are JSON lines, Parquet or plain text.
+
+    ``column`` is the field or column that holds a document, ``section`` what messages call the recipe's. Raises
+    InputError (SourceError) where there is none, or one is missing, empty or not what its name says.
+    """
+    urls = resolve_texts(names, section)
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="bot_dist-texts") as pool:
+        return [*pool.map(lambda url: _open(url, column, section), urls)]
+
+
+def _open(url: str, column: str, section: str) -> TextFile:
+    if url.startswith(DATASETS):
+        return HubText.open(url, section, column)
+    name = posixpath.basename(url).lower()
+    if name.endswith(JSON_LINES):
+        return JsonLines.open(url, section, column)
+    if name.endswith(".parquet"):
+        return Parquet.open(url, section, column)
+    if name.endswith(COMPRESSED):
+        raise InputError(
+            f"{section}.text: {label(url)} is compressed, and of such files only .jsonl.gz are read; decompress it"
+        )
+    return PlainText.open(url, section)

@@ -1,0 +1,101 @@
+"""Parquet: a column of strings, a document per row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from bot_dist.convert.storage import missing, open_file, size_bytes
+from bot_dist.convert.texts.pieces import Piece, pieces_of
+from bot_dist.errors import InputError
+from bot_dist.urls import label
+
+if TYPE_CHECKING:
+    from pyarrow.parquet import ParquetFile
+
+ROWS = 256
+"""Read at a time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parquet:
+    """Ranges are of its row groups."""
+
+    url: str
+    section: str
+    column: str
+    groups: tuple[int, ...]
+    """Bytes of the column in each row group, uncompressed."""
+
+    @classmethod
+    def open(cls, url: str, section: str, column: str) -> Parquet:
+        """Raises InputError when it is missing, no Parquet, or has no such column of strings."""
+        import pyarrow.types as types
+
+        if size_bytes(url) is None:
+            raise missing(url)
+        with _file(url, section) as file:
+            schema, metadata = file.schema_arrow, file.metadata
+            if column not in schema.names:
+                raise InputError(
+                    f"{section}.text: {label(url)} has no column '{column}'; columns: "
+                    f"{', '.join(map(repr, schema.names))}; set {section}.column"
+                )
+            kind = schema.field(column).type
+            if not (types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)):
+                raise InputError(
+                    f"{section}.text: {label(url)}: column '{column}' holds {kind}, wanted strings; set "
+                    f"{section}.column"
+                )
+            if not metadata.num_rows:
+                raise InputError(f"{section}.text: {label(url)} is empty; leave it out")
+            number = next(i for i in range(metadata.num_columns) if metadata.schema.column(i).path == column)
+            groups = [
+                metadata.row_group(i).column(number).total_uncompressed_size for i in range(metadata.num_row_groups)
+            ]
+        return cls(url=url, section=section, column=column, groups=tuple(groups))
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return (self.url,)
+
+    @property
+    def kind(self) -> tuple[str, ...]:
+        return ("parquet", self.column)
+
+    def ranges(self, nbytes: int) -> list[tuple[int, int, int]]:
+        found, start, held = [], 0, 0
+        for i, size in enumerate(self.groups):
+            held += size
+            if held >= nbytes or i == len(self.groups) - 1:
+                found.append((start, i + 1, held))
+                start, held = i + 1, 0
+        return found
+
+    def pieces(self, start: int, stop: int) -> Iterator[Piece]:
+        import pyarrow as pa
+
+        with _file(self.url, self.section) as file:
+            groups = [*range(start, stop)]
+            try:
+                for rows in file.iter_batches(ROWS, row_groups=groups, columns=[self.column], use_threads=False):
+                    for document in rows.column(0).to_pylist():
+                        yield from pieces_of(document or "")
+            except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+                raise _unreadable(self.url, self.section, error) from None
+
+
+def _file(url: str, section: str) -> ParquetFile:
+    import pyarrow as pa
+    from pyarrow.parquet import ParquetFile
+
+    try:
+        return ParquetFile(open_file(url), page_checksum_verification=True)
+    except (pa.ArrowException, OSError) as error:
+        raise _unreadable(url, section, error) from None
+
+
+def _unreadable(url: str, section: str, error: Exception) -> InputError:
+    line = next(iter(str(error).splitlines()), type(error).__name__)
+    return InputError(f"{section}.text: {label(url)} can't be read as Parquet ({line}); get it again, or leave it out")

@@ -1,0 +1,269 @@
+"""Images of classes to train on: PNG and JPEG in a folder per class, or a data set of Hugging Face's."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from bot_dist.checkpoint import Storage
+from bot_dist.convert.storage import join, missing, read_file, size_bytes
+from bot_dist.convert.texts.hub import DatasetName
+from bot_dist.errors import InputError, MissingPackageError
+from bot_dist.recipe import TrainConfig
+from bot_dist.train.order import shuffled
+from bot_dist.urls import DATASETS, absolute, label
+
+if TYPE_CHECKING:
+    import torch
+    from PIL.Image import Image
+
+PROCESSOR = "preprocessor_config.json"
+VIT = {
+    "image_processor_type": "ViTImageProcessor",
+    "resample": 2,
+    "image_mean": [0.5, 0.5, 0.5],
+    "image_std": [0.5, 0.5, 0.5],
+}
+"""What ViT does (Dosovitskiy et al. 2021), where a model does not say."""
+SUFFIXES = (".png", ".jpg", ".jpeg")
+SPREAD = 0x696D616765
+"""Seed of which images are held out; the same for all runs."""
+LONGEST = 200
+"""Characters of an error of others that are shown."""
+_THREADS = 4
+"""Images that are decoded at a time."""
+
+
+class ImageSet(Protocol):
+    """Images in the order in which they lie."""
+
+    def __len__(self) -> int: ...
+
+    @property
+    def classes(self) -> Sequence[str]:
+        """Their names."""
+
+    def read(self, number: int) -> tuple[Image, int]:
+        """An image, and the number of its class. Raises InputError where it is none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageFile:
+    """Images, of which some are held out: spread over all of them, for they lie class by class."""
+
+    url: str
+    n: int
+    held_out: int
+    labels: tuple[int, ...]
+    """The model's, of every class."""
+    processor: dict[str, Any]
+    """As in ``preprocessor_config.json``."""
+
+    def train(self) -> Images:
+        """The images that may be trained on."""
+        return Images(self, first=0, n=self.n - self.held_out)
+
+    def held_out_images(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """As ``Images.read`` gives them."""
+        return Images(self, first=self.n - self.held_out, n=self.held_out).read(range(self.held_out))
+
+
+class Images:
+    """Samples of images, made what the model takes. Pickles as what it was made of."""
+
+    def __init__(self, file: ImageFile, *, first: int, n: int) -> None:
+        self._file, self._first, self._n = file, first, n
+
+    def __len__(self) -> int:
+        return self._n
+
+    def read(self, numbers: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Pixels, float32 ``(len(numbers), channels, height, width)``, and a LongTensor of their classes. Raises
+        InputError for a file that is no image."""
+        import torch
+
+        places = shuffled(np.asarray(numbers, dtype=np.int64) + self._first, self._file.n, [SPREAD])
+        with ThreadPoolExecutor(_THREADS, thread_name_prefix="bot_dist-images") as pool:
+            read = [*pool.map(self._set.read, places.tolist())]
+        pixels = np.stack(self._processor([image for image, _ in read])["pixel_values"])
+        return torch.from_numpy(pixels), torch.tensor([self._file.labels[number] for _, number in read])
+
+    @cached_property
+    def _set(self) -> ImageSet:
+        found = open_images(self._file.url)
+        if len(found) != self._file.n:
+            raise InputError(
+                f"train.images: {label(self._file.url)} has {len(found)} images, and had {self._file.n} when the run "
+                f"began; leave it as it is while it is trained on"
+            )
+        return found
+
+    @cached_property
+    def _processor(self) -> Any:
+        return make_processor(self._file.processor)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key not in ("_set", "_processor")}
+
+
+def prepare_images(config: TrainConfig, source_url: str, model_config: dict[str, Any]) -> ImageFile:
+    """What ``config.images`` names, prepared as the source's ``preprocessor_config.json`` says, or as ViT does.
+
+    Raises InputError when there are no images, too few for a batch and those held out, their classes are not the
+    model's, or the prepared images have not the size that it takes.
+    """
+    assert config.images is not None
+    found = open_images(absolute(config.images))
+    wanted = config.batch + config.held_out
+    if len(found) < wanted:
+        raise InputError(
+            f"train.images: {label(config.images)} has {len(found)} images, wanted at least {wanted} (batch "
+            f"{config.batch} + held_out {config.held_out}); give more, or lower train.batch or train.held_out"
+        )
+    processor = _processor_of(source_url, model_config)
+    image, _ = found.read(0)
+    shape = make_processor(processor)([image])["pixel_values"][0].shape
+    size = model_config.get("image_size", 224)
+    takes = (model_config.get("num_channels", 3), *(size if isinstance(size, list | tuple) else (size, size)))
+    if shape != takes:
+        raise InputError(
+            f"train.images: {PROCESSOR} of {label(source_url)} makes images of {shape} (channels, height, width), but "
+            f"the model takes {takes}; change it to what the model takes"
+        )
+    return ImageFile(
+        url=absolute(config.images),
+        n=len(found),
+        held_out=config.held_out,
+        labels=_labels(found.classes, model_config, config.images),
+        processor=processor,
+    )
+
+
+def open_images(url: str) -> ImageSet:
+    """Raises InputError when there are none, MissingPackageError without Pillow."""
+    try:
+        import PIL.Image  # noqa: F401
+    except ImportError:
+        raise MissingPackageError("train.images needs the package 'pillow'; pip install pillow") from None
+    return HubImages(url) if url.startswith(DATASETS) else FolderImages(url)
+
+
+class FolderImages:
+    """Images in the folders of a folder, named as their classes; in the order of their paths."""
+
+    def __init__(self, url: str) -> None:
+        storage = Storage(url)
+        if not storage.exists():
+            raise missing(url)
+        names = sorted(name for name in storage.sizes("") if name.lower().endswith(SUFFIXES))
+        if loose := [name for name in names if "/" not in name]:
+            raise InputError(
+                f"train.images: {storage.label}/{loose[0]} is of no class; put images into a folder for each class"
+            )
+        if not names:
+            raise InputError(f"train.images: no folder in {storage.label} has images ({', '.join(SUFFIXES)})")
+        self._url, self._names = url, names
+        self.classes: Sequence[str] = sorted({name.partition("/")[0] for name in names})
+        self._number = {name: i for i, name in enumerate(self.classes)}
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def read(self, number: int) -> tuple[Image, int]:
+        import PIL.Image
+
+        name = self._names[number]
+        url = join(self._url, name)
+        try:
+            with PIL.Image.open(io.BytesIO(read_file(url))) as image:
+                return image.convert("RGB"), self._number[name.partition("/")[0]]
+        except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:  # Pillow's own
+            raise InputError(f"train.images: {label(url)} can't be read as an image ({error}); leave it out") from None
+
+
+class HubImages:
+    """A data set with a column of images and one of classes."""
+
+    def __init__(self, url: str) -> None:
+        name = DatasetName.parse(url)
+        self._url, self._rows = url, name.load("train.images", streaming=False)
+        features = self._rows.features
+        kinds = {key: type(feature).__name__ for key, feature in features.items()}
+        self._image, self._class = (self._column(kinds, kind) for kind in ("Image", "ClassLabel"))
+        self.classes: Sequence[str] = features[self._class].names
+
+    def _column(self, kinds: dict[str, str], wanted: str) -> str:
+        found = [key for key, kind in kinds.items() if kind == wanted]
+        if len(found) != 1:
+            columns = ", ".join(f"'{key}' ({kind})" for key, kind in kinds.items())
+            raise InputError(
+                f"train.images: {self._url} has {len(found)} columns of {wanted}, wanted one; columns: {columns}"
+            )
+        return found[0]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def read(self, number: int) -> tuple[Image, int]:
+        try:
+            row = self._rows[number]
+            return row[self._image].convert("RGB"), row[self._class]
+        except (OSError, SyntaxError, ValueError) as error:
+            raise InputError(f"train.images: {self._url}: row {number} can't be read as an image ({error})") from None
+
+
+def make_processor(config: dict[str, Any]) -> Any:
+    """The image processor of ``transformers`` that a ``preprocessor_config.json`` describes, by Pillow: the same on
+    every machine. Raises InputError where it is none."""
+    from transformers import AutoImageProcessor
+
+    load: Any = AutoImageProcessor.from_pretrained
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / PROCESSOR).write_text(json.dumps(config))
+        try:
+            return load(folder, backend="pil", trust_remote_code=False)
+        except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+            kind = config.get("image_processor_type", config.get("feature_extractor_type"))
+            raise InputError(
+                f"train.images: transformers can't make an image processor '{kind}' as {PROCESSOR} describes it "
+                f"({type(error).__name__}: {str(error)[:LONGEST]})"
+            ) from None
+
+
+def _processor_of(source_url: str, model_config: dict[str, Any]) -> dict[str, Any]:
+    url = join(source_url, PROCESSOR)
+    if size_bytes(url) is None:
+        size = model_config.get("image_size", 224)
+        height, width = size if isinstance(size, list | tuple) else (size, size)
+        return {**VIT, "size": {"height": height, "width": width}}
+    try:
+        config: dict[str, Any] = json.loads(read_file(url))
+    except ValueError as error:
+        raise InputError(f"train.images: {label(url)} is no JSON: {error}") from None
+    return config
+
+
+def _labels(classes: Sequence[str], model_config: dict[str, Any], url: str) -> tuple[int, ...]:
+    """The model's label of every class: by name where it knows the names, else by order."""
+    known = model_config.get("label2id") or {}
+    if {*classes} <= {*known}:
+        return tuple(int(known[name]) for name in classes)
+    ids = model_config.get("id2label")
+    wanted = len(ids) if ids is not None else int(model_config.get("num_labels", 2))
+    if len(classes) != wanted:
+        names = ", ".join([*itertools.islice(classes, 5)]) + (", …" if len(classes) > 5 else "")
+        raise InputError(
+            f"train.images: {label(url)} has {len(classes)} classes ({names}), but the model has {wanted} labels; "
+            f"train on the classes that it was made for, or name its labels in config.json"
+        )
+    return tuple(range(wanted))

@@ -235,7 +235,7 @@ def _with_details(recipe: Recipe, source: Source, model: Model) -> tuple[MallatS
     notes = [f"details restore: {', '.join(sorted(axes))}"]
     if left := sorted(details.changed(model) - axes):
         notes.append(f"details of {', '.join(left)} are not kept in the target")
-    return MallatSource(source, details.along(axes), details.restored_model(target, axes)), notes
+    return MallatSource(source, details.along(axes, model), details.restored_model(target, axes)), notes
 
 
 def _dtype(source: Source, model: Model, weight: Weight) -> str:

@@ -6,8 +6,8 @@ side along every axis, first ``a`` then ``d`` (Mallat's layout), they are one te
 
 Operators that were fitted differ in three ways. One that acts on several axes together has its details along the first
 of these, all others being 1. What it keeps may be worth fewer numbers than it has (``OperatorSpec.n_details``), and a
-constant nothing: then the whole source is its detail. One that differs per source layer is undone together with the
-layers, where these have shrunk too.
+constant nothing: then the whole source is its detail. And it may belong to more than its axis: if it differs per source
+layer, to the layers, where these have shrunk too; if its axis has not shrunk at all, to all that have.
 """
 
 from __future__ import annotations
@@ -109,12 +109,12 @@ class Details:
         }
         return dataclasses.replace(self, modules=modules)
 
-    def along(self, axes: Collection[str]) -> Details:
-        """Only what was done because these axes changed."""
-        ours = {*axes, *(("qkv",) if "head_dim" in axes else ())}
-        kept = self._each(lambda each: each if ours & {*each.axes} else dataclasses.replace(each, spec=None))
+    def along(self, axes: frozenset[str], stored: Model) -> Details:
+        """Only what was done because these axes, none of them ``parted``, changed into those of ``stored``."""
+        changed = self.changed(stored)
+        kept = self._each(lambda o: o if _because_of(o, changed) <= axes else dataclasses.replace(o, spec=None))
         modules = {
-            name: dataclasses.replace(m, factors={axis: factor for axis, factor in m.factors.items() if axis in ours})
+            name: dataclasses.replace(m, factors={axis: factor for axis, factor in m.factors.items() if axis in axes})
             for name, m in kept.modules.items()
         }
         return Details(config=self.config, modules=modules)
@@ -131,16 +131,12 @@ class Details:
         changed = {axis for axis, n in target.sizes.items() if n != stored.sizes[axis]}
         return frozenset(changed) if all(target.sizes[a] == before[a] for a in changed) else frozenset()
 
-    def parted(self, stored: Model, axes: Collection[str]) -> frozenset[str]:
+    def parted(self, stored: Model, axes: frozenset[str]) -> frozenset[str]:
         """Axes that can only be restored together, and of which ``axes`` are some and not all; none where there are
         no such axes."""
         changed = self.changed(stored)
-        for each in (each for m in self.modules.values() for each in m.operators if each.undone):
-            per_layer = ("layer",) if each.spec is not None and each.spec.per_layer else ()
-            together = changed & {*each.axes, *per_layer}
-            if together & {*axes} and not together <= {*axes}:
-                return together
-        return frozenset()
+        groups = {_because_of(o, changed) for m in self.modules.values() for o in m.operators if o.spec is not None}
+        return frozenset().union(*(group for group in groups if group & axes and not group <= axes))
 
     def restored_model(self, target: Model, axes: Collection[str]) -> Model:
         """``target`` with all that its configuration has lost: the whole one, if it has its old sizes along every axis;
@@ -151,6 +147,15 @@ class Details:
         fields += ("tie_word_embeddings",) if RESIDUAL in axes else ()
         kept = {key: value for key, value in target.config.items() if key not in fields}
         return Model(target.family, {**kept, **{key: self.config[key] for key in fields if key in self.config}})
+
+
+def _because_of(shrunk: Shrunk, changed: frozenset[str]) -> frozenset[str]:
+    """The axes whose change an operator belongs to, and with all of which it is undone."""
+    names = {"head_dim" if axis == "qkv" else axis for axis in shrunk.axes}  # slots take its correction
+    if not names & changed:
+        return changed
+    per_layer = shrunk.spec is not None and shrunk.spec.per_layer
+    return changed & {*names, *(("layer",) if per_layer else ())}
 
 
 def details_of(source: Model, modules: tuple[ModulePlan, ...]) -> Details:
@@ -190,7 +195,7 @@ def detail_bands(module: ModulePlan) -> Iterator[ModulePlan]:
             )
         if a.constant:
             constant.append(i)
-        elif a.spec is not None and a.spec.n_target < a.spec.n_source:
+        elif a.spec is not None and a.spec.n_details:
             shrinks.append(i)
     if module.weight != module.origin:
         return

@@ -83,7 +83,7 @@ def check_supported(spec: OperatorSpec, what: str) -> None:
 def _check_undone(spec: OperatorSpec, what: str) -> None:
     check_supported(spec, what)
     change = f"{spec.n_source} → {spec.n_target}"
-    if spec.n_target >= spec.n_source:
+    if spec.n_target > spec.n_source or (spec.n_target == spec.n_source and not spec.fitted):
         raise PlanError(f"{what}: {change} drops nothing, so it has no details; keep those of axes that shrink")
     if (block := largest_block(spec)) > MAX_BLOCK:
         raise PlanError(

@@ -1,0 +1,84 @@
+"""What fitted operators drop is kept, and growing from the store gives the source back."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import bot_dist
+from bot_dist.checkpoint import CheckpointReader
+from bot_dist.convert.open import open_source
+from bot_dist.families import model_of
+from bot_dist.sharding import whole
+from tests.integration.test_adaptive import SMALLER, adapted, unsettled, with_tokenizer
+
+Factory = Callable[..., Any]
+STORE = "transferred.zarr"
+KEPT = {"transfer.keep_details": True}
+TIED = {"tie_word_embeddings": True}
+CASES: dict[str, tuple[str, dict[str, Any], dict[str, int], dict[str, Any]]] = {
+    "llama": ("llama", {}, SMALLER["llama"], {}),
+    "llama tied, rotated": ("llama", TIED, {"embed": 16}, {"calibrate.passes": "one"}),
+    "llama tied, permuted": ("llama", TIED, {"layers": 2, "embed": 16}, {"transfer.basis": "permutation"}),
+    "llama units": ("llama", {}, {"mlp": 24}, {}),
+    "llama heads": ("llama", {}, {"heads": 2, "kv_heads": 1}, {"calibrate.passes": "one"}),
+    "llama layers": ("llama", {}, {"layers": 2}, {}),
+    "gpt2": ("gpt2", {}, SMALLER["gpt2"], {}),
+    "gpt2 units": ("gpt2", {}, {"mlp": 40}, {}),
+    "gemma": ("gemma", {}, SMALLER["gemma"], {}),
+    "bert": ("bert", {}, SMALLER["bert"], {}),
+}
+
+
+def grown(store: Path, folder: Path, target: dict[str, int], **options: Any) -> CheckpointReader:
+    data = {"source": str(store), "output": str(folder), "target": target}
+    bot_dist.transfer(bot_dist.make_recipe(data, {"cluster.executor": "local", **options}))
+    return CheckpointReader(str(folder / STORE))
+
+
+def before(url: str, target: dict[str, int]) -> dict[str, int]:
+    """The source's sizes of what a target names."""
+    sizes = model_of(open_source(url).config).sizes
+    heads = sizes.get("heads", sizes.get("kv_heads", 0) * sizes.get("group", 0))
+    return {name: {**sizes, "layers": sizes["layer"], "heads": heads}[name] for name in target}
+
+
+def notes(reader: CheckpointReader) -> list[str]:
+    found: list[str] = reader.manifest.provenance["plan"]["notes"]
+    return found
+
+
+@pytest.fixture
+def source(make_pico: Factory, pico_tokenizer: Path) -> Callable[..., str]:
+    def make(kind: str, **config: Any) -> str:
+        pico = make_pico(kind, **config)
+        unsettled(pico.model)
+        pico.model.save_pretrained(pico.folder)
+        return with_tokenizer(pico, pico_tokenizer)
+
+    return make
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_details_give_the_source_back(
+    tmp_path: Path, source: Callable[..., str], shakespeare: str, case: str
+) -> None:
+    kind, config, target, options = CASES[case]
+    url = source(kind, **config)
+    adapted(tmp_path / "small", url, target, [shakespeare], **KEPT, **options)
+    shutil.move(tmp_path / "small" / STORE, tmp_path / "moved")
+    restored = grown(tmp_path / "moved", tmp_path / "again", before(url, target))
+    wanted = open_source(url)
+    assert restored.config == wanted.config
+    for _, _, p in model_of(wanted.config).parameters():
+        expected, found = (s.read(p, whole(p.sizes)) for s in (wanted, restored))
+        error = (found - expected).abs().max() / expected.abs().max()
+        assert error < 3e-6, p.name
+    assert {p.learning_rate_factor for p in restored.manifest.parameters.values()} == {1.0}
+    (note,) = notes(restored)
+    assert note.startswith("details restore: ")

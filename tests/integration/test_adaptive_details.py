@@ -48,6 +48,11 @@ def before(url: str, target: dict[str, int]) -> dict[str, int]:
     return {name: {**sizes, "layers": sizes["layer"], "heads": heads}[name] for name in target}
 
 
+def every(reader: CheckpointReader) -> dict[str, torch.Tensor]:
+    """Tensors of the model, and details."""
+    return dict(reader.tensors([*reader.manifest.parameters]))
+
+
 def notes(reader: CheckpointReader) -> list[str]:
     found: list[str] = reader.manifest.provenance["plan"]["notes"]
     return found
@@ -65,9 +70,7 @@ def source(make_pico: Factory, pico_tokenizer: Path) -> Callable[..., str]:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_details_give_the_source_back(
-    tmp_path: Path, source: Callable[..., str], shakespeare: str, case: str
-) -> None:
+def test_details_give_the_source_back(tmp_path: Path, source: Callable[..., str], shakespeare: str, case: str) -> None:
     kind, config, target, options = CASES[case]
     url = source(kind, **config)
     adapted(tmp_path / "small", url, target, [shakespeare], **KEPT, **options)
@@ -82,3 +85,53 @@ def test_details_give_the_source_back(
     assert {p.learning_rate_factor for p in restored.manifest.parameters.values()} == {1.0}
     (note,) = notes(restored)
     assert note.startswith("details restore: ")
+
+
+def test_what_is_fitted_per_layer_is_restored_with_the_layers_only(
+    tmp_path: Path, source: Callable[..., str], shakespeare: str
+) -> None:
+    """What is not, axis by axis; the notes of the plans say so."""
+    url = source("llama")
+    apart = {**KEPT, "calibrate.passes": "one"}
+    adapted(tmp_path / "both", url, {"layers": 2, "mlp": 24}, [shakespeare], **apart)
+    kept = notes(CheckpointReader(str(tmp_path / "both" / STORE)))
+    assert kept[0].startswith("details of layer, mlp are kept: ")
+    assert "what is fitted differs per layer: widths and layers are restored together only" in kept
+    deep = grown(tmp_path / "both" / STORE, tmp_path / "deep", {"layers": 3})
+    assert notes(deep)[-1] == (
+        "the details that the source keeps are not used, and not kept in the target: they restore layer, mlp together "
+        "only"
+    )
+    adapted(tmp_path / "widths", url, {"embed": 16, "mlp": 24}, [shakespeare], **apart)
+    adapted(tmp_path / "narrow", url, {"embed": 16}, [shakespeare], **{"calibrate.passes": "one"})
+    wide = grown(tmp_path / "widths" / STORE, tmp_path / "wide", {"mlp": 40})
+    assert notes(wide) == ["details restore: mlp", "details of embed are not kept in the target"]
+    for name, tensor in CheckpointReader(str(tmp_path / "narrow" / STORE)).tensors():
+        torch.testing.assert_close(dict(wide.tensors())[name], tensor, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_actors_write_and_restore_what_one_process_does(
+    tmp_path: Path, source: Callable[..., str], shakespeare: str
+) -> None:
+    """In tiles of any size."""
+    url = source("llama")
+    folder = tmp_path / "small"
+    adapted(folder, url, SMALLER["llama"], [shakespeare], **KEPT, **{"transfer.memory_limit": "256KiB"})
+    small = every(CheckpointReader(str(folder / STORE)))
+    back = before(url, SMALLER["llama"])
+    restored = [
+        every(grown(folder / STORE, tmp_path / limit, back, **{"transfer.memory_limit": limit}))
+        for limit in ("128KiB", "1GiB")
+    ]
+    ray = {"cluster.executor": "ray", "cluster.tensor": 2}
+    restored.append(every(grown(folder / STORE, tmp_path / "ray", back, **ray)))
+    shutil.rmtree(folder / STORE / "data")
+    (folder / STORE / "manifest.json").unlink()
+    adapted(folder, url, SMALLER["llama"], [shakespeare], **KEPT, **ray)
+    again = every(CheckpointReader(str(folder / STORE)))
+    assert any(name.startswith("details/") for name in small)
+    for one, two in ((small, again), (restored[0], restored[1]), (restored[0], restored[2])):
+        assert one.keys() == two.keys()
+        assert all(torch.equal(tensor, two[name]) for name, tensor in one.items())

@@ -320,17 +320,17 @@ def _notes(source: Model, target: Model, config: TransferConfig) -> tuple[str, .
 
 def _detail_notes(modules: Sequence[ModulePlan], layers: int) -> list[str]:
     """What of the source is kept beside the target, and when it can be given back."""
-    bands = [m for m in modules if m.band]
-    if not bands:
+    if not any(m.band for m in modules):
         return []
-    axes = {a.axis for m in modules if not m.band for a in m.axes if a.n_target < a.n_source}
-    values = sum(math.prod(m.target_shape()) for m in bands)
+    every = [a for m in modules if not m.band for a in m.axes]
+    axes = {a.axis for a in every if a.n_target < a.n_source}
+    values = sum(math.prod(m.target_shape()) for m in modules if m.band)
     notes = [f"details of {', '.join(sorted(axes))} are kept: {values:,} values beside the target's own"]
-    fitted = {spec.of.name: spec.of for m in bands for a in m.axes if (spec := a.spec) and spec.of and spec.fitted}
+    fitted = {a.spec.name: a.spec for a in every if a.spec is not None and a.alone}
     if nbytes := sum(dual_bytes(spec, layers) for spec in fitted.values()):
         notes.append(f"what undoes the fitted matrices takes {nbytes:,} bytes beside them")
     if "layer" in axes and any(spec.per_layer for spec in fitted.values()):
-        notes.append("what is fitted differs per layer: widths and layers are restored together only")
+        notes.append("what is fitted differs per layer, so it is undone only together with the layers")
     return notes
 
 

@@ -28,6 +28,7 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, int], dict[str, Any]]] = {
     "llama units": ("llama", {}, {"mlp": 24}, {}),
     "llama heads": ("llama", {}, {"heads": 2, "kv_heads": 1}, {"calibrate.passes": "one"}),
     "llama layers": ("llama", {}, {"layers": 2}, {}),
+    "llama averaged layers": ("llama", {}, {"layers": 2, "mlp": 24}, {"transfer.depth": "wavelet"}),
     "gpt2": ("gpt2", {}, SMALLER["gpt2"], {}),
     "gpt2 units": ("gpt2", {}, {"mlp": 40}, {}),
     "gemma": ("gemma", {}, SMALLER["gemma"], {}),
@@ -74,6 +75,12 @@ def test_details_give_the_source_back(tmp_path: Path, source: Callable[..., str]
     kind, config, target, options = CASES[case]
     url = source(kind, **config)
     adapted(tmp_path / "small", url, target, [shakespeare], **KEPT, **options)
+    small = CheckpointReader(str(tmp_path / "small" / STORE))
+    details = sum(s.parameter.size for name, s in small.manifest.parameters.items() if name.startswith("details/"))
+    assert any(f"{details:,} values beside" in note for note in notes(small))
+    stores = [CheckpointReader(f"{small.url}/{folder}") for folder in small.manifest.operators]
+    duals = sum(s.nbytes for store in stores for name, s in store.manifest.parameters.items() if name.endswith(".dual"))
+    assert any(f"takes {duals:,} bytes" in note for note in notes(small)) == (duals > 0)
     shutil.move(tmp_path / "small" / STORE, tmp_path / "moved")
     restored = grown(tmp_path / "moved", tmp_path / "again", before(url, target))
     wanted = open_source(url)
@@ -96,7 +103,7 @@ def test_what_is_fitted_per_layer_is_restored_with_the_layers_only(
     adapted(tmp_path / "both", url, {"layers": 2, "mlp": 24}, [shakespeare], **apart)
     kept = notes(CheckpointReader(str(tmp_path / "both" / STORE)))
     assert kept[0].startswith("details of layer, mlp are kept: ")
-    assert "what is fitted differs per layer: widths and layers are restored together only" in kept
+    assert "what is fitted differs per layer, so it is undone only together with the layers" in kept
     deep = grown(tmp_path / "both" / STORE, tmp_path / "deep", {"layers": 3})
     assert notes(deep)[-1] == (
         "the details that the source keeps are not used, and not kept in the target: they restore layer, mlp together "

@@ -39,6 +39,7 @@ def test_dependent_rows_can_not_be_undone() -> None:
 
 
 @given(st.integers(2, 20), st.data())
+@settings(deadline=None)
 def test_a_lifting_tells_what_it_keeps(n: int, data: st.DataObject) -> None:
     """Also if it predicts a dropped unit to be just like a kept one."""
     kept = np.array(sorted(data.draw(st.sets(st.integers(0, n - 1), min_size=1, max_size=n))))

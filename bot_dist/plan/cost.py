@@ -28,9 +28,9 @@ def step_bytes(module: ModulePlan, step: Step) -> tuple[int, int]:
     return round(module.source_bytes * share), box_size(step.target) * ITEMSIZE[module.dtype]
 
 
-def operator_rows(n_source: int) -> int:
-    """Rows of a fitted matrix that are held at a time."""
-    return max(1, OPERATOR_BYTES // (8 * n_source))
+def operator_rows(spec: OperatorSpec) -> int:
+    """Rows that are held at a time of the matrix of a fitted operator; of what undoes one, which takes more to make."""
+    return max(1, OPERATOR_BYTES // ((16 if spec.policy == "restore" else 8) * spec.n_source))
 
 
 def dual_bytes(spec: OperatorSpec, layers: int) -> int:
@@ -68,10 +68,10 @@ def step_peak(module: ModulePlan, target: Box, source_shape: tuple[int, ...]) ->
         rows, made = math.prod(shape[i : i + a.spans]), FLOAT32 * math.prod(shape)
         held += made
         if a.restores:  # a block of the dual's rows makes a part of all target indices
-            block = 3 * 8 * a.spec.n_source * (1 + min(operator_rows(a.spec.n_source), a.spec.n_source))
+            block = 3 * 8 * a.spec.n_source * (1 + min(operator_rows(a.spec), a.spec.n_source))
             peak = max(peak, held + block + made // (shape[0] if a.spec.matrix.per_layer else 1))
         else:
-            block = min(operator_rows(a.spec.n_source), rows)
+            block = min(operator_rows(a.spec), rows)
             peak = max(peak, held + block * (2 * 8 * a.spec.n_source + made // max(1, rows)))
     if any(a.centred for a in module.axes):
         held += FLOAT32 * math.prod(shape)

@@ -78,7 +78,7 @@ def _apply_fitted(axes: tuple[AxisPlan, ...], i: int, step: Step, tensor: torch.
     along = i - matrix.per_layer
     for layer, part, into in parts:
         if a.restores and matrix.inverted:
-            _apply_dual(matrix, layer, part, into, along, (start, stop))
+            _apply_dual(a.spec, layer, part, into, along, (start, stop))
         else:
             _apply_rows(a.spec, layer, part, into, along, (start, stop))
     return result.reshape(*shape[:i], step.target[i][1] - step.target[i][0], *inner, *shape[i + a.spans :])
@@ -88,7 +88,7 @@ def _apply_rows(
     spec: OperatorSpec, layer: int, part: torch.Tensor, into: torch.Tensor, along: int, target: Range
 ) -> None:
     """The rows of ``target``, a block of them after the other."""
-    n_rows = operator_rows(spec.n_source)
+    n_rows = operator_rows(spec)
     for first in range(*target, n_rows):
         stage = Stage(along, *read_rows(spec, (first, min(first + n_rows, target[1])), layer))
         made = apply_operators(part, [stage], torch.float32).tensor
@@ -96,15 +96,14 @@ def _apply_rows(
 
 
 def _apply_dual(
-    matrix: OperatorSpec, layer: int, part: torch.Tensor, into: torch.Tensor, along: int, target: Range
+    spec: OperatorSpec, layer: int, part: torch.Tensor, into: torch.Tensor, along: int, target: Range
 ) -> None:
     """The transpose of a matrix's dual: what a block of the dual's rows gives of ``target``, added to what the blocks
     before it gave. Where the blocks are cut does not depend on the tile."""
-    n = part.shape[along]
-    n_rows = operator_rows(n)
+    n, n_rows = spec.n_source, operator_rows(spec)
     into.zero_()
     for first in range(0, n, n_rows):
-        rows = read_dual(matrix, (first, min(first + n_rows, n)), layer)
+        rows = read_dual(spec.matrix, (first, min(first + n_rows, n)), layer)
         taps = np.ascontiguousarray(rows[:, slice(*target)].T)
         indices = np.broadcast_to(np.arange(first, first + len(rows)), taps.shape)
         into.add_(apply_operators(part, [Stage(along, indices, taps)], torch.float32).tensor)

@@ -360,7 +360,7 @@ def show_store(url: str, manifest: Manifest) -> None:
         ("arrays", held),
         ("files", ", ".join(manifest.files) or "none"),
         ("digest", manifest.digest),
-        *provenance_lines(manifest.provenance),
+        *provenance_lines(manifest),
     ]
     for heading, text in lines:
         console.print(f"{heading:<14} {text}", markup=False)

@@ -110,7 +110,7 @@ def _transfer(
         "transfer": report,
     }
     if recipe.transfer.keep_details:
-        provenance["details"] = details_of(plan.source, plan.modules).to_json()
+        provenance["details"] = details_of(plan.source, plan.modules).within(url).to_json()
     if adapted is not None:
         provenance["operators"] = adapted.stores()
     writer.commit(tally.digests, provenance, overwrite=recipe.overwrite)

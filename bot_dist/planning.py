@@ -228,11 +228,14 @@ def _with_details(recipe: Recipe, source: Source, model: Model) -> tuple[MallatS
     if details is None or target.sizes == model.sizes or not isinstance(source, CheckpointReader):
         return None, []
     axes = details.restored(model, target) if recipe.transfer.use_details else frozenset()
-    if not axes:
-        return None, ["the details that the source keeps are not used, and not kept in the target"]
-    left = sorted({*details.axes} - axes)
-    notes = [f"details of {', '.join(left)} are not kept in the target"] if left else []
-    return MallatSource(source, details.along(axes), details.restored_model(target, axes)), notes
+    parted = details.parted(model, axes)
+    if not axes or parted:
+        why = f": they restore {', '.join(sorted(parted))} together only" if parted else ""
+        return None, [f"the details that the source keeps are not used, and not kept in the target{why}"]
+    notes = [f"details restore: {', '.join(sorted(axes))}"]
+    if left := sorted(details.changed(model) - axes):
+        notes.append(f"details of {', '.join(left)} are not kept in the target")
+    return MallatSource(source, details.along(axes, model), details.restored_model(target, axes)), notes
 
 
 def _dtype(source: Source, model: Model, weight: Weight) -> str:

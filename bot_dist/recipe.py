@@ -104,7 +104,8 @@ class TransferConfig(_Config):
     seed: int = Field(default=0, ge=0)
     """Of that noise, and of the untrained weights of ``lazy``."""
     keep_details: bool = False
-    """Store what shrinking drops beside the small model, so that growing from the store gives the source back."""
+    """Store what shrinking drops beside the small model, so that growing from the store gives the source back. What is
+    fitted per layer comes back together with the layers only."""
     use_details: bool = True
     """Growing from a store with details to the sizes that they were kept from restores the weights."""
     allow_nonfinite: bool = False

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 OnEvent = Callable[[dict[str, Any]], None]
 
-FIT_VERSION = 2
+FIT_VERSION = 3
 """Raised when the same statistics come to give other operators, or other facts about them."""
 OPTIONS = {"layer": ("layers",), "embed": ("embed",), "heads": ("heads", "kv_heads"), "mlp": ("mlp",)}
 """The target's options that belong to each axis."""
@@ -76,9 +76,10 @@ class Adapted:
     stages: list[dict[str, Any]] = field(default_factory=list)
     """Facts for the report, in order."""
 
-    def stores(self) -> list[str]:
-        """Names of the stores that hold the operators."""
-        return sorted({spec.handle.rpartition("#")[0].rpartition("/")[2] for spec in self.stored.values()})
+    def stores(self) -> dict[str, str]:
+        """Names of the stores that hold the operators, and the digest of each one's manifest."""
+        urls = sorted({spec.handle.rpartition("#")[0] for spec in self.stored.values()})
+        return {url.rpartition("/")[2]: CheckpointReader(url).manifest.digest for url in urls}
 
 
 class Adaptation:
@@ -186,8 +187,8 @@ class Adaptation:
 
         def matrix(name: str, layer: int) -> Any:
             if layer not in position:  # of the source, and left out
-                spec = wanted[name]
-                return np.zeros((spec.n_target, 1 if spec.selects else spec.n_source))
+                spec = wanted[name]  # anything that can be undone
+                return np.arange(spec.n_target) if spec.selects else np.eye(spec.n_target, spec.n_source)
             return fit.matrix(name, position[layer])
 
         key = digest(
@@ -198,6 +199,7 @@ class Adaptation:
                 "ridge": given.ridge,
                 "predicts": given.predicts,
                 "layers": self.done.layers,
+                "undone": self.recipe.transfer.keep_details,
             }
         )
         url = f"{self.operators_url}/{'-'.join(axes or ['write'])}-{key[:16]}"
@@ -208,6 +210,7 @@ class Adaptation:
                 matrix,
                 layers=len(every),
                 attempt=key,
+                undone=self.recipe.transfer.keep_details,
                 provenance=lambda: {"axes": axes, "source": given.source.provenance(), "facts": fit.facts()},
             )
         # Recorded, not what the fits know now: an earlier attempt may have made the store.

@@ -17,12 +17,14 @@ A store at ``URL/`` holds
     ``attributes.shape`` is the fused shape, and ``attributes.learning_rate_factor`` what Adam's learning rate is to be
     multiplied by, and weight decay divided by;
   - ``details/MODULE/BAND/``: what shrinking dropped, where the plan keeps it: one array per detail band of a module,
-    with the layer axis; ``BAND`` has a letter per axis, ``d`` where it is the detail. No parameters of the model;
+    with the layer axis; ``BAND`` has a letter per axis, ``d`` where it is the detail. Axes that one operator changed
+    together have it along the first of them, and size 1 along the others. No parameters of the model;
   - ``tokenizer/``: the tokenizer's files, where the source has them;
   - ``_layout.json``, ``_steps/``: of an unfinished attempt: what it writes, and what is done; gone after the commit.
 
 - ``operators/NAME/``: stores of this same format with the operators that were fitted to the source (``operators.py``),
-  of those names that the manifest's provenance lists. They are there before what is made with them.
+  of those names that the manifest's provenance lists, with the digest of each one's manifest. They are there before
+  what is made with them.
 
 Shards follow tensor-parallel cuts, so that one actor writes one whole. Inner chunks are whole rows, at most 256 KiB
 where rows are shorter, so that a ZeRO rank reads its own rows and at most one chunk more at either end. The codecs are
@@ -38,7 +40,7 @@ not as an error.
 from bot_dist.checkpoint.layout import StoredParameter, array_layout, store_layout
 from bot_dist.checkpoint.mallat import MallatSource
 from bot_dist.checkpoint.manifest import FORMAT_VERSION, Manifest
-from bot_dist.checkpoint.operators import read_operator, write_operators
+from bot_dist.checkpoint.operators import read_dual, read_rows, write_operators
 from bot_dist.checkpoint.reader import CheckpointReader, Damage
 from bot_dist.checkpoint.storage import Storage
 from bot_dist.checkpoint.writer import CheckpointWriter, attempt_of
@@ -54,7 +56,8 @@ __all__ = [
     "StoredParameter",
     "array_layout",
     "attempt_of",
-    "read_operator",
+    "read_dual",
+    "read_rows",
     "store_layout",
     "write_operators",
 ]

@@ -4,23 +4,37 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from bot_dist.axes import Parameter, Range
 from bot_dist.checkpoint.reader import CheckpointReader
 from bot_dist.families import Model, Weight
-from bot_dist.plan import DETAILS, Details
-from bot_dist.sharding import Box, box_shape
+from bot_dist.plan import DETAILS, Details, Shrunk
+from bot_dist.sharding import Box, box_shape, box_size, flat_boxes
 
 if TYPE_CHECKING:
     import torch
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Part:
+    """A part of one band, along the axes of one operator."""
+
+    letters: str
+    """Of the band, one per axis."""
+    box: Box
+    """Within the band."""
+    place: tuple[slice, ...]
+    """In what is asked for."""
+
+
 class MallatSource:
     """The bands of a store in Mallat's layout: along every restored axis first the approximation, then the detail.
 
-    ``model`` has the original sizes along the restored axes and the stored ones elsewhere. Implements the ``Source``
+    Axes that one operator changed together are laid out flat along the first of them, all others being 1. ``model`` has
+    the original sizes along the restored axes and the stored ones elsewhere. Implements the ``Source``
     protocol; what the approximation was multiplied by for the sake of a restored axis is taken back here.
     """
 
@@ -58,12 +72,13 @@ class MallatSource:
         axes = ("layer", *axes) if weight.layered else axes
         into = into[None] if weight.layered else into
         undone = self.details.modules[weight.name]
-        restored = [spec is not None and spec.policy != "diagonal" for _, spec in undone.operators]
-        sides = [list(self._parts(*side)) for side in zip(axes, restored, box, strict=True)]
+        wanted = iter(box)
+        sides = [[*self._parts(shrunk, [next(wanted) for _ in shrunk.axes])] for shrunk in undone.operators]
         for parts in itertools.product(*sides):
-            band = "".join(letter for letter, _, _ in parts)
-            place = into[tuple(place for _, _, place in parts)]
-            self._band(weight, band, tuple(r for _, r, _ in parts), place)
+            band = "".join(part.letters for part in parts)
+            found = tuple(r for part in parts for r in part.box)
+            place = into[tuple(s for part in parts for s in part.place)]
+            self._band(weight, band, found, place.view(box_shape(found)))
             scale = math.prod(f for axis, f in undone.factors.items() if band[axes.index(axis)] == "a")
             if scale != 1:
                 shift = 0.0 if "d" in band else weight.offset * (scale - 1)
@@ -72,15 +87,23 @@ class MallatSource:
     def provenance(self) -> dict[str, Any]:
         return self.reader.provenance()
 
-    def _parts(self, axis: str, restored: bool, wanted: Range) -> Iterator[tuple[str, Range, slice]]:
-        """The approximation's and the detail's part of a range: indices within the band, and where they are put."""
-        n = self._stored.sizes[axis] if restored else self.model.sizes[axis]
-        for letter, origin, (start, stop) in (
-            ("a", 0, (wanted[0], min(wanted[1], n))),
-            ("d", n, (max(wanted[0], n), wanted[1])),
-        ):
-            if start < stop:
-                yield letter, (start - origin, stop - origin), slice(start - wanted[0], stop - wanted[0])
+    def _parts(self, shrunk: Shrunk, wanted: Sequence[Range]) -> Iterator[_Part]:
+        """The approximation's and the detail's part of the ranges along an operator's axes."""
+        if not shrunk.undone:
+            yield _Part(letters="a" * len(wanted), box=tuple(wanted), place=tuple(_from(r, r[0]) for r in wanted))
+            return
+        (first, last), *ones = wanted
+        sizes = [self._stored.sizes[axis] for axis in shrunk.axes]
+        n = 0 if shrunk.constant else math.prod(sizes)
+        more = tuple(slice(None) for _ in ones)
+        offset = first
+        for box in flat_boxes(sizes, first, min(last, n)):
+            stop = offset + box_size(box)
+            yield _Part(letters="a" * len(wanted), box=box, place=(_from((offset, stop), first), *more))
+            offset = stop
+        if (start := max(first, n)) < last:
+            detail = ((start - n, last - n), *ones)
+            yield _Part(letters="d" * len(wanted), box=detail, place=(_from((start, last), first), *more))
 
     def _band(self, weight: Weight, band: str, box: Box, into: torch.Tensor) -> None:
         if "d" in band:
@@ -90,3 +113,7 @@ class MallatSource:
             self.reader.read_into(self._stored.parameter(weight, layer), tuple(within), into[0])
         else:
             self.reader.read_into(self._stored.parameter(weight), box, into)
+
+
+def _from(part: Range, origin: int) -> slice:
+    return slice(part[0] - origin, part[1] - origin)

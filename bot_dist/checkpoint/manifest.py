@@ -54,9 +54,10 @@ class Manifest:
     """What else lies in the folder: the tokenizer's files, by path."""
 
     @property
-    def operators(self) -> tuple[str, ...]:
-        """Folders, within the store, of the stores with the operators that it was made with: ``operators/NAME``."""
-        return tuple(f"{OPERATORS}/{name}" for name in self.provenance.get(OPERATORS, ()))
+    def operators(self) -> dict[str, str]:
+        """Folders, within the store, of the stores with the operators that it was made with, ``operators/NAME``, and
+        the digest of each one's manifest."""
+        return {f"{OPERATORS}/{name}": digest for name, digest in self.provenance.get(OPERATORS, {}).items()}
 
     def chunk_digest(self, name: str, chunk: Box) -> bytes:
         """What was committed of an inner chunk."""
@@ -122,8 +123,12 @@ class Manifest:
         digests = {name: bytes.fromhex(data["digests"]) for name, data in body["parameters"].items()}
         if not _ATTEMPT.fullmatch(body["data"]):
             raise CheckpointError(f"{where}: data folder {body['data']!r}, wanted {ATTEMPTS}/NAME")
-        operators = (f"{OPERATORS}/{name}" for name in body["provenance"].get(OPERATORS, ()))
-        for name in (*parameters, *body["files"], *operators):
+        operators = body["provenance"].get(OPERATORS, {})
+        if not isinstance(operators, dict):
+            raise CheckpointError(
+                f"{where}: it names operators without their digests, as bot_dist once did; make the store again"
+            )
+        for name in (*parameters, *body["files"], *(f"{OPERATORS}/{name}" for name in operators)):
             if not _NAME.fullmatch(name):
                 raise CheckpointError(f"{where}: name {name!r} leads out of the store")
         for name, stored in parameters.items():

@@ -4,6 +4,10 @@ A plan names one by ``URL#NAME`` and its digest. The store has the format of a c
 An array is ``(target, source)``, or ``(layer, target, source)`` with one matrix per source layer; where an operator
 only selects, it is the source index that each target index takes, with ``source`` of size 1. Values are float32: what
 they are rounded to when they are applied.
+
+Where a matrix NAME has to be undone, what is needed for it lies beside it: ``NAME.split``, the source indices that a
+lifted one takes as they are, or else ``NAME.dual`` (``wavelets.dual``). The digest of an operator is that of all its
+arrays.
 """
 
 from __future__ import annotations
@@ -11,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -24,11 +28,16 @@ from bot_dist.checkpoint.reader import CheckpointReader
 from bot_dist.checkpoint.storage import Storage
 from bot_dist.checkpoint.writer import CheckpointWriter
 from bot_dist.errors import CheckpointError
-from bot_dist.wavelets import OperatorSpec
+from bot_dist.wavelets import OperatorSpec, dropped, dual, places, split_of
+
+if TYPE_CHECKING:
+    import torch
 
 AXES = ("layer", "target", "source")
+SPLIT, DUAL = ".split", ".dual"
 
 Matrices = npt.NDArray[np.float64]
+Indices = npt.NDArray[np.int64]
 
 
 def write_operators(
@@ -38,28 +47,34 @@ def write_operators(
     *,
     layers: int,
     attempt: str,
+    undone: bool = False,
     provenance: Callable[[], Mapping[str, object]] = dict,
 ) -> dict[str, OperatorSpec]:
     """Store fitted operators, and return what stands for them in plans.
 
     ``operators`` are by name, without handle and digest; ``matrix(name, layer)`` gives one at a time, layer by layer:
-    ``(n_target, n_source)``, or ``(n_target,)`` source indices. ``provenance()`` is asked for after all of them, and
-    recorded. ``attempt`` identifies what they are fitted to: a store that was committed under that name is taken as it
-    is. Raises CheckpointExistsError when something else is there.
+    ``(n_target, n_source)``, or ``(n_target,)`` source indices. ``undone`` says whether what undoes them is stored too.
+    ``provenance()`` is asked for after all of them, and recorded. ``attempt`` identifies what they are fitted to: a
+    store that was committed under that name is taken as it is. Raises CheckpointExistsError when something else is
+    there, and PlanError where one can't be undone.
     """
-    import torch
-
     if not Storage(url).exists(MANIFEST):
-        stored = [_layout(name, spec, layers) for name, spec in operators.items()]
-        writer = CheckpointWriter.create(url, stored, config={}, attempt=attempt)
-        digests: dict[str, dict[str, bytes]] = {name: {} for name in operators}
+        beside = {name: _beside(name, spec) for name, spec in operators.items() if undone and not spec.selects}
+        stored = {**operators, **dict(beside.values())}
+        layouts = [_layout(name, spec, layers) for name, spec in stored.items()]
+        writer = CheckpointWriter.create(url, layouts, config={}, attempt=attempt)
+        digests: dict[str, dict[str, bytes]] = {name: {} for name in stored}
         for layer in range(layers):
             for name, spec in operators.items():
                 if layer and not spec.per_layer:
                     continue
-                values = np.ascontiguousarray(matrix(name, layer), dtype=np.float32).reshape(_shape(spec))
-                of_layer = layer if spec.per_layer else None
-                digests[name] |= writer.write_array(name, torch.from_numpy(values), of_layer)
+                values = np.asarray(matrix(name, layer), dtype=np.float32)
+                made: dict[str, npt.NDArray[Any]] = {name: values}
+                if name in beside:
+                    made[beside[name][0]] = _undoing(name, spec, values.astype(np.float64), layer)
+                for array, content in made.items():
+                    tensor = _tensor(content, stored[array])
+                    digests[array] |= writer.write_array(array, tensor, layer if spec.per_layer else None)
         writer.commit(digests, dict(provenance()))
     reader = CheckpointReader(url)
     if reader.manifest.data != f"{ATTEMPTS}/{attempt}":
@@ -73,6 +88,26 @@ def write_operators(
     }
 
 
+def _beside(name: str, spec: OperatorSpec) -> tuple[str, OperatorSpec]:
+    """The array that lies beside a matrix to undo it: its name, and what it looks like."""
+    if spec.lifted:
+        return name + SPLIT, dataclasses.replace(spec, selects=True)
+    return name + DUAL, dataclasses.replace(spec, n_target=spec.n_target + spec.n_details)
+
+
+def _undoing(name: str, spec: OperatorSpec, matrix: Matrices, layer: int) -> Matrices | Indices:
+    """What is in that array, of a matrix as it is stored."""
+    if spec.lifted:
+        return split_of(matrix)
+    return dual(matrix, spec.rank or spec.n_target, f"fitted {name}{f', layer {layer}' if spec.per_layer else ''}")
+
+
+def _tensor(values: npt.NDArray[np.generic], spec: OperatorSpec) -> torch.Tensor:
+    import torch
+
+    return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32).reshape(_shape(spec)))
+
+
 def _shape(spec: OperatorSpec) -> tuple[int, int]:
     return spec.n_target, 1 if spec.selects else spec.n_source
 
@@ -83,17 +118,54 @@ def _layout(name: str, spec: OperatorSpec, layers: int) -> StoredParameter:
     return array_layout(name, _shape(spec), AXES[1:], "float32")
 
 
-def read_operator(spec: OperatorSpec, rows: Range, layer: int = 0) -> Matrices:
-    """Rows of the matrix that ``spec`` stands for, ``(rows, n_source)``, or of the indices that it selects,
-    ``(rows, 1)``; of that of a source layer, where they differ. In float64.
+def read_rows(spec: OperatorSpec, rows: Range, layer: int = 0) -> tuple[Indices, Matrices]:
+    """Rows of a fitted operator, of its ``detail``, or of what restores a selection or a lifting: the source indices
+    that each takes, and their taps, both ``(rows, width)``; of those of a source layer, where they differ.
 
     Raises CheckpointError when it is not what was stored.
     """
+    of = spec.matrix
+    if spec.policy == "stored" and not of.selects:
+        return _dense(_read(of, "", rows, layer) * of.row_sum)
+    if spec.policy == "detail" and of.inverted:
+        return _dense(read_dual(of, (of.n_target + rows[0], of.n_target + rows[1]), layer))
+    kept = _read(of, SPLIT if of.lifted else "", (0, of.n_target), layer)[:, 0].astype(np.int64)
+    if spec.policy == "stored":
+        return kept[slice(*rows), None], np.full((rows[1] - rows[0], 1), of.row_sum)
+    others = dropped(kept, of.n_source)
+    if spec.policy == "detail":
+        return others[slice(*rows), None], np.ones((rows[1] - rows[0], 1))
+    found = places(kept, of.n_source)[slice(*rows)]
+    taken = found < of.n_target
+    if of.selects:
+        return found[:, None], np.where(taken, 1 / of.row_sum, 1.0)[:, None]
+    taps = np.zeros((len(found), of.n_source))
+    taps[np.arange(len(found)), found] = np.where(taken, 1 / of.row_sum, 1.0)
+    if taken.any():
+        predicted = _read(of, "", (found[taken].min(), found[taken].max() + 1), layer)
+        taps[taken, of.n_target :] = -predicted[:, others]
+    return _dense(taps)
+
+
+def read_dual(spec: OperatorSpec, rows: Range, layer: int = 0) -> Matrices:
+    """Rows of the dual of a fitted matrix, ``(rows, n_source)``: of those that restore from what it keeps, then of
+    those that give the details. Raises CheckpointError when it is not what was stored."""
+    found = _read(spec, DUAL, rows, layer)
+    found[: max(0, spec.n_target - rows[0])] /= spec.row_sum
+    return found
+
+
+def _dense(taps: Matrices) -> tuple[Indices, Matrices]:
+    return np.broadcast_to(np.arange(taps.shape[1]), taps.shape), taps
+
+
+def _read(spec: OperatorSpec, suffix: str, rows: Range, layer: int) -> Matrices:
+    """Rows of a fitted operator, or of an array beside it, in float64."""
     reader, name = _opened(spec)
-    n = _shape(spec)[1]
-    box = (rows, (0, n))
-    found = reader.read(reader.parameter(name), ((layer, layer + 1), *box) if spec.per_layer else box)
-    return cast(Matrices, found.numpy().reshape(-1, n).astype(np.float64))
+    parameter = reader.parameter(name + suffix)
+    box = ((int(rows[0]), int(rows[1])), (0, parameter.sizes[-1]))
+    found = reader.read(parameter, ((layer, layer + 1), *box) if spec.per_layer else box)
+    return cast(Matrices, found.numpy().reshape(-1, parameter.sizes[-1]).astype(np.float64))
 
 
 @lru_cache(maxsize=32)
@@ -109,6 +181,7 @@ def _opened(spec: OperatorSpec) -> tuple[CheckpointReader, str]:
 
 
 def operator_digest(reader: CheckpointReader, name: str) -> str:
-    """Of a matrix and its layout: what a plan names it by."""
-    layout = repr(reader.stored(name)).encode()
-    return xxhash.xxh3_128_hexdigest(layout + reader.manifest.digests[name])
+    """Of a matrix and its layout, and of what undoes it: what a plan names it by."""
+    arrays = [array for array in (name, name + SPLIT, name + DUAL) if array in reader.manifest.parameters]
+    found = (repr(reader.stored(array)).encode() + reader.manifest.digests[array] for array in arrays)
+    return xxhash.xxh3_128_hexdigest(b"".join(found))

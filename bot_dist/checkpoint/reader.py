@@ -120,7 +120,7 @@ class CheckpointReader:
     def details(self) -> Details | None:
         """How the model was shrunk, where what that dropped was kept."""
         recorded = self.manifest.provenance.get("details")
-        return Details.from_json(recorded) if recorded else None
+        return Details.from_json(recorded).at(self.url) if recorded else None
 
     def read(self, parameter: Parameter, box: Box) -> torch.Tensor:
         """The box, checked. Raises CheckpointError naming the first chunk that is missing or damaged."""

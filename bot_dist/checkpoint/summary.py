@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from bot_dist.checkpoint.layout import StoredParameter
 from bot_dist.checkpoint.manifest import Manifest
-from bot_dist.checkpoint.operators import operator_digest
+from bot_dist.checkpoint.operators import DUAL, SPLIT, operator_digest
 from bot_dist.checkpoint.reader import CheckpointReader
 from bot_dist.families import model_of
 from bot_dist.plan import DETAILS, Details
@@ -82,7 +82,7 @@ def operator_rows(reader: CheckpointReader) -> list[OperatorRow]:
                     dtype=stored.dtype,
                     nbytes=stored.nbytes,
                     digest=operator_digest(operators, name),
-                    used_for=tuple(used.get(name, ())),
+                    used_for=tuple(used.get(name.removesuffix(SPLIT).removesuffix(DUAL), ())),
                 )
             )
     return rows
@@ -127,9 +127,9 @@ def store_totals(manifest: Manifest) -> Totals:
     )
 
 
-def provenance_lines(provenance: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def provenance_lines(manifest: Manifest) -> Iterator[tuple[str, str]]:
     """What a person wants to know of where a store came from: a heading and one line each."""
-    for key, value in provenance.items():
+    for key, value in manifest.provenance.items():
         match key:
             case "source":
                 yield "source", ", ".join(str(value[name]) for name in ("url", "format") if name in value)
@@ -146,7 +146,8 @@ def provenance_lines(provenance: Mapping[str, Any]) -> Iterator[tuple[str, str]]
                 default = make_recipe({"source": value["source"], "output": value["output"]}).public()
                 yield "recipe", ", ".join(_changed(value, default)) or "defaults"
             case "details":
-                yield "details", f"along {', '.join(sorted(Details.from_json(value).axes))}, kept"
+                changed = Details.from_json(value).changed(model_of(manifest.config))
+                yield "details", f"along {', '.join(sorted(changed))}, kept"
             case "operators":
                 yield "operators", f"{', '.join(value)} (--operators shows them)"
             case "transfer":

@@ -83,13 +83,19 @@ def verify_part(reader: CheckpointReader, part: Part) -> list[Damage]:
 
 
 def operator_stores(reader: CheckpointReader) -> tuple[dict[str, CheckpointReader], list[Damage]]:
-    """The stores of the operators that a store was made with, by folder; and those that can't be opened."""
+    """The stores of the operators that a store was made with, by folder; and those that can't be opened, or are not
+    the ones that it was made with."""
     opened, damaged = {}, []
-    for folder in reader.manifest.operators:
+    for folder, wanted in reader.manifest.operators.items():
         try:
-            opened[folder] = CheckpointReader(f"{reader.url}/{folder}")
+            operators = CheckpointReader(f"{reader.url}/{folder}")
         except CheckpointError as error:
             damaged.append(Damage(name=folder, problem=str(error)))
+            continue
+        if (found := operators.manifest.digest) == wanted:
+            opened[folder] = operators
+        else:
+            damaged.append(Damage(name=folder, problem=f"another store lies there: digest {found}, committed {wanted}"))
     return opened, damaged
 
 

@@ -1,7 +1,7 @@
 """What a transfer does, decided before anything runs: pure, frozen, printable. No tensors, no Ray, no storage."""
 
 from bot_dist.plan.cost import REQUESTS, operator_rows, step_bytes, step_peak
-from bot_dist.plan.details import Details, details_of
+from bot_dist.plan.details import Details, Shrunk, details_of
 from bot_dist.plan.fitted import (
     ORDER,
     Fitted,
@@ -31,6 +31,7 @@ __all__ = [
     "ModulePlan",
     "ModuleRow",
     "PlanSummary",
+    "Shrunk",
     "Simulation",
     "SourceModule",
     "Step",

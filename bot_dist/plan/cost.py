@@ -10,6 +10,7 @@ from bot_dist.sharding import PIECE_BYTES, Box, box_size
 
 if TYPE_CHECKING:
     from bot_dist.plan.transfer import ModulePlan, Step
+    from bot_dist.wavelets import OperatorSpec
 
 FLOAT32 = ITEMSIZE["float32"]
 
@@ -27,9 +28,17 @@ def step_bytes(module: ModulePlan, step: Step) -> tuple[int, int]:
     return round(module.source_bytes * share), box_size(step.target) * ITEMSIZE[module.dtype]
 
 
-def operator_rows(n_source: int) -> int:
-    """Rows of a fitted matrix that are held at a time."""
-    return max(1, OPERATOR_BYTES // (8 * n_source))
+def operator_rows(spec: OperatorSpec) -> int:
+    """Rows that are held at a time of the matrix of a fitted operator; of what undoes one, which takes more to make."""
+    return max(1, OPERATOR_BYTES // ((16 if spec.policy == "restore" else 8) * spec.n_source))
+
+
+def dual_bytes(spec: OperatorSpec, layers: int) -> int:
+    """On storage, of what is kept beside a fitted matrix to undo it; next to nothing where it takes source indices as
+    they are."""
+    if not spec.inverted:
+        return 0
+    return FLOAT32 * (spec.n_target + spec.n_details) * spec.n_source * (layers if spec.per_layer else 1)
 
 
 def step_peak(module: ModulePlan, target: Box, source_shape: tuple[int, ...]) -> int:
@@ -37,22 +46,33 @@ def step_peak(module: ModulePlan, target: Box, source_shape: tuple[int, ...]) ->
 
     Reading: the source box, and per request two pieces (as stored, and decoded) or layers of it, if that is less.
     Transforming: the source box, what each operator makes of it that is applied by itself, a block of its matrix
-    (as read, and as float32 taps), a centred copy; and the target, in float32 where anything but operators acts on it,
-    then with what is drawn. Writing: the result, and per request a layer of it twice (encoded, and being sent).
+    (as read, and as taps), what all others make before those that restore, a centred copy; and the target, in float32
+    where anything but operators acts on it, then with what is drawn. Writing: the result, and per request a layer of it
+    twice (encoded, and being sent).
     """
     source = math.prod(source_shape) * (2 if module.source_dtype == "bfloat16" else FLOAT32)
     shape = list(source_shape)
     layers = shape[0] if module.layered else 1
     peak = source + 2 * min(REQUESTS, layers) * min(PIECE_BYTES, source // max(1, layers))
     held = source
-    for i in module.order:
+    alone = [i for i in module.order if module.axes[i].alone]
+    together = [i for i in module.order if i not in alone]
+    if together and any(module.axes[i].restores for i in alone):
+        for i in together:
+            shape[i] = target[i][1] - target[i][0]
+        held += FLOAT32 * math.prod(shape)
+    for i in alone:
         a = module.axes[i]
-        if a.spec is not None and a.alone:
-            shape[i : i + a.spans] = [stop - start for start, stop in target[i : i + a.spans]]
-            rows = math.prod(shape[i : i + a.spans])
-            held += FLOAT32 * math.prod(shape)
-            block = min(operator_rows(a.spec.n_source), rows)
-            peak = max(peak, held + block * (2 * 8 * a.spec.n_source + FLOAT32 * math.prod(shape) // max(1, rows)))
+        assert a.spec is not None, a
+        shape[i : i + a.spans] = [stop - start for start, stop in target[i : i + a.spans]]
+        rows, made = math.prod(shape[i : i + a.spans]), FLOAT32 * math.prod(shape)
+        held += made
+        if a.restores:  # a block of the dual's rows makes a part of all target indices
+            block = 3 * 8 * a.spec.n_source * (1 + min(operator_rows(a.spec), a.spec.n_source))
+            peak = max(peak, held + block + made // (shape[0] if a.spec.matrix.per_layer else 1))
+        else:
+            block = min(operator_rows(a.spec), rows)
+            peak = max(peak, held + block * (2 * 8 * a.spec.n_source + made // max(1, rows)))
     if any(a.centred for a in module.axes):
         held += FLOAT32 * math.prod(shape)
     size = box_size(target)

@@ -3,28 +3,53 @@
 Along one axis ``d = D · w``, and ``w = R · [a; d]`` (``wavelets.details``). Over several axes there is a band for every
 choice of approximation (``a``) or detail (``d``) per axis, as the seven detail bands of a 3-D DWT. Laid out side by
 side along every axis, first ``a`` then ``d`` (Mallat's layout), they are one tensor of the original shape.
+
+Operators that were fitted differ in three ways. One that acts on several axes together has its details along the first
+of these, all others being 1. What it keeps may be worth fewer numbers than it has (``OperatorSpec.n_details``), and a
+constant nothing: then the whole source is its detail. And it may belong to more than its axis: if it differs per source
+layer, to the layers, where these have shrunk too; if its axis has not shrunk at all, to all that have.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from bot_dist.errors import PlanError
 from bot_dist.families import Model
+from bot_dist.plan.rules import RESIDUAL
 from bot_dist.plan.transfer import AxisPlan, ModulePlan
 from bot_dist.wavelets import OperatorSpec, check_supported, spec_from_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shrunk:
+    """What changed a module along consecutive axes, together."""
+
+    axes: tuple[str, ...]
+    spec: OperatorSpec | None
+    """None where nothing did."""
+
+    @property
+    def undone(self) -> bool:
+        """Whether there are details."""
+        return self.spec is not None and self.spec.policy != "diagonal"
+
+    @property
+    def constant(self) -> bool:
+        """Whether nothing was taken from the source, and all of it is the detail."""
+        return self.spec is not None and self.spec.policy == "constant"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModuleDetails:
     """How one module was shrunk."""
 
-    operators: tuple[tuple[str, OperatorSpec | None], ...]
-    """Its axes in order (one may come twice), and what changed it along them."""
+    operators: tuple[Shrunk, ...]
+    """What changed it along its axes, in order (one may come twice)."""
     factors: Mapping[str, float]
     """``ModulePlan.factors`` of its approximation band."""
 
@@ -38,36 +63,66 @@ class Details:
     modules: Mapping[str, ModuleDetails]
 
     def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        modules = {
+            name: {
+                "operators": [[" ".join(o.axes), o.spec and dataclasses.asdict(o.spec)] for o in module.operators],
+                "factors": dict(module.factors),
+            }
+            for name, module in self.modules.items()
+        }
+        return {"config": self.config, "modules": modules}
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Details:
         modules = {
             name: ModuleDetails(
-                operators=tuple((axis, spec and spec_from_json(spec)) for axis, spec in module["operators"]),
+                operators=tuple(
+                    Shrunk(axes=tuple(axes.split()), spec=spec and spec_from_json(spec))
+                    for axes, spec in module["operators"]
+                ),
                 factors=module["factors"],
             )
             for name, module in data["modules"].items()
         }
         return Details(config=data["config"], modules=modules)
 
-    def along(self, axes: Collection[str]) -> Details:
-        """Only what was done because these axes changed."""
-        ours = {*axes, *(("qkv",) if "head_dim" in axes else ())}
+    def at(self, url: str) -> Details:
+        """With the matrices that it names by their place in a store in the one at ``url``."""
+        return self._renamed(lambda handle: f"{url}/{handle}")
+
+    def within(self, url: str) -> Details:
+        """The inverse of ``at``, wherever the store may be taken to."""
+        return self._renamed(lambda handle: handle.removeprefix(f"{url}/"))
+
+    def _renamed(self, named: Callable[[str], str]) -> Details:
+        def of(each: Shrunk) -> Shrunk:
+            if each.spec is None or not each.spec.handle:
+                return each
+            return dataclasses.replace(each, spec=dataclasses.replace(each.spec, handle=named(each.spec.handle)))
+
+        return self._each(of)
+
+    def _each(self, of: Callable[[Shrunk], Shrunk]) -> Details:
         modules = {
-            name: ModuleDetails(
-                operators=tuple((axis, spec if axis in ours else None) for axis, spec in m.operators),
-                factors={axis: factor for axis, factor in m.factors.items() if axis in ours},
-            )
+            name: dataclasses.replace(m, operators=tuple(of(each) for each in m.operators))
             for name, m in self.modules.items()
+        }
+        return dataclasses.replace(self, modules=modules)
+
+    def along(self, axes: frozenset[str], stored: Model) -> Details:
+        """Only what was done because these axes, none of them ``parted``, changed into those of ``stored``."""
+        changed = self.changed(stored)
+        kept = self._each(lambda o: o if _because_of(o, changed) <= axes else dataclasses.replace(o, spec=None))
+        modules = {
+            name: dataclasses.replace(m, factors={axis: factor for axis, factor in m.factors.items() if axis in axes})
+            for name, m in kept.modules.items()
         }
         return Details(config=self.config, modules=modules)
 
-    @property
-    def axes(self) -> list[str]:
-        """Axes that were changed."""
-        changed = {axis for m in self.modules.values() for axis, spec in m.operators if spec is not None}
-        return sorted(changed - {"qkv"})  # which changes along with head_dim
+    def changed(self, stored: Model) -> frozenset[str]:
+        """Axes that are smaller in the model that is stored than they were before."""
+        before = Model(stored.family, dict(self.config)).sizes
+        return frozenset(axis for axis, n in stored.sizes.items() if n != before[axis])
 
     def restored(self, stored: Model, target: Model) -> frozenset[str]:
         """The axes along which ``target`` has its size from before the shrinking, if along all others it has the size
@@ -76,14 +131,31 @@ class Details:
         changed = {axis for axis, n in target.sizes.items() if n != stored.sizes[axis]}
         return frozenset(changed) if all(target.sizes[a] == before[a] for a in changed) else frozenset()
 
+    def parted(self, stored: Model, axes: frozenset[str]) -> frozenset[str]:
+        """Axes that can only be restored together, and of which ``axes`` are some and not all; none where there are
+        no such axes."""
+        changed = self.changed(stored)
+        groups = {_because_of(o, changed) for m in self.modules.values() for o in m.operators if o.spec is not None}
+        return frozenset().union(*(group for group in groups if group & axes and not group <= axes))
+
     def restored_model(self, target: Model, axes: Collection[str]) -> Model:
         """``target`` with all that its configuration has lost: the whole one, if it has its old sizes along every axis;
-        else what is per layer, if the layers are restored."""
+        else what is per layer, if the layers are restored, and the tie of its head, if the residual width is."""
         if Model(target.family, dict(self.config)).sizes == target.sizes:
             return Model(target.family, dict(self.config))
         fields = target.family.per_layer_fields if "layer" in axes else ()
+        fields += ("tie_word_embeddings",) if RESIDUAL in axes else ()
         kept = {key: value for key, value in target.config.items() if key not in fields}
         return Model(target.family, {**kept, **{key: self.config[key] for key in fields if key in self.config}})
+
+
+def _because_of(shrunk: Shrunk, changed: frozenset[str]) -> frozenset[str]:
+    """The axes whose change an operator belongs to, and with all of which it is undone."""
+    names = {"head_dim" if axis == "qkv" else axis for axis in shrunk.axes}  # slots take its correction
+    if not names & changed:
+        return changed
+    per_layer = shrunk.spec is not None and shrunk.spec.per_layer
+    return changed & {*names, *(("layer",) if per_layer else ())}
 
 
 def details_of(source: Model, modules: tuple[ModulePlan, ...]) -> Details:
@@ -92,7 +164,15 @@ def details_of(source: Model, modules: tuple[ModulePlan, ...]) -> Details:
         config=source.config,
         modules={
             m.name: ModuleDetails(
-                operators=tuple((a.axis, a.spec if a.changes else None) for a in m.axes), factors=dict(m.factors)
+                operators=tuple(
+                    Shrunk(
+                        axes=tuple(b.axis for b in m.axes[i : i + a.spans]),
+                        spec=a.spec if a.changes else None,
+                    )
+                    for i, a in enumerate(m.axes)
+                    if a.spec is not None
+                ),
+                factors=dict(m.factors),
             )
             for m in modules
             if not m.band
@@ -101,36 +181,56 @@ def details_of(source: Model, modules: tuple[ModulePlan, ...]) -> Details:
 
 
 def detail_bands(module: ModulePlan) -> Iterator[ModulePlan]:
-    """The module's detail bands, one plan each, not yet cut into tiles.
+    """The module's detail bands, one plan each, not yet cut into tiles. A head that was tied has none: the table that
+    it is made of has them.
 
     Raises PlanError where an axis grows: nothing is dropped there, but nothing could be given back either.
     """
-    shrinks = []
+    shrinks, constant = [], []
     for i, a in enumerate(module.axes):
         if a.n_target > a.n_source:
             raise PlanError(
                 f"{module.name}: axis '{a.axis}' grows ({a.n_source} → {a.n_target}), and keep_details is for plans "
                 f"that only shrink; shrink first and grow from that store, or use keep_details false"
             )
-        if a.changes and a.n_target < a.n_source:
+        if a.constant:
+            constant.append(i)
+        elif a.spec is not None and a.spec.n_details:
             shrinks.append(i)
-    for size in range(1, len(shrinks) + 1):
+    if module.weight != module.origin:
+        return
+    for size in range(len(shrinks) + 1):
         for chosen in itertools.combinations(shrinks, size):
-            axes = tuple(_detail(module, a) if i in chosen else _uncut(a) for i, a in enumerate(module.axes))
-            dropped = {module.axes[i].axis for i in chosen}
-            yield dataclasses.replace(
-                module,
-                axes=axes,
-                factors=tuple((axis, factor) for axis, factor in module.factors if axis not in dropped),
-                band="".join("d" if i in chosen else "a" for i in range(len(axes))),
-            )
+            if chosen or constant:
+                yield _band(module, (*chosen, *constant))
+
+
+def _band(module: ModulePlan, chosen: tuple[int, ...]) -> ModulePlan:
+    """The band that is the detail along the operators of the ``chosen`` axes."""
+    axes = [_uncut(a) for a in module.axes]
+    letters = ["a"] * len(axes)
+    for i in chosen:
+        first, *others = module.axes[i : i + module.axes[i].spans]
+        axes[i] = _detail(module, first)
+        axes[i + 1 : i + first.spans] = [dataclasses.replace(a, n_target=1, tile=1, cut=None) for a in others]
+        letters[i : i + first.spans] = ["d"] * first.spans
+    dropped = {a.axis for a, letter in zip(axes, letters, strict=True) if letter == "d"}
+    return dataclasses.replace(
+        module,
+        axes=tuple(axes),
+        factors=tuple((axis, factor) for axis, factor in module.factors if axis not in dropped),
+        band="".join(letters),
+    )
 
 
 def _detail(module: ModulePlan, a: AxisPlan) -> AxisPlan:
     assert a.spec is not None
-    n = a.n_source - a.n_target
-    spec = OperatorSpec(n_source=a.n_source, n_target=n, policy="detail", of=a.spec)
-    check_supported(spec, f"{module.name}: axis '{a.axis}'")
+    n_source, n = a.spec.n_source, a.spec.n_details
+    if a.constant:  # takes nothing from the source, so all of it is the detail
+        spec = OperatorSpec(n_source=n_source, n_target=n)
+    else:
+        spec = OperatorSpec(n_source=n_source, n_target=n, policy="detail", of=a.spec)
+        check_supported(spec, f"{module.name}: axis '{a.axis}'")
     return dataclasses.replace(a, n_target=n, spec=spec, tile=n, cut=None)
 
 
@@ -142,4 +242,7 @@ def restoring(spec: OperatorSpec) -> OperatorSpec:
     """The operator that undoes ``spec``, on the approximation and detail bands side by side."""
     if spec.policy == "diagonal":
         return dataclasses.replace(spec, diagonal=tuple(1 / value for value in spec.diagonal))
-    return OperatorSpec(n_source=spec.n_source, n_target=spec.n_source, policy="restore", of=spec)
+    if spec.policy == "constant":
+        return OperatorSpec(n_source=spec.n_source, n_target=spec.n_source)
+    n = spec.n_target + spec.n_details
+    return OperatorSpec(n_source=n, n_target=spec.n_source, policy="restore", of=spec)

@@ -97,17 +97,17 @@ def adaptive(
                 rotated = basis == "rotation" or (sequential and weight.layered)
                 spec = (_rotated if rotated else _permuted)(source, target, weight, use.role)
             elif use.axis == "mlp" and "mlp" in axes:
-                spec, spans = _named("mlp.read") if use.role == "read" else _named("mlp.kept", selects=True), 1
+                reads = use.role == "read"
+                spec = _named("mlp.read", lifted=True) if reads else _named("mlp.kept", selects=True)
             elif use.axis in ("kv_heads", "heads") and "heads" in axes:
                 spec, spans = _heads(weight, i)
             if spec is None:
                 continue
             names = [u.axis for u in weight.uses[i : i + spans]]
-            sized = dataclasses.replace(
-                spec,
-                n_source=math.prod(source.sizes[name] for name in names),
-                n_target=math.prod(target.sizes[name] for name in names),
-            )
+            n_source, n_target = (math.prod(model.sizes[name] for name in names) for model in (source, target))
+            centred = use.axis == RESIDUAL and source.family.norm == "layer"  # then the all-ones direction may be empty
+            rank = n_target - 1 if centred and spec.policy == "stored" and not spec.selects else 0
+            sized = dataclasses.replace(spec, n_source=n_source, n_target=n_target, rank=rank)
             found.setdefault(weight.name, {})[i, spans] = sized
     return found
 
@@ -133,9 +133,18 @@ def _stored(fitted: Fitted) -> Iterator[tuple[str, Place, OperatorSpec]]:
                 yield module, place, spec
 
 
-def _named(name: str, *, selects: bool = False, per_layer: bool = True, gain: float = 1.0) -> OperatorSpec:
+def _named(
+    name: str, *, selects: bool = False, lifted: bool = False, per_layer: bool = True, gain: float = 1.0
+) -> OperatorSpec:
     return OperatorSpec(
-        n_source=1, n_target=1, policy="stored", handle=name, selects=selects, per_layer=per_layer, row_sum=gain
+        n_source=1,
+        n_target=1,
+        policy="stored",
+        handle=name,
+        selects=selects,
+        lifted=lifted,
+        per_layer=per_layer,
+        row_sum=gain,
     )
 
 
@@ -161,6 +170,6 @@ def _heads(weight: Weight, i: int) -> tuple[OperatorSpec, int]:
     names = [use.axis for use in weight.uses[i:]]
     heads = 2 if names[:2] == ["kv_heads", "group"] else 1
     if weight.uses[i].role == "read":
-        return _named("heads.read"), heads + 1
+        return _named("heads.read", lifted=True), heads + 1
     name = "heads.keyvalue" if names[0] == "kv_heads" and heads == 1 else "heads.query"
     return _named(name, selects=True), heads

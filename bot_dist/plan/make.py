@@ -10,7 +10,8 @@ from bot_dist.axes import Role
 from bot_dist.errors import PlanError, RecipeError, nearest
 from bot_dist.families import Model, Weight
 from bot_dist.plan import rules
-from bot_dist.plan.details import Details, detail_bands, restoring
+from bot_dist.plan.cost import dual_bytes
+from bot_dist.plan.details import Details, ModuleDetails, detail_bands, restoring
 from bot_dist.plan.fitted import Fitted, Place
 from bot_dist.plan.rules import RESIDUAL, axis_rule
 from bot_dist.plan.tiling import tiled
@@ -109,7 +110,12 @@ def make_plan(
         mesh=mesh,
         memory_limit=config.memory_limit,
         allow_nonfinite=config.allow_nonfinite,
-        notes=(*_notes(source, target, config, details), *_dtype_notes(planned), *notes),
+        notes=(
+            *_notes(source, target, config),
+            *_detail_notes(planned, source.sizes["layer"]),
+            *_dtype_notes(planned),
+            *notes,
+        ),
     )
 
 
@@ -162,15 +168,13 @@ def _axes(
     if weight.layered:
         uses.insert(0, ("layer", "layer"))
     axes: list[AxisPlan] = []
-    for i, (axis, role) in enumerate(uses):
+    for axis, role in uses:
         n_source, n_target = source.sizes[axis], target.sizes[axis]
         where = f"{weight.name}: axis '{axis}'"
         rule = axis_rule(source.family, weight, axis, role, n_source, n_target, config)
         spec = _query_slots(source, target, weight, config) if axis == "qkv" else rule.spec
         if role == "layer" and layers:
             spec = OperatorSpec(n_source=n_source, n_target=n_target, policy="select", indices=tuple(layers))
-        if details and (undone := details.modules[weight.name].operators[i][1]) is not None:
-            spec = restoring(undone)
         check_supported(spec, where)
         cut = Cut(size=n_target, degree=min(mesh.tensor, n_target)) if axis == cut_axis else None
         axes.append(
@@ -188,6 +192,8 @@ def _axes(
         )
     for place, spec in fitted.items():
         _fit(axes, weight, place, spec)
+    if details:
+        _restore(axes, weight, details.modules[weight.name])
     return tuple(axes)
 
 
@@ -231,6 +237,22 @@ def _fit(axes: list[AxisPlan], weight: Weight, place: Place, spec: OperatorSpec)
         axes[i] = dataclasses.replace(a, spec=None, tile=a.n_target, cut=None)
 
 
+def _restore(axes: list[AxisPlan], weight: Weight, details: ModuleDetails) -> None:
+    """Put what undoes the operators that have shrunk a module in their place; its source is in Mallat's layout."""
+    first = 0
+    for shrunk in details.operators:
+        stop = first + len(shrunk.axes)
+        if shrunk.spec is not None:
+            spec = restoring(shrunk.spec)
+            check_supported(spec, f"{weight.name}: axis '{axes[first].axis}'")
+            own, *others = (dataclasses.replace(a, copies=False) for a in axes[first:stop])
+            axes[first] = dataclasses.replace(own, n_source=spec.n_source, spec=spec, spans=stop - first)
+            axes[first + 1 : stop] = [
+                dataclasses.replace(a, n_source=1, spec=None, tile=a.n_target, cut=None) for a in others
+            ]
+        first = stop
+
+
 def _changed(source: Model, target: Model) -> set[str]:
     return {axis for axis, n in source.sizes.items() if target.sizes[axis] != n}
 
@@ -259,18 +281,19 @@ def _learning_rate_factor(weight: Weight, axes: tuple[AxisPlan, ...]) -> float:
     if weight.layered:
         roles.insert(0, "layer")
     factor = 1.0
+    restored = [(a.spec.of, role) for a, role in zip(axes, roles, strict=True) if a.spec is not None and a.spec.of]
+    for of, role in restored:  # from what the store has
+        factor /= rules.learning_rate_factor(weight, role, of.n_source, of.n_target, of)
+    if restored:
+        return factor
     for a, role in zip(axes, roles, strict=True):
-        spec, n_source = a.spec, a.n_source
-        if spec is not None and spec.of is not None:  # restored: from what the store has
-            factor /= rules.learning_rate_factor(weight, role, spec.of.n_source, spec.of.n_target, spec.of)
-        else:
-            factor *= rules.learning_rate_factor(weight, role, n_source, a.n_target, spec)
+        factor *= rules.learning_rate_factor(weight, role, a.n_source, a.n_target, a.spec)
     return factor
 
 
-def _notes(source: Model, target: Model, config: TransferConfig, details: Details | None) -> tuple[str, ...]:
+def _notes(source: Model, target: Model, config: TransferConfig) -> tuple[str, ...]:
     """What the user should know about the plan."""
-    notes = [f"details restore: {', '.join(details.axes)}"] if details else []
+    notes = []
     if source.tied and target.head is not None and not target.tied:
         more = target.parameter(target.head).size
         notes.append(
@@ -293,6 +316,22 @@ def _notes(source: Model, target: Model, config: TransferConfig, details: Detail
         elif not haar:
             notes.append(f"'{axis}' {n_source} → {n_target}: resampling by {wavelet} does not keep the function")
     return tuple(notes)
+
+
+def _detail_notes(modules: Sequence[ModulePlan], layers: int) -> list[str]:
+    """What of the source is kept beside the target, and when it can be given back."""
+    if not any(m.band for m in modules):
+        return []
+    every = [a for m in modules if not m.band for a in m.axes]
+    axes = {a.axis for a in every if a.n_target < a.n_source}
+    values = sum(math.prod(m.target_shape()) for m in modules if m.band)
+    notes = [f"details of {', '.join(sorted(axes))} are kept: {values:,} values beside the target's own"]
+    fitted = {a.spec.name: a.spec for a in every if a.spec is not None and a.alone}
+    if nbytes := sum(dual_bytes(spec, layers) for spec in fitted.values()):
+        notes.append(f"what undoes the fitted matrices takes {nbytes:,} bytes beside them")
+    if "layer" in axes and any(spec.per_layer for spec in fitted.values()):
+        notes.append("what is fitted differs per layer, so it is undone only together with the layers")
+    return notes
 
 
 def _dtype_notes(modules: Iterable[ModulePlan]) -> list[str]:

@@ -59,8 +59,14 @@ class AxisPlan:
 
     @property
     def alone(self) -> bool:
-        """Whether its operator is a fitted one: applied by itself, before the others are in one pass."""
-        return self.spec is not None and self.spec.policy == "stored"
+        """Whether its operator is a fitted one: applied by itself, before the others are in one pass; after them where
+        it undoes one."""
+        return self.spec is not None and self.spec.fitted
+
+    @property
+    def restores(self) -> bool:
+        """Whether its operator undoes one that has shrunk the axis."""
+        return self.spec is not None and self.spec.policy == "restore"
 
     @property
     def constant(self) -> bool:
@@ -167,14 +173,15 @@ class ModulePlan:
     @property
     def order(self) -> tuple[int, ...]:
         """Axes in the order in which their operators are applied: those applied alone; the innermost first where they
-        shrink; the innermost last where they grow."""
+        shrink; the innermost last where they grow; those applied alone that undo others."""
         changing = [(i, a) for i, a in enumerate(self.axes) if a.changes]
 
-        def key(item: tuple[int, AxisPlan]) -> tuple[bool, bool, int]:
+        def key(item: tuple[int, AxisPlan]) -> tuple[int, bool, int]:
             i, a = item
             assert a.spec is not None
             grows = a.spec.n_target > a.spec.n_source
-            return not a.alone, grows, i if grows else -i
+            when = (2 if a.restores else 0) if a.alone else 1
+            return when, grows, i if grows else -i
 
         return tuple(i for i, _ in sorted(changing, key=key))
 

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 
 from bot_dist.axes import Range
-from bot_dist.checkpoint import read_operator
+from bot_dist.checkpoint import read_dual, read_rows
 from bot_dist.draws import normal
 from bot_dist.plan import AxisPlan, ModulePlan, Step, operator_rows
 from bot_dist.sharding import Box
-from bot_dist.wavelets import Operator, counts
+from bot_dist.wavelets import Operator, OperatorSpec, counts
 from bot_dist.wavelets.apply import Applied, Stage, apply_operators
 
 
@@ -22,20 +22,22 @@ def transform(module: ModulePlan, step: Step, tensor: torch.Tensor) -> Applied:
     Its bytes do not depend on how the target is cut into tiles.
     """
     dtype = getattr(torch, module.dtype)
-    for i in module.order:
-        if module.axes[i].alone:
+    alone = [i for i in module.order if module.axes[i].alone]
+    undoing = [i for i in alone if module.axes[i].restores]
+    for i in alone:
+        if i not in undoing:
             tensor = _apply_fitted(module.axes, i, step, tensor)
     for i, a in enumerate(module.axes):
         if a.centred:
             tensor = _centred(tensor, i)
     stages = [
-        _stage(module.axes[i].operator(), i, step.target[i], step.source[i])
-        for i in module.order
-        if not module.axes[i].alone
+        _stage(module.axes[i].operator(), i, step.target[i], step.source[i]) for i in module.order if i not in alone
     ]
-    if not (module.random or module.scale != 1 or module.shift or _untouched(module, step)):
+    if not (undoing or module.random or module.scale != 1 or module.shift or _untouched(module, step)):
         return apply_operators(tensor, stages, dtype)
-    values = apply_operators(tensor, stages, torch.float32).tensor
+    values = apply_operators(tensor, stages, torch.float32).tensor if stages or not undoing else tensor
+    for i in undoing:
+        values = _apply_fitted(module.axes, i, step, values)
     _fill(module, step, values)
     if module.noise:
         _add_noise(module, step, values)
@@ -58,32 +60,53 @@ def _centred(tensor: torch.Tensor, along: int) -> torch.Tensor:
 
 
 def _apply_fitted(axes: tuple[AxisPlan, ...], i: int, step: Step, tensor: torch.Tensor) -> torch.Tensor:
-    """A fitted operator, a block of its rows at a time, in float32. It may act on several axes together and differ per
-    layer; of all its axes, source and (but for the first) target are whole."""
+    """A fitted operator, or what undoes one, a block of its matrix at a time, in float32. It may act on several axes
+    together and differ per layer; of all its axes, source and (but for the first) target are whole."""
     a = axes[i]
     assert a.spec is not None
+    matrix = a.spec.matrix
     inner = [b.n_target for b in axes[i + 1 : i + a.spans]]
     start, stop = (end * math.prod(inner) for end in step.target[i])
     shape = [*tensor.shape]
     joined = tensor.reshape(*shape[:i], a.spec.n_source, *shape[i + a.spans :])
     result = joined.new_empty((*shape[:i], stop - start, *shape[i + a.spans :]), dtype=torch.float32)
-    if a.spec.per_layer:
-        layers = [layer for r in step.source[0] for layer in range(*r)]
+    if matrix.per_layer:
+        layers = [layer for r in ([step.target[0]] if a.restores else step.source[0]) for layer in range(*r)]
         parts = [*zip(layers, joined, result, strict=True)]
     else:
         parts = [(0, joined, result)]
-    along, n_rows = i - a.spec.per_layer, operator_rows(a.spec.n_source)
+    along = i - matrix.per_layer
     for layer, part, into in parts:
-        for first in range(start, stop, n_rows):
-            rows = read_operator(a.spec, (first, min(first + n_rows, stop)), layer)
-            if a.spec.selects:
-                indices, taps = rows.astype(np.int64), np.ones(rows.shape)
-            else:
-                indices, taps = np.broadcast_to(np.arange(a.spec.n_source), rows.shape), rows
-            stage = Stage(along, indices, taps * a.spec.row_sum)
-            made = apply_operators(part, [stage], torch.float32).tensor
-            into.narrow(along, first - start, len(rows)).copy_(made)
+        if a.restores and matrix.inverted:
+            _apply_dual(a.spec, layer, part, into, along, (start, stop))
+        else:
+            _apply_rows(a.spec, layer, part, into, along, (start, stop))
     return result.reshape(*shape[:i], step.target[i][1] - step.target[i][0], *inner, *shape[i + a.spans :])
+
+
+def _apply_rows(
+    spec: OperatorSpec, layer: int, part: torch.Tensor, into: torch.Tensor, along: int, target: Range
+) -> None:
+    """The rows of ``target``, a block of them after the other."""
+    n_rows = operator_rows(spec)
+    for first in range(*target, n_rows):
+        stage = Stage(along, *read_rows(spec, (first, min(first + n_rows, target[1])), layer))
+        made = apply_operators(part, [stage], torch.float32).tensor
+        into.narrow(along, first - target[0], len(stage.taps)).copy_(made)
+
+
+def _apply_dual(
+    spec: OperatorSpec, layer: int, part: torch.Tensor, into: torch.Tensor, along: int, target: Range
+) -> None:
+    """The transpose of a matrix's dual: what a block of the dual's rows gives of ``target``, added to what the blocks
+    before it gave. Where the blocks are cut does not depend on the tile."""
+    n, n_rows = spec.n_source, operator_rows(spec)
+    into.zero_()
+    for first in range(0, n, n_rows):
+        rows = read_dual(spec.matrix, (first, min(first + n_rows, n)), layer)
+        taps = np.ascontiguousarray(rows[:, slice(*target)].T)
+        indices = np.broadcast_to(np.arange(first, first + len(rows)), taps.shape)
+        into.add_(apply_operators(part, [Stage(along, indices, taps)], torch.float32).tensor)
 
 
 def _untaken(a: AxisPlan, target: Range) -> np.ndarray:

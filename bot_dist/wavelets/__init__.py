@@ -2,6 +2,7 @@
 
 from bot_dist.wavelets.build import build_operator, check_supported
 from bot_dist.wavelets.copies import copies_only, counts, origins
+from bot_dist.wavelets.dual import dropped, dual, places, split_of
 from bot_dist.wavelets.filter_bank import filters
 from bot_dist.wavelets.operators import Operator, from_dense
 from bot_dist.wavelets.spec import OperatorSpec, spec_from_json
@@ -13,8 +14,12 @@ __all__ = [
     "check_supported",
     "copies_only",
     "counts",
+    "dropped",
+    "dual",
     "filters",
     "from_dense",
     "origins",
+    "places",
     "spec_from_json",
+    "split_of",
 ]

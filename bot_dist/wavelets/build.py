@@ -83,12 +83,11 @@ def check_supported(spec: OperatorSpec, what: str) -> None:
 def _check_undone(spec: OperatorSpec, what: str) -> None:
     check_supported(spec, what)
     change = f"{spec.n_source} → {spec.n_target}"
-    if spec.n_target >= spec.n_source:
+    if spec.n_target > spec.n_source or (spec.n_target == spec.n_source and not spec.fitted):
         raise PlanError(f"{what}: {change} drops nothing, so it has no details; keep those of axes that shrink")
-    if spec.policy == "stored":
-        raise PlanError(f"{what}: the details of a fitted operator ({change}) can't be kept; use keep_details false")
     if (block := largest_block(spec)) > MAX_BLOCK:
+        way_out = "basis permutation in one pass" if spec.fitted else "haar, a ratio that is a power of two,"
         raise PlanError(
             f"{what}: undoing {spec} ({change}) takes a dense inverse of {block:,} indices, over {MAX_BLOCK:,}; use "
-            f"haar, a ratio that is a power of two, or keep_details false"
+            f"{way_out} or keep_details false"
         )

@@ -5,6 +5,7 @@ For a shrinking operator ``A`` of shape ``(n_target, n_source)``, the details of
 
 - Levels of a periodic filter bank: D is the high-pass analysis band of every level, the coarsest level first, and R
   the synthesis bank (Mallat 1989). D's rows are orthonormal if the wavelet is orthogonal.
+- Fitted matrices: see ``dual.py``.
 - Any other operator falls into blocks that share no index of source or target; an operator that is not banded is one
   block. In each, D's rows are an orthonormal basis of A's kernel, and ``R = [pinv(A), Dᵀ]``. Details are numbered block
   by block, in the order of the blocks' first source indices.
@@ -47,7 +48,7 @@ def is_filter_bank(spec: OperatorSpec) -> bool:
 
 def largest_block(spec: OperatorSpec) -> int:
     """Source indices of the largest block that :func:`undoing` inverts."""
-    if is_filter_bank(spec) or spec.policy == "copy":
+    if is_filter_bank(spec) or spec.policy in ("copy", "select") or not spec.inverted:
         return 1
     if spec.policy == "resample" and (spec.wavelet in HAAR or not spec.levels):
         return spec.n_source // math.gcd(spec.n_source, spec.n_target)

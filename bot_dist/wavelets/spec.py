@@ -56,11 +56,37 @@ class OperatorSpec:
     """``stored``: whether there is one matrix per layer."""
     selects: bool = False
     """``stored``: whether each target index takes one source index, and these are what is kept."""
+    lifted: bool = False
+    """``stored``: whether each target index takes one source index as it is (they ascend), and something of those that
+    none takes."""
+    rank: int = 0
+    """``stored``: how many of its rows tell something of their own, where that may be fewer than ``n_target``; 0: all.
+    """
 
     @property
     def name(self) -> str:
         """``stored``: what the matrix is called where it is kept."""
         return self.handle.rpartition("#")[2]
+
+    @property
+    def fitted(self) -> bool:
+        """Whether it is a matrix that is kept elsewhere, or what that drops, or what undoes it."""
+        return self.matrix.policy == "stored"
+
+    @property
+    def matrix(self) -> OperatorSpec:
+        """The operator, or the one whose details or restoring it is."""
+        return self.of or self
+
+    @property
+    def inverted(self) -> bool:
+        """``stored``: whether it takes an inverse to undo it."""
+        return not (self.selects or self.lifted)
+
+    @property
+    def n_details(self) -> int:
+        """How many details give the source back, with what a shrinking operator keeps."""
+        return self.n_source if self.policy == "constant" else self.n_source - (self.rank or self.n_target)
 
     @property
     def is_identity(self) -> bool:

@@ -12,9 +12,9 @@ from bot_dist import checks
 from bot_dist.checkpoint import CheckpointReader
 from bot_dist.checkpoint.verification import parts
 from bot_dist.errors import CheckpointError, RunError
-from tests.unit.test_verification import hurt, store
+from tests.unit.test_verification import data, fitted, flip, hurt, store
 
-__all__ = ["store"]  # a fixture
+__all__ = ["fitted", "store"]  # fixtures
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
@@ -39,6 +39,19 @@ def killer(store: Path, n_actors: int, victims: int) -> OnEvent:
 def test_actors_find_what_threads_find(store: Path) -> None:
     hurt(store)
     assert checks.verify(str(store), actors=2).damaged == checks.verify(str(store)).damaged
+
+
+def test_actors_verify_the_operators_of_a_store(fitted: Path) -> None:
+    assert not checks.verify(str(fitted), actors=2).damaged
+    embed, mlp = CheckpointReader(str(fitted)).manifest.operators
+    flip(data(fitted / mlp) / "mlp.read/c.1.0.0")
+    (data(fitted / embed) / "embed.write/c.0.0").unlink()
+    found = checks.verify(str(fitted), actors=2).damaged
+    assert [(damage.name, damage.chunk) for damage in found] == [
+        (f"{embed}: embed.write", "0.0"),
+        (f"{mlp}: mlp.read", "1.0.0"),
+    ]
+    assert found == checks.verify(str(fitted)).damaged
 
 
 def test_what_a_dead_actor_had_goes_to_the_others(store: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -190,9 +191,26 @@ def test_the_operators_of_a_store_are_verified_with_it(fitted: Path) -> None:
         assert found.foreign == {"operators/notes.txt": 4}
 
 
+def test_a_store_of_operators_that_was_swapped_is_found(fitted: Path) -> None:
+    """Whole in itself, it is not the one that the store was made with."""
+    embed, mlp = CheckpointReader(str(fitted)).manifest.operators
+    shutil.rmtree(fitted / embed)
+    shutil.copytree(fitted / mlp, fitted / embed)
+    assert not checks.verify(str(fitted / embed)).damaged
+    for quick in (False, True):
+        found = checks.verify(str(fitted), quick=quick)
+        (told,) = found.damaged
+        assert str(told).startswith(f"{embed}: another store lies there: digest ")
+        assert not found.foreign
+
+
 def test_an_operator_that_leads_out_of_the_store_is_refused(fitted: Path) -> None:
     manifest = CheckpointReader(str(fitted)).manifest
-    provenance = {**manifest.provenance, "operators": ["../../elsewhere"]}
-    (fitted / "manifest.json").write_bytes(dataclasses.replace(manifest, provenance=provenance).to_bytes())
-    with pytest.raises(CheckpointError, match="leads out of the store"):
-        checks.verify(str(fitted))
+    for operators, message in (
+        ({"../../elsewhere": "digest"}, "leads out of the store"),
+        (["embed"], "names operators without their digests"),
+    ):
+        provenance = {**manifest.provenance, "operators": operators}
+        (fitted / "manifest.json").write_bytes(dataclasses.replace(manifest, provenance=provenance).to_bytes())
+        with pytest.raises(CheckpointError, match=message):
+            checks.verify(str(fitted))

@@ -264,23 +264,27 @@ def diff(
 @app.command()
 def export(
     url: RecipeOrUrl,
-    folder: Annotated[str | None, typer.Argument(metavar="FOLDER", help="Where to; needed with URL.")] = None,
-    to: Annotated[Literal["safetensors", "dcp"], typer.Option(help="Format of the weights.")] = "safetensors",
+    folder: Annotated[str | None, typer.Argument(metavar="FOLDER|FILE.gguf", help="Where to; needed with URL.")] = None,
+    to: Annotated[Literal["safetensors", "dcp", "gguf"], typer.Option(help="Format of the weights.")] = "safetensors",
+    dtype: Annotated[
+        Literal["f32", "f16", "bf16", "q8_0"] | None,
+        typer.Option(help="Of matrices in GGUF (f16).", show_default=False),
+    ] = None,
     max_shard_size: Annotated[
         str | None, typer.Option(help="Most bytes of one safetensors file, e.g. 2GB (5GB).", show_default=False)
     ] = None,
     overrides: Overrides = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Write a store as a Hugging Face folder: weights, config and tokenizer."""
+    """Write a store as a Hugging Face folder or a GGUF file: weights, config and tokenizer."""
     from bot_dist import console, pipeline
 
-    options: dict[str, Any] = {"to": to, "max_shard_bytes": _bytes("--max-shard-size", max_shard_size)}
+    options: dict[str, Any] = {"to": to, "dtype": dtype, "max_shard_bytes": _bytes("--max-shard-size", max_shard_size)}
     with console.progress() as on_event:
         if _is_recipe(url):
             report = pipeline.export(_recipe(url, overrides, overwrite), on_event, folder=folder, **options)
         elif folder is None:
-            raise InputError("export needs a FOLDER after the URL; write: bot_dist export URL FOLDER")
+            raise InputError("export needs a FOLDER (or FILE.gguf) after the URL; write: bot_dist export URL FOLDER")
         else:
             report = pipeline.export_store(url, folder, overwrite=overwrite, on_event=on_event, **options)
     console.show_export(report)

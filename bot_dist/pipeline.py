@@ -14,6 +14,7 @@ import json
 import platform
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -27,10 +28,12 @@ from bot_dist.urls import absolute, label
 if TYPE_CHECKING:
     from bot_dist.calibrate import Adapted
     from bot_dist.checkpoint import CheckpointReader, StoredParameter
+    from bot_dist.convert.export import ExportResult
+    from bot_dist.convert.gguf_out import Encoding
     from bot_dist.convert.source import Source
     from bot_dist.plan import TransferPlan
 
-ExportFormat = Literal["safetensors", "dcp"]
+ExportFormat = Literal["safetensors", "dcp", "gguf"]
 
 PACKAGES = ("torch", "deepspeed", "ray", "zarr", "PyWavelets", "transformers")
 
@@ -169,9 +172,11 @@ def export(
     probe: Path | None = None,
     to: ExportFormat = "safetensors",
     max_shard_bytes: int | None = None,
+    dtype: Encoding | None = None,
 ) -> dict[str, Any]:
     """Write the recipe's trained store (the transferred one, where ``train.steps`` is 0) as ``export_store`` does, by
-    default into ``recipe.export_dir``; compare its logits with the ``probe`` that training left, if given.
+    default into ``recipe.export_dir`` (GGUF: a file beside it); compare its logits with the ``probe`` that training
+    left, if given.
 
     Raises CheckpointError when the trained store did not start from the present transferred store.
     """
@@ -186,10 +191,11 @@ def export(
         url = recipe.trained_url
     report = export_store(
         url,
-        folder or recipe.export_dir,
+        folder or (f"{recipe.export_dir}.gguf" if to == "gguf" else recipe.export_dir),
         overwrite=recipe.overwrite,
         to=to,
         max_shard_bytes=max_shard_bytes,
+        dtype=dtype,
         on_event=on_event,
     )
     if probe is not None:
@@ -206,11 +212,13 @@ def export_store(
     overwrite: bool = False,
     to: ExportFormat = "safetensors",
     max_shard_bytes: int | None = None,
+    dtype: Encoding | None = None,
     on_event: OnEvent = ignore,
 ) -> dict[str, Any]:
     """Write the store (or any other source) at ``url`` as a Hugging Face folder, with safetensors in files of at most
-    ``max_shard_bytes`` (5 GB), or with a checkpoint of torch's DCP instead."""
-    from bot_dist.convert.export import MAX_SHARD_BYTES, export_dcp, export_huggingface
+    ``max_shard_bytes`` (5 GB), or with a checkpoint of torch's DCP instead; or as a GGUF file ``folder`` with matrices
+    in ``dtype`` (f16)."""
+    from bot_dist.convert.export import MAX_SHARD_BYTES, export_dcp, export_gguf, export_huggingface
     from bot_dist.convert.open import open_source
     from bot_dist.convert.tokenizer import has_tokenizer
 
@@ -218,12 +226,19 @@ def export_store(
     source = open_source(url)
     total = sum(source.storage_bytes(p) for _, _, p in model_of(source.config).parameters())
     on_event({"stage": "export", "event": "start", "bytes": total})
-    write = export_dcp
-    if to == "safetensors":
-        most = MAX_SHARD_BYTES if max_shard_bytes is None else max_shard_bytes
-        write = functools.partial(export_huggingface, max_shard_bytes=most)
-    elif max_shard_bytes is not None:
-        raise InputError("--max-shard-size is for safetensors; DCP's files are its chunks, leave it out")
+    if max_shard_bytes is not None and to != "safetensors":
+        raise InputError("--max-shard-size is for safetensors; leave it out")
+    if dtype is not None and to != "gguf":
+        raise InputError("--dtype is for GGUF; the others keep the dtypes of the store, leave it out")
+    write: Callable[..., ExportResult]
+    match to:
+        case "safetensors":
+            most = MAX_SHARD_BYTES if max_shard_bytes is None else max_shard_bytes
+            write = functools.partial(export_huggingface, max_shard_bytes=most)
+        case "dcp":
+            write = export_dcp
+        case "gguf":
+            write = functools.partial(export_gguf, encoding=dtype or "f16")
     result = write(
         source,
         folder,

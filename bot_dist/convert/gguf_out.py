@@ -123,8 +123,9 @@ def write_gguf(
 ) -> None:
     """Write the file, durably. ``describe`` adds metadata of other kinds (the tokenizer's).
 
-    ``progress`` gets the bytes of the source that each piece stands for. Holds pieces of ``PIECE_BYTES`` in float32, or of one index along a
-    tensor's outermost axis (a head) where that is more. Raises InputError on a value that has no such encoding.
+    ``progress`` gets the bytes of the source that each piece stands for. Holds pieces of ``PIECE_BYTES`` in float32, or
+    of one index along a tensor's outermost axis (a head) where that is more. Raises InputError on a value that has no
+    such encoding.
     """
     import gguf
 

@@ -93,7 +93,7 @@ def _tokens(tokenizer: PreTrainedTokenizerBase, model: dict[str, Any], vocab_siz
         token = by_id.get(i)
         if token is None:
             kind = _UNUSED
-        elif model["byte_fallback"] and token == model["unk_token"]:
+        elif model["byte_fallback"] and i == tokenizer.unk_token_id:
             kind = _UNKNOWN
         elif i in added:
             kind = _CONTROL if added[i].special else _USER_DEFINED

@@ -34,7 +34,7 @@ app = typer.Typer(
 RecipeOrSource = Annotated[str, typer.Argument(metavar="RECIPE|SOURCE", help="A YAML recipe, or a checkpoint.")]
 RecipeOrUrl = Annotated[str, typer.Argument(metavar="RECIPE|URL", help="A YAML recipe, or the URL of a store.")]
 TargetUrl = Annotated[str | None, typer.Argument(metavar="TARGET_URL", help="Where to; needed with SOURCE.")]
-RecipePath = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML recipe.")]
+RecipePath = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML recipe, or RECIPE.yaml:MEMBER of a family.")]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the recipe, e.g. train.steps=0. Repeatable."),
@@ -94,7 +94,8 @@ def run(
     if print_config:
         console.show_recipe(resolved)
         return
-    console.show_plan(pipeline.plan_transfer(resolved), resolved)
+    for member in _members(resolved):
+        console.show_plan(pipeline.plan_transfer(member), member)
     with console.progress() as on_event:
         facts = pipeline.run(resolved, on_event)
     console.show_run(facts, resolved)
@@ -137,10 +138,11 @@ def plan(
 
     resolved = _recipe_or_options(source, None, overrides, False, None, _plain(locals()))
     cluster = parse_hardware(hardware) if hardware is not None else None
-    planned = pipeline.plan_transfer(resolved)
-    console.show_plan(planned, resolved)
-    if cluster is not None:
-        console.show_simulation(simulate(planned, cluster))
+    for member in _members(resolved):
+        planned = pipeline.plan_transfer(member)
+        console.show_plan(planned, member)
+        if cluster is not None:
+            console.show_simulation(simulate(planned, cluster))
 
 
 @app.command()
@@ -301,7 +303,16 @@ def _bytes(option: str, text: str | None) -> int | None:
 
 
 def _is_recipe(path: str) -> bool:
-    return Path(path).suffix in (".yaml", ".yml")
+    from bot_dist.recipe import split_member
+
+    return Path(split_member(path)[0]).suffix in (".yaml", ".yml")
+
+
+def _members(recipe: Recipe) -> list[Recipe]:
+    """The recipes of a family's members; of no family, the recipe itself."""
+    from bot_dist.recipe import members_of
+
+    return list(members_of(recipe).values()) or [recipe]
 
 
 def _recipe(path: str, overrides: Sequence[str] | None, overwrite: bool = False, address: str | None = None) -> Recipe:

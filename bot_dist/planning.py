@@ -29,6 +29,11 @@ class Planning:
     """The plan of a recipe, with its source. Raises SourceError where there is none that can be read."""
 
     def __init__(self, recipe: Recipe) -> None:
+        if recipe.family:
+            raise InputError(
+                f"this recipe holds a family ({', '.join(recipe.family)}): name one of it, as in RECIPE.yaml:"
+                f"{next(iter(recipe.family))}; run and plan take all of it"
+            )
         self.recipe = recipe
         self._opened, self._model = open_checked(recipe)
         self._mallat, self._notes = _with_details(recipe, self._opened, self._model)
@@ -72,7 +77,7 @@ class Planning:
             self._known,
             _text(self.recipe, self._model) if _has_text(self.recipe, self._model) else None,
             operators_url=f"{url}/{OPERATORS}",
-            folder=_beside(self.recipe, "calibration"),
+            folder=self.recipe.calibrate.folder or _beside(self.recipe, "calibration"),
             on_event=on_event,
         )
         return adaptation.run() if adaptation.stages else None

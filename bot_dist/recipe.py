@@ -261,7 +261,8 @@ class Recipe(_Config):
     ``transfer`` and ``train`` are what they have in common. ``RECIPE.yaml:NAME`` is one of them."""
     source_copy: str | None = None
     """Where to import the source to before all else (a folder or URL that all nodes see), so that it is read once from
-    where it is, and then from there: for slow or remote storage, and families."""
+    where it is, and then from there. None: a family imports a source that is not on a file system, to
+    ``{output}/source.zarr``; nothing else does."""
     transfer: TransferConfig = TransferConfig()
     cluster: ClusterConfig = ClusterConfig()
     calibrate: CalibrateConfig = CalibrateConfig()
@@ -335,6 +336,8 @@ def load_recipe(path: str | Path, overrides: Iterable[str] | Mapping[str, Any] =
 def members_of(recipe: Recipe, where: str = "recipe") -> dict[str, Recipe]:
     """The recipes of a family's members. They share statistics. Raises RecipeError."""
     shared = recipe.model_dump(exclude_unset=True, exclude={"family"})
+    if recipe.source_copy is None and re.match(r"(?!file:|package:)\w+://", recipe.source):
+        shared["source_copy"] = f"{recipe.output}/source.zarr"
     found = {}
     for name, member in recipe.family.items():
         preset = PRESETS.get(str(member.transfer.get("preset")), {})  # wins over what all have in common

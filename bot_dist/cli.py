@@ -90,7 +90,7 @@ def run(
     from bot_dist import console, pipeline
 
     allowed = ["transfer.allow_nonfinite=true"] if allow_nonfinite else []
-    resolved = _recipe(recipe, [*allowed, *(overrides or ())], overwrite, address)
+    resolved = _recipe(recipe, [*allowed, *(overrides or ())], overwrite, address, family=True)
     if print_config:
         console.show_recipe(resolved)
         return
@@ -136,7 +136,7 @@ def plan(
     from bot_dist import console, pipeline
     from bot_dist.plan import parse_hardware, simulate
 
-    resolved = _recipe_or_options(source, None, overrides, False, None, _plain(locals()))
+    resolved = _recipe_or_options(source, None, overrides, False, None, _plain(locals()), family=True)
     cluster = parse_hardware(hardware) if hardware is not None else None
     for member in _members(resolved):
         planned = pipeline.plan_transfer(member)
@@ -315,10 +315,19 @@ def _members(recipe: Recipe) -> list[Recipe]:
     return list(members_of(recipe).values()) or [recipe]
 
 
-def _recipe(path: str, overrides: Sequence[str] | None, overwrite: bool = False, address: str | None = None) -> Recipe:
-    from bot_dist.recipe import load_recipe
+def _recipe(
+    path: str,
+    overrides: Sequence[str] | None,
+    overwrite: bool = False,
+    address: str | None = None,
+    *,
+    family: bool = False,
+) -> Recipe:
+    """``family``: whether it may hold one."""
+    from bot_dist.recipe import load_recipe, refuse_family
 
-    return load_recipe(path, [*(overrides or ()), *_flags(overwrite, address)])
+    recipe = load_recipe(path, [*(overrides or ()), *_flags(overwrite, address)])
+    return recipe if family else refuse_family(recipe)
 
 
 def _flags(overwrite: bool, address: str | None) -> list[str]:
@@ -353,13 +362,15 @@ def _recipe_or_options(
     overwrite: bool,
     address: str | None,
     plain: Sequence[str],
+    *,
+    family: bool = False,
 ) -> Recipe:
     """A recipe file, or the recipe that ``SOURCE TARGET_URL`` and plain options make."""
     from bot_dist.recipe import make_recipe
 
     if _is_recipe(source):
         target = [f"target_url={target_url}"] if target_url is not None else []
-        return _recipe(source, [*target, *plain, *(overrides or ())], overwrite, address)
+        return _recipe(source, [*target, *plain, *(overrides or ())], overwrite, address, family=family)
     data = {"source": source, "output": ".", "target_url": target_url}
     return make_recipe(data, [*plain, *(overrides or ()), *_flags(overwrite, address)], where="options")
 

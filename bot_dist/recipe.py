@@ -308,6 +308,16 @@ def _labelled(value: Any) -> Any:
     return label(value) if isinstance(value, str) else value
 
 
+def refuse_family(recipe: Recipe) -> Recipe:
+    """The recipe, which has to be of one run. Raises RecipeError."""
+    if recipe.family:
+        raise RecipeError(
+            f"this recipe holds a family ({', '.join(recipe.family)}): name one of it, as in RECIPE.yaml:"
+            f"{next(iter(recipe.family))}; run and plan take all of it"
+        )
+    return recipe
+
+
 def split_member(path: str | Path) -> tuple[str, str]:
     """The file of a recipe, and the member that ``RECIPE.yaml:NAME`` names, empty where it names none."""
     match = re.fullmatch(r"(.*\.ya?ml):([^/]*)", str(path))

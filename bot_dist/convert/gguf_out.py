@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -239,9 +239,9 @@ def _encoded(rows: torch.Tensor, tensor: GgufTensor) -> npt.NDArray[Any]:
     """Raises InputError where a value is not finite, or would not be."""
     import gguf
 
-    peak = float(rows.abs().max())
-    if not peak <= _LARGEST.get(tensor.encoding, torch.finfo(torch.float32).max):
-        limit = f"{tensor.encoding.lower()} holds up to {_LARGEST[tensor.encoding]:g}; use --dtype bf16"
+    peak, largest = float(rows.abs().max()), _LARGEST.get(tensor.encoding, torch.finfo(torch.float32).max)
+    if not peak <= largest:
+        limit = f"{tensor.encoding.lower()} holds up to {largest:g}; use --dtype bf16"
         raise InputError(
             f"tensor '{tensor.parameter.name}': the largest value is {peak:g}, and "
             + (limit if math.isfinite(peak) else "a runtime needs finite ones; mend the model first")
@@ -250,5 +250,7 @@ def _encoded(rows: torch.Tensor, tensor: GgufTensor) -> npt.NDArray[Any]:
     return np.ascontiguousarray(encoded)
 
 
-def _pad(out: Any) -> None:
-    out.write(bytes(-out.tell() % 32))
+def _pad(out: BinaryIO) -> None:
+    from gguf import GGUF_DEFAULT_ALIGNMENT
+
+    out.write(bytes(-out.tell() % GGUF_DEFAULT_ALIGNMENT))

@@ -27,7 +27,7 @@ SPLITS: dict[str, list[Any]] = {
     "qwen2": [_CONTRACTIONS + _WORDS + r"|\p{N}" + _REST],
 }
 """By llama.cpp's name (``tokenizer.ggml.pre``): the steps of a byte-level tokenizer that split a text, as
-``_splits`` reads them."""
+``_split`` reads them."""
 
 _WAY_OUT = "export safetensors, and convert them with llama.cpp's own convert_hf_to_gguf.py"
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6
@@ -157,7 +157,10 @@ def _split(step: dict[str, Any]) -> Any:
 
 
 def _prefixes_space(parts: dict[str, Any]) -> bool:
-    """Whether a SentencePiece tokenizer puts a space before a text. Raises InputError where it normalises otherwise."""
+    """Whether a SentencePiece tokenizer puts a space before a text. Raises InputError where it normalises otherwise.
+
+    Before a text that begins with a space, too, as llama.cpp and SentencePiece do it; ``transformers`` may not.
+    """
     before = False
     for step in _steps(parts["normalizer"], "normalizers") + _steps(parts["pre_tokenizer"], "pretokenizers"):
         match step:

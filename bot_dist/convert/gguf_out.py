@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from bot_dist.axes import Parameter
 from bot_dist.convert.source import Source
@@ -159,7 +158,7 @@ def write_gguf(
             _pad(out)
             for rows in _pieces(source, tensor):
                 out.write(_encoded(rows, tensor).data)
-                progress(source.storage_bytes(tensor.parameter) * rows.numel() // tensor.parameter.size)
+                progress(source.storage_bytes(tensor.parameter) * rows.size // tensor.parameter.size)
         _pad(out)
         out.write(factors.data)
         _pad(out)
@@ -220,7 +219,7 @@ def _encoding(weight: Weight, shape: tuple[int, ...], encoding: Encoding) -> str
     return "F16" if encoding == "q8_0" and shape[1] % 32 else encoding.upper()
 
 
-def _pieces(source: Source, tensor: GgufTensor) -> Iterator[torch.Tensor]:
+def _pieces(source: Source, tensor: GgufTensor) -> Iterator[npt.NDArray[np.float32]]:
     """The tensor's rows in order, as float32."""
     sizes, outermost = tensor.parameter.sizes, tensor.order[0]
     step = max(1, PIECE_BYTES * sizes[outermost] // (4 * tensor.parameter.size))
@@ -232,21 +231,23 @@ def _pieces(source: Source, tensor: GgufTensor) -> Iterator[torch.Tensor]:
         if tensor.rotary is not None:
             axis, half = tensor.rotary, values.shape[tensor.rotary] // 2
             values = values.unflatten(axis, (2, half)).transpose(axis, axis + 1)
-        yield values.reshape(rows) + tensor.offset
+        piece: npt.NDArray[np.float32] = values.reshape(rows).numpy()
+        yield piece + np.float32(tensor.offset) if tensor.offset else piece
 
 
-def _encoded(rows: torch.Tensor, tensor: GgufTensor) -> npt.NDArray[Any]:
+def _encoded(rows: npt.NDArray[np.float32], tensor: GgufTensor) -> npt.NDArray[Any]:
     """Raises InputError where a value is not finite, or would not be."""
     import gguf
 
-    peak, largest = float(rows.abs().max()), _LARGEST.get(tensor.encoding, torch.finfo(torch.float32).max)
+    peak = float(np.maximum(rows.max(), -rows.min()))
+    largest = _LARGEST.get(tensor.encoding, float(np.finfo(np.float32).max))
     if not peak <= largest:
         limit = f"{tensor.encoding.lower()} holds up to {largest:g}; use --dtype bf16"
         raise InputError(
             f"tensor '{tensor.parameter.name}': the largest value is {peak:g}, and "
             + (limit if math.isfinite(peak) else "a runtime needs finite ones; mend the model first")
         )
-    encoded: npt.NDArray[Any] = gguf.quants.quantize(rows.numpy(), gguf.GGMLQuantizationType[tensor.encoding])
+    encoded: npt.NDArray[Any] = gguf.quants.quantize(rows, gguf.GGMLQuantizationType[tensor.encoding])
     return np.ascontiguousarray(encoded)
 
 

@@ -77,20 +77,20 @@ def transfer(recipe: Recipe, on_event: OnEvent = ignore) -> dict[str, Any]:
 
 
 def with_copy(recipe: Recipe, on_event: OnEvent = ignore) -> Recipe:
-    """The recipe that reads ``source_copy``, where one is asked for. The source is imported to it, unless it is there.
+    """The recipe that reads ``import_to``, where one is asked for. The source is imported to it, unless it is there.
 
     Raises CheckpointExistsError when it holds something else, unless ``recipe.overwrite``.
     """
-    if recipe.source_copy is None:
+    if recipe.import_to is None:
         return recipe
     limits = recipe.transfer.model_dump(include={"memory_limit", "allow_nonfinite"})
     here = recipe.model_dump(include={"source", "output", "cluster", "overwrite"})
-    plain = make_recipe({**here, "transfer": limits, "target_url": recipe.source_copy})
+    plain = make_recipe({**here, "transfer": limits, "target_url": recipe.import_to})
     planning = Planning(plain)
-    held = _provenance(recipe.source_copy)
+    held = _provenance(recipe.import_to)
     if held is None or held.get("plan", {}).get("digest") != planning.draft.digest:
         _transfer(plain, planning.source, planning.draft, on_event)
-    return recipe.model_copy(update={"source": recipe.source_copy})
+    return recipe.model_copy(update={"source": recipe.import_to})
 
 
 def _transfer(

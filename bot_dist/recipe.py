@@ -259,7 +259,7 @@ class Recipe(_Config):
     family: dict[Annotated[str, Field(pattern=_MEMBER)], MemberConfig] = Field(default_factory=dict)
     """Several targets by name, each a run of its own in the folder ``{output}/NAME``, one after the other; ``target``,
     ``transfer`` and ``train`` are what they have in common. ``RECIPE.yaml:NAME`` is one of them."""
-    source_copy: str | None = None
+    import_to: str | None = None
     """Where to import the source to before all else (a folder or URL that all nodes see), so that it is read once from
     where it is, and then from there. None: a family imports a source that is not on a file system, to
     ``{output}/source.zarr``; nothing else does."""
@@ -287,7 +287,7 @@ class Recipe(_Config):
         data = self.model_dump(
             exclude={
                 "overwrite": True,
-                "source_copy": True,
+                "import_to": True,
                 "calibrate": {"folder"},
                 "cluster": {"address", "wait_s", "allow_unauthenticated"},
             }
@@ -346,8 +346,8 @@ def load_recipe(path: str | Path, overrides: Iterable[str] | Mapping[str, Any] =
 def members_of(recipe: Recipe, where: str = "recipe") -> dict[str, Recipe]:
     """The recipes of a family's members. They share statistics. Raises RecipeError."""
     shared = recipe.model_dump(exclude_unset=True, exclude={"family"})
-    if recipe.source_copy is None and re.match(r"(?!file:|package:)\w+://", recipe.source):
-        shared["source_copy"] = f"{recipe.output}/source.zarr"
+    if recipe.import_to is None and re.match(r"(?!file:|package:)\w+://", recipe.source):
+        shared["import_to"] = f"{recipe.output}/source.zarr"
     found = {}
     for name, member in recipe.family.items():
         preset = PRESETS.get(str(member.transfer.get("preset")), {})  # wins over what all have in common

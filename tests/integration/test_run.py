@@ -94,7 +94,7 @@ def test_a_family_is_a_run_for_each_of_it(recipe: Callable[..., bot_dist.Recipe]
     out, copy = tmp_path / "run", str(tmp_path / "copy.zarr")
     family = {"small": {"target": {"mlp": 20}}, "large": {"target": {"embed": 16, "mlp": 80}}}
     short = {"train.steps": 0, "train.scratch": False, "cluster.tensor": 1}
-    whole = recipe(**short, family=family, source_copy=copy)
+    whole = recipe(**short, family=family, import_to=copy)
     events: list[dict[str, Any]] = []
     facts = bot_dist.run(whole, events.append)
     assert [*facts["members"]] == ["small", "large"]

@@ -78,7 +78,7 @@ def test_an_override_holds_for_every_member() -> None:
 
 def test_a_family_copies_a_source_that_is_not_on_a_file_system() -> None:
     copies = {
-        source: member_of(make_recipe({**FAMILY, "source": source}), "big").source_copy
+        source: member_of(make_recipe({**FAMILY, "source": source}), "big").import_to
         for source in ("hf://owner/model", "s3://b/m", "package://p/m.gguf", "/models/m")
     }
     assert [*copies.values()] == ["b/source.zarr", "b/source.zarr", None, None]
@@ -120,7 +120,7 @@ def test_sizes(text: object, n: int) -> None:
 def test_the_digest_is_of_what_is_computed() -> None:
     digest = make_recipe(MINIMAL).digest()
     assert make_recipe(MINIMAL, ["overwrite=true", "cluster.address=auto"]).digest() == digest
-    assert make_recipe(MINIMAL, ["source_copy=x", "calibrate.folder=y"]).digest() == digest
+    assert make_recipe(MINIMAL, ["import_to=x", "calibrate.folder=y"]).digest() == digest
     assert make_recipe(MINIMAL, ["target.layers=3"]).digest() != digest
 
 

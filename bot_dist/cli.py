@@ -34,7 +34,7 @@ app = typer.Typer(
 RecipeOrSource = Annotated[str, typer.Argument(metavar="RECIPE|SOURCE", help="A YAML recipe, or a checkpoint.")]
 RecipeOrUrl = Annotated[str, typer.Argument(metavar="RECIPE|URL", help="A YAML recipe, or the URL of a store.")]
 TargetUrl = Annotated[str | None, typer.Argument(metavar="TARGET_URL", help="Where to; needed with SOURCE.")]
-RecipePath = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML recipe.")]
+RecipePath = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML recipe, or RECIPE.yaml:MEMBER of a family.")]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the recipe, e.g. train.steps=0. Repeatable."),
@@ -90,11 +90,12 @@ def run(
     from bot_dist import console, pipeline
 
     allowed = ["transfer.allow_nonfinite=true"] if allow_nonfinite else []
-    resolved = _recipe(recipe, [*allowed, *(overrides or ())], overwrite, address)
+    resolved = _recipe(recipe, [*allowed, *(overrides or ())], overwrite, address, family=True)
     if print_config:
         console.show_recipe(resolved)
         return
-    console.show_plan(pipeline.plan_transfer(resolved), resolved)
+    for member in _members(resolved):
+        console.show_plan(pipeline.plan_transfer(member), member)
     with console.progress() as on_event:
         facts = pipeline.run(resolved, on_event)
     console.show_run(facts, resolved)
@@ -135,12 +136,13 @@ def plan(
     from bot_dist import console, pipeline
     from bot_dist.plan import parse_hardware, simulate
 
-    resolved = _recipe_or_options(source, None, overrides, False, None, _plain(locals()))
+    resolved = _recipe_or_options(source, None, overrides, False, None, _plain(locals()), family=True)
     cluster = parse_hardware(hardware) if hardware is not None else None
-    planned = pipeline.plan_transfer(resolved)
-    console.show_plan(planned, resolved)
-    if cluster is not None:
-        console.show_simulation(simulate(planned, cluster))
+    for member in _members(resolved):
+        planned = pipeline.plan_transfer(member)
+        console.show_plan(planned, member)
+        if cluster is not None:
+            console.show_simulation(simulate(planned, cluster))
 
 
 @app.command()
@@ -264,23 +266,27 @@ def diff(
 @app.command()
 def export(
     url: RecipeOrUrl,
-    folder: Annotated[str | None, typer.Argument(metavar="FOLDER", help="Where to; needed with URL.")] = None,
-    to: Annotated[Literal["safetensors", "dcp"], typer.Option(help="Format of the weights.")] = "safetensors",
+    folder: Annotated[str | None, typer.Argument(metavar="FOLDER|FILE.gguf", help="Where to; needed with URL.")] = None,
+    to: Annotated[Literal["safetensors", "dcp", "gguf"], typer.Option(help="Format of the weights.")] = "safetensors",
+    dtype: Annotated[
+        Literal["f32", "f16", "bf16", "q8_0"] | None,
+        typer.Option(help="Of matrices in GGUF (f16).", show_default=False),
+    ] = None,
     max_shard_size: Annotated[
         str | None, typer.Option(help="Most bytes of one safetensors file, e.g. 2GB (5GB).", show_default=False)
     ] = None,
     overrides: Overrides = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Write a store as a Hugging Face folder: weights, config and tokenizer."""
+    """Write a store as a Hugging Face folder or a GGUF file: weights, config and tokenizer."""
     from bot_dist import console, pipeline
 
-    options: dict[str, Any] = {"to": to, "max_shard_bytes": _bytes("--max-shard-size", max_shard_size)}
+    options: dict[str, Any] = {"to": to, "dtype": dtype, "max_shard_bytes": _bytes("--max-shard-size", max_shard_size)}
     with console.progress() as on_event:
         if _is_recipe(url):
             report = pipeline.export(_recipe(url, overrides, overwrite), on_event, folder=folder, **options)
         elif folder is None:
-            raise InputError("export needs a FOLDER after the URL; write: bot_dist export URL FOLDER")
+            raise InputError("export needs a FOLDER (or FILE.gguf) after the URL; write: bot_dist export URL FOLDER")
         else:
             report = pipeline.export_store(url, folder, overwrite=overwrite, on_event=on_event, **options)
     console.show_export(report)
@@ -297,13 +303,31 @@ def _bytes(option: str, text: str | None) -> int | None:
 
 
 def _is_recipe(path: str) -> bool:
-    return Path(path).suffix in (".yaml", ".yml")
+    from bot_dist.recipe import split_member
+
+    return Path(split_member(path)[0]).suffix in (".yaml", ".yml")
 
 
-def _recipe(path: str, overrides: Sequence[str] | None, overwrite: bool = False, address: str | None = None) -> Recipe:
-    from bot_dist.recipe import load_recipe
+def _members(recipe: Recipe) -> list[Recipe]:
+    """The recipes of a family's members; of no family, the recipe itself."""
+    from bot_dist.recipe import members_of
 
-    return load_recipe(path, [*(overrides or ()), *_flags(overwrite, address)])
+    return list(members_of(recipe).values()) or [recipe]
+
+
+def _recipe(
+    path: str,
+    overrides: Sequence[str] | None,
+    overwrite: bool = False,
+    address: str | None = None,
+    *,
+    family: bool = False,
+) -> Recipe:
+    """``family``: whether it may hold one."""
+    from bot_dist.recipe import load_recipe, refuse_family
+
+    recipe = load_recipe(path, [*(overrides or ()), *_flags(overwrite, address)])
+    return recipe if family else refuse_family(recipe)
 
 
 def _flags(overwrite: bool, address: str | None) -> list[str]:
@@ -338,13 +362,15 @@ def _recipe_or_options(
     overwrite: bool,
     address: str | None,
     plain: Sequence[str],
+    *,
+    family: bool = False,
 ) -> Recipe:
     """A recipe file, or the recipe that ``SOURCE TARGET_URL`` and plain options make."""
     from bot_dist.recipe import make_recipe
 
     if _is_recipe(source):
         target = [f"target_url={target_url}"] if target_url is not None else []
-        return _recipe(source, [*target, *plain, *(overrides or ())], overwrite, address)
+        return _recipe(source, [*target, *plain, *(overrides or ())], overwrite, address, family=family)
     data = {"source": source, "output": ".", "target_url": target_url}
     return make_recipe(data, [*plain, *(overrides or ()), *_flags(overwrite, address)], where="options")
 

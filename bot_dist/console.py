@@ -24,6 +24,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from bot_dist.recipe import members_of
 from bot_dist.urls import label
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def show_plan(plan: TransferPlan, recipe: Recipe) -> None:
     from bot_dist.plan import summarise
 
     summary = summarise(plan, recipe.train.context)
-    table = Table(title=label(recipe.source), title_justify="left")
+    table = Table(title=f"{label(recipe.source)} → {label(recipe.transferred_url)}", title_justify="left")
     for heading in ("module", "source", "target"):
         table.add_column(heading, no_wrap=True)
     table.add_column("operator per axis")
@@ -139,10 +140,15 @@ class _Bars:
     def __init__(self, bars: Progress) -> None:
         self.bars = bars
         self.tasks: dict[str, TaskID] = {}
+        self.member = ""
         self.bytes = 0
         self.started = 0.0
 
     def __call__(self, event: dict[str, Any]) -> None:
+        if event.get("member", "") != self.member:  # the next of a family begins
+            self.member = event["member"]
+            self.tasks.clear()
+            self.bars.console.print(f"{self.member}:", style="bold")
         handler = getattr(self, f"on_{event['stage']}_{event['event']}", None)
         if handler is not None:
             handler(event)
@@ -277,6 +283,8 @@ def show_pretrain(result: dict[str, Any]) -> None:
 
 def show_export(report: dict[str, Any]) -> None:
     console.print(f"exported {report['source']} in {report['seconds']:.1f} s to {report['folder']}")
+    for note in report.get("notes", ()):
+        console.print(f"note: {note}")
     if "logits" in report:
         logits = report["logits"]
         console.print(
@@ -287,6 +295,13 @@ def show_export(report: dict[str, Any]) -> None:
 
 
 def show_run(facts: dict[str, Any], recipe: Recipe) -> None:
+    """Of a family: every member, and the index."""
+    if recipe.family:
+        for name, member in members_of(recipe).items():
+            console.rule(name, align="left")
+            show_run(facts["members"][name], member)
+        console.print(f"index: {facts['report']}")
+        return
     if facts["complete_before"]:
         console.print(
             f"this run is complete: {facts['report']}\nstart over with --overwrite, or give another output "

@@ -14,23 +14,26 @@ import json
 import platform
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from bot_dist.errors import CheckpointError, CheckpointExistsError, InputError, SourceError
 from bot_dist.families import model_of
 from bot_dist.planning import OnEvent, Planning, keep_apart, open_checked
-from bot_dist.recipe import Recipe
+from bot_dist.recipe import Recipe, make_recipe, members_of
 from bot_dist.records import Records
 from bot_dist.urls import absolute, label
 
 if TYPE_CHECKING:
     from bot_dist.calibrate import Adapted
     from bot_dist.checkpoint import CheckpointReader, StoredParameter
+    from bot_dist.convert.export import ExportResult
+    from bot_dist.convert.gguf_out import Encoding
     from bot_dist.convert.source import Source
     from bot_dist.plan import TransferPlan
 
-ExportFormat = Literal["safetensors", "dcp"]
+ExportFormat = Literal["safetensors", "dcp", "gguf"]
 
 PACKAGES = ("torch", "deepspeed", "ray", "zarr", "PyWavelets", "transformers")
 
@@ -66,11 +69,28 @@ def transfer(recipe: Recipe, on_event: OnEvent = ignore) -> dict[str, Any]:
     """
     from bot_dist.runtime.cluster import connected
 
-    planning = Planning(recipe)
+    planning = Planning(with_copy(recipe, on_event))
     twice = planning.adapts and recipe.cluster.executor == "ray"  # it is needed to calibrate, and to transfer
     with connected(recipe.cluster, planning.draft.mesh.size) if twice else contextlib.nullcontext():
         plan, adapted = planning.fitted(on_event)
-        return _transfer(recipe, planning.source, plan, on_event, adapted)
+        return _transfer(planning.recipe, planning.source, plan, on_event, adapted)
+
+
+def with_copy(recipe: Recipe, on_event: OnEvent = ignore) -> Recipe:
+    """The recipe that reads ``import_to``, where one is asked for. The source is imported to it, unless it is there.
+
+    Raises CheckpointExistsError when it holds something else, unless ``recipe.overwrite``.
+    """
+    if recipe.import_to is None:
+        return recipe
+    limits = recipe.transfer.model_dump(include={"memory_limit", "allow_nonfinite"})
+    here = recipe.model_dump(include={"source", "output", "cluster", "overwrite"})
+    plain = make_recipe({**here, "transfer": limits, "target_url": recipe.import_to})
+    planning = Planning(plain)
+    held = _provenance(recipe.import_to)
+    if held is None or held.get("plan", {}).get("digest") != planning.draft.digest:
+        _transfer(plain, planning.source, planning.draft, on_event)
+    return recipe.model_copy(update={"source": recipe.import_to})
 
 
 def _transfer(
@@ -169,9 +189,11 @@ def export(
     probe: Path | None = None,
     to: ExportFormat = "safetensors",
     max_shard_bytes: int | None = None,
+    dtype: Encoding | None = None,
 ) -> dict[str, Any]:
     """Write the recipe's trained store (the transferred one, where ``train.steps`` is 0) as ``export_store`` does, by
-    default into ``recipe.export_dir``; compare its logits with the ``probe`` that training left, if given.
+    default into ``recipe.export_dir`` (GGUF: a file beside it); compare its logits with the ``probe`` that training
+    left, if given.
 
     Raises CheckpointError when the trained store did not start from the present transferred store.
     """
@@ -186,10 +208,11 @@ def export(
         url = recipe.trained_url
     report = export_store(
         url,
-        folder or recipe.export_dir,
+        folder or (f"{recipe.export_dir}.gguf" if to == "gguf" else recipe.export_dir),
         overwrite=recipe.overwrite,
         to=to,
         max_shard_bytes=max_shard_bytes,
+        dtype=dtype,
         on_event=on_event,
     )
     if probe is not None:
@@ -206,11 +229,13 @@ def export_store(
     overwrite: bool = False,
     to: ExportFormat = "safetensors",
     max_shard_bytes: int | None = None,
+    dtype: Encoding | None = None,
     on_event: OnEvent = ignore,
 ) -> dict[str, Any]:
     """Write the store (or any other source) at ``url`` as a Hugging Face folder, with safetensors in files of at most
-    ``max_shard_bytes`` (5 GB), or with a checkpoint of torch's DCP instead."""
-    from bot_dist.convert.export import MAX_SHARD_BYTES, export_dcp, export_huggingface
+    ``max_shard_bytes`` (5 GB), or with a checkpoint of torch's DCP instead; or as a GGUF file ``folder`` with matrices
+    in ``dtype`` (f16)."""
+    from bot_dist.convert.export import MAX_SHARD_BYTES, export_dcp, export_gguf, export_huggingface
     from bot_dist.convert.open import open_source
     from bot_dist.convert.tokenizer import has_tokenizer
 
@@ -218,12 +243,19 @@ def export_store(
     source = open_source(url)
     total = sum(source.storage_bytes(p) for _, _, p in model_of(source.config).parameters())
     on_event({"stage": "export", "event": "start", "bytes": total})
-    write = export_dcp
-    if to == "safetensors":
-        most = MAX_SHARD_BYTES if max_shard_bytes is None else max_shard_bytes
-        write = functools.partial(export_huggingface, max_shard_bytes=most)
-    elif max_shard_bytes is not None:
-        raise InputError("--max-shard-size is for safetensors; DCP's files are its chunks, leave it out")
+    if max_shard_bytes is not None and to != "safetensors":
+        raise InputError("--max-shard-size is for safetensors; leave it out")
+    if dtype is not None and to != "gguf":
+        raise InputError("--dtype is for GGUF; the others keep the dtypes of the store, leave it out")
+    write: Callable[..., ExportResult]
+    match to:
+        case "safetensors":
+            most = MAX_SHARD_BYTES if max_shard_bytes is None else max_shard_bytes
+            write = functools.partial(export_huggingface, max_shard_bytes=most)
+        case "dcp":
+            write = export_dcp
+        case "gguf":
+            write = functools.partial(export_gguf, encoding=dtype or "f16")
     result = write(
         source,
         folder,
@@ -235,7 +267,7 @@ def export_store(
 
 
 def run(recipe: Recipe, on_event: OnEvent = ignore) -> dict[str, Any]:
-    """All stages, each skipped where an earlier run of the same recipe has finished it.
+    """All stages, each skipped where an earlier run of the same recipe has finished it; of a family, ``run_family``.
 
     Returns the facts that the report shows; ``"complete_before"`` says that there was nothing left to do. Raises
     InputError when the output belongs to another recipe, CheckpointExistsError when it holds what no run has made,
@@ -244,21 +276,22 @@ def run(recipe: Recipe, on_event: OnEvent = ignore) -> dict[str, Any]:
     from bot_dist.evaluate.report import write_report
     from bot_dist.plan import summarise
     from bot_dist.runtime.cluster import connected
-    from bot_dist.train import driver
 
-    planning = Planning(recipe)
-    plan = planning.draft
-    driver.check(recipe.train, {"transferred": plan.target.config})
+    if recipe.family:
+        return run_family(recipe, on_event)
+    cpus = _checked(recipe)
     output = Path(recipe.output)
     records = Records(output, recipe)
     if (facts := records.load("facts")) is not None:
         return {**facts, "complete_before": True}
     on_event = logged(output / "events.jsonl", on_event)
-    again = recipe.model_copy(update={"overwrite": True})  # of what an earlier attempt of this run may have begun
-    with connected(recipe.cluster, max(plan.mesh.size, recipe.train.workers)):
+    with connected(recipe.cluster, cpus):
+        reading = with_copy(recipe, on_event)
+        again = reading.model_copy(update={"overwrite": True})  # of what an earlier attempt may have begun
+        planning = Planning(reading)
         plan, adapted = planning.fitted(on_event)
         on_event({"stage": "plan", "event": "planned", "digest": plan.digest})
-        transferred = _already_transferred(recipe, plan) or _transfer(recipe, planning.source, plan, on_event, adapted)
+        transferred = _already_transferred(recipe, plan) or _transfer(reading, planning.source, plan, on_event, adapted)
         if (trained := records.load("pretrain")) is None:
             records.claim("pretrain", recipe.trained_url)
             trained = records.save("pretrain", pretrain(again, on_event))
@@ -281,6 +314,44 @@ def run(recipe: Recipe, on_event: OnEvent = ignore) -> dict[str, Any]:
     return {**facts, "complete_before": False}
 
 
+def run_family(recipe: Recipe, on_event: OnEvent = ignore) -> dict[str, Any]:
+    """Every member of a family, one after the other, as ``run`` does it; events tell which (``member``).
+
+    All are planned before the first begins. Returns the facts of each by name under ``"members"``, and the index of
+    their reports, which is written anew after each. Raises as ``run`` does; members that are done stay done.
+    """
+    from bot_dist.evaluate.report import write_index
+    from bot_dist.runtime.cluster import connected
+
+    members = members_of(recipe)
+    cpus = max(_checked(member) for member in members.values())
+    done: dict[str, dict[str, Any]] = {}
+    report = Path(recipe.output) / "report.html"
+    todo = any(not (Path(m.output) / "stages" / "facts.json").is_file() for m in members.values()) or recipe.overwrite
+    with connected(recipe.cluster, cpus) if todo else contextlib.nullcontext():
+        for name, member in members.items():
+            done[name] = run(member, functools.partial(_tell_member, on_event, name))
+            write_index(report, {"recipe": recipe.public(), "members": done})
+    return {
+        "members": done,
+        "report": str(report),
+        "complete_before": all(facts["complete_before"] for facts in done.values()),
+    }
+
+
+def _tell_member(on_event: OnEvent, name: str, event: dict[str, Any]) -> None:
+    on_event({**event, "member": name})
+
+
+def _checked(recipe: Recipe) -> int:
+    """How many CPUs a run takes, when nothing is found wrong with it before anything is read or written."""
+    from bot_dist.train import driver
+
+    plan = plan_transfer(recipe)
+    driver.check(recipe.train, {"transferred": plan.target.config})
+    return max(plan.mesh.size, recipe.train.workers)
+
+
 def versions() -> dict[str, str]:
     """Of the packages that results depend on."""
     return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES}
@@ -301,11 +372,9 @@ def _stored(plan: TransferPlan) -> list[StoredParameter]:
 
 def _already_transferred(recipe: Recipe, plan: TransferPlan) -> dict[str, Any] | None:
     """What an earlier run of the same plan measured, if it is committed."""
-    from bot_dist.checkpoint import CheckpointReader, Storage
-
-    if recipe.overwrite or not Storage(recipe.transferred_url).exists("manifest.json"):
+    provenance = None if recipe.overwrite else _provenance(recipe.transferred_url)
+    if provenance is None:
         return None
-    provenance = CheckpointReader(recipe.transferred_url).manifest.provenance
     if provenance.get("plan", {}).get("digest") != plan.digest:
         raise CheckpointExistsError(
             f"{label(recipe.transferred_url)} holds a checkpoint of another plan; give another output or --overwrite"
@@ -314,10 +383,17 @@ def _already_transferred(recipe: Recipe, plan: TransferPlan) -> dict[str, Any] |
     return report
 
 
+def _provenance(url: str) -> dict[str, Any] | None:
+    """Where a committed store came from; None where there is none."""
+    from bot_dist.checkpoint import CheckpointReader, Storage
+
+    return CheckpointReader(url).manifest.provenance if Storage(url).exists("manifest.json") else None
+
+
 def _committed(url: str) -> CheckpointReader:
     from bot_dist.checkpoint import CheckpointReader
 
     return CheckpointReader(url)
 
 
-__all__ = ["export", "export_store", "logged", "plan_transfer", "pretrain", "run", "transfer"]
+__all__ = ["export", "export_store", "logged", "plan_transfer", "pretrain", "run", "run_family", "transfer"]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from bot_dist.errors import InputError
 from bot_dist.families import Model, Weight, model_of
-from bot_dist.recipe import Recipe
+from bot_dist.recipe import Recipe, refuse_family
 from bot_dist.sharding import Mesh
 from bot_dist.urls import absolute, label
 
@@ -29,7 +29,7 @@ class Planning:
     """The plan of a recipe, with its source. Raises SourceError where there is none that can be read."""
 
     def __init__(self, recipe: Recipe) -> None:
-        self.recipe = recipe
+        self.recipe = refuse_family(recipe)
         self._opened, self._model = open_checked(recipe)
         self._mallat, self._notes = _with_details(recipe, self._opened, self._model)
 
@@ -72,7 +72,7 @@ class Planning:
             self._known,
             _text(self.recipe, self._model) if _has_text(self.recipe, self._model) else None,
             operators_url=f"{url}/{OPERATORS}",
-            folder=_beside(self.recipe, "calibration"),
+            folder=self.recipe.calibrate.folder or _beside(self.recipe, "calibration"),
             on_event=on_event,
         )
         return adaptation.run() if adaptation.stages else None

@@ -34,6 +34,9 @@ def parse_bytes(value: object) -> int:
     return int(float(match[1]) * _UNITS[match[2].upper()])
 
 
+_MEMBER = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+"""Names of members: of folders, too."""
+
 Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(gt=0)]
 
 
@@ -181,6 +184,9 @@ class CalibrateConfig(_Config):
     ``each``: one axis after another, each to the model that the ones before have shrunk; takes a pass for each."""
     held_out: int = Field(default=4096, ge=0)
     """Tokens after those, on which the loss is measured after every stage; 0: it is not measured."""
+    folder: str | None = None
+    """Where statistics are kept for the next time (a path that all nodes see); None: ``calibration`` in the output, or
+    beside ``target_url``."""
 
 
 class TrainConfig(_Config):
@@ -228,6 +234,17 @@ class TrainConfig(_Config):
     """Of data order and of the scratch initialisation."""
 
 
+class MemberConfig(_Config):
+    """What one member of a family has of its own; the rest is the recipe's."""
+
+    target: dict[str, StrictInt] = Field(default_factory=dict)
+    """Its sizes; those of the recipe's ``target`` that it leaves out hold too."""
+    transfer: dict[str, Any] = Field(default_factory=dict)
+    """Keys of ``transfer``."""
+    train: dict[str, Any] = Field(default_factory=dict)
+    """Keys of ``train``."""
+
+
 class Recipe(_Config):
     """One run: source → plan → transfer → continued pretraining → export → report."""
 
@@ -240,6 +257,13 @@ class Recipe(_Config):
     """Where the transferred store goes, any fsspec URL; None: ``{output}/transferred.zarr``."""
     target: dict[str, StrictInt] = Field(default_factory=dict)
     """New sizes: ``layers``, ``embed``, ``mlp``, ``heads``, ``kv_heads``, … (what the family has); others are kept."""
+    family: dict[Annotated[str, Field(pattern=_MEMBER)], MemberConfig] = Field(default_factory=dict)
+    """Several targets by name, each a run of its own in the folder ``{output}/NAME``, one after the other; ``target``,
+    ``transfer`` and ``train`` are what they have in common. ``RECIPE.yaml:NAME`` is one of them."""
+    import_to: str | None = None
+    """Where to import the source to before all else (a folder or URL that all nodes see), so that it is read once from
+    where it is, and then from there. None: a family imports a source that is not on a file system, to
+    ``{output}/source.zarr``; nothing else does."""
     transfer: TransferConfig = TransferConfig()
     cluster: ClusterConfig = ClusterConfig()
     calibrate: CalibrateConfig = CalibrateConfig()
@@ -260,8 +284,15 @@ class Recipe(_Config):
         return f"{self.output}/export"
 
     def digest(self) -> str:
-        """Identifies what is computed; ``overwrite`` and where Ray runs are not part of it."""
-        data = self.model_dump(exclude={"overwrite": True, "cluster": {"address", "wait_s", "allow_unauthenticated"}})
+        """Identifies what is computed; ``overwrite``, where Ray runs and where copies are kept are not part of it."""
+        data = self.model_dump(
+            exclude={
+                "overwrite": True,
+                "import_to": True,
+                "calibrate": {"folder"},
+                "cluster": {"address", "wait_s", "allow_unauthenticated"},
+            }
+        )
         return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
 
     def public(self) -> dict[str, Any]:
@@ -278,11 +309,29 @@ def _labelled(value: Any) -> Any:
     return label(value) if isinstance(value, str) else value
 
 
-def load_recipe(path: str | Path, overrides: Iterable[str] | Mapping[str, Any] = ()) -> Recipe:
-    """Read a YAML recipe and apply overrides (``"train.steps=0"`` strings, or a mapping of dotted keys).
+def refuse_family(recipe: Recipe) -> Recipe:
+    """The recipe, which has to be of one run. Raises RecipeError."""
+    if recipe.family:
+        raise RecipeError(
+            f"this recipe holds a family ({', '.join(recipe.family)}): name one of it, as in RECIPE.yaml:"
+            f"{next(iter(recipe.family))}; run and plan take all of it"
+        )
+    return recipe
 
-    Raises RecipeError when the file can't be read or a key or value is wrong.
+
+def split_member(path: str | Path) -> tuple[str, str]:
+    """The file of a recipe, and the member that ``RECIPE.yaml:NAME`` names, empty where it names none."""
+    match = re.fullmatch(r"(.*\.ya?ml):([^/]*)", str(path))
+    return (match[1], match[2]) if match else (str(path), "")
+
+
+def load_recipe(path: str | Path, overrides: Iterable[str] | Mapping[str, Any] = ()) -> Recipe:
+    """Read a YAML recipe and apply overrides (``"train.steps=0"`` strings, or a mapping of dotted keys). Of a family,
+    ``RECIPE.yaml:NAME`` is the recipe of one member.
+
+    Raises RecipeError when the file can't be read, a key or value is wrong, or there is no such member.
     """
+    path, member = split_member(path)
     try:
         data = yaml.safe_load(Path(path).read_text())
     except OSError as error:
@@ -291,7 +340,38 @@ def load_recipe(path: str | Path, overrides: Iterable[str] | Mapping[str, Any] =
         raise RecipeError(f"recipe {path} is no YAML: {error}") from None
     if not isinstance(data, dict):
         raise RecipeError(f"recipe {path} holds a {type(data).__name__}; wanted keys such as 'source' and 'target'")
-    return make_recipe(data, overrides, where=str(path))
+    recipe = make_recipe(data, overrides, where=path)
+    return member_of(recipe, member, path) if member else recipe
+
+
+def members_of(recipe: Recipe, where: str = "recipe") -> dict[str, Recipe]:
+    """The recipes of a family's members. They share statistics. Raises RecipeError."""
+    shared = recipe.model_dump(exclude_unset=True, exclude={"family"})
+    if recipe.import_to is None and re.match(r"(?!file:|package:)\w+://", recipe.source):
+        shared["import_to"] = f"{recipe.output}/source.zarr"
+    found = {}
+    for name, member in recipe.family.items():
+        preset = PRESETS.get(str(member.transfer.get("preset")), {})  # wins over what all have in common
+        own = {
+            "target": {**recipe.target, **member.target},
+            "transfer": {**shared.get("transfer", {}), **preset, **member.transfer},
+            "train": {**shared.get("train", {}), **member.train},
+            "calibrate": {"folder": f"{recipe.output}/calibration", **shared.get("calibrate", {})},
+            "output": f"{recipe.output}/{name}",
+            **({"target_url": f"{recipe.target_url}/{name}"} if recipe.target_url else {}),
+        }
+        found[name] = make_recipe({**shared, **own}, where=f"{where}: family.{name}")
+    return found
+
+
+def member_of(recipe: Recipe, name: str, where: str = "recipe") -> Recipe:
+    """The recipe of one member. Raises RecipeError when there is none of this name."""
+    if name not in recipe.family:
+        raise RecipeError(
+            f"{where} has no member {name!r}; "
+            + (nearest(name, recipe.family) if recipe.family else "it holds no family: leave the name out")
+        )
+    return members_of(recipe, where)[name]
 
 
 def make_recipe(
@@ -308,9 +388,11 @@ def make_recipe(
             if not isinstance(node, dict):
                 raise RecipeError(f"override {dotted}: '{parent}' is no section")
         node[key] = value
+        if len(parents) == 1 and parents[0] != "family":
+            _take_from_members(merged, parents[0], key)
     _reject_unknown_keys(Recipe, merged, where)
     try:
-        return Recipe.model_validate(merged)
+        recipe = Recipe.model_validate(merged)
     except pydantic.ValidationError as error:
         lines = [
             f"{where}: {'.'.join(map(str, e['loc']))}: {e['msg'].removeprefix('Value error, ')}"
@@ -318,6 +400,16 @@ def make_recipe(
             for e in error.errors()
         ]
         raise RecipeError("\n".join(lines)) from None
+    members_of(recipe, where)  # whatever is wrong with one of them is said now
+    return recipe
+
+
+def _take_from_members(data: Mapping[str, Any], section: str, key: str) -> None:
+    """An override holds for every member: none keeps a value of its own."""
+    members = data.get("family")
+    for member in members.values() if isinstance(members, dict) else ():
+        if isinstance(member, dict) and isinstance(member.get(section), dict):
+            member[section].pop(key, None)
 
 
 def _split_override(text: str) -> tuple[str, Any]:
@@ -334,6 +426,10 @@ def _reject_unknown_keys(model: type[BaseModel], data: Mapping[str, Any], where:
     for key, value in data.items():
         if key not in model.model_fields:
             raise RecipeError(f"{where}: unknown key '{path}{key}'; {nearest(str(key), model.model_fields)}")
+        if key == "family" and isinstance(value, Mapping):
+            for name, member in value.items():
+                if isinstance(member, Mapping):
+                    _reject_unknown_keys(MemberConfig, member, where, f"family.{name}.")
         section = model.model_fields[key].annotation
         if isinstance(section, type) and issubclass(section, BaseModel) and isinstance(value, Mapping):
             _reject_unknown_keys(section, value, where, f"{path}{key}.")

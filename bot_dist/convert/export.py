@@ -1,4 +1,4 @@
-"""Export of any source as a folder: that ``transformers`` loads, or with a checkpoint of torch's DCP."""
+"""Export of any source: as a folder that ``transformers`` loads, or with a checkpoint of torch's DCP; as GGUF."""
 
 from __future__ import annotations
 
@@ -11,24 +11,28 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bot_dist.checkpoint.localfile import room_for
+from bot_dist.checkpoint.localfile import room_for, sync
+from bot_dist.convert.gguf_out import Encoding, plan_gguf, write_gguf
 from bot_dist.convert.location import PACKAGE
 from bot_dist.convert.safetensors_in import INDEX, SINGLE
 from bot_dist.convert.safetensors_out import Tensor, shards, write_safetensors
 from bot_dist.convert.source import Source
 from bot_dist.convert.storage import filesystem, is_local
-from bot_dist.convert.tokenizer import TOKENIZER_FILES, save_tokenizer
+from bot_dist.convert.tokenizer import TOKENIZER_FILES, load_tokenizer, save_tokenizer
 from bot_dist.errors import CheckpointExistsError, InputError
 from bot_dist.families import Model, model_of
 from bot_dist.urls import label
 
+if TYPE_CHECKING:
+    from gguf import GGUFWriter
+
 MAX_SHARD_BYTES = 5 * 10**9
 STAGING = ".bot_dist-export-"
-"""Prefix of the subfolder in which an unfinished export is."""
+"""Prefix of the subfolder or file in which an unfinished export is."""
 
 MARKERS = ("config.json", ".metadata")
 """Without these a folder is no model to ``transformers``, and no checkpoint to DCP."""
@@ -45,13 +49,16 @@ class ExportResult:
     """What an export wrote."""
 
     folder: str
+    """Or the file, where it is one."""
     files: tuple[str, ...]
     """Names in the folder, sorted."""
     n_parameters: int
     weight_bytes: int
     """Of the tensors, without headers."""
     tokenizer: bool
-    """Whether a tokenizer is among the files."""
+    """Whether a tokenizer is among the files, or in the file."""
+    notes: tuple[str, ...] = ()
+    """What the user should know."""
 
 
 def export_huggingface(
@@ -99,6 +106,56 @@ def export_dcp(
     return _export(source, folder, write, tokenizer_url, overwrite, progress)
 
 
+def export_gguf(
+    source: Source,
+    file: str,
+    *,
+    encoding: Encoding = "f16",
+    tokenizer_url: str | None = None,
+    overwrite: bool = False,
+    progress: Callable[[int], None] | None = None,
+) -> ExportResult:
+    """Write one ``.gguf`` file for llama.cpp and its like: weights in ``encoding``, configuration and tokenizer.
+
+    It is streamed, and appears under its name when it is whole. Raises as ``export_huggingface`` does; and FamilyError
+    for a model, InputError for a tokenizer or a value that GGUF can't express, MissingPackageError without ``gguf``.
+    """
+    from bot_dist.convert.gguf_tokenizer import add_no_tokenizer, add_tokenizer
+
+    target = _target_file(file, overwrite)
+    model = model_of(source.config)
+    source.check(model)
+    config = huggingface_config(model)
+    planned = plan_gguf(model, config, encoding)
+    tokenizer = None if tokenizer_url is None else load_tokenizer(tokenizer_url)
+
+    def describe(writer: GGUFWriter) -> None:
+        if tokenizer is None:
+            add_no_tokenizer(writer, config)
+        else:
+            add_tokenizer(writer, tokenizer, model.sizes["vocab"])
+
+    weight_bytes = sum(tensor.nbytes for tensor in planned.tensors)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staging = target.with_name(f"{STAGING}{target.name}")
+    with room_for(str(target), weight_bytes):
+        try:
+            write_gguf(staging, source, planned, encoding, describe, progress or (lambda _: None))
+            staging.replace(target)
+        except BaseException:
+            staging.unlink(missing_ok=True)
+            raise
+    sync(str(target.parent))
+    return ExportResult(
+        folder=str(target),
+        files=(target.name,),
+        n_parameters=model.n_parameters,
+        weight_bytes=weight_bytes,
+        tokenizer=tokenizer is not None,
+        notes=planned.notes,
+    )
+
+
 def _export(
     source: Source,
     folder: str,
@@ -137,10 +194,23 @@ def _export(
     )
 
 
+def _local(target: str) -> Path:
+    if target.startswith(PACKAGE) or not is_local(target):
+        raise InputError(f"{label(target)}: export writes local folders only; give a path and copy the result")
+    return Path(filesystem(target)[1])
+
+
+def _target_file(file: str, overwrite: bool) -> Path:
+    path = _local(file)
+    if path.suffix != ".gguf" or path.is_dir():
+        raise InputError(f"{path}: an export to GGUF is one file; give a name that ends in .gguf")
+    if path.exists() and not overwrite:
+        raise CheckpointExistsError(f"{path}: already exists; give another name or overwrite")
+    return path
+
+
 def _target(folder: str, overwrite: bool) -> Path:
-    if folder.startswith(PACKAGE) or not is_local(folder):
-        raise InputError(f"{label(folder)}: export writes local folders only; give a path and copy the result")
-    path = Path(filesystem(folder)[1])
+    path = _local(folder)
     if path.exists() and not path.is_dir():
         raise CheckpointExistsError(f"{path}: is a file; give a folder")
     names = {entry.name for entry in path.iterdir()} if path.exists() else set()
@@ -204,11 +274,7 @@ def _publish(staging: Path, target: Path) -> tuple[str, ...]:
             old.unlink()
     for name in sorted(names, key=lambda name: (name in MARKERS, name)):
         (staging / name).replace(target / name)
-    descriptor = os.open(target, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync(str(target))
     return tuple(sorted(names))
 
 

@@ -11,6 +11,7 @@ from bot_dist.convert.gguf_header import Header, TensorInfo, read_gguf_header
 from bot_dist.convert.storage import version
 from bot_dist.errors import FamilyError, MissingPackageError, SourceError, nearest
 from bot_dist.families import FAMILIES, Family, Weight
+from bot_dist.families.gguf import ROTARY, GgufArchitecture, gguf_name, module_of
 from bot_dist.urls import label
 
 TOKENS = "tokenizer.ggml.tokens"
@@ -29,18 +30,20 @@ def open_gguf(url: str) -> FileSource:
     """
     sizes = _encodings()
     header = read_gguf_header(url)
-    family = _family(header, url)
-    templates = {w.gguf: w for w in (*family.weights, family.head) if w is not None and w.gguf}
+    family, architecture = _family(header, url)
+    weights = [w for w in (*family.weights, family.head) if w is not None]
+    templates = {name: w for w in weights if (name := gguf_name(w)) is not None}
     entries: dict[str, TensorEntry] = {}
     for name, info in header.tensors.items():
         weight, layer = _weight(name, templates)
         hf = weight.hf.format(layer=layer) if weight else name
-        entries[hf] = _entry(url, name, info, header, sizes, weight is not None and weight.gguf_rotary_permuted)
+        permuted = architecture.rotary_permuted and weight is not None and module_of(weight.name) in ROTARY
+        entries[hf] = _entry(url, name, info, header, sizes, permuted)
     _check_layout(url, header, entries)
     return FileSource(
         url=url,
         format="gguf",
-        config=_config(header, family, url),
+        config=_config(header, family, architecture, url),
         entries=entries,
         files={url.rpartition("/")[2]: {"bytes": header.size, "header_sha256": header.sha256, "version": version(url)}},
     )
@@ -55,14 +58,12 @@ def _encodings() -> dict[int, tuple[str, int, int]]:
     return {kind.value: (kind.name, block, nbytes) for kind, (block, nbytes) in GGML_QUANT_SIZES.items()}
 
 
-def _family(header: Header, url: str) -> Family:
-    architecture = str(header.scalars.get("general.architecture"))
-    known = {name: family for name, family in FAMILIES.items() if family.gguf_config}
-    if architecture not in known:
-        raise FamilyError(
-            f"{label(url)}: unknown general.architecture {architecture!r}; {nearest(architecture, known)}"
-        )
-    return known[architecture]
+def _family(header: Header, url: str) -> tuple[Family, GgufArchitecture]:
+    name = str(header.scalars.get("general.architecture"))
+    known = {a.name: (family, a) for family in FAMILIES.values() for a in family.gguf.values() if a.config}
+    if name not in known:
+        raise FamilyError(f"{label(url)}: unknown general.architecture {name!r}; {nearest(name, known)}")
+    return known[name]
 
 
 class _Metadata(dict[str, Any]):
@@ -77,10 +78,10 @@ class _Metadata(dict[str, Any]):
         raise SourceError(f"{label(self.url)}: metadata has no single value '{self.prefix}{key}', which is needed")
 
 
-def _config(header: Header, family: Family, url: str) -> dict[str, Any]:
+def _config(header: Header, family: Family, architecture: GgufArchitecture, url: str) -> dict[str, Any]:
     if header.scalars.get("split.count", 1) not in (0, 1):
         raise SourceError(f"{label(url)}: is one of several parts; merge them with llama-gguf-split --merge first")
-    metadata = _Metadata(header, str(header.scalars["general.architecture"]), url)
+    metadata = _Metadata(header, architecture.name, url)
     if metadata.get("rope.scaling.type", "none") != "none":
         raise FamilyError(
             f"{label(url)}: rope.scaling.type is {metadata['rope.scaling.type']!r}, which is not read from GGUF; "
@@ -88,9 +89,9 @@ def _config(header: Header, family: Family, url: str) -> dict[str, Any]:
         )
     if TOKENS in header.lengths:
         metadata.setdefault("vocab_size", header.lengths[TOKENS])
-    assert family.gguf_config is not None
+    assert architecture.config is not None
     try:
-        config = family.gguf_config(metadata)
+        config = architecture.config(metadata)
     except (TypeError, ZeroDivisionError) as error:
         raise SourceError(
             f"{label(url)}: metadata '{metadata.prefix}*' make no model: {error}; get it again"
@@ -98,7 +99,7 @@ def _config(header: Header, family: Family, url: str) -> dict[str, Any]:
     return {
         **config,
         **{key: header.scalars.get(field) for key, field in _TOKEN_IDS.items()},
-        "tie_word_embeddings": family.head is not None and family.head.gguf not in header.tensors,
+        "tie_word_embeddings": family.head is not None and gguf_name(family.head) not in header.tensors,
     }
 
 

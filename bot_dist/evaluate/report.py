@@ -44,13 +44,51 @@ def write_report(path: Path, facts: dict[str, Any]) -> Path:
     if facts["transfer"]["energy_kept"]:
         sections += ["<h2>Energy kept</h2>", _image(energy_bars(facts["transfer"]["energy_kept"]), "energy kept")]
     sections += ["<h2>How to repeat it</h2>", _repeat(facts)]
-    title = html.escape(f"bot_dist: {facts['recipe']['source']}")
+    _write(path, facts["recipe"]["source"], sections)
+    return path
+
+
+def _write(path: Path, title: str, sections: Iterable[str]) -> None:
     body = "\n".join(sections)
-    path.write_text(
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>{_STYLE}</style>"
-        f"<body>{body}</body></html>\n"
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(
+        f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(f'bot_dist: {title}')}</title>"
+        f"<style>{_STYLE}</style><body>{body}</body></html>\n"
+    )
+    partial.replace(path)
+
+
+def write_index(path: Path, facts: dict[str, Any]) -> Path:
+    """Write the table of a family's members that are done (facts by name under ``"members"``, and the ``"recipe"``),
+    with links to their reports. Returns ``path``."""
+    recipe = facts["recipe"]
+    headings = ("member", "target", "parameters", "held-out loss (after step)", "scratch", "transfer, s", "pretrain, s")
+    rows = [(name, *_member(found)) for name, found in facts["members"].items()]
+    links = " · ".join(
+        f'<a href="{html.escape(name)}/report.html">{html.escape(name)}</a>' for name in facts["members"]
+    )
+    waiting = [name for name in recipe["family"] if name not in facts["members"]]
+    _write(
+        path,
+        f"family of {recipe['source']}",
+        [
+            f"<h1>{html.escape(recipe['source'])}</h1><p>{links}</p>",
+            table(headings, rows),
+            f"<p>Not done yet: {html.escape(', '.join(waiting))}.</p>" if waiting else "",
+            f"<pre>{html.escape(yaml.safe_dump(recipe, sort_keys=False))}</pre>",
+        ],
     )
     return path
+
+
+def _member(facts: dict[str, Any]) -> Sequence[str]:
+    runs = {run["name"]: run["held_out"] for run in facts["pretrain"]["runs"]}
+    losses = [
+        ", ".join(f"{h['loss']:.3f} ({h['step']})" for h in runs.get(name, ())) for name in ("transferred", "scratch")
+    ]
+    sizes = ", ".join(f"{name} {size}" for name, size in facts["recipe"]["target"].items())
+    seconds = (f"{facts[stage][key]:.1f}" for stage, key in (("transfer", "seconds"), ("pretrain", "total_s")))
+    return sizes, f"{facts['plan']['n_target']:,}", *losses, *seconds
 
 
 def _header(facts: dict[str, Any]) -> str:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from bot_dist.axes import AxisUse, Parameter
 from bot_dist.errors import FamilyError, nearest
+from bot_dist.families.gguf import GgufArchitecture
 
 Kind = Literal["matrix", "table", "vector"]
 """A linear map, a lookup table, or a norm weight or bias (which keep their scale under every gain)."""
@@ -48,10 +49,6 @@ class Weight:
     """The feature of a configuration (``Family.features``) that it comes with; None: it is always there."""
     inside: str | None = None
     """Name of the parameter inside the ``transformers`` model, with ``{layer}``, where files (``hf``) have another."""
-    gguf: str | None = None
-    """Name in GGUF files, with ``{layer}``; None where GGUF has no such family."""
-    gguf_rotary_permuted: bool = False
-    """GGUF stores the rows of each head as ``(2, head_dim/2)`` where ``transformers`` has ``(head_dim/2, 2)``."""
 
     @property
     def layered(self) -> bool:
@@ -120,8 +117,8 @@ class Family:
     per_layer_fields: tuple[str, ...] = ("layer_types",)
     """Fields of the configuration that are lists with one entry per layer; ``resize`` spells out defaulted ones, still
     with the entries of the source's layers."""
-    gguf_config: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
-    """``transformers`` configuration from GGUF metadata (keys without the architecture's prefix)."""
+    gguf: Mapping[str, GgufArchitecture] = field(default_factory=dict)
+    """By ``model_type``: what GGUF makes of it."""
     optional_prefix: str = ""
     """Prefix of names that some published checkpoints leave out."""
     renamed: Mapping[str, str] = field(default_factory=dict)

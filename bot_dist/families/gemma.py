@@ -13,6 +13,7 @@ from bot_dist.axes import fixed
 from bot_dist.errors import FamilyError
 from bot_dist.families import parts
 from bot_dist.families.family import Family, Weight
+from bot_dist.families.gguf import GgufArchitecture, grouped_query_metadata, wanted
 from bot_dist.families.parts import (
     FROM_WIDTH,
     HEADS_IN,
@@ -85,6 +86,11 @@ def tied(config: Mapping[str, Any]) -> bool:
     return bool(config.get("tie_word_embeddings", True))
 
 
+def gguf_metadata(config: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, Any]:
+    wanted(config, attention_bias=False)
+    return grouped_query_metadata(config, sizes, "gelu_pytorch_tanh")
+
+
 GEMMA = Family(
     name="gemma",
     model_types=("gemma",),
@@ -105,6 +111,7 @@ GEMMA = Family(
     tied=tied,
     architecture=lambda config: "GemmaForCausalLM",
     features=features,
+    gguf={"gemma": GgufArchitecture(name="gemma", metadata=gguf_metadata, head="tied")},
     ignored=(r".*\.rotary_emb\.inv_freq",),
 )
 
@@ -136,6 +143,21 @@ def layer_types(config: Mapping[str, Any], layers: int) -> list[str]:
     return ["sliding_attention" if (i + 1) % period else "full_attention" for i in range(layers)]
 
 
+def gguf_metadata_2(config: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, Any]:
+    """Of Gemma 2: llama.cpp knows every other block as sliding, from the first, and one softmax scale (by the width of
+    a head, but at 46 blocks by the residual's)."""
+    scale = sizes["embed"] // (sizes["kv_heads"] * sizes["group"]) if sizes["layer"] == 46 else sizes["head_dim"]
+    windows = ["full_attention" if i % 2 else "sliding_attention" for i in range(sizes["layer"])]
+    wanted(config, query_pre_attn_scalar=scale, layer_types=windows)
+    return {
+        **gguf_metadata(config, sizes),
+        "context_length": config["max_position_embeddings"],
+        "attention.sliding_window": config["sliding_window"],
+        "attn_logit_softcapping": float(config["attn_logit_softcapping"]),
+        "final_logit_softcapping": float(config["final_logit_softcapping"]),
+    }
+
+
 GEMMA2 = Family(
     name="gemma2",
     model_types=("gemma2", "gemma3_text"),
@@ -163,5 +185,6 @@ GEMMA2 = Family(
     ],
     features=features,
     half_steps=False,
+    gguf={"gemma2": GgufArchitecture(name="gemma2", metadata=gguf_metadata_2, head="tied")},
     ignored=(r".*\.rotary_emb\.inv_freq",),
 )

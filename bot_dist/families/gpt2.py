@@ -9,6 +9,7 @@ from bot_dist.axes import fixed, pointwise, read, write
 from bot_dist.errors import FamilyError
 from bot_dist.families import parts
 from bot_dist.families.family import Family, Weight, size_field
+from bot_dist.families.gguf import GgufArchitecture, wanted
 from bot_dist.families.parts import FROM_WIDTH, INTO_WIDTH, layer_norm, linear, matrix
 
 HEADS_OUT = (fixed("qkv"), write("heads"), write("head_dim"))
@@ -79,6 +80,19 @@ def resize(config: Mapping[str, Any], target: Mapping[str, int]) -> dict[str, An
     return resized
 
 
+def gguf_metadata(config: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, Any]:
+    wanted(config, activation_function="gelu_new", scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False)
+    return {
+        "block_count": sizes["layer"],
+        "context_length": sizes["position"],
+        "embedding_length": sizes["embed"],
+        "feed_forward_length": sizes["mlp"],
+        "attention.head_count": sizes["heads"],
+        "attention.layer_norm_epsilon": float(config["layer_norm_epsilon"]),
+        "vocab_size": sizes["vocab"],
+    }
+
+
 GPT2 = Family(
     name="gpt2",
     model_types=("gpt2",),
@@ -93,6 +107,7 @@ GPT2 = Family(
     tied=lambda config: bool(config.get("tie_word_embeddings", True)),
     architecture=lambda config: "GPT2LMHeadModel",
     norm="layer",
+    gguf={"gpt2": GgufArchitecture(name="gpt2", metadata=gguf_metadata)},
     optional_prefix="transformer.",
     ignored=(r".*\.attn\.bias", r".*\.attn\.masked_bias"),
     context_field="n_positions",

@@ -11,6 +11,7 @@ from typing import Any
 from bot_dist.axes import fixed, read, write
 from bot_dist.families import parts
 from bot_dist.families.family import Family, Weight, size_field
+from bot_dist.families.gguf import GgufArchitecture, rope_scaling, wanted
 from bot_dist.families.parts import FROM_WIDTH, INTO_WIDTH, layer_norm, linear, matrix
 
 HEADS_OUT = (write("heads"), fixed("qkv"), fixed("head_dim"))
@@ -64,6 +65,24 @@ def resize(config: Mapping[str, Any], target: Mapping[str, int]) -> dict[str, An
     }
 
 
+def gguf_metadata(config: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, Any]:
+    wanted(config, hidden_act="gelu", attention_bias=True)
+    rope = config["rope_parameters"]
+    return {
+        "block_count": sizes["layer"],
+        "context_length": config["max_position_embeddings"],
+        "embedding_length": sizes["embed"],
+        "feed_forward_length": sizes["mlp"],
+        "use_parallel_residual": bool(config["use_parallel_residual"]),
+        "attention.head_count": sizes["heads"],
+        "attention.layer_norm_epsilon": float(config["layer_norm_eps"]),
+        "rope.dimension_count": int(sizes["head_dim"] * rope.get("partial_rotary_factor", 1.0)),
+        "rope.freq_base": float(rope["rope_theta"]),
+        "vocab_size": sizes["vocab"],
+        **rope_scaling(rope),
+    }
+
+
 GPT_NEOX = Family(
     name="gpt_neox",
     model_types=("gpt_neox",),
@@ -80,6 +99,7 @@ GPT_NEOX = Family(
     features=lambda config: frozenset({"attention_bias"} if config.get("attention_bias", True) else ()),
     norm="layer",
     parallel=lambda config: bool(config.get("use_parallel_residual", True)),
+    gguf={"gpt_neox": GgufArchitecture(name="gptneox", metadata=gguf_metadata, head="own")},
     optional_prefix="gpt_neox.",
     ignored=(r".*\.attention\.bias", r".*\.attention\.masked_bias", r".*\.rotary_emb\.inv_freq"),
 )

@@ -4,11 +4,14 @@ and 3)."""
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from bot_dist.axes import fixed
+from bot_dist.errors import FamilyError
 from bot_dist.families import parts
 from bot_dist.families.family import Family, Weight
+from bot_dist.families.gguf import GgufArchitecture, grouped_query_metadata, wanted
 from bot_dist.families.parts import (
     FROM_WIDTH,
     HEADS_IN,
@@ -24,42 +27,36 @@ from bot_dist.families.parts import (
 
 BLOCK = "model.layers.{layer}."
 ATTENTION, FFN = BLOCK + "self_attn.", BLOCK + "mlp."
-GGUF = "blk.{layer}."
 
 WEIGHTS = (
     Weight(
         name="embed",
         hf="model.embed_tokens.weight",
-        gguf="token_embd.weight",
         dims=((fixed("vocab"),), INTO_WIDTH),
         kind="table",
     ),
-    rms_norm("attn.norm", BLOCK + "input_layernorm", gguf=GGUF + "attn_norm.weight"),
-    matrix(
-        "attn.q", ATTENTION + "q_proj", HEADS_OUT, FROM_WIDTH, gguf=GGUF + "attn_q.weight", gguf_rotary_permuted=True
-    ),
-    matrix("attn.k", ATTENTION + "k_proj", KV_OUT, FROM_WIDTH, gguf=GGUF + "attn_k.weight", gguf_rotary_permuted=True),
-    matrix("attn.v", ATTENTION + "v_proj", KV_OUT, FROM_WIDTH, gguf=GGUF + "attn_v.weight"),
+    rms_norm("attn.norm", BLOCK + "input_layernorm"),
+    matrix("attn.q", ATTENTION + "q_proj", HEADS_OUT, FROM_WIDTH),
+    matrix("attn.k", ATTENTION + "k_proj", KV_OUT, FROM_WIDTH),
+    matrix("attn.v", ATTENTION + "v_proj", KV_OUT, FROM_WIDTH),
     bias("attn.q", ATTENTION + "q_proj", HEADS_OUT, feature="qkv_bias"),
     bias("attn.k", ATTENTION + "k_proj", KV_OUT, feature="qkv_bias"),
     bias("attn.v", ATTENTION + "v_proj", KV_OUT, feature="qkv_bias"),
     rms_norm("attn.q.norm", ATTENTION + "q_norm", axis=fixed("head_dim"), feature="qk_norm"),
     rms_norm("attn.k.norm", ATTENTION + "k_norm", axis=fixed("head_dim"), feature="qk_norm"),
-    matrix(
-        "attn.out", ATTENTION + "o_proj", INTO_WIDTH, HEADS_IN, into_residual=True, gguf=GGUF + "attn_output.weight"
-    ),
+    matrix("attn.out", ATTENTION + "o_proj", INTO_WIDTH, HEADS_IN, into_residual=True),
     bias("attn.out", ATTENTION + "o_proj", INTO_WIDTH, into_residual=True, feature="out_bias"),
-    rms_norm("mlp.norm", BLOCK + "post_attention_layernorm", gguf=GGUF + "ffn_norm.weight"),
-    matrix("mlp.gate", FFN + "gate_proj", UNITS_OUT, FROM_WIDTH, gguf=GGUF + "ffn_gate.weight"),
-    matrix("mlp.up", FFN + "up_proj", UNITS_OUT, FROM_WIDTH, gguf=GGUF + "ffn_up.weight"),
-    matrix("mlp.down", FFN + "down_proj", INTO_WIDTH, UNITS_IN, into_residual=True, gguf=GGUF + "ffn_down.weight"),
+    rms_norm("mlp.norm", BLOCK + "post_attention_layernorm"),
+    matrix("mlp.gate", FFN + "gate_proj", UNITS_OUT, FROM_WIDTH),
+    matrix("mlp.up", FFN + "up_proj", UNITS_OUT, FROM_WIDTH),
+    matrix("mlp.down", FFN + "down_proj", INTO_WIDTH, UNITS_IN, into_residual=True),
     bias("mlp.gate", FFN + "gate_proj", UNITS_OUT, feature="mlp_bias"),
     bias("mlp.up", FFN + "up_proj", UNITS_OUT, feature="mlp_bias"),
     bias("mlp.down", FFN + "down_proj", INTO_WIDTH, into_residual=True, feature="mlp_bias"),
-    rms_norm("norm", "model.norm", gguf="output_norm.weight"),
+    rms_norm("norm", "model.norm"),
 )
 
-HEAD = matrix("head", "lm_head", (fixed("vocab"),), FROM_WIDTH, gguf="output.weight")
+HEAD = matrix("head", "lm_head", (fixed("vocab"),), FROM_WIDTH)
 
 CLASSES = {
     "llama": "LlamaForCausalLM",
@@ -96,11 +93,11 @@ def resize(config: Mapping[str, Any], target: Mapping[str, int]) -> dict[str, An
     return resized
 
 
-def gguf_config(meta: Mapping[str, Any]) -> dict[str, Any]:
+def gguf_config(meta: Mapping[str, Any], model_type: str) -> dict[str, Any]:
     heads = meta["attention.head_count"]
     return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+        "architectures": [CLASSES[model_type]],
+        "model_type": model_type,
         "hidden_act": "silu",
         "num_hidden_layers": meta["block_count"],
         "hidden_size": meta["embedding_length"],
@@ -118,6 +115,30 @@ def gguf_config(meta: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def gguf_metadata(config: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, Any]:
+    metadata = grouped_query_metadata(config, sizes, "silu")
+    width = sizes["kv_heads"] * sizes["group"] * sizes["head_dim"]
+    if config["model_type"] == "qwen2" and width != sizes["embed"]:
+        raise FamilyError(
+            f"config.json: heads × head_dim = {width}, and llama.cpp takes a qwen2 of that width only, not of "
+            f"{sizes['embed']}; export safetensors"
+        )
+    if config["model_type"] == "qwen3":
+        wanted(config, attention_bias=False)
+    return metadata
+
+
+def gguf_architecture(name: str, model_type: str, *, rotary_permuted: bool = False) -> GgufArchitecture:
+    return GgufArchitecture(
+        name=name,
+        metadata=gguf_metadata,
+        config=partial(gguf_config, model_type=model_type),
+        rotary_permuted=rotary_permuted,
+    )
+
+
+AS_LLAMA = gguf_architecture("llama", "llama", rotary_permuted=True)
+
 LLAMA = Family(
     name="llama",
     model_types=tuple(CLASSES),
@@ -132,6 +153,11 @@ LLAMA = Family(
     tied=lambda config: bool(config.get("tie_word_embeddings", False)),
     architecture=lambda config: CLASSES[config["model_type"]],
     features=features,
-    gguf_config=gguf_config,
+    gguf={
+        "llama": AS_LLAMA,
+        "mistral": AS_LLAMA,
+        "qwen2": gguf_architecture("qwen2", "qwen2"),
+        "qwen3": gguf_architecture("qwen3", "qwen3"),
+    },
     ignored=(r".*\.rotary_emb\.inv_freq",),
 )

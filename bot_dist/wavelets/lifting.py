@@ -85,11 +85,13 @@ def _costs(inverse: torch.Tensor, columns: torch.Tensor, inner: int) -> torch.Te
     """Of every unit: ``inverse`` is of C, ``(n, n)``, ``columns`` are those of W, ``(n, m)``."""
     units = len(columns) // inner
     if inner == 1:
-        return columns.square().sum(1) / inverse.diagonal()
+        alone: torch.Tensor = columns.square().sum(1) / inverse.diagonal()
+        return alone
     each = torch.arange(units)
     blocks = inverse.reshape(units, inner, units, inner)[each, :, each, :]
     parts = columns.reshape(units, inner, -1)
-    return (parts * torch.linalg.solve(blocks, parts)).sum((1, 2))
+    costs: torch.Tensor = (parts * torch.linalg.solve(blocks, parts)).sum((1, 2))
+    return costs
 
 
 def _drop(inverse: torch.Tensor, columns: torch.Tensor, at: torch.Tensor) -> None:

@@ -288,6 +288,38 @@ def test_a_misspelt_recipe(cli: Callable[..., tuple[int, str]], tmp_path: Path) 
     assert (status, "unknown key 'sorce'; did you mean 'source'?" in text) == (2, True)
 
 
+def test_a_family_is_planned_whole_and_used_one_by_one(
+    cli: Callable[..., tuple[int, str]], tmp_path: Path, pico_llama: PicoFactory
+) -> None:
+    recipe = tmp_path / "family.yaml"
+    family = "{small: {target: {embed: 12}}, large: {target: {embed: 48}}}"
+    recipe.write_text(f"source: {pico_llama().url}\noutput: {tmp_path}/out\nfamily: {family}\n")
+    status, text = cli("plan", str(recipe))
+    assert (status, [f"{name}/transferred.zarr" in text for name in ("small", "large")]) == (0, [True, True])
+    status, text = cli("plan", f"{recipe}:large")
+    assert (status, "small/transferred.zarr" in text) == (0, False)
+    for verb in ("scale", "pretrain", "export", "verify", "inspect"):
+        status, text = cli(verb, str(recipe))
+        assert (status, "holds a family (small, large): name one of it" in text) == (2, True), text
+    assert cli("scale", f"{recipe}:small", "--set", "cluster.executor=local")[0] == 0
+    assert cli("verify", f"{recipe}:small")[0] == 0
+
+
+def test_a_store_is_exported_for_llama_cpp(
+    cli: Callable[..., tuple[int, str]], tmp_path: Path, pico_llama: PicoFactory
+) -> None:
+    pytest.importorskip("gguf")
+    store, file = tmp_path / "store", tmp_path / "model.gguf"
+    assert cli(*scale(pico_llama().url, store))[0] == 0
+    status, text = cli("export", str(store), str(file), "--to", "gguf", "--dtype", "q8_0")
+    assert (status, "note: 19 of 29 tensors are f16" in text) == (0, True), text
+    assert cli("export", str(store), str(file), "--to", "gguf", "--dtype", "f32", "--overwrite")[0] == 0
+    status, text = cli("diff", "--quick", str(store), str(file))
+    assert "rms_norm_eps" in text  # a float32 there; sizes and dtypes are the same
+    status, text = cli("export", str(store), str(tmp_path / "folder"), "--dtype", "f16")
+    assert (status, "--dtype is for GGUF" in text) == (2, True)
+
+
 def test_a_committed_target_needs_overwrite(
     cli: Callable[..., tuple[int, str]], tmp_path: Path, pico_llama: PicoFactory
 ) -> None:

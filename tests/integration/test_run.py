@@ -12,7 +12,8 @@ import pytest
 
 import bot_dist
 from bot_dist.checkpoint import CheckpointReader
-from bot_dist.errors import CheckpointError, CheckpointExistsError, InputError, RecipeError
+from bot_dist.errors import CheckpointError, CheckpointExistsError, FamilyError, InputError, RecipeError
+from bot_dist.recipe import member_of
 
 pytestmark = [pytest.mark.ray, pytest.mark.deepspeed, pytest.mark.usefixtures("ray_cluster")]
 
@@ -87,6 +88,47 @@ def test_a_run_and_its_reruns(recipe: Callable[..., bot_dist.Recipe], tmp_path: 
     with pytest.raises(InputError, match="over its source"):
         bot_dist.transfer(recipe(source=str(out / "transferred.zarr"), target={}, overwrite=True))
     CheckpointReader(str(out / "transferred.zarr"))
+
+
+def test_a_family_is_a_run_for_each_of_it(recipe: Callable[..., bot_dist.Recipe], tmp_path: Path) -> None:
+    out, copy = tmp_path / "run", str(tmp_path / "copy.zarr")
+    family = {"small": {"target": {"mlp": 20}}, "large": {"target": {"embed": 16, "mlp": 80}}}
+    short = {"train.steps": 0, "train.scratch": False, "cluster.tensor": 1}
+    whole = recipe(**short, family=family, import_to=copy)
+    events: list[dict[str, Any]] = []
+    facts = bot_dist.run(whole, events.append)
+    assert [*facts["members"]] == ["small", "large"]
+    assert not facts["complete_before"]
+    assert [e["url"] for e in events if e["event"] == "committed" and e["stage"] == "transfer"] == [
+        copy,
+        *(str(out / name / "transferred.zarr") for name in family),
+    ]
+    for name, sizes in (("small", [12, 20]), ("large", [16, 80])):
+        config = json.loads((out / name / "export" / "config.json").read_text())
+        assert [config["hidden_size"], config["intermediate_size"]] == sizes
+        assert CheckpointReader(str(out / name / "transferred.zarr")).manifest.provenance["source"]["url"] == copy
+    found = {
+        e["member"]: e["event"] for e in events if e["stage"] == "calibrate" and e.get("purpose") == "loss of source"
+    }
+    assert found == {"small": "committed", "large": "cached"}
+    index = (out / "report.html").read_text()
+    assert all(f'href="{name}/report.html"' in index and (out / name / "report.html").exists() for name in family)
+
+    # Again: nothing to do; of one whose report is lost, only that, and by its own name, too.
+    assert bot_dist.run(whole)["complete_before"]
+    (out / "large" / "stages" / "facts.json").unlink()
+    again = bot_dist.run(whole)["members"]
+    assert [again[name]["complete_before"] for name in family] == [True, False]
+    assert again["large"]["transfer"] == facts["members"]["large"]["transfer"]
+    assert bot_dist.run(member_of(whole, "large"))["complete_before"]
+
+    # What is wrong with one of them is found before anything of another is done; and they are planned one by one.
+    wrong = recipe(**short, family={"first": {}, "second": {"target": {"embd": 3}}}, output=str(tmp_path / "other"))
+    with pytest.raises(FamilyError, match="'embd' does not exist"):
+        bot_dist.run(wrong)
+    assert not (tmp_path / "other").exists()
+    with pytest.raises(InputError, match=r"holds a family \(small, large\): name one of it, as in RECIPE\.yaml:small"):
+        bot_dist.transfer(whole)
 
 
 def test_what_no_run_has_made_is_not_replaced(recipe: Callable[..., bot_dist.Recipe], tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from bot_dist.convert import files, gguf_header, open_source
 from bot_dist.convert.tokenizer import load_tokenizer, save_tokenizer
 from bot_dist.errors import FamilyError, InputError, MissingPackageError, SourceError
 from bot_dist.families import FAMILIES, model_of
+from bot_dist.families.gguf import ROTARY, gguf_name, module_of
 from bot_dist.sharding import whole
 from tests.conftest import Pico
 from tests.unit.test_convert_safetensors import boxes, parameters, read_all
@@ -69,11 +70,11 @@ def write_gguf(pico_llama: Callable[..., Pico], tmp_path: Path) -> Callable[...,
                 held[name] = torch.from_numpy(gguf.quants.dequantize(data, kind).copy())
             else:
                 held[name] = tensor.detach()
-            if weight.gguf_rotary_permuted:
+            if module_of(weight.name) in ROTARY:
                 heads = config.num_attention_heads if "q_proj" in name else config.num_key_value_heads
                 data = permuted(torch.from_numpy(np.array(data)), heads).numpy()
             raw = kind if tensor.ndim == 2 and data.dtype == np.uint8 else None
-            writer.add_tensor(weight.gguf.format(layer=layer), np.ascontiguousarray(data), raw_dtype=raw)
+            writer.add_tensor(gguf_name(weight).format(layer=layer), np.ascontiguousarray(data), raw_dtype=raw)
         edit(writer)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
@@ -173,7 +174,7 @@ def test_other_bytes_and_versions_are_refused(tmp_path: Path) -> None:
         (lambda w: w.add_uint16("split.count", 2), SourceError, "merge them with llama-gguf-split"),
         (lambda w: w.add_string("llama.rope.scaling.type", "yarn"), FamilyError, "rope.scaling.type is 'yarn'"),
         (lambda w: w.add_tensor("rope_freqs.weight", np.ones(4, "f4")), SourceError, "unexpected tensor 'rope_freqs"),
-        (lambda w: w.add_tensor("blk.0.attn_q.bias", np.ones(32, "f4")), SourceError, "unexpected .*attn_q.bias"),
+        (lambda w: w.add_tensor("blk.0.attn_q.bias", np.ones(32, "f4")), SourceError, "unexpected .*q_proj.bias"),
         (lambda w: w.add_tensor("blk.3.attn_norm.weight", np.ones(32, "f4")), SourceError, "unexpected .*layers.3"),
     ],
 )

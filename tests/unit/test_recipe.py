@@ -4,9 +4,10 @@ import datetime
 from pathlib import Path
 
 import pytest
+import yaml
 
 from bot_dist.errors import RecipeError
-from bot_dist.recipe import load_recipe, make_recipe, parse_bytes
+from bot_dist.recipe import load_recipe, make_recipe, member_of, members_of, parse_bytes
 from bot_dist.urls import label
 
 MINIMAL = {"source": "a", "output": "b"}
@@ -39,6 +40,78 @@ def test_overrides() -> None:
         make_recipe(MINIMAL, ["train.stepz=1"])
 
 
+FAMILY = {
+    **MINIMAL,
+    "target": {"embed": 8},
+    "transfer": {"preset": "paper-gpt-l2s", "seed": 3},
+    "train": {"steps": 9, "batch": 4},
+    "family": {
+        "small": {"target": {"layers": 2}, "train": {"steps": 5}},
+        "big": {"target": {"embed": 64}, "transfer": {"preset": "paper-gpt-s2l"}},
+    },
+}
+
+
+def test_members_have_what_is_common_and_their_own() -> None:
+    recipe = make_recipe(FAMILY)
+    small, big = members_of(recipe).values()
+    assert (small.output, big.transferred_url) == ("b/small", "b/big/transferred.zarr")
+    assert (small.target, big.target) == ({"embed": 8, "layers": 2}, {"embed": 64})
+    assert [(m.train.steps, m.train.batch) for m in (small, big)] == [(5, 4), (9, 4)]
+    assert [(m.transfer.wavelet, m.transfer.seed) for m in (small, big)] == [("coif3", 3), ("db2", 3)]
+    assert small.calibrate.folder == big.calibrate.folder == "b/calibration"
+    assert not small.family
+    assert {m.transferred_url for m in members_of(make_recipe({**FAMILY, "target_url": "s3://x"})).values()} == {
+        "s3://x/small",
+        "s3://x/big",
+    }
+    assert [member_of(recipe, "small"), members_of(make_recipe(MINIMAL))] == [small, {}]
+
+
+def test_an_override_holds_for_every_member() -> None:
+    recipe = make_recipe(FAMILY, ["train.steps=1", "family.big.target.embed=32"])
+    assert {name: (m.train.steps, m.target["embed"]) for name, m in members_of(recipe).items()} == {
+        "small": (1, 8),
+        "big": (1, 32),
+    }
+
+
+def test_a_family_copies_a_source_that_is_not_on_a_file_system() -> None:
+    copies = {
+        source: member_of(make_recipe({**FAMILY, "source": source}), "big").import_to
+        for source in ("hf://owner/model", "s3://b/m", "package://p/m.gguf", "/models/m")
+    }
+    assert [*copies.values()] == ["b/source.zarr", "b/source.zarr", None, None]
+
+
+@pytest.mark.parametrize(
+    ("member", "message"),
+    [
+        ({"trian": {}}, r"unknown key 'family\.small\.trian'; did you mean 'train'"),
+        ({"train": {"stepz": 1}}, r"family\.small: unknown key 'train\.stepz'; did you mean .*'steps'"),
+        ({"transfer": {"gain": "loud"}}, r"family\.small: transfer\.gain.*'measure'.*found 'loud'"),
+        ({"target": {"embed": "wide"}}, r"family\.small\.target\.embed"),
+        (None, r"family\.small: .*found None"),
+    ],
+)
+def test_what_is_wrong_with_a_member_is_named(member: object, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        make_recipe({**MINIMAL, "family": {"small": member}})
+
+
+def test_one_member_of_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "family.yaml"
+    path.write_text(yaml.safe_dump(FAMILY))
+    assert load_recipe(f"{path}:small") == member_of(load_recipe(path), "small")
+    with pytest.raises(RecipeError, match="has no member 'smal'; did you mean 'small'"):
+        load_recipe(f"{path}:smal")
+    path.write_text(yaml.safe_dump(MINIMAL))
+    with pytest.raises(RecipeError, match="holds no family: leave the name out"):
+        load_recipe(f"{path}:small")
+    with pytest.raises(RecipeError, match=r"family\.\.\./x"):
+        make_recipe({**MINIMAL, "family": {"../x": {}}})
+
+
 @pytest.mark.parametrize(("text", "n"), [("512 MiB", 2**29), ("2GB", 2 * 10**9), (17, 17), ("1.5 KiB", 1536)])
 def test_sizes(text: object, n: int) -> None:
     assert parse_bytes(text) == n
@@ -47,6 +120,7 @@ def test_sizes(text: object, n: int) -> None:
 def test_the_digest_is_of_what_is_computed() -> None:
     digest = make_recipe(MINIMAL).digest()
     assert make_recipe(MINIMAL, ["overwrite=true", "cluster.address=auto"]).digest() == digest
+    assert make_recipe(MINIMAL, ["import_to=x", "calibrate.folder=y"]).digest() == digest
     assert make_recipe(MINIMAL, ["target.layers=3"]).digest() != digest
 
 

@@ -13,7 +13,6 @@ import numpy as np
 from bot_dist.checkpoint import Storage
 from bot_dist.checkpoint.manifest import digest
 from bot_dist.convert.texts import identities, open_texts
-from bot_dist.convert.texts.open import resolve_texts
 from bot_dist.convert.token_store import TokenStore, TokenStoreWriter
 from bot_dist.errors import InputError
 from bot_dist.recipe import TrainConfig
@@ -109,19 +108,6 @@ class Windows:
         return {key: value for key, value in self.__dict__.items() if key != "_store"}
 
 
-def text_files(config: TrainConfig) -> list[str]:
-    """The files that ``config.text`` names, sorted.
-
-    Raises InputError when there are none, or the batch doesn't divide over the workers.
-    """
-    if config.batch % config.workers:
-        raise InputError(
-            f"train.batch is {config.batch} sequences, not divisible over train.workers={config.workers}; "
-            f"use train.batch={-(-config.batch // config.workers) * config.workers}"
-        )
-    return resolve_texts(config.text, "train")
-
-
 def prepare_tokens(
     config: TrainConfig, tokenizer_url: str, vocab_size: int, folder: str | Path, on_event: OnEvent = ignore
 ) -> TokenFile:
@@ -130,14 +116,12 @@ def prepare_tokens(
 
     ``on_event`` is called as by ``committed`` and ``make_store``. Ray must be initialised where there is much text.
 
-    Raises InputError when there is no text, a file can't be read or is changed meanwhile, ``batch`` is not divisible by
-    ``workers``, a token is no row of the model's table, or the text is shorter than one batch and the held-out
-    sequences.
+    Raises InputError when there is no text, a file can't be read or is changed meanwhile, a token is no row of the
+    model's table, or the text is shorter than one batch and the held-out sequences.
     """
     from bot_dist.convert.text import Encoder
     from bot_dist.convert.tokenizer import load_tokenizer
 
-    text_files(config)
     texts = open_texts(config.text, config.column)
     encoder = Encoder(load_tokenizer(tokenizer_url))
 

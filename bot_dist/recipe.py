@@ -13,7 +13,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import pydantic
 import yaml
@@ -43,8 +43,17 @@ def _folder(path: str) -> str:
     return os.path.expanduser(path)
 
 
-class _Config(BaseModel):
+Folder = Annotated[str, AfterValidator(_folder)]
+"""A path on a file system that all nodes see."""
+
+
+class Config(BaseModel):
+    """A section of a recipe: strict and frozen, every key with its docstring."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+ConfigModel = TypeVar("ConfigModel", bound=Config)
 
 
 WidthPolicy = Literal["resample", "copy", "lazy"]
@@ -63,7 +72,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 """Named settings: the best wavelet of each case in the ablation of BoT (arXiv 2603.07506), taken literally."""
 
 
-class TransferConfig(_Config):
+class TransferConfig(Config):
     """How the source's weights become the target's."""
 
     preset: str | None = None
@@ -143,7 +152,7 @@ class TransferConfig(_Config):
         return self.width.get(axis, "resample")
 
 
-class ClusterConfig(_Config):
+class ClusterConfig(Config):
     """Who executes the transfer and the training."""
 
     executor: Literal["ray", "local"] = "ray"
@@ -162,7 +171,7 @@ class ClusterConfig(_Config):
     """Where actors transform and workers train; ``auto`` takes CUDA where it is found."""
 
 
-class CalibrateConfig(_Config):
+class CalibrateConfig(Config):
     """The text that adaptive shrinking takes its statistics from."""
 
     text: tuple[str, ...] = ()
@@ -182,7 +191,7 @@ class CalibrateConfig(_Config):
     """Tokens after those, on which the loss is measured after every stage; 0: it is not measured."""
 
 
-class TrainConfig(_Config):
+class TrainConfig(Config):
     """Continued pretraining by DeepSpeed ZeRO."""
 
     text: tuple[str, ...] = ()
@@ -227,13 +236,13 @@ class TrainConfig(_Config):
     """Of data order and of the scratch initialisation."""
 
 
-class Recipe(_Config):
+class Recipe(Config):
     """One run: source → plan → transfer → continued pretraining → export → report."""
 
     source: str
     """Checkpoint to start from: a folder or URL with safetensors, a ``.gguf`` file, or a bot_dist store;
     ``package://PACKAGE/FILE`` names a file inside an installed Python package."""
-    output: Annotated[str, AfterValidator(_folder)]
+    output: Folder
     """Folder of the run (a path that all nodes see)."""
     target_url: str | None = None
     """Where the transferred store goes, any fsspec URL; None: ``{output}/transferred.zarr``."""
@@ -265,15 +274,16 @@ class Recipe(_Config):
 
     def public(self) -> dict[str, Any]:
         """The recipe as plain data for manifests, records and reports: URLs without secrets."""
-        data: dict[str, Any] = _labelled(self.model_dump(mode="json", exclude={"cluster": {"address"}}))
+        data: dict[str, Any] = labelled(self.model_dump(mode="json", exclude={"cluster": {"address"}}))
         return data
 
 
-def _labelled(value: Any) -> Any:
+def labelled(value: Any) -> Any:
+    """Plain data with URLs without secrets."""
     if isinstance(value, dict):
-        return {key: _labelled(inner) for key, inner in value.items()}
+        return {key: labelled(inner) for key, inner in value.items()}
     if isinstance(value, list):
-        return [_labelled(inner) for inner in value]
+        return [labelled(inner) for inner in value]
     return label(value) if isinstance(value, str) else value
 
 
@@ -282,6 +292,11 @@ def load_recipe(path: str | Path, overrides: Iterable[str] | Mapping[str, Any] =
 
     Raises RecipeError when the file can't be read or a key or value is wrong.
     """
+    return make_recipe(read_yaml(path), overrides, where=str(path))
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The keys of a YAML file. Raises RecipeError where there are none to be read."""
     try:
         data = yaml.safe_load(Path(path).read_text())
     except OSError as error:
@@ -290,13 +305,20 @@ def load_recipe(path: str | Path, overrides: Iterable[str] | Mapping[str, Any] =
         raise RecipeError(f"recipe {path} is no YAML: {error}") from None
     if not isinstance(data, dict):
         raise RecipeError(f"recipe {path} holds a {type(data).__name__}; wanted keys such as 'source' and 'target'")
-    return make_recipe(data, overrides, where=str(path))
+    return data
 
 
 def make_recipe(
     data: Mapping[str, Any], overrides: Iterable[str] | Mapping[str, Any] = (), where: str = "recipe"
 ) -> Recipe:
     """A validated recipe from plain data. Raises RecipeError."""
+    return validated(Recipe, data, overrides, where)
+
+
+def validated(
+    model: type[ConfigModel], data: Mapping[str, Any], overrides: Iterable[str] | Mapping[str, Any], where: str
+) -> ConfigModel:
+    """The configuration of plain data with overrides. Raises RecipeError."""
     merged: dict[str, Any] = copy.deepcopy(dict(data))
     items = overrides.items() if isinstance(overrides, Mapping) else map(_split_override, overrides)
     for dotted, value in items:
@@ -307,9 +329,9 @@ def make_recipe(
             if not isinstance(node, dict):
                 raise RecipeError(f"override {dotted}: '{parent}' is no section")
         node[key] = value
-    _reject_unknown_keys(Recipe, merged, where)
+    _reject_unknown_keys(model, merged, where)
     try:
-        return Recipe.model_validate(merged)
+        return model.model_validate(merged)
     except pydantic.ValidationError as error:
         lines = [
             f"{where}: {'.'.join(map(str, e['loc']))}: {e['msg'].removeprefix('Value error, ')}"
@@ -333,6 +355,14 @@ def _reject_unknown_keys(model: type[BaseModel], data: Mapping[str, Any], where:
     for key, value in data.items():
         if key not in model.model_fields:
             raise RecipeError(f"{where}: unknown key '{path}{key}'; {nearest(str(key), model.model_fields)}")
-        section = model.model_fields[key].annotation
-        if isinstance(section, type) and issubclass(section, BaseModel) and isinstance(value, Mapping):
-            _reject_unknown_keys(section, value, where, f"{path}{key}.")
+        annotation = model.model_fields[key].annotation
+        section = next((t for t in (annotation, *get_args(annotation)) if _is_section(t)), None)
+        named = value.items() if get_origin(annotation) is dict and isinstance(value, Mapping) else [("", value)]
+        for name, inner in named:
+            if section is not None and isinstance(inner, Mapping):
+                inside = f"{path}{key}.{name}." if name else f"{path}{key}."
+                _reject_unknown_keys(section, inner, where, inside)
+
+
+def _is_section(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)

@@ -97,6 +97,11 @@ class ComparisonRecipe(Config):
                 raise ValueError(f"{where}.{found[0]} is not for comparisons; " + SAID_BY[found[0]])
         return self
 
+    @property
+    def workers(self) -> int:
+        """The most that train at a time."""
+        return max(train.workers for train in (self.train, self.pretrain and self.pretrain.train) if train)
+
     def public(self) -> dict[str, Any]:
         """The recipe as plain data: URLs without secrets."""
         data: dict[str, Any] = labelled(self.model_dump(mode="json", exclude={"cluster": {"address"}}))

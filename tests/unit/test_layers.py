@@ -30,6 +30,7 @@ FLOORS = [  # of the architecture, lowest first; the names of one line do not im
     {"calibrate", "evaluate", "train"},
     {"planning"},
     {"checks", "pipeline"},
+    {"compare"},
     {"console", "__init__"},
     {"cli"},
 ]

@@ -17,7 +17,5 @@ def save_byte_tokenizer(folder: str | Path) -> None:
     tokenizer = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(letters)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    made = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token=END_OF_TEXT, clean_up_tokenization_spaces=False
-    )
-    made.save_pretrained(str(folder))
+    make: Any = PreTrainedTokenizerFast  # has no annotations
+    make(tokenizer_object=tokenizer, eos_token=END_OF_TEXT).save_pretrained(str(folder))

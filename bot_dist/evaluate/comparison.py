@@ -24,6 +24,10 @@ from bot_dist.recipe import (
 
 SCRATCH = "scratch"
 """The model that every method is measured against; always there."""
+UNTIED_SCRATCH = f"{SCRATCH}, head untied"
+"""What methods are measured against that untie the head, where others don't."""
+SOURCE = "source"
+"""Whose loss is measured beside them."""
 
 
 class PretrainConfig(Config):
@@ -87,8 +91,8 @@ class ComparisonRecipe(Config):
     def _consistent(self) -> ComparisonRecipe:
         if (self.source is None) == (self.pretrain is None):
             raise ValueError("give a source: a checkpoint (source), or a model to train first (pretrain); not both")
-        if SCRATCH in self.methods:
-            raise ValueError(f"methods: {SCRATCH!r} is always among them; leave it out")
+        if taken := {SCRATCH, UNTIED_SCRATCH, SOURCE} & {*self.methods}:
+            raise ValueError(f"methods: {min(taken)!r} is always there; leave it out, or give the method another name")
         if self.train.steps == 0:
             raise ValueError("train.steps is 0; give the budget that all methods are trained for")
         for where, train in (("train", self.train), ("pretrain.train", self.pretrain and self.pretrain.train)):
@@ -96,11 +100,6 @@ class ComparisonRecipe(Config):
             if train and (found := sorted(own & train.model_fields_set)):
                 raise ValueError(f"{where}.{found[0]} is not for comparisons; " + SAID_BY[found[0]])
         return self
-
-    @property
-    def workers(self) -> int:
-        """The most that train at a time."""
-        return max(train.workers for train in (self.train, self.pretrain and self.pretrain.train) if train)
 
     def public(self) -> dict[str, Any]:
         """The recipe as plain data: URLs without secrets."""

@@ -28,7 +28,7 @@ FLOORS = [  # of the architecture, lowest first; the names of one line do not im
     {"checkpoint"},
     {"convert", "runtime"},
     {"calibrate", "evaluate", "train"},
-    {"planning"},
+    {"bench", "planning"},
     {"checks", "pipeline"},
     {"compare"},
     {"console", "__init__"},

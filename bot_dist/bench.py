@@ -1,0 +1,113 @@
+"""Trainings whose results are kept under a key of everything that decides them, and taken again."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from bot_dist.convert.storage import read_file, resolve_all
+from bot_dist.recipe import ClusterConfig, TrainConfig
+from bot_dist.runtime.cluster import connected
+from bot_dist.train.driver import TrainRun, pretrain
+
+OnEvent = Callable[[dict[str, Any]], None]
+Result = dict[str, Any]
+"""Plain data."""
+RESULT = "result.json"
+"""In the folder of its job."""
+Digests = Callable[[tuple[str, ...]], list[str]]
+"""Of the contents of the files that a text is made of."""
+
+
+class Job(Protocol):
+    """One training."""
+
+    @property
+    def name(self) -> str:
+        """Names the run in events; another for each of the jobs that are trained together."""
+
+    @property
+    def train(self) -> TrainConfig: ...
+
+    @property
+    def tokenizer_url(self) -> str: ...
+
+    def decides(self, digests: Digests) -> dict[str, Any]:
+        """What its result depends on, besides how and on which text it is trained."""
+
+    def begin(self, folder: str) -> TrainRun:
+        """Make what it starts from in a folder of its own; the run has the job's ``name``."""
+
+    def result(self, folder: str, training: Result) -> Result:
+        """What is kept of a RunResult (as plain data)."""
+
+
+class Bench:
+    """A folder of results, and the cluster that trains what is missing."""
+
+    def __init__(self, output: Path, cluster: ClusterConfig, on_event: OnEvent) -> None:
+        self._output, self._cluster, self._on_event = output, cluster, on_event
+        self._digests: dict[tuple[str, ...], list[str]] = {}
+
+    def results(self, jobs: Sequence[Job]) -> list[Result]:
+        """Of every job. What is missing is trained, consecutive jobs that are trained alike by the same workers; each
+        result is kept as soon as it is there."""
+        missing = [job for job in jobs if not (self._folder(job) / RESULT).is_file()]
+        for _, alike in itertools.groupby(missing, key=lambda job: (self._training(job), job.tokenizer_url)):
+            self._train(list(alike))
+        return [json.loads((self._folder(job) / RESULT).read_text()) for job in jobs]
+
+    def _train(self, jobs: Sequence[Job]) -> None:
+        by_name = {job.name: job for job in jobs}
+        assert len(by_name) == len(jobs), "events tell runs apart by their names"
+
+        def follow(event: dict[str, Any]) -> None:
+            if event["event"] == "run_done":
+                self._keep(by_name[event["run"]], event["result"])
+            self._on_event({"stage": "pretrain", **event})
+
+        train, cluster = jobs[0].train, self._cluster
+        with connected(cluster, max(train.workers, cluster.tensor * cluster.data)):
+            pretrain(
+                [job.begin(str(self._folder(job))) for job in jobs],
+                train=train,
+                cluster=cluster,
+                tokenizer_url=jobs[0].tokenizer_url,
+                output=str(self._output / f"training-{key_of(self._training(jobs[0]))}"),
+                on_event=follow,
+            )
+
+    def _keep(self, job: Job, training: Result) -> None:
+        folder = self._folder(job)
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = folder / f"{RESULT}.partial"
+        kept = {"decided_by": self._decided_by(job), **job.result(str(folder), training)}
+        partial.write_text(json.dumps(kept, indent=1))
+        partial.replace(folder / RESULT)
+
+    def _folder(self, job: Job) -> Path:
+        slug = re.sub("[^a-z0-9]+", "-", job.name.lower()).strip("-")
+        return self._output / f"{slug}-{key_of(self._decided_by(job))}"
+
+    def _decided_by(self, job: Job) -> dict[str, Any]:
+        return {**job.decides(self._text), "training": self._training(job)}
+
+    def _training(self, job: Job) -> dict[str, Any]:
+        """How and on what it is trained."""
+        return {**job.train.model_dump(exclude={"text", "scratch", "source_loss"}), "text": self._text(job.train.text)}
+
+    def _text(self, patterns: tuple[str, ...]) -> list[str]:
+        if patterns not in self._digests:
+            files = sorted({file for pattern in patterns for file in resolve_all(pattern)})
+            self._digests[patterns] = [hashlib.sha256(read_file(file)).hexdigest() for file in files]
+        return self._digests[patterns]
+
+
+def key_of(data: dict[str, Any]) -> str:
+    """Identifies plain data."""
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:12]

@@ -62,6 +62,10 @@ class Bench:
             self._train(list(alike))
         return [json.loads((self._folder(job) / RESULT).read_text()) for job in jobs]
 
+    def key(self, job: Job) -> str:
+        """Identifies the job's result. Raises SourceError where a text is not there."""
+        return key_of(self._decided_by(job))
+
     def _train(self, jobs: Sequence[Job]) -> None:
         by_name = {job.name: job for job in jobs}
         assert len(by_name) == len(jobs), "events tell runs apart by their names"
@@ -92,7 +96,7 @@ class Bench:
 
     def _folder(self, job: Job) -> Path:
         slug = re.sub("[^a-z0-9]+", "-", job.name.lower()).strip("-")
-        return self._output / f"{slug}-{key_of(self._decided_by(job))}"
+        return self._output / f"{slug}-{self.key(job)}"
 
     def _decided_by(self, job: Job) -> dict[str, Any]:
         return {**job.decides(self._text), "training": self._training(job)}

@@ -44,7 +44,10 @@ def compare(recipe: ComparisonRecipe, on_event: OnEvent = pipeline.ignore) -> di
     if recipe.pretrain is not None:
         source = _untrained(recipe.pretrain, output / "untrained")
     assert source is not None, "a recipe names a source, or one to train"
-    check(recipe.train, {trial.name: trial.plan.target.config for trial in _trials(recipe, source)})
+    drafts = _trials(recipe, source)
+    check(recipe.train, {trial.name: trial.plan.target.config for trial in drafts})
+    for trial in drafts:
+        bench.key(trial)  # reads the texts
     pretrained = None
     if recipe.pretrain is not None:
         (pretrained,) = bench.results([SourceTraining(train=recipe.pretrain.train, config_url=source)])

@@ -84,7 +84,8 @@ class ComparisonRecipe(Config):
     calibrate: CalibrateConfig = CalibrateConfig()
     """The text of methods that take statistics; ``train.text`` where it names none."""
     target_loss: float | None = Field(default=None, gt=0)
-    """Held-out loss at which FLOPs are compared; None: what the model from scratch ends at."""
+    """Held-out loss at which FLOPs are compared; None: what the model from scratch ends at. Where that never reaches
+    it, all of its FLOPs count."""
     cluster: ClusterConfig = ClusterConfig()
 
     @model_validator(mode="after")

@@ -40,8 +40,11 @@ class Curve:
 
 
 def flops_saved(method: Curve, scratch: Curve, loss: float | None = None) -> float | None:
-    """The share of scratch's FLOPs that ``method`` saves at a held-out ``loss``: by default at the one that scratch
-    ends at. Negative where it takes more; None where either never reaches the loss."""
+    """The share of scratch's FLOPs that ``method`` saves at a held-out ``loss``, by default the one that scratch ends
+    at; negative where it takes more, None where it never gets there. Where scratch does not, all of its FLOPs count:
+    at least so much is saved."""
     wanted = scratch.losses[-1] if loss is None else loss
-    theirs, ours = scratch.flops_to(wanted), method.flops_to(wanted)
-    return None if theirs is None or ours is None else (theirs - ours) / theirs
+    ours, theirs = method.flops_to(wanted), scratch.flops_to(wanted)
+    if theirs is None:
+        theirs = scratch.flops_before + scratch.flops_per_step * scratch.steps[-1]
+    return None if ours is None else (theirs - ours) / theirs

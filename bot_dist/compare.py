@@ -57,7 +57,7 @@ def compare(recipe: ComparisonRecipe, on_event: OnEvent = pipeline.ignore) -> di
     loss = measured["held_out"][0]["loss"]
     headings, lines = table(rows(results, recipe.target_loss))
     facts = {
-        "recipe": recipe.public(),
+        "recipe": recipe.public(unset=False),
         "source": {"url": label(source), "held_out_loss": loss, "pretrained": pretrained},
         "results": results,
         "table": {"headings": headings, "lines": lines},

@@ -102,9 +102,11 @@ class ComparisonRecipe(Config):
                 raise ValueError(f"{where}.{found[0]} is not for comparisons; " + SAID_BY[found[0]])
         return self
 
-    def public(self) -> dict[str, Any]:
-        """The recipe as plain data: URLs without secrets."""
-        data: dict[str, Any] = labelled(self.model_dump(mode="json", exclude={"cluster": {"address"}}))
+    def public(self, *, unset: bool = True) -> dict[str, Any]:
+        """The recipe as plain data, URLs without secrets. Without the keys that were left ``unset`` it makes the same
+        recipe again."""
+        dumped = self.model_dump(mode="json", exclude={"cluster": {"address"}}, exclude_unset=not unset)
+        data: dict[str, Any] = labelled(dumped)
         return data
 
 

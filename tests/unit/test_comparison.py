@@ -43,6 +43,14 @@ def recipe(tmp_path: Path) -> Callable[..., ComparisonRecipe]:
     return lambda **overrides: validated(ComparisonRecipe, data, overrides, "recipe")
 
 
+def test_what_is_recorded_makes_the_recipe_again(recipe: Callable[..., ComparisonRecipe]) -> None:
+    whole = recipe(**{"methods.paper": {"transfer": {"preset": "paper-gpt-l2s"}}, "seeds": [1, 2]})
+    again = validated(ComparisonRecipe, json.loads(json.dumps(whole.public(unset=False))), {}, "recorded")
+    assert again == whole
+    assert again.methods["ours"].transfer.model_fields_set == set()  # which is what makes it adapt
+    assert again.methods["paper"].transfer.wavelet == "coif3"
+
+
 def curve(*losses: float, per_step: float = 10.0, before: float = 0.0) -> Curve:
     return Curve(steps=[0, 100, 200, 400], losses=losses, flops_per_step=per_step, flops_before=before)
 

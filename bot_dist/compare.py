@@ -128,7 +128,9 @@ class Trial:
     recipe: Recipe
     """Of its transfer and its training; its output is where the job's folder will be."""
     plan: TransferPlan
-    baseline: Baseline | None = None
+    adapts: bool
+    """Whether the plan lacks what is fitted to the calibration text."""
+    baseline: Baseline | None
     scratch: bool = False
     """Whether it starts from the family's own initialisation; the plan says of which model."""
 
@@ -145,16 +147,14 @@ class Trial:
         return self.recipe.source
 
     def decides(self, digests: Digests) -> dict[str, Any]:
-        found = {"source": self.plan.source_id, "model": self.plan.target.config}
-        if self.scratch:
-            return found
-        calibrate = self.recipe.calibrate
-        return {
-            **found,
-            "plan": self.plan.digest,
-            "transfer": self.recipe.transfer.model_dump(exclude={"memory_limit"}),
-            "calibrate": {**calibrate.model_dump(exclude={"text"}), "text": digests(calibrate.text)},
-        }
+        found: dict[str, Any] = {"source": self.plan.source_id, "model": self.plan.target.config}
+        if not self.scratch:
+            found["plan"] = self.plan.digest
+        if not self.scratch and self.adapts:
+            calibrate = self.recipe.calibrate
+            found["ridge"] = self.recipe.transfer.ridge
+            found["calibrate"] = {**calibrate.model_dump(exclude={"text"}), "text": digests(calibrate.text)}
+        return found
 
     def begin(self, folder: str) -> TrainRun:
         config, url, steps = self.plan.target.config, None, self.train.steps
@@ -227,7 +227,8 @@ def _trial(recipe: ComparisonRecipe, source: str, name: str, seed: int) -> Trial
         overwrite=True,
     )
     baseline = BASELINES[method.baseline] if method.baseline is not None else None
-    return Trial(method=name, recipe=made, plan=Planning(made, baseline).draft, baseline=baseline)
+    planning = Planning(made, baseline)
+    return Trial(method=name, recipe=made, plan=planning.draft, adapts=planning.adapts, baseline=baseline)
 
 
 def _untrained(pretrain: PretrainConfig, folder: Path) -> str:

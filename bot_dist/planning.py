@@ -34,8 +34,9 @@ class Planning:
         self.recipe = recipe
         self._baseline = baseline
         self._opened, self._model = open_checked(recipe)
-        ours = baseline is None
-        self._mallat, self._notes = _with_details(recipe, self._opened, self._model) if ours else (None, [])
+        self._mallat, self._notes = None, []
+        if baseline is None:
+            self._mallat, self._notes = _with_details(recipe, self._opened, self._model)
 
     @property
     def source(self) -> Source:
@@ -108,6 +109,7 @@ class Planning:
             rule = self._baseline(model, model.resized(recipe.target))
             fitted, layers = rule.operators, rule.layers
             target = target_model(model, recipe.target, recipe.transfer, layers=layers)
+            notes = [*notes, f"by the rule of a baseline: {rule.name}"]
         else:
             target = target_model(model, recipe.target, recipe.transfer)
         identity = json.dumps(self.source.provenance(), sort_keys=True)

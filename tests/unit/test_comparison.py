@@ -243,6 +243,7 @@ def test_what_decides_a_trial(recipe: Callable[..., ComparisonRecipe], training:
         assert decided(index) != decided(index, **{"target.mlp": 48})
     assert len({decided(index) for index in range(4)}) == 4
     assert decided(ours) != decided(ours, **{"calibrate.tokens": 64})
+    assert decided(selection) == decided(selection, **{"calibrate.tokens": 64})
     assert decided(ours) != decided(ours, **{"methods.ours.transfer": {"ridge": 0.1}})
     assert decided(scratch) == decided(scratch, **{"methods.ours.transfer": {"ridge": 0.1}})
 

@@ -13,6 +13,8 @@ from bot_dist.plan import Fitted
 class Rule:
     """What a baseline does to one model: these operators, and nothing else."""
 
+    name: str
+    """Whose rule it is, and which."""
     operators: Fitted
     """Per module, along its axes that change."""
     layers: tuple[int, ...]

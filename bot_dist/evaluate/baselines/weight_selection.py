@@ -17,12 +17,12 @@ from bot_dist.wavelets import OperatorSpec
 
 def first_layers(source: Model, target: Model) -> Rule:
     """As published: the first layers are kept."""
-    return _rule(source, target, tuple(range(target.sizes["layer"])))
+    return _rule("first layers", source, target, tuple(range(target.sizes["layer"])))
 
 
 def even_layers(source: Model, target: Model) -> Rule:
     """With layers selected as all other axes are."""
-    return _rule(source, target, evenly(source.sizes["layer"], target.sizes["layer"]))
+    return _rule("even layers", source, target, evenly(source.sizes["layer"], target.sizes["layer"]))
 
 
 def evenly(n_source: int, n_target: int) -> tuple[int, ...]:
@@ -32,7 +32,7 @@ def evenly(n_source: int, n_target: int) -> tuple[int, ...]:
     return tuple(np.round(np.linspace(0, n_source - 1, n_target)).astype(int).tolist())
 
 
-def _rule(source: Model, target: Model, layers: tuple[int, ...]) -> Rule:
+def _rule(which: str, source: Model, target: Model, layers: tuple[int, ...]) -> Rule:
     for axis, n in source.sizes.items():
         if target.sizes[axis] > n:
             raise PlanError(f"axis '{axis}' ({n} → {target.sizes[axis]}): weight selection only shrinks; leave it out")
@@ -49,4 +49,4 @@ def _rule(source: Model, target: Model, layers: tuple[int, ...]) -> Rule:
         }
         for weight in target.weights
     }
-    return Rule(operators=operators, layers=layers)
+    return Rule(name=f"weight selection (Xu et al.), {which}", operators=operators, layers=layers)

@@ -34,7 +34,8 @@ class Planning:
         self.recipe = recipe
         self._baseline = baseline
         self._opened, self._model = open_checked(recipe)
-        self._mallat, self._notes = None, []
+        self._mallat: MallatSource | None = None
+        self._notes: list[str] = []
         if baseline is None:
             self._mallat, self._notes = _with_details(recipe, self._opened, self._model)
 

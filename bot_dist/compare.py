@@ -16,15 +16,17 @@ from typing import Any
 
 from bot_dist import pipeline
 from bot_dist.bench import Bench, Digests, OnEvent, Result
+from bot_dist.calibrate import follows
+from bot_dist.calibrate.adapt import FIT_VERSION
 from bot_dist.checkpoint import CheckpointReader
 from bot_dist.convert.open import open_source
 from bot_dist.evaluate.baselines import BASELINES, Baseline
-from bot_dist.evaluate.comparison import SCRATCH, SOURCE, UNTIED_SCRATCH, ComparisonRecipe, PretrainConfig
+from bot_dist.evaluate.comparison import SCRATCH, SOURCE, UNTIED_SCRATCH, ComparisonRecipe, MethodConfig, PretrainConfig
 from bot_dist.evaluate.ranking import markdown, notes, rows, table
 from bot_dist.evaluate.savings import TRAINING, Curve
 from bot_dist.plan import TransferPlan
 from bot_dist.planning import Planning
-from bot_dist.recipe import Recipe, TrainConfig
+from bot_dist.recipe import CalibrateConfig, Recipe, TrainConfig
 from bot_dist.train.driver import TrainRun, check
 from bot_dist.urls import absolute, label
 
@@ -152,7 +154,8 @@ class Trial:
             found["plan"] = self.plan.digest
         if not self.scratch and self.adapts:
             calibrate = self.recipe.calibrate
-            found["ridge"] = self.recipe.transfer.ridge
+            found["fit"] = FIT_VERSION
+            found["transfer"] = self.recipe.transfer.model_dump(exclude={"memory_limit"})
             found["calibrate"] = {**calibrate.model_dump(exclude={"text"}), "text": digests(calibrate.text)}
         return found
 
@@ -194,10 +197,13 @@ class Trial:
         return report
 
     def _calibration_flops(self, transfer: Mapping[str, Any]) -> float:
-        """Of the passes over the calibration text. What solves and applies operators is not counted."""
-        calibrate = self.recipe.calibrate
+        """Of the passes over the calibration text, at most: one for each stage; where the shrunk model follows the
+        source, a second one of both. What solves and applies operators is not counted."""
+        calibrate, source = self.recipe.calibrate, self.plan.source
         passes = sum(bool(stage["axes"]) for stage in transfer.get("calibrate", ()))
-        return float(passes * calibrate.tokens * self.plan.source.flops_per_token(calibrate.context))
+        if follows(source, self.recipe):
+            passes *= 3
+        return float(passes * calibrate.tokens * source.flops_per_token(calibrate.context))
 
 
 def _trials(recipe: ComparisonRecipe, source: str) -> list[Trial]:
@@ -222,13 +228,19 @@ def _trial(recipe: ComparisonRecipe, source: str, name: str, seed: int) -> Trial
         target=recipe.target,
         transfer=method.transfer.model_copy(update={"seed": seed}),
         cluster=recipe.cluster,
-        calibrate=recipe.calibrate.model_copy(update={"text": recipe.calibrate.text or recipe.train.text}),
+        calibrate=_calibration(recipe, method),
         train=recipe.train.model_copy(update={"seed": seed}),
         overwrite=True,
     )
     baseline = BASELINES[method.baseline] if method.baseline is not None else None
     planning = Planning(made, baseline)
     return Trial(method=name, recipe=made, plan=planning.draft, adapts=planning.adapts, baseline=baseline)
+
+
+def _calibration(recipe: ComparisonRecipe, method: MethodConfig) -> CalibrateConfig:
+    own = {key: getattr(method.calibrate, key) for key in method.calibrate.model_fields_set}
+    merged = recipe.calibrate.model_copy(update=own)
+    return merged.model_copy(update={"text": merged.text or recipe.train.text})
 
 
 def _untrained(pretrain: PretrainConfig, folder: Path) -> str:

@@ -50,6 +50,8 @@ class MethodConfig(Config):
 
     transfer: TransferConfig = TransferConfig()
     """As in the recipe of a run."""
+    calibrate: CalibrateConfig = CalibrateConfig()
+    """Keys that are to be others than the comparison's."""
     baseline: str | None = None
     """A published rule that builds other operators for the same plan."""
 
@@ -59,8 +61,8 @@ class MethodConfig(Config):
             return self
         if self.baseline not in BASELINES:
             raise ValueError(f"unknown baseline {self.baseline!r}; {nearest(self.baseline, BASELINES)}")
-        if self.transfer.model_fields_set:
-            raise ValueError(f"baseline {self.baseline!r} builds its own operators; leave transfer out")
+        if self.transfer.model_fields_set or self.calibrate.model_fields_set:
+            raise ValueError(f"baseline {self.baseline!r} builds its own operators; leave transfer and calibrate out")
         return self
 
 

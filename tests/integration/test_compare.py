@@ -57,7 +57,7 @@ def test_a_comparison_and_its_rerun(shakespeare: str, tmp_path: Path) -> None:
         assert result["curve"]["flops_per_step"] == by_method["scratch"]["curve"]["flops_per_step"]
     tokens = {name: result["curve"]["flops_before"] for name, result in by_method.items()}
     per_token = model_of(source.config).flops_per_token(16)
-    assert tokens == {"scratch": 0, "scratch, head untied": 0, "selection": 0, "ours": 256 * per_token}
+    assert tokens == {"scratch": 0, "scratch, head untied": 0, "selection": 0, "ours": 3 * 256 * per_token}
     rates = {tuple(s["learning_rate"] for s in result["training"]["losses"]) for result in by_method.values()}
     assert len(rates) == 1
 

@@ -112,7 +112,7 @@ def test_a_table_has_a_row_per_method_over_its_seeds() -> None:
         ({"methods": {"a": {"baselin": "x"}}}, r"unknown key 'methods\.a\.baselin'; did you mean 'baseline'"),
         ({"methods": {"a": {"transfer": {"depht": "even"}}}}, r"unknown key 'methods\.a\.transfer\.depht'"),
         ({"methods": {"a": {"baseline": "weight-election"}}}, "unknown baseline 'weight-election'; did you mean"),
-        ({"methods": {"a": {"baseline": "weight-selection", "transfer": {"depth": "even"}}}}, "leave transfer out"),
+        ({"methods": {"a": {"baseline": "weight-selection", "transfer": {"depth": "even"}}}}, "leave transfer and"),
         ({"pretrain.train.step": 3}, r"unknown key 'pretrain\.train\.step'"),
         ({"train.seed": 3}, r"train\.seed is not for comparisons; give seeds"),
         ({"pretrain.train.scratch": False}, r"pretrain\.train\.scratch is not for comparisons"),
@@ -243,6 +243,7 @@ def test_what_decides_a_trial(recipe: Callable[..., ComparisonRecipe], training:
         assert decided(index) != decided(index, **{"target.mlp": 48})
     assert len({decided(index) for index in range(4)}) == 4
     assert decided(ours) != decided(ours, **{"calibrate.tokens": 64})
+    assert decided(ours) != decided(ours, **{"methods.ours.calibrate": {"passes": "one"}})
     assert decided(selection) == decided(selection, **{"calibrate.tokens": 64})
     assert decided(ours) != decided(ours, **{"methods.ours.transfer": {"ridge": 0.1}})
     assert decided(scratch) == decided(scratch, **{"methods.ours.transfer": {"ridge": 0.1}})

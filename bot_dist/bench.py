@@ -78,13 +78,17 @@ class Bench:
         train, cluster = jobs[0].train, self._cluster
         with connected(cluster, max(train.workers, cluster.tensor * cluster.data)):
             pretrain(
-                [job.begin(str(self._folder(job))) for job in jobs],
+                [self._begin(job) for job in jobs],
                 train=train,
                 cluster=cluster,
                 tokenizer_url=jobs[0].tokenizer_url,
                 output=str(self._output / f"training-{key_of(self._training(jobs[0]))}"),
                 on_event=follow,
             )
+
+    def _begin(self, job: Job) -> TrainRun:
+        self._on_event({"stage": "compare", "event": "begin", "job": job.name})
+        return job.begin(str(self._folder(job)))
 
     def _keep(self, job: Job, training: Result) -> None:
         folder = self._folder(job)

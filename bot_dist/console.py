@@ -193,6 +193,9 @@ class _Bars:
     def on_transfer_step(self, event: dict[str, Any]) -> None:
         self.add_bytes("transfer (steps)", event["bytes_read"] + event["bytes_written"], 1)
 
+    def on_compare_begin(self, event: dict[str, Any]) -> None:
+        self.bars.console.print(f"to be trained: {event['job']}", markup=False)
+
     def on_export_start(self, event: dict[str, Any]) -> None:
         self.start_bytes("export (MB)", round(event["bytes"] / 1e6))
 

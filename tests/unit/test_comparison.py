@@ -198,8 +198,10 @@ def test_results_are_kept_and_taken_again(training: Training, tmp_path: Path) ->
     text = tmp_path / "text.txt"
     text.write_text("a text")
 
+    events: list[dict[str, Any]] = []
+
     def results(*jobs: Job) -> list[str]:
-        found = Bench(tmp_path / "run", ClusterConfig(), lambda _: None).results(jobs)
+        found = Bench(tmp_path / "run", ClusterConfig(), events.append).results(jobs)
         return [job["name"] for job in found]
 
     training.fails_at = "c"
@@ -209,6 +211,7 @@ def test_results_are_kept_and_taken_again(training: Training, tmp_path: Path) ->
     assert results(Job("a", text), Job("b", text), Job("c", text), Job("d", text)) == ["a", "b", "c", "d"]
     assert results(Job("d", text), Job("a", text)) == ["d", "a"]
     assert training.asked == [["a", "b", "c"], ["c", "d"]]
+    assert [event["job"] for event in events if event["event"] == "begin"] == ["a", "b", "c", "c", "d"]
 
     # Trained otherwise, or on another text, it is another result; the earlier one stays.
     results(Job("a", text, steps=5), Job("b", text))

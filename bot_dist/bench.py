@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import re
@@ -10,8 +9,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from bot_dist.convert.storage import read_file, resolve_all
-from bot_dist.recipe import ClusterConfig, TrainConfig
+from bot_dist.checkpoint import Storage
+from bot_dist.checkpoint.manifest import digest
+from bot_dist.convert.texts import identities, open_texts
+from bot_dist.recipe import CalibrateConfig, ClusterConfig, TrainConfig
 from bot_dist.runtime.cluster import connected
 from bot_dist.train.driver import TrainRun, pretrain
 
@@ -20,8 +21,8 @@ Result = dict[str, Any]
 """Plain data."""
 RESULT = "result.json"
 """In the folder of its job."""
-Digests = Callable[[tuple[str, ...]], list[str]]
-"""Of the contents of the files that a text is made of."""
+Contents = Callable[[TrainConfig | CalibrateConfig], list[list[str]]]
+"""Digests of the text that a section of a recipe names."""
 
 
 class Job(Protocol):
@@ -37,7 +38,7 @@ class Job(Protocol):
     @property
     def tokenizer_url(self) -> str: ...
 
-    def decides(self, digests: Digests) -> dict[str, Any]:
+    def decides(self, contents: Contents) -> dict[str, Any]:
         """What its result depends on, besides how and on which text it is trained."""
 
     def begin(self, folder: str) -> TrainRun:
@@ -52,7 +53,8 @@ class Bench:
 
     def __init__(self, output: Path, cluster: ClusterConfig, on_event: OnEvent) -> None:
         self._output, self._cluster, self._on_event = output, cluster, on_event
-        self._digests: dict[tuple[str, ...], list[str]] = {}
+        self._tokens = str(output / "tokens")
+        self._contents: dict[tuple[tuple[str, ...], str], list[list[str]]] = {}
 
     def results(self, jobs: Sequence[Job]) -> list[Result]:
         """Of every job. What is missing is trained, consecutive jobs that are trained alike by the same workers; each
@@ -64,7 +66,7 @@ class Bench:
 
     def key(self, job: Job) -> str:
         """Identifies the job's result. Raises SourceError where a text is not there."""
-        return key_of(self._decided_by(job))
+        return digest(self._decided_by(job))[:12]
 
     def _train(self, jobs: Sequence[Job]) -> None:
         by_name = {job.name: job for job in jobs}
@@ -79,10 +81,10 @@ class Bench:
         with connected(cluster, max(train.workers, cluster.tensor * cluster.data)):
             pretrain(
                 [self._begin(job) for job in jobs],
-                train=train,
+                train=train.model_copy(update={"token_cache": train.token_cache or self._tokens}),
                 cluster=cluster,
                 tokenizer_url=jobs[0].tokenizer_url,
-                output=str(self._output / f"training-{key_of(self._training(jobs[0]))}"),
+                output=str(self._output / f"training-{digest(self._training(jobs[0]))[:12]}"),
                 on_event=follow,
             )
 
@@ -107,15 +109,13 @@ class Bench:
 
     def _training(self, job: Job) -> dict[str, Any]:
         """How and on what it is trained."""
-        return {**job.train.model_dump(exclude={"text", "scratch", "source_loss"}), "text": self._text(job.train.text)}
+        settings = job.train.model_dump(exclude={"text", "column", "token_cache", "scratch", "source_loss"})
+        return {**settings, "text": self._text(job.train)}
 
-    def _text(self, patterns: tuple[str, ...]) -> list[str]:
-        if patterns not in self._digests:
-            files = sorted({file for pattern in patterns for file in resolve_all(pattern)})
-            self._digests[patterns] = [hashlib.sha256(read_file(file)).hexdigest() for file in files]
-        return self._digests[patterns]
-
-
-def key_of(data: dict[str, Any]) -> str:
-    """Identifies plain data."""
-    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:12]
+    def _text(self, section: TrainConfig | CalibrateConfig) -> list[list[str]]:
+        key = section.text, section.column
+        if key not in self._contents:
+            texts = open_texts(*key)
+            files = identities(texts, Storage(self._tokens))
+            self._contents[key] = [[*text.kind, *(files[url].digest for url in text.sources)] for text in texts]
+        return self._contents[key]

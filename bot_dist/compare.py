@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from bot_dist import pipeline
-from bot_dist.bench import Bench, Digests, OnEvent, Result
+from bot_dist.bench import Bench, Contents, OnEvent, Result
 from bot_dist.calibrate import follows
 from bot_dist.calibrate.adapt import FIT_VERSION
 from bot_dist.checkpoint import CheckpointReader
+from bot_dist.checkpoint.manifest import digest
 from bot_dist.convert.open import open_source
 from bot_dist.evaluate.baselines import BASELINES, Baseline
 from bot_dist.evaluate.comparison import SCRATCH, SOURCE, UNTIED_SCRATCH, ComparisonRecipe, MethodConfig, PretrainConfig
@@ -88,9 +89,8 @@ class SourceTraining:
     def tokenizer_url(self) -> str:
         return str(Path(self.config_url).parent)
 
-    def decides(self, digests: Digests) -> dict[str, Any]:
-        names = sorted(path.name for path in Path(self.tokenizer_url).iterdir())
-        return dict(zip(names, digests(tuple(f"{self.tokenizer_url}/{name}" for name in names)), strict=True))
+    def decides(self, contents: Contents) -> dict[str, Any]:
+        return {path.name: digest({"text": path.read_text()}) for path in sorted(Path(self.tokenizer_url).iterdir())}
 
     def begin(self, folder: str) -> TrainRun:
         config, url = json.loads(Path(self.config_url).read_text()), f"{folder}/source.zarr"
@@ -112,7 +112,7 @@ class SourceLoss:
     def tokenizer_url(self) -> str:
         return self.url
 
-    def decides(self, digests: Digests) -> dict[str, Any]:
+    def decides(self, contents: Contents) -> dict[str, Any]:
         return {"source": open_source(absolute(self.url)).provenance()}
 
     def begin(self, folder: str) -> TrainRun:
@@ -148,7 +148,7 @@ class Trial:
     def tokenizer_url(self) -> str:
         return self.recipe.source
 
-    def decides(self, digests: Digests) -> dict[str, Any]:
+    def decides(self, contents: Contents) -> dict[str, Any]:
         found: dict[str, Any] = {"source": self.plan.source_id, "model": self.plan.target.config}
         if not self.scratch:
             found["plan"] = self.plan.digest
@@ -156,7 +156,7 @@ class Trial:
             calibrate = self.recipe.calibrate
             found["fit"] = FIT_VERSION
             found["transfer"] = self.recipe.transfer.model_dump(exclude={"memory_limit"})
-            found["calibrate"] = {**calibrate.model_dump(exclude={"text"}), "text": digests(calibrate.text)}
+            found["calibrate"] = {**calibrate.model_dump(exclude={"text", "column"}), "text": contents(calibrate)}
         return found
 
     def begin(self, folder: str) -> TrainRun:
@@ -239,8 +239,9 @@ def _trial(recipe: ComparisonRecipe, source: str, name: str, seed: int) -> Trial
 
 def _calibration(recipe: ComparisonRecipe, method: MethodConfig) -> CalibrateConfig:
     own = {key: getattr(method.calibrate, key) for key in method.calibrate.model_fields_set}
-    merged = recipe.calibrate.model_copy(update=own)
-    return merged.model_copy(update={"text": merged.text or recipe.train.text})
+    if not (recipe.calibrate.text or method.calibrate.text):
+        own |= {"text": recipe.train.text, "column": recipe.train.column}
+    return recipe.calibrate.model_copy(update=own)
 
 
 def _untrained(pretrain: PretrainConfig, folder: Path) -> str:

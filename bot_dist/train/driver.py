@@ -41,7 +41,6 @@ def pretrain(
     Ray must be initialised. ``on_event`` is called from a thread with each event as it happens: ``tokenised``,
     ``workers_ready``, ``loaded``, ``held_out``, ``step``, ``saved``, ``run_done`` (with the ``result`` of the run). All
     files go under ``{output}/train``.
-    ``{output}/train``.
 
     Raises InputError for what the user can put right before anything runs (and where a worker finds it), RunError for
     what failed later.

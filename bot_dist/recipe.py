@@ -189,6 +189,15 @@ class CalibrateConfig(_Config):
     beside ``target_url``."""
 
 
+class InsertedConfig(_Config):
+    """How blocks learn that ``depth: identity`` has put in, which change nothing yet."""
+
+    learning_rate: float = Field(default=1.0, gt=0)
+    """Multiplies theirs."""
+    warmup: int = Field(default=0, ge=0)
+    """Steps of a linear warm-up of their own, on top of ``train.warmup``."""
+
+
 class TrainConfig(_Config):
     """Continued pretraining by DeepSpeed ZeRO."""
 
@@ -208,16 +217,35 @@ class TrainConfig(_Config):
     """Optimizer steps; 0 measures the held-out loss only."""
     workers: int = Field(default=2, ge=1)
     """Ray Train workers, one DeepSpeed rank each."""
-    stage: Literal[3] = 3
-    """ZeRO stage."""
+    stage: Literal[1, 2, 3] = 3
+    """ZeRO stage: 1 partitions the optimizer's state over the workers, 2 gradients too, 3 weights too."""
+    offload: Literal["none", "optimizer", "all"] = "none"
+    """What lies in the host's memory: master weights and the optimizer's state (``optimizer``), and of stage 3 the
+    weights too (``all``)."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of what is computed; master weights and the optimizer's state are float32. ``auto``: bfloat16 on CUDA where the
+    model's own dtype is bfloat16, else float32."""
+    checkpointing: bool = False
+    """Compute activations again for the backward pass, block by block, and hold less memory."""
+    compile: bool = False
+    """Train through ``torch.compile``."""
     context: int = Field(default=128, ge=2)
     """Tokens per sequence."""
     batch: int = Field(default=8, ge=1)
     """Sequences per step, over all workers."""
+    accumulate: int = Field(default=1, ge=1)
+    """In how many parts, one after the other, each worker computes its share of a step."""
     learning_rate: float = Field(default=1e-3, gt=0)
     """Peak learning rate of AdamW."""
     warmup: int = Field(default=0, ge=0)
-    """Steps of linear warm-up; a cosine to a tenth of the peak follows."""
+    """Steps of linear warm-up, before the schedule."""
+    schedule: Literal["cosine", "stable"] = "cosine"
+    """``cosine``: half a cosine from the peak to a tenth of it. ``stable``: the peak, then linear to a tenth of it."""
+    decay: int | None = Field(default=None, ge=1)
+    """Steps in which ``stable`` falls, at the end; None: a fifth of all."""
+    use_factors: bool = True
+    """Multiply each parameter's learning rate, and divide its weight decay, by what its change of size asks for."""
+    inserted: InsertedConfig = InsertedConfig()
     weight_decay: float = Field(default=0.1, ge=0)
     """Of matrices and tables; norms and biases have none."""
     clip: float = Field(default=1.0, gt=0)
@@ -231,7 +259,13 @@ class TrainConfig(_Config):
     source_loss: bool = False
     """Also measure the source model's held-out loss."""
     seed: int = Field(default=0, ge=0)
-    """Of data order and of the scratch initialisation."""
+    """Of data order, of what is masked and of the scratch initialisation."""
+
+    @model_validator(mode="after")
+    def _weights_are_partitioned_where_they_are_offloaded(self) -> TrainConfig:
+        if self.offload == "all" and self.stage != 3:
+            raise ValueError(f"offload all is of stage 3, and stage is {self.stage}; use offload optimizer")
+        return self
 
 
 class MemberConfig(_Config):

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import xxhash
@@ -128,26 +128,35 @@ class CheckpointReader:
         if box_size(box) == 0:
             raise ValueError(f"{parameter.name}: empty box {box}")
         result = arrays.empty(box_shape(box), stored.dtype)
-        self._fill(stored, box, arrays.view(result), self._batch)
+        self._fill(stored, box, [(box, arrays.view(result))], self._batch)
         return result
 
     def read_into(self, parameter: Parameter, box: Box, into: torch.Tensor) -> None:
         """``read``, into a CPU tensor of the box's shape and the parameter's dtype, of any strides."""
         batch = LOCAL_BATCH if self.storage.local else PIECE_BYTES
-        self._fill(self.stored(parameter.name), box, arrays.view(into), batch)
+        self._fill(self.stored(parameter.name), box, [(box, arrays.view(into))], batch)
 
     @property
     def _batch(self) -> int:
         return LOCAL_BATCH if self.storage.local else REMOTE_BATCH
 
     def read_flat(self, name: str, start: int, stop: int) -> torch.Tensor:
-        """Elements ``[start, stop)`` of the row-major parameter, as a flat tensor: what a ZeRO rank owns."""
+        """Elements ``[start, stop)`` of the row-major parameter, as a flat tensor: what a ZeRO rank owns. No chunk is
+        read twice."""
         stored = self.stored(name)
         result, done = arrays.empty([stop - start], stored.dtype), 0
+        reads: list[tuple[Box, list[_Place]]] = []
         for box in flat_boxes(stored.parameter.sizes, start, stop):
             place = arrays.view(result[done : done + box_size(box)]).reshape(box_shape(box))
-            self._fill(stored, box, place, self._batch)
             done += box_size(box)
+            before, places = reads[-1] if reads else (box, [])
+            both = _around(before, box)
+            if places and stored.expanded_size(both) < stored.expanded_size(before) + stored.expanded_size(box):
+                reads[-1] = (both, [*places, (box, place)])
+            else:
+                reads.append((box, [(box, place)]))
+        for box, places in reads:
+            self._fill(stored, box, places, self._batch)
         return result
 
     def read_slice(self, name: str, axis: str, rank: int, degree: int) -> torch.Tensor:
@@ -260,17 +269,17 @@ class CheckpointReader:
             return str(error) if self.storage.exists(piece.key) else f"shard {piece.key} is missing"
         return self._problem(stored, piece.chunks[i], data)
 
-    def _fill(self, stored: StoredParameter, box: Box, result: Any, limit: int) -> None:
-        """Read the chunks that meet ``box``, about ``limit`` bytes at a time, check them, and put what the box has of
-        them into ``result``."""
+    def _fill(self, stored: StoredParameter, box: Box, places: Sequence[_Place], limit: int) -> None:
+        """Read the chunks that meet ``box``, about ``limit`` bytes at a time, check them, and put what they have of
+        ``places`` there."""
         batch: list[_Piece] = []
         for piece in self._pieces(stored, box, max(1, limit // shards.pitch(stored))):
             batch.append(piece)
             if sum(len(p.chunks) for p in batch) * shards.pitch(stored) >= limit:
-                self._fetch(stored, box, result, batch)
+                self._fetch(stored, places, batch)
                 batch = []
         if batch:
-            self._fetch(stored, box, result, batch)
+            self._fetch(stored, places, batch)
 
     def _pieces(self, stored: StoredParameter, box: Box, most: int) -> Iterator[_Piece]:
         """What to read for a box: pieces of shards of at most ``most`` chunks that lie side by side."""
@@ -280,16 +289,17 @@ class CheckpointReader:
                     part = chunks[first : first + most]
                     yield _Piece(self._key(stored, shard), offset + first * shards.pitch(stored), part)
 
-    def _fetch(self, stored: StoredParameter, box: Box, result: Any, batch: Sequence[_Piece]) -> None:
+    def _fetch(self, stored: StoredParameter, places: Sequence[_Place], batch: Sequence[_Piece]) -> None:
         requests, read = [], []
         crc = memoryview(bytearray(shards.CRC_BYTES))
         for piece in batch:
             arrived = []
             for chunk in piece.chunks:
-                place = result[arrays.slices(_meet(chunk, box), box)]
-                direct = place.shape == stored.chunk and place.flags.c_contiguous
-                values = place if direct else np.empty(stored.chunk, result.dtype)
-                arrived.append((chunk, values, None if direct else place))
+                met = [(part, place[arrays.slices(part, box)]) for box, place in places if (part := _meet(chunk, box))]
+                place = met[0][1]
+                direct = len(met) == 1 and place.shape == stored.chunk and place.flags.c_contiguous
+                values = place if direct else np.empty(stored.chunk, place.dtype)
+                arrived.append((chunk, values, [] if direct else met))
             buffers = itertools.chain.from_iterable((_bytes(values), crc) for _, values, _ in arrived)
             requests.append(Request(piece.key, piece.offset, [*buffers]))
             read += arrived
@@ -302,15 +312,15 @@ class CheckpointReader:
                 f"{self.storage.label}: {name}: of its chunks {first} to {last} some are missing or damaged ({error}); "
                 f"restore the store or make it again"
             ) from None
-        for chunk, values, place in read:
+        for chunk, values, met in read:
             found, wanted = shards.digest(_bytes(values)), self.manifest.chunk_digest(name, chunk)
             if found != wanted:
                 raise CheckpointError(
                     f"{self.storage.label}: {name}, chunk {stored.chunk_key(chunk)} is damaged "
                     f"(digest {found.hex()}, committed {wanted.hex()}); restore the store or make it again"
                 )
-            if place is not None:
-                place[...] = values[arrays.slices(_meet(chunk, box), chunk)]
+            for part, place in met:
+                place[...] = values[arrays.slices(part, chunk)]
 
     def _key(self, stored: StoredParameter, shard: Box) -> str:
         return f"{self.manifest.data}/{stored.parameter.name}/{stored.shard_key(shard)}"
@@ -323,8 +333,19 @@ class _Piece:
     chunks: list[Box]
 
 
-def _meet(a: Box, b: Box) -> Box:
-    return tuple((max(s, t), min(e, f)) for (s, e), (t, f) in zip(a, b, strict=True))
+_Place: TypeAlias = tuple[Box, Any]
+"""A box, and the array of its shape that takes what it holds."""
+
+
+def _meet(a: Box, b: Box) -> Box | None:
+    """What two boxes share; None where that is nothing."""
+    met = tuple((max(s, t), min(e, f)) for (s, e), (t, f) in zip(a, b, strict=True))
+    return met if all(start < stop for start, stop in met) else None
+
+
+def _around(a: Box, b: Box) -> Box:
+    """The smallest box around two."""
+    return tuple((min(s, t), max(e, f)) for (s, e), (t, f) in zip(a, b, strict=True))
 
 
 def _bytes(values: Any) -> memoryview:

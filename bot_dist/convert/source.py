@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol
 
 from bot_dist.axes import Parameter
+from bot_dist.checkpoint import CheckpointReader
 from bot_dist.sharding import Box, flat_boxes
 
 if TYPE_CHECKING:
@@ -54,5 +55,7 @@ def read_flat(source: Source, parameter: Parameter, start: int, stop: int) -> to
     """Elements ``[start, stop)`` of the row-major parameter, as a flat tensor."""
     import torch
 
+    if isinstance(source, CheckpointReader):
+        return source.read_flat(parameter.name, start, stop)
     pieces = [source.read(parameter, box).flatten() for box in flat_boxes(parameter.sizes, start, stop)]
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces)

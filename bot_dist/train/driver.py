@@ -17,7 +17,7 @@ from bot_dist.errors import BotDistError, InputError, RunError
 from bot_dist.families import model_of
 from bot_dist.recipe import ClusterConfig, TrainConfig
 from bot_dist.train.results import PretrainResult, TrainRun, run_result
-from bot_dist.urls import absolute
+from bot_dist.urls import absolute, label
 
 __all__ = ["PretrainResult", "TrainRun", "pretrain"]
 
@@ -60,6 +60,7 @@ def pretrain(
         "runs": [dataclasses.asdict(_absolute_run(run)) for run in runs],
         "train": train.model_dump(),
         "tokens": dataclasses.asdict(tokens),
+        "masking": _masking(runs, tokenizer_url),
         "tokenizer_url": absolute(tokenizer_url),
         "events": str(events),
         "device": device,
@@ -88,14 +89,22 @@ def pretrain(
 def check(train: TrainConfig, configs: Mapping[str, dict[str, Any]]) -> None:
     """Raise InputError for what can be seen to be wrong before anything runs; ``configs`` are the models by run."""
     from bot_dist.train.data import text_files
+    from bot_dist.train.objectives import check_objective
 
+    if train.batch % (parts := train.workers * train.accumulate):
+        raise InputError(
+            f"train.batch is {train.batch} sequences, not divisible over train.workers={train.workers} times "
+            f"train.accumulate={train.accumulate}; use train.batch={-(-train.batch // parts) * parts}"
+        )
     text_files(train)
     for name, config in configs.items():
-        family = model_of(config).family
-        if family.objective != "causal":
+        model = model_of(config)
+        family = model.family
+        check_objective(model, name)
+        if family.objective == "image":
             raise InputError(
-                f"run '{name}': family '{family.name}' has the objective '{family.objective}', and pretraining is for "
-                f"causal language models so far; transfer it alone (bot_dist scale) and train it elsewhere"
+                f"run '{name}': family '{family.name}' is trained on images, and train.text is text; transfer it alone "
+                f"(bot_dist scale) and train it elsewhere"
             )
         field = family.context_field
         longest = config.get(field)
@@ -104,6 +113,21 @@ def check(train: TrainConfig, configs: Mapping[str, dict[str, Any]]) -> None:
                 f"run '{name}': train.context is {train.context} tokens, but the model has {field}={longest}; "
                 f"use train.context={longest} or less"
             )
+
+
+def _masking(runs: Sequence[TrainRun], tokenizer_url: str) -> dict[str, Any] | None:
+    """The tokens that masking needs to know. Raises InputError when the tokenizer has none to mask with."""
+    from bot_dist.convert.tokenizer import load_tokenizer
+
+    if all(model_of(run.config).family.objective != "masked" for run in runs):
+        return None
+    tokenizer = load_tokenizer(tokenizer_url)
+    if tokenizer.mask_token_id is None:
+        raise InputError(
+            f"the tokenizer of {label(tokenizer_url)} has no mask token, and a masked language model is trained on it; "
+            f"give it a 'mask_token'"
+        )
+    return {"mask": tokenizer.mask_token_id, "special": sorted(tokenizer.all_special_ids)}
 
 
 def _fit(settings: dict[str, Any], workers: int, device: str, folder: Path) -> list[dict[str, Any]]:

@@ -1,23 +1,30 @@
-"""Building and ending a DeepSpeed ZeRO-3 engine. Imported by workers only: it loads DeepSpeed and transformers."""
+"""Building and ending a DeepSpeed ZeRO engine. Imported by workers only: it loads DeepSpeed and transformers."""
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 import os
+import shutil
 import warnings
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import torch
 
+from bot_dist.errors import InputError
 from bot_dist.families import Model
 from bot_dist.recipe import TrainConfig
+from bot_dist.train.optimizer import adamw, parameter_groups
 
-BETAS = (0.9, 0.95)
-"""Of AdamW, as in GPT-3 and Llama."""
+Device = Literal["cpu", "cuda"]
+
+BUCKET = 2**24
+"""Elements of gradients that are reduced at a time."""
 
 
-def connect(device: Literal["cpu", "cuda"]) -> None:
+def connect(device: Device) -> None:
     """Put DeepSpeed on the process group that Ray Train has opened."""
     os.environ["DS_ACCELERATOR"] = device
     # DeepSpeed calls collectives by names that torch 2.13 deprecates.
@@ -32,22 +39,36 @@ def connect(device: Literal["cpu", "cuda"]) -> None:
 
 
 def start(
-    model: Model, train: TrainConfig, *, world: int, device: Literal["cpu", "cuda"], trains: bool
+    model: Model,
+    train: TrainConfig,
+    *,
+    world: int,
+    device: Device,
+    trains: bool,
+    factors: Mapping[str, float] | None = None,
+    inserted: Iterable[int] = (),
 ) -> tuple[torch.nn.Module, Any]:
-    """The ``transformers`` model of ``model`` under ZeRO-3 and its engine; the weights are not set yet.
+    """The ``transformers`` model of ``model`` under ZeRO and its engine; the weights are not set yet.
 
-    float32 on CPU, bfloat16 with float32 masters on CUDA where the configuration's dtype is bfloat16. Without
-    ``trains`` there is no optimizer, and no state of one.
+    Without ``trains`` there is no optimizer and no state of one, and weights are partitioned (stage 3) whatever
+    ``train.stage`` is. ``factors`` and ``inserted``: see ``parameter_groups``. Raises InputError for what this machine
+    can't do.
     """
     import deepspeed
 
-    ds_config = _ds_config(model, train, world=world, device=device)
-    module = _build(model, ds_config)
+    dtype = _dtype(model, train, device)
+    ds_config = _ds_config(train, dtype, world=world, trains=trains)
+    module = _build(model, ds_config, dtype)
+    if train.checkpointing and trains:
+        enable: Any = module.gradient_checkpointing_enable
+        enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     optimizer = None
     if trains:
-        groups = _groups(module, model, train.weight_decay)
-        optimizer = torch.optim.AdamW(groups, lr=train.learning_rate, betas=BETAS)
+        optimizer = adamw(parameter_groups(module, model, train, factors=factors or {}, inserted=inserted), train)
     engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=ds_config)
+    if train.compile and trains:
+        _check_compiler(device)
+        engine.compile()
     return module, engine
 
 
@@ -61,38 +82,62 @@ def stop(module: torch.nn.Module, engine: Any) -> None:
         torch.cuda.empty_cache()
 
 
-def _ds_config(model: Model, train: TrainConfig, *, world: int, device: str) -> dict[str, Any]:
-    dtype = model.config.get("dtype") or model.config.get("torch_dtype")
-    return {
+def _dtype(model: Model, train: TrainConfig, device: Device) -> torch.dtype:
+    """Of what is computed. Raises InputError when the device has no bfloat16 and ``train.precision`` wants it."""
+    own = str(model.config.get("dtype") or model.config.get("torch_dtype")).removeprefix("torch.")
+    has_bfloat16 = device == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False)
+    if train.precision == "bfloat16" and not has_bfloat16:
+        name = torch.cuda.get_device_name()
+        raise InputError(f"train.precision is bfloat16, which {name} does not compute; use train.precision=float32")
+    wanted = train.precision == "bfloat16" or (train.precision == "auto" and device == "cuda" and own == "bfloat16")
+    return torch.bfloat16 if wanted and has_bfloat16 else torch.float32
+
+
+def _check_compiler(device: Device) -> None:
+    compilers = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++", "c++"]
+    if device == "cpu" and not any(map(shutil.which, compilers)):
+        raise InputError(
+            f"train.compile needs a C++ compiler on every node that trains on CPUs, and none of {', '.join(compilers)} "
+            f"is there; install one or use train.compile=false"
+        )
+
+
+def _ds_config(train: TrainConfig, dtype: torch.dtype, *, world: int, trains: bool) -> dict[str, Any]:
+    zero: dict[str, Any] = {"stage": train.stage if trains else 3, "reduce_bucket_size": BUCKET}
+    if train.offload != "none" and trains:
+        zero["offload_optimizer"] = {"device": "cpu"}
+    if train.offload == "all":
+        zero["offload_param"] = {"device": "cpu"}
+    config = {
         "train_batch_size": train.batch,
-        "train_micro_batch_size_per_gpu": train.batch // world,
-        "gradient_accumulation_steps": 1,
+        "train_micro_batch_size_per_gpu": train.batch // (world * train.accumulate),
+        "gradient_accumulation_steps": train.accumulate,
         "gradient_clipping": train.clip,
-        "bf16": {"enabled": device == "cuda" and str(dtype).removeprefix("torch.") == "bfloat16"},
-        "zero_optimization": {"stage": train.stage, "reduce_bucket_size": 2**24},
+        "bf16": {"enabled": dtype == torch.bfloat16},
+        "zero_optimization": zero,
+        "zero_force_ds_cpu_optimizer": False,  # DeepSpeed's own has to be compiled first
         "steps_per_print": 2**31,
     }
+    if dtype == torch.bfloat16 and train.accumulate > 1:
+        config["data_types"] = {"grad_accum_dtype": "fp32"}
+    return config
 
 
-def _build(model: Model, ds_config: dict[str, Any]) -> torch.nn.Module:
+def _build(model: Model, ds_config: dict[str, Any], dtype: torch.dtype) -> torch.nn.Module:
     import deepspeed
-    from transformers import AutoConfig, AutoModelForCausalLM
+    import transformers
     from transformers.initialization import no_init_weights
     from transformers.integrations.deepspeed import prevent_arange_dtype_change
 
     fields = {k: v for k, v in model.config.items() if k not in ("model_type", "dtype", "torch_dtype")}
-    config = AutoConfig.for_model(model.config["model_type"], **fields)
-    dtype = torch.bfloat16 if ds_config["bf16"]["enabled"] else torch.float32
-    with no_init_weights(), prevent_arange_dtype_change(), deepspeed.zero.Init(config_dict_or_path=ds_config):
-        build: Any = AutoModelForCausalLM.from_config
-        module: torch.nn.Module = build(config, attn_implementation="sdpa", dtype=dtype)
+    config = transformers.AutoConfig.for_model(model.config["model_type"], **{**fields, "use_cache": False})
+    architecture: Any = getattr(transformers, model.family.architecture(model.config))
+    partitioned = (
+        deepspeed.zero.Init(config_dict_or_path=ds_config)
+        if ds_config["zero_optimization"]["stage"] == 3
+        else contextlib.nullcontext()
+    )
+    with no_init_weights(), prevent_arange_dtype_change(), partitioned:
+        module: torch.nn.Module = architecture._from_config(config, dtype=dtype)  # it chooses the attention it has
     module.tie_weights()  # type: ignore[operator]  # no_init_weights has skipped it
     return module
-
-
-def _groups(module: torch.nn.Module, model: Model, weight_decay: float) -> list[dict[str, Any]]:
-    decayed = {model.inside[p.name] for weight, _, p in model.parameters() if weight.kind in ("matrix", "table")}
-    with_decay = [p for name, p in module.named_parameters() if name in decayed]
-    without = [p for name, p in module.named_parameters() if name not in decayed]
-    groups = [{"params": with_decay, "weight_decay": weight_decay}, {"params": without, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]

@@ -22,9 +22,11 @@ class TrainRun:
     save_url: str | None = None
     """Store that takes the trained float32 weights."""
     probe_path: str | None = None
-    """safetensors file that takes ``input_ids`` and float32 ``logits`` of one short held-out sequence, at the end."""
+    """safetensors file that takes the inputs and float32 ``logits`` of one short held-out sample, at the end."""
     overwrite: bool = False
     """Replace the store at ``save_url``."""
+    inserted: tuple[int, ...] = ()
+    """Blocks that the transfer has put in, and that change nothing yet."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,17 +35,20 @@ class Step:
 
     step: int
     loss: float
-    """Mean over all tokens of the step, in nats, before the update."""
+    """Mean over all tokens of the step that are predicted, in nats, before the update."""
     learning_rate: float
+    """Without the factors of single parameters."""
     seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOut:
-    """Held-out loss after ``step`` optimizer steps: mean over all held-out tokens, in nats."""
+    """Held-out loss after ``step`` optimizer steps: mean over all held-out tokens that are predicted, in nats."""
 
     step: int
     loss: float
+    accuracy: float | None = None
+    """Share of images whose class is predicted; None where there are no images."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -13,17 +14,14 @@ from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 
 from bot_dist.errors import RunError
 from bot_dist.families import model_of
 from bot_dist.recipe import TrainConfig
 from bot_dist.train.data import Batches, TokenFile
+from bot_dist.train.objectives import HELD_OUT, Data, Examples, Objective, objective_of
+from bot_dist.train.optimizer import set_rates
 from bot_dist.train.results import HeldOut, RunResult, Step, TrainRun
-from bot_dist.train.schedule import learning_rate
-
-IGNORED = -100
-"""Label of a token without a successor."""
 
 PROBE_TOKENS = 32
 """Length of the probe sequence, where the context is not shorter."""
@@ -41,20 +39,27 @@ def train_worker(settings: dict[str, Any]) -> list[dict[str, Any]]:
     connect(settings["device"])
     train = TrainConfig(**settings["train"])
     tokens = TokenFile(**settings["tokens"])
+    data = Data(
+        batches=Batches(tokens.train(), train.batch, train.seed),
+        held_out=tokens.held_out_windows(),
+        tokens_per_sample=train.context,
+    )
     events = Events(settings["events"])
     events.add("workers_ready", workers=dist.get_world_size())
     results = []
-    for data in settings["runs"]:
+    for run in (TrainRun(**fields) for fields in settings["runs"]):
+        objective = objective_of(model_of(run.config), seed=train.seed, masking=settings["masking"])
         trainer = Trainer(
-            TrainRun(**data),
+            run,
             train=train,
-            tokens=tokens,
+            data=data,
+            objective=objective,
             tokenizer_url=settings["tokenizer_url"],
             events=events,
             device=settings["device"],
         )
         results.append(dataclasses.asdict(trainer.run()))
-        events.add("run_done", run=data["name"])
+        events.add("run_done", run=run.name)
     return results
 
 
@@ -78,23 +83,27 @@ class Trainer:
         run: TrainRun,
         *,
         train: TrainConfig,
-        tokens: TokenFile,
+        data: Data,
+        objective: Objective,
         tokenizer_url: str,
         events: Events,
         device: Literal["cpu", "cuda"],
     ) -> None:
-        self._run, self._train, self._tokens, self._events = run, train, tokens, events
+        self._run, self._train, self._data, self._objective, self._events = run, train, data, objective, events
         self._tokenizer_url, self._device = tokenizer_url, device
         self._rank, self._world = dist.get_rank(), dist.get_world_size()
+        self._part = train.batch // (self._world * train.accumulate)
+        """Samples that go through the model at once."""
         self._model = model_of(run.config)
-        self._held_out_windows = tokens.held_out_windows()
+        self._held_out_examples = objective.examples(data.held_out, step=HELD_OUT, first=0)
         self._steps: list[Step] = []
         self._held_out: list[HeldOut] = []
 
     def run(self) -> RunResult:
         """Load, measure, train, save and probe; then free everything."""
+        from bot_dist.convert.source import read_flat
         from bot_dist.train import engine as engines
-        from bot_dist.train import zero
+        from bot_dist.train import saving, zero
 
         run, model = self._run, self._model
         _reset_peak_rss()
@@ -103,7 +112,7 @@ class Trainer:
         source = self._source()
         attempt = ""
         if run.save_url:
-            attempt = zero.create_store(
+            attempt = saving.create_store(
                 run.save_url,
                 model,
                 source,
@@ -111,11 +120,18 @@ class Trainer:
                 run_digest=self._run_digest(),
                 overwrite=run.overwrite,
             )
+        factors = {p.name: source.learning_rate_factor(p) for _, _, p in model.parameters()}
         self._module, self._engine = engines.start(
-            model, self._train, world=self._world, device=self._device, trains=run.steps > 0
+            model,
+            self._train,
+            world=self._world,
+            device=self._device,
+            trains=run.steps > 0,
+            factors=factors if self._train.use_factors else {},
+            inserted=run.inserted,
         )
         loading = time.perf_counter()
-        read_bytes = zero.fill(self._module, self._engine, model, zero.flat_reader(source))
+        read_bytes = zero.fill(self._module, self._engine, model, functools.partial(read_flat, source))
         dist.barrier()
         load_s = time.perf_counter() - loading
         digest = zero.digest(self._module, self._engine, model)
@@ -125,7 +141,7 @@ class Trainer:
         self._train_steps()
         if run.save_url:
             provenance = {"run": run.name, "steps": run.steps, "source": source.provenance()}
-            zero.save(self._module, self._engine, model, run.save_url, attempt, provenance, overwrite=run.overwrite)
+            saving.save(self._module, self._engine, model, run.save_url, attempt, provenance, overwrite=run.overwrite)
             self._events.add("saved", run=run.name, url=run.save_url)
         if run.probe_path:
             self._probe(run.probe_path)
@@ -138,7 +154,7 @@ class Trainer:
             name=run.name,
             steps=run.steps,
             n_parameters=model.n_parameters,
-            tokens_per_step=self._train.batch * self._train.context,
+            tokens_per_step=self._train.batch * self._data.tokens_per_sample,
             losses=self._steps,
             held_out=self._held_out,
             load_s=load_s,
@@ -164,64 +180,85 @@ class Trainer:
 
     def _train_steps(self) -> None:
         run, train, engine = self._run, self._train, self._engine
-        batches = Batches(self._tokens.train(), train.batch, train.seed)
+        share = train.batch // self._world
         for step in range(run.steps):
             begun = time.perf_counter()
-            rate = learning_rate(step, peak=train.learning_rate, warmup=train.warmup, steps=run.steps)
-            for group in engine.optimizer.param_groups:
-                group["lr"] = rate
+            rate = set_rates(engine.optimizer.param_groups, train, step, run.steps)
             engine.train()
-            loss = self._loss(batches.batch(step, self._rank, self._world), reduction="mean")
-            mean = loss.detach().double()
-            dist.all_reduce(mean)
-            value = self._finite(mean.item() / self._world, "loss", step + 1)
-            engine.backward(loss)
+            samples = self._data.batches.batch(step, self._rank, self._world)
+            loss = self._backward(self._objective.examples(samples, step=step, first=self._rank * share))
+            value = self._finite(loss, "loss", step + 1)
             engine.step()
             done = Step(step=step + 1, loss=value, learning_rate=rate, seconds=time.perf_counter() - begun)
             self._steps.append(done)
-            tokens = train.batch * train.context
+            tokens = train.batch * self._data.tokens_per_sample
             self._events.add("step", run=run.name, steps=run.steps, tokens=tokens, **dataclasses.asdict(done))
             if (step + 1) % train.evaluate_every == 0 or step + 1 == run.steps:
                 self._measure(step + 1)
 
+    def _backward(self, mine: Examples) -> float:
+        """Gradients of this rank's share of a step, part by part; returns the mean loss over all labels of the step,
+        on whichever rank they are. The engine takes its step after the last part."""
+        n_labels = self._sum(float(mine.n_labels))[0]
+        # DeepSpeed takes the mean over ranks and parts, and these may have different numbers of labels.
+        scale = self._world * self._train.accumulate / n_labels
+        total = torch.zeros((), dtype=torch.float64, device=self._device)
+        for first in range(0, len(mine), self._part):
+            if first:
+                self._engine.step()  # of DeepSpeed's count of parts; the weights stay as they are
+            part = mine.part(first, first + self._part).to(self._device)
+            loss = part.loss(self._logits(part))
+            total += loss.detach()
+            self._engine.backward(loss * scale)
+        return self._sum(total.item())[0] / n_labels
+
     def _measure(self, step: int) -> None:
-        """Held-out loss: mean over all tokens, whichever rank has them. Every rank runs equally many forwards,
-        because each of them gathers weights from all ranks; a rank without a sequence counts nothing."""
-        windows, share = self._held_out_windows, self._train.batch // self._world
-        total = torch.zeros(2, dtype=torch.float64)
+        """Held-out loss: mean over all labels, whichever rank has them. Every rank runs equally many forwards,
+        because each of them gathers weights from all ranks; a rank without a sample counts nothing."""
+        examples, part = self._held_out_examples, self._part
+        loss, n_labels, correct = 0.0, 0, 0
         self._engine.eval()
         with torch.no_grad():
-            for first in range(self._rank * share, len(windows) + self._rank * share, share * self._world):
-                mine = windows[first : first + share]
-                loss = self._loss(mine if len(mine) else windows[:1], reduction="sum").item()
-                if len(mine):
-                    total += torch.tensor([loss, mine[:, 1:].numel()], dtype=torch.float64)
-        total = total.to(self._device)
-        dist.all_reduce(total)
-        loss = self._finite(total[0].item() / total[1].item(), "held-out loss", step)
-        self._held_out.append(HeldOut(step=step, loss=loss))
-        self._events.add("held_out", run=self._run.name, step=step, steps=self._run.steps, loss=loss)
-
-    def _loss(self, windows: torch.Tensor, reduction: str) -> torch.Tensor:
-        """Next-token cross-entropy of windows ``(sequences, context)``, in nats."""
-        windows = windows.to(self._device)
-        logits = self._engine(input_ids=windows, use_cache=False).logits
-        # The last token predicts nothing; marking it is cheaper than slicing it off, which copies all the logits.
-        labels = F.pad(windows[:, 1:], (0, 1), value=IGNORED)
-        return F.cross_entropy(
-            logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction=reduction
+            for first in range(self._rank * part, len(examples) + self._rank * part, part * self._world):
+                idle = first >= len(examples)
+                mine = (examples.part(0, 1) if idle else examples.part(first, first + part)).to(self._device)
+                logits = self._logits(mine)
+                if not idle:
+                    loss += mine.loss(logits).item()
+                    n_labels += mine.n_labels
+                    correct += mine.n_correct(logits) if self._objective.measures_accuracy else 0
+        loss, all_labels, all_correct = self._sum(loss, n_labels, correct)
+        measured = HeldOut(
+            step=step,
+            loss=self._finite(loss / all_labels, "held-out loss", step),
+            accuracy=all_correct / all_labels if self._objective.measures_accuracy else None,
         )
+        self._held_out.append(measured)
+        fields = dataclasses.asdict(measured)
+        self._events.add("held_out", run=self._run.name, steps=self._run.steps, **fields)
+
+    def _logits(self, examples: Examples) -> torch.Tensor:
+        logits: torch.Tensor = self._engine(**examples.inputs).logits
+        return logits
+
+    def _sum(self, *values: float) -> list[float]:
+        """Of each value over all ranks."""
+        total = torch.tensor(values, dtype=torch.float64, device=self._device)
+        dist.all_reduce(total)
+        summed: list[float] = total.tolist()
+        return summed
 
     def _probe(self, path: str) -> None:
         from safetensors.torch import save_file
 
-        ids = self._held_out_windows[:1, :PROBE_TOKENS].contiguous()
+        first = self._held_out_examples.part(0, 1)
+        inputs = {k: (v[:, :PROBE_TOKENS] if k == "input_ids" else v).contiguous() for k, v in first.inputs.items()}
         self._engine.eval()
         with torch.no_grad():
-            logits = self._engine(input_ids=ids.to(self._device), use_cache=False).logits
+            logits = self._logits(Examples(inputs=inputs, labels=first.labels).to(self._device))
         if self._rank == 0:
             os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-            save_file({"input_ids": ids, "logits": logits.float().cpu().contiguous()}, path)
+            save_file({**inputs, "logits": logits.float().cpu().contiguous()}, path)
         dist.barrier()
 
     def _finite(self, value: float, what: str, step: int) -> float:

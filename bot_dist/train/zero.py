@@ -1,70 +1,167 @@
-"""Weights in and out of a ZeRO-3 engine without any rank ever reading or holding the whole model.
+"""What each rank owns under ZeRO, read and written without any rank ever holding the whole model.
 
-ZeRO-3 gives rank ``r`` of ``W`` the flat elements ``[r · p, (r + 1) · p)`` of every row-major parameter,
-``p = ceil(numel / W)``; what lies past the end is padding.
+Stage 3 cuts every row-major parameter of ``n`` elements over ``W`` ranks: rank ``r`` owns ``[r · p, (r + 1) · p)`` with
+``p = ceil(n / W)``; what lies past the end is padding. Stages 1 and 2 lay the parameters of a group end to end and cut
+that into ``W`` parts, so that a rank owns some parameters, or runs of them, and nothing of others.
 """
 
 from __future__ import annotations
 
-import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from typing import Any
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 import xxhash
 
 from bot_dist.axes import Parameter
-from bot_dist.checkpoint import CheckpointWriter, store_layout
-from bot_dist.convert.source import Source
-from bot_dist.convert.storage import join
-from bot_dist.convert.tokenizer import save_tokenizer
 from bot_dist.errors import RunError
 from bot_dist.families import Model
-from bot_dist.sharding import flat_boxes
+
+State = Literal["weights", "exp_avg", "exp_avg_sq"]
+"""The float32 master weights, and AdamW's two moments of each."""
 
 FlatReader = Callable[[Parameter, int, int], torch.Tensor]
 """Elements ``[start, stop)`` of the row-major parameter, as a flat CPU tensor."""
 
 
-def flat_reader(source: Source) -> FlatReader:
-    """Reads flat ranges of a source, box by box."""
+@dataclass(frozen=True)
+class Partition(ABC):
+    """The flat elements ``[start, stop)`` of a row-major parameter, which this rank owns; there may be none."""
 
-    def read(parameter: Parameter, start: int, stop: int) -> torch.Tensor:
-        boxes = flat_boxes(parameter.sizes, start, stop)
-        return torch.cat([source.read(parameter, box).reshape(-1) for box in boxes])
+    parameter: Parameter
+    p: Any
+    """The module's parameter."""
+    optimizer: Any
+    """DeepSpeed's, around AdamW."""
+    start: int
+    stop: int
 
-    return read
+    @abstractmethod
+    def get(self, state: State) -> torch.Tensor:
+        """Flat float32 tensor ``(stop − start,)`` on the CPU. It may share memory with the engine."""
+
+    @abstractmethod
+    def set(self, state: State, values: torch.Tensor) -> None:
+        """Write ``values (stop − start,)``, within a ``writing`` block. Of weights, the master alone is written: the
+        working copies follow at the block's end."""
 
 
-def fill(module: torch.nn.Module, engine: Any, model: Model, read_flat: FlatReader) -> int:
-    """Set the weights of a ZeRO-3 engine; each rank reads only its own flat range. Returns the bytes it read.
+class _Stage3(Partition):
+    def get(self, state: State) -> torch.Tensor:
+        from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_optimizer_state
+
+        padded = (
+            safe_get_local_fp32_param(self.p) if state == "weights" else safe_get_local_optimizer_state(self.p, state)
+        )
+        return _on_cpu(padded[: self.stop - self.start])
+
+    def set(self, state: State, values: torch.Tensor) -> None:
+        from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
+
+        padded = torch.zeros(self.p.ds_tensor.ds_numel)
+        padded[: self.stop - self.start] = values
+        if state == "weights":
+            safe_set_local_fp32_param(self.p, padded)
+        else:
+            safe_set_local_optimizer_state(self.p, padded, state)
+
+
+class _Stage3Untrained(Partition):
+    """Of an engine without an optimizer: the working copy is all there is."""
+
+    def get(self, state: State) -> torch.Tensor:
+        assert state == "weights", "an engine without an optimizer has no moments"
+        return _on_cpu(self.p.ds_tensor[: self.stop - self.start])
+
+    def set(self, state: State, values: torch.Tensor) -> None:
+        assert state == "weights", "an engine without an optimizer has no moments"
+        self.p.ds_tensor[: self.stop - self.start] = values
+
+
+class _Stage1And2(Partition):
+    def get(self, state: State) -> torch.Tensor:
+        return _on_cpu(self._fragment(state)) if self.stop > self.start else torch.empty(0)
+
+    def set(self, state: State, values: torch.Tensor) -> None:
+        if self.stop > self.start:
+            self._fragment(state).copy_(values)
+
+    def _fragment(self, state: State) -> torch.Tensor:
+        mapping = self.p._hp_mapping  # of its own references to moments only those of the first group are sure
+        master = _masters(self.optimizer)[mapping.param_group_index]
+        flat: torch.Tensor = master if state == "weights" else self.optimizer.optimizer.state[master][state]
+        return flat.narrow(0, mapping.hp_fragment_address.start, mapping.hp_fragment_address.numel)
+
+
+def partitions(module: torch.nn.Module, engine: Any, model: Model) -> list[Partition]:
+    """What this rank owns of every parameter, in the order of the model; tied parameters appear once.
 
     ``module`` is what the engine wraps. Raises RunError when its parameters are not those of ``model``.
     """
-    from deepspeed.utils import safe_set_local_fp32_param
+    return [_partition(parameter, p, engine) for parameter, p in _match(module, model)]
 
-    named = _match(module, model)
-    optimizer = engine.optimizer if _trains(engine) else None
-    if optimizer is not None:
-        optimizer.checkpoint_event_prologue()
-    read_bytes = 0
-    for parameter, p in named:
-        rank = dist.get_rank(group=p.ds_process_group)
-        share = p.ds_tensor.ds_numel
+
+def _partition(parameter: Parameter, p: Any, engine: Any) -> Partition:
+    if hasattr(p, "ds_id"):
+        share, rank = p.ds_tensor.ds_numel, dist.get_rank(group=p.ds_process_group)
         start = min(share * rank, p.ds_numel)
-        stop = min(start + share, p.ds_numel)
-        part = torch.zeros(share)
-        if stop > start:  # the last ranks may own nothing but padding
-            values = read_flat(parameter, start, stop)
-            read_bytes += values.nbytes
-            part[: stop - start] = values
-        if optimizer is not None and p.requires_grad:
-            safe_set_local_fp32_param(p, part)  # the float32 master only: the working copy is set below
+        kind = _Stage3 if has_optimizer(engine) else _Stage3Untrained
+        return kind(parameter, p, engine.optimizer, start, min(start + share, p.ds_numel))
+    mapping = getattr(p, "_hp_mapping", None)
+    if mapping is None:
+        return _Stage1And2(parameter, p, engine.optimizer, 0, 0)
+    address = mapping.lp_fragment_address
+    return _Stage1And2(parameter, p, engine.optimizer, address.start, address.start + address.numel)
+
+
+@contextmanager
+def writing(module: torch.nn.Module, engine: Any) -> Iterator[None]:
+    """Partitions may be written in this block; at its end the working copies become what the masters are, on all ranks
+    (a collective)."""
+    optimizer = engine.optimizer
+    if not has_optimizer(engine):
         with torch.no_grad():
-            p.ds_tensor.copy_(part)
-    if optimizer is not None:
-        optimizer.checkpoint_event_epilogue()
+            yield
+    elif hasattr(optimizer, "fp32_partitioned_groups_flat"):
+        from deepspeed.utils import safe_get_local_fp32_param
+
+        optimizer.checkpoint_event_prologue()  # whatever a forward has gathered is released
+        with torch.no_grad():
+            yield
+            for p in module.parameters():
+                p.ds_tensor.copy_(safe_get_local_fp32_param(p))  # type: ignore[attr-defined]
+        optimizer.checkpoint_event_epilogue()  # gathers again what is never released
+    else:
+        with torch.no_grad():
+            yield
+        optimizer.update_lp_params()
+
+
+def begin_moments(engine: Any, step: int) -> None:
+    """Give AdamW its moments, zero, and its count of steps; by itself it makes them in its first step. Then they can be
+    written."""
+    for master in _masters(engine.optimizer):
+        engine.optimizer.optimizer.state[master] = {
+            "step": torch.tensor(float(step), device=master.device),
+            "exp_avg": torch.zeros_like(master, requires_grad=False),
+            "exp_avg_sq": torch.zeros_like(master, requires_grad=False),
+        }
+
+
+def fill(module: torch.nn.Module, engine: Any, model: Model, read_flat: FlatReader) -> int:
+    """Set the weights of an engine; each rank reads only what it owns (a collective). Returns the bytes of that."""
+    read_bytes = 0
+    with writing(module, engine):
+        for part in partitions(module, engine, model):
+            values = torch.empty(0)
+            if part.stop > part.start:
+                values = read_flat(part.parameter, part.start, part.stop)
+            read_bytes += values.nbytes
+            part.set("weights", values)
     return read_bytes
 
 
@@ -74,7 +171,7 @@ def full_parameters(module: torch.nn.Module, engine: Any, model: Model) -> Itera
     from deepspeed.utils import safe_get_full_fp32_param
 
     for parameter, p in _match(module, model):
-        if _trains(engine):
+        if has_optimizer(engine):
             full = safe_get_full_fp32_param(p)
         else:
             with deepspeed.zero.GatheredParameters([p]):
@@ -83,7 +180,8 @@ def full_parameters(module: torch.nn.Module, engine: Any, model: Model) -> Itera
 
 
 def digest(module: torch.nn.Module, engine: Any, model: Model) -> str:
-    """Digest of all float32 weights; the same for any number of ranks and any order of parameters (a collective)."""
+    """Digest of all float32 weights; the same for any number of ranks, any stage and any order of parameters (a
+    collective)."""
     lines = []
     for parameter, full in full_parameters(module, engine, model):
         if dist.get_rank() == 0:
@@ -93,70 +191,31 @@ def digest(module: torch.nn.Module, engine: Any, model: Model) -> str:
     return result[0]
 
 
-def create_store(
-    url: str, model: Model, source: Source, *, tokenizer_url: str, run_digest: str, overwrite: bool
-) -> str:
-    """Begin an attempt at the store that ``save`` will fill, and put the tokenizer there; its name, for ``save``.
-    Learning-rate factors are the source's.
-
-    Every call is an attempt of its own: two trainings need not write the same bytes. Rank 0 does so before training, so
-    that a taken target costs no run. Raises CheckpointExistsError.
-    """
-    attempt = [f"{run_digest[:32]}-{uuid.uuid4().hex[:8]}"]
-    if dist.get_rank() == 0:
-        stored = [store_layout(p, source.learning_rate_factor(p)) for _, _, p in model.parameters()]
-        writer = CheckpointWriter.create(url, stored, config=model.config, attempt=attempt[0], overwrite=overwrite)
-        save_tokenizer(tokenizer_url, join(writer.url, "tokenizer"))
-    dist.broadcast_object_list(attempt, src=0)
-    return attempt[0]
+def has_optimizer(engine: Any) -> bool:
+    """Whether the engine has float32 masters; without an optimizer it has working copies only."""
+    return hasattr(engine.optimizer, "optimizer")
 
 
-def save(
-    module: torch.nn.Module,
-    engine: Any,
-    model: Model,
-    url: str,
-    attempt: str,
-    provenance: dict[str, Any],
-    *,
-    overwrite: bool,
-) -> None:
-    """Write the float32 weights into the store that ``create_store`` made, and commit it (a collective).
-
-    One parameter is gathered at a time; rank ``r`` writes its shards ``i`` with ``i % world == r``; rank 0 commits.
-    """
-    rank, world = dist.get_rank(), dist.get_world_size()
-    writer = CheckpointWriter.open(url, attempt)
-    mine: dict[str, dict[str, bytes]] = {}
-    index = 0
-    for parameter, full in full_parameters(module, engine, model):
-        for shard in writer.shards(parameter.name):
-            if index % world == rank:
-                part = full[tuple(slice(*r) for r in shard)].contiguous()
-                key = writer.stored[parameter.name].shard_key(shard)
-                mine.setdefault(parameter.name, {})[key] = writer.write(parameter.name, shard, part)
-            index += 1
-    everyone: list[Any] | None = [None] * world if rank == 0 else None
-    dist.gather_object(mine, everyone, dst=0)
-    if everyone is not None:
-        digests: dict[str, dict[str, bytes]] = {}
-        for theirs in everyone:
-            for name, chunks in theirs.items():
-                digests.setdefault(name, {}).update(chunks)
-        writer.commit(digests, provenance, overwrite=overwrite)
-    dist.barrier()
+def _masters(optimizer: Any) -> list[torch.Tensor]:
+    """This rank's flat float32 masters, one per group of parameters (of stage 3 more where a group is large)."""
+    names = (
+        "fp32_partitioned_groups_flat",  # stage 3
+        "single_partition_of_fp32_groups",  # stages 1 and 2
+        "fp32_groups_flat_partition",  # stage 1 in bfloat16 with gradients accumulated in float32
+    )
+    masters: list[torch.Tensor] = next(getattr(optimizer, name) for name in names if hasattr(optimizer, name))
+    return masters
 
 
-def _trains(engine: Any) -> bool:
-    """Whether the engine has float32 masters; an engine without an optimizer has working copies only."""
-    return hasattr(engine.optimizer, "fp32_partitioned_groups_flat")
+def _on_cpu(values: torch.Tensor) -> torch.Tensor:
+    return values.detach().to("cpu", torch.float32)
 
 
 def _match(module: torch.nn.Module, model: Model) -> list[tuple[Parameter, Any]]:
     """Parameters of the family beside those of the module. Tied names appear once."""
     theirs: dict[str, Any] = dict(module.named_parameters())
     ours = [parameter for _, _, parameter in model.parameters()]
-    found = {name: tuple(p.ds_shape) for name, p in theirs.items()}
+    found = {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in theirs.items()}
     wanted = {model.inside[parameter.name]: parameter.shape for parameter in ours}
     if found != wanted:
         name = min(n for n in found.keys() | wanted.keys() if found.get(n) != wanted.get(n))

@@ -18,8 +18,8 @@ from bot_dist.recipe import ClusterConfig, TrainConfig
 from bot_dist.sharding import whole
 from bot_dist.train.data import Batches, TokenFile, prepare_tokens
 from bot_dist.train.driver import PretrainResult, TrainRun, pretrain
-from bot_dist.train.engine import BETAS
 from bot_dist.train.initial import InitialSource
+from bot_dist.train.optimizer import BETAS
 from bot_dist.train.schedule import learning_rate
 
 pytestmark = [pytest.mark.ray, pytest.mark.deepspeed, pytest.mark.usefixtures("ray_cluster")]

@@ -1,0 +1,185 @@
+"""Every objective, stage and option of training against the same training in plain PyTorch, on ranks without Ray."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bot_dist.families import model_of
+from bot_dist.recipe import TrainConfig
+from bot_dist.train.objectives import HELD_OUT, Data, Samples, objective_of
+from bot_dist.train.optimizer import BETAS
+from bot_dist.train.results import RunResult, TrainRun, run_result
+from tests.conftest import Pico
+from tests.integration.ranks import on_ranks
+
+pytestmark = pytest.mark.deepspeed
+
+STEPS, BATCH = 3, 12
+TRAIN = TrainConfig(steps=STEPS, batch=BATCH, learning_rate=3e-3, evaluate_every=2)
+MASKING = {"mask": 3, "special": [0, 1, 2]}
+NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Batches that are in memory."""
+
+    samples: Samples
+
+    def batch(self, step: int, rank: int, world: int) -> Samples:
+        share = BATCH // world
+        rows = slice(step * BATCH + rank * share, step * BATCH + (rank + 1) * share)
+        return self.samples[rows] if isinstance(self.samples, torch.Tensor) else tuple(s[rows] for s in self.samples)
+
+
+def text() -> Data:
+    drawn = torch.randint(3, 64, (STEPS * BATCH + 5, 16), generator=torch.Generator().manual_seed(0))
+    return Data(batches=Memory(drawn[5:]), held_out=drawn[:5], tokens_per_sample=16)
+
+
+def images(n: int = STEPS * BATCH) -> Data:
+    """Of seven classes, each a pattern under noise."""
+    generator = torch.Generator().manual_seed(0)
+    classes = torch.randint(7, (n + 35,), generator=generator)
+    pixels = torch.randn(7, 3, 12, 12, generator=generator)[classes]
+    pixels += 0.3 * torch.randn(pixels.shape, generator=generator)
+    return Data(batches=Memory((pixels[35:], classes[35:])), held_out=(pixels[:35], classes[:35]), tokens_per_sample=10)
+
+
+def train_on_rank(pico_url: str, config: dict[str, Any], data: Data, trains: list[TrainConfig], folder: str) -> Any:
+    from bot_dist.train.worker import Events, Trainer
+
+    return [
+        dataclasses.asdict(
+            Trainer(
+                TrainRun(name="run", config=config, url=pico_url, steps=train.steps),
+                train=train,
+                data=data,
+                objective=objective_of(model_of(config), seed=train.seed, masking=MASKING),
+                tokenizer_url="",
+                events=Events(f"{folder}/events.jsonl"),
+                device="cpu",
+            ).run()
+        )
+        for train in trains
+    ]
+
+
+def train_on(world: int, pico: Pico, data: Data, trains: Sequence[TrainConfig], folder: Path) -> list[RunResult]:
+    config = json.loads((pico.folder / "config.json").read_text())
+    first, *others = on_ranks(world, train_on_rank, pico.url, config, data, list(trains), str(folder))
+    for other in others:
+        assert [run["losses"][-1]["loss"] for run in other] == [run["losses"][-1]["loss"] for run in first]
+    return [run_result(run) for run in first]
+
+
+def train_alone(pico: Pico, data: Data, train: TrainConfig) -> tuple[list[float], list[float]]:
+    """Losses of the steps and held-out losses before and after, as ``transformers`` computes them."""
+    model = pico.model
+    kept = {name: p.detach().clone() for name, p in model.named_parameters()}
+    made = model_of(json.loads((pico.folder / "config.json").read_text()))
+    objective = objective_of(made, seed=train.seed, masking=MASKING)
+    tables = {made.inside[p.name] for weight, _, p in made.parameters() if weight.kind == "table"}
+    decays = {name for name, p in model.named_parameters() if p.ndim > 1} | tables
+    groups = [
+        {"params": [p for n, p in model.named_parameters() if (n in decays) == kind], "weight_decay": decay}
+        for kind, decay in ((True, train.weight_decay), (False, 0.0))
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=train.learning_rate, betas=BETAS)
+
+    def loss_of(samples: Samples, step: int) -> torch.Tensor:
+        examples = objective.examples(samples, step=step, first=0)
+        labels = samples if made.family.objective == "causal" else examples.labels  # transformers shifts them
+        loss: torch.Tensor = model(**examples.inputs, labels=labels).loss
+        return loss
+
+    held_out, losses = [loss_of(data.held_out, HELD_OUT).item()], []
+    model.train()
+    for step in range(STEPS):
+        loss = loss_of(data.batches.batch(step, 0, 1), step)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), train.clip)
+        for group in optimizer.param_groups:
+            group["lr"] = train.learning_rate * (1, 0.55, 0.1)[step]  # half a cosine, down to a tenth
+        optimizer.step()
+        losses.append(loss.item())
+    model.eval()
+    held_out.append(loss_of(data.held_out, HELD_OUT).item())
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            p.copy_(kept[name])
+    return losses, held_out
+
+
+def assert_same(result: RunResult, expected: tuple[list[float], list[float]], tolerance: float = 1e-4) -> None:
+    losses, held_out = expected
+    assert [step.loss for step in result.losses] == pytest.approx(losses, abs=tolerance)
+    assert [result.held_out[0].loss, result.held_out[-1].loss] == pytest.approx(held_out, abs=tolerance)
+
+
+def test_every_stage_and_option_trains_as_one_process_does(pico_llama: Any, tmp_path: Path) -> None:
+    pico, data = pico_llama(num_hidden_layers=1), text()
+    options: dict[str, dict[str, Any]] = {
+        "stage 1": {"stage": 1, "accumulate": 3},
+        "stage 2": {"stage": 2, "accumulate": 2, "checkpointing": True},
+        "stage 3": {"stage": 3, "accumulate": 6},
+        "offloaded": {"stage": 3, "offload": "all", "checkpointing": True},
+        "offloaded optimizer": {"stage": 1, "offload": "optimizer"},
+        "bfloat16, stage 1": {"stage": 1, "precision": "bfloat16"},
+        "bfloat16, stage 2": {"stage": 2, "precision": "bfloat16", "accumulate": 2},
+        "bfloat16, stage 3": {"stage": 3, "precision": "bfloat16", "accumulate": 2},
+        "bfloat16, stage 1, accumulated": {"stage": 1, "precision": "bfloat16", "accumulate": 2},
+    }
+    expected = train_alone(pico, data, TRAIN)
+    trains = [TRAIN.model_copy(update=option) for option in options.values()]
+    results = dict(zip(options, train_on(2, pico, data, trains, tmp_path), strict=True))
+    for name, result in results.items():
+        assert_same(result, expected, 0.02 if "bfloat16" in name else 1e-4)
+    assert len({result.digest for result in results.values()}) == 1
+    assert results["bfloat16, stage 1"].trained_digest != results["stage 1"].trained_digest
+
+
+@pytest.mark.slow
+def test_a_compiled_model_trains_alike(pico_llama: Any, tmp_path: Path) -> None:
+    pico, data = pico_llama(num_hidden_layers=1), text()
+    trains = [TRAIN.model_copy(update={"compile": True, "stage": stage}) for stage in (1, 3)]
+    expected = train_alone(pico, data, TRAIN)
+    for result in train_on(2, pico, data, trains, tmp_path):
+        assert_same(result, expected)
+
+
+def test_gemma2_trains_with_its_soft_caps(make_pico: Any, tmp_path: Path) -> None:
+    pico, data = make_pico("gemma2", num_hidden_layers=2, layer_types=["sliding_attention", "full_attention"]), text()
+    assert_same(train_on(1, pico, data, [TRAIN], tmp_path)[0], train_alone(pico, data, TRAIN))
+
+
+def test_bert_is_trained_on_what_is_masked_however_it_is_shared(pico_bert: Any, tmp_path: Path) -> None:
+    """Samples have different numbers of masked tokens where some are special: the mean is over all of them."""
+    pico, data = pico_bert(num_hidden_layers=1, **NO_DROPOUT), text()
+    assert isinstance(data.batches, Memory)
+    data.batches.samples[::2, :9] = 0
+    expected = train_alone(pico, data, TRAIN)
+    shared = [TRAIN.model_copy(update={"stage": stage, "accumulate": 3}) for stage in (1, 3)]
+    for result in [*train_on(2, pico, data, shared, tmp_path), *train_on(1, pico, data, [TRAIN], tmp_path)]:
+        assert_same(result, expected, 2e-5)
+
+
+@pytest.mark.parametrize("kind", ["vit", "deit"])
+def test_images_are_classified(make_pico: Any, tmp_path: Path, kind: str) -> None:
+    pico = make_pico(kind, {"deit": "DeiTForImageClassification"}.get(kind), num_hidden_layers=1, **NO_DROPOUT)
+    data = images()
+    expected = train_alone(pico, data, TRAIN)
+    result = train_on(2, pico, data, [TRAIN], tmp_path)[0]
+    assert_same(result, expected)
+    assert result.tokens_per_step == BATCH * 10
+    assert result.held_out[-1].accuracy is not None
+    assert 0 < result.held_out[-1].accuracy <= 1

@@ -288,7 +288,7 @@ def show_export(report: dict[str, Any]) -> None:
     if "logits" in report:
         logits = report["logits"]
         console.print(
-            f"AutoModelForCausalLM loads it: {len(logits['missing_keys'])} missing, {len(logits['unexpected_keys'])} "
+            f"transformers loads it: {len(logits['missing_keys'])} missing, {len(logits['unexpected_keys'])} "
             f"unexpected keys; logits differ from the trained model's by at most {logits['max_abs_difference']:.2e} "
             f"(max |logit| {logits['max_abs_logit']:.1f})"
         )

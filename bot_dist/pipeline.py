@@ -14,14 +14,14 @@ import json
 import platform
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from bot_dist.errors import CheckpointError, CheckpointExistsError, InputError, SourceError
 from bot_dist.families import model_of
 from bot_dist.planning import OnEvent, Planning, keep_apart, open_checked
-from bot_dist.recipe import Recipe, make_recipe, members_of
+from bot_dist.recipe import InsertedConfig, Recipe, make_recipe, members_of
 from bot_dist.records import Records
 from bot_dist.urls import absolute, label
 
@@ -147,7 +147,9 @@ def pretrain(recipe: Recipe, on_event: OnEvent = ignore) -> dict[str, Any]:
     from bot_dist.train.driver import pretrain as run_training
 
     url = recipe.transferred_url
-    config = _committed(url).config
+    store = _committed(url)
+    config, inserted = store.config, tuple(store.manifest.provenance.get("plan", {}).get("inserted_layers", ()))
+    _check_inserted(recipe, inserted)
     steps = recipe.train.steps
     for read in (recipe.source, url):
         keep_apart(read, recipe.trained_url)
@@ -164,6 +166,7 @@ def pretrain(recipe: Recipe, on_event: OnEvent = ignore) -> dict[str, Any]:
             save_url=recipe.trained_url if steps else None,
             probe_path=str(output / "train" / "probe.safetensors"),
             overwrite=recipe.overwrite,
+            inserted=inserted,
         )
     )
     if recipe.train.scratch:
@@ -349,12 +352,21 @@ def _checked(recipe: Recipe) -> int:
 
     plan = plan_transfer(recipe)
     driver.check(recipe.train, {"transferred": plan.target.config})
+    _check_inserted(recipe, plan.inserted_layers)
     return max(plan.mesh.size, recipe.train.workers)
 
 
 def versions() -> dict[str, str]:
     """Of the packages that results depend on."""
     return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES}
+
+
+def _check_inserted(recipe: Recipe, inserted: Sequence[int]) -> None:
+    if not inserted and recipe.train.inserted != InsertedConfig():
+        raise InputError(
+            "train.inserted is about blocks that a transfer has put in, and this one puts none in; leave it out, or "
+            "grow target.layers with transfer.depth=identity"
+        )
 
 
 def _stored(plan: TransferPlan) -> list[StoredParameter]:

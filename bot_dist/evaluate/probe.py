@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
+from bot_dist.families import model_of
+
 
 def compare_logits(folder: str, probe: Path) -> dict[str, Any]:
-    """Load a Hugging Face folder and run it on the probe's ``input_ids``; compare with the probe's ``logits``.
+    """Load a Hugging Face folder and run it on the probe's inputs; compare with the probe's ``logits``.
 
     Returns the keys that did not match, the largest absolute difference and the largest absolute logit.
     """
     import torch
+    import transformers
     from safetensors.torch import load_file
-    from transformers import AutoModelForCausalLM
 
-    saved = load_file(probe)
-    load: Any = AutoModelForCausalLM.from_pretrained
-    model, info = load(folder, dtype=torch.float32, output_loading_info=True)
+    inputs = load_file(probe)
+    expected = inputs.pop("logits")
+    config = json.loads((Path(folder) / "config.json").read_text())
+    architecture: Any = getattr(transformers, model_of(config).family.architecture(config))
+    model, info = architecture.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
     with torch.no_grad():
-        logits = model.eval()(saved["input_ids"]).logits
+        logits = model.eval()(**inputs).logits
     return {
         "missing_keys": sorted(info["missing_keys"]),
         "unexpected_keys": sorted(info["unexpected_keys"]),
-        "max_abs_difference": (logits - saved["logits"]).abs().max().item(),
-        "max_abs_logit": saved["logits"].abs().max().item(),
+        "max_abs_difference": (logits - expected).abs().max().item(),
+        "max_abs_logit": expected.abs().max().item(),
     }

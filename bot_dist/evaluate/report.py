@@ -153,7 +153,7 @@ def _export(export: dict[str, Any]) -> str:
     if "logits" in export:
         logits = export["logits"]
         text += (
-            f" AutoModelForCausalLM loads it with {len(logits['missing_keys'])} missing and "
+            f" transformers loads it with {len(logits['missing_keys'])} missing and "
             f"{len(logits['unexpected_keys'])} unexpected keys; its logits differ from the trained model's by at most "
             f"{logits['max_abs_difference']:.2e} (largest |logit| {logits['max_abs_logit']:.1f})."
         )

@@ -19,7 +19,7 @@ from bot_dist.plan.cost import step_bytes, step_peak
 from bot_dist.plan.owners import balanced
 from bot_dist.plan.rules import Fill
 from bot_dist.sharding import Box, Cut, Mesh, box_size
-from bot_dist.wavelets import Operator, OperatorSpec, build_operator
+from bot_dist.wavelets import Operator, OperatorSpec, build_operator, origins
 
 DETAILS = "details/"
 """Prefix of the arrays that hold what shrinking dropped."""
@@ -314,6 +314,16 @@ class TransferPlan:
         return [self.target.parameter(module.weight, layer) for layer in range(*layers)]
 
     @cached_property
+    def inserted_layers(self) -> tuple[int, ...]:
+        """The target's blocks that identity depth puts in: they change nothing yet."""
+        layers = (m.axes[0].spec for m in self.modules if m.layered and not m.band and m.weight.into_residual)
+        spec = next((spec for spec in layers if spec is not None and spec.speaks != "every"), None)
+        if spec is None:
+            return ()
+        of = origins(spec.n_source, spec.n_target).tolist()
+        return tuple(i for i in range(1, len(of)) if of[i] == of[i - 1])
+
+    @cached_property
     def digest(self) -> str:
         """Identifies the plan: equal plans write equal stores."""
         data = {
@@ -348,5 +358,6 @@ class TransferPlan:
             "mesh": dataclasses.asdict(self.mesh),
             "memory_limit": self.memory_limit,
             "operators": {m.name: m.described() for m in self.modules if not m.band},
+            "inserted_layers": self.inserted_layers,
             "notes": self.notes,
         }

@@ -135,19 +135,17 @@ class ImageClassification:
 
 
 TRAINED = {
-    "masked": ("BertForMaskedLM",),
-    "image": (
-        "ViTForImageClassification",
-        "DeiTForImageClassification",
-        "DeiTForImageClassificationWithTeacher",
-    ),
+    "bert": ("BertForMaskedLM",),
+    "vit": ("ViTForImageClassification",),
+    "deit": ("DeiTForImageClassification", "DeiTForImageClassificationWithTeacher"),
 }
-"""Per objective, the classes of ``transformers`` that have all it needs and nothing that it leaves untrained."""
+"""Of families with several classes in ``transformers``, those that have all they need to be pretrained, and no head that
+would stay untrained."""
 
 
 def check_objective(model: Model, run: str) -> None:
     """Raise InputError where the class of the model is not one that is pretrained."""
-    name, wanted = model.family.architecture(model.config), TRAINED.get(model.family.objective)
+    name, wanted = model.family.architecture(model.config), TRAINED.get(model.family.name)
     if wanted is not None and name not in wanted:
         raise InputError(
             f"run '{run}': its config.json names the architecture {name}, which has no head to pretrain or one that "

@@ -1,0 +1,59 @@
+"""What is refused before any worker starts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bot_dist.errors import InputError, RecipeError
+from bot_dist.recipe import TrainConfig, make_recipe
+from bot_dist.train.driver import check
+from tests.conftest import Pico
+
+
+@pytest.fixture
+def train(tmp_path: Path) -> TrainConfig:
+    (tmp_path / "text.txt").write_text("to be")
+    return TrainConfig(text=(str(tmp_path / "text.txt"),), context=16)
+
+
+def config(pico: Pico, **changes: Any) -> dict[str, Any]:
+    return {**json.loads((pico.folder / "config.json").read_text()), **changes}
+
+
+def test_what_can_be_trained_passes(make_pico: Callable[..., Pico], train: TrainConfig) -> None:
+    check(train, {"a": config(make_pico("bert")), "b": config(make_pico("gemma2")), "c": config(make_pico("gpt2"))})
+
+
+def test_a_batch_that_does_not_divide(make_pico: Callable[..., Pico], train: TrainConfig) -> None:
+    train = train.model_copy(update={"batch": 16, "workers": 2, "accumulate": 3})
+    with pytest.raises(InputError, match=r"16 sequences, .*workers=2 times train\.accumulate=3; use train\.batch=18"):
+        check(train, {"run": config(make_pico("gpt2"))})
+
+
+@pytest.mark.parametrize(
+    ("kind", "architecture", "message"),
+    [
+        ("bert", "BertModel", "'run': its config.json names the architecture BertModel.*name BertForMaskedLM there"),
+        ("bert", "BertForPreTraining", "would stay untrained; name BertForMaskedLM"),
+        ("vit", "ViTModel", "name ViTForImageClassification there"),
+        ("vit", "ViTForImageClassification", "'vit' is trained on images, and train.text is text"),
+    ],
+)
+def test_what_has_no_objective(
+    make_pico: Callable[..., Pico], train: TrainConfig, kind: str, architecture: str, message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        check(train, {"run": config(make_pico(kind), architectures=[architecture])})
+
+
+def test_weights_that_are_not_partitioned_are_not_offloaded() -> None:
+    recipe = {"source": "a", "output": "b", "train": {"stage": 2, "offload": "all"}}
+    with pytest.raises(RecipeError, match="offload all is of stage 3, and stage is 2; use offload optimizer"):
+        make_recipe(recipe)
+    with pytest.raises(RecipeError, match=r"unknown key 'train\.inserted\.warm'; did you mean .*'warmup'"):
+        make_recipe({**recipe, "train": {"inserted": {"warm": 3}}})

@@ -219,6 +219,9 @@ class TrainConfig(_Config):
     """Ray Train workers, one DeepSpeed rank each."""
     stage: Literal[1, 2, 3] = 3
     """ZeRO stage: 1 partitions the optimizer's state over the workers, 2 gradients too, 3 weights too."""
+    tensor: int = Field(default=1, ge=1)
+    """Tensor-parallel degree (DeepSpeed's AutoTP): how many workers share heads and FFN units of one copy of the model;
+    ZeRO partitions what each has of it."""
     offload: Literal["none", "optimizer", "all"] = "none"
     """What lies in the host's memory: master weights and the optimizer's state (``optimizer``), and of stage 3 the
     weights too (``all``)."""

@@ -112,13 +112,8 @@ class Windows:
 def text_files(config: TrainConfig) -> list[str]:
     """The files that ``config.text`` names, sorted.
 
-    Raises InputError when there are none, or the batch doesn't divide over the workers.
+    Raises InputError when there are none.
     """
-    if config.batch % config.workers:
-        raise InputError(
-            f"train.batch is {config.batch} sequences, not divisible over train.workers={config.workers}; "
-            f"use train.batch={-(-config.batch // config.workers) * config.workers}"
-        )
     return resolve_texts(config.text, "train")
 
 
@@ -130,9 +125,8 @@ def prepare_tokens(
 
     ``on_event`` is called as by ``committed`` and ``make_store``. Ray must be initialised where there is much text.
 
-    Raises InputError when there is no text, a file can't be read or is changed meanwhile, ``batch`` is not divisible by
-    ``workers``, a token is no row of the model's table, or the text is shorter than one batch and the held-out
-    sequences.
+    Raises InputError when there is no text, a file can't be read or is changed meanwhile, a token is no row of the
+    model's table, or the text is shorter than one batch and the held-out sequences.
     """
     from bot_dist.convert.text import Encoder
     from bot_dist.convert.tokenizer import load_tokenizer

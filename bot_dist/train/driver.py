@@ -24,6 +24,9 @@ __all__ = ["PretrainResult", "TrainRun", "pretrain"]
 START_TIMEOUT_S = 600
 """For workers to start: importing torch takes long where cores are few and busy."""
 
+NOT_CUT = ("gpt2",)
+"""Families that DeepSpeed 0.19.8 has no tensor parallelism for: its check refuses them."""
+
 OnEvent = Callable[[dict[str, Any]], None]
 
 
@@ -91,16 +94,24 @@ def check(train: TrainConfig, configs: Mapping[str, dict[str, Any]]) -> None:
     from bot_dist.train.data import text_files
     from bot_dist.train.objectives import check_objective
 
-    if train.batch % (parts := train.workers * train.accumulate):
+    if train.workers % train.tensor:
+        raise InputError(f"train.workers={train.workers} is not divisible by train.tensor={train.tensor}")
+    copies = train.workers // train.tensor
+    if train.batch % (parts := copies * train.accumulate):
         raise InputError(
-            f"train.batch is {train.batch} sequences, not divisible over train.workers={train.workers} times "
-            f"train.accumulate={train.accumulate}; use train.batch={-(-train.batch // parts) * parts}"
+            f"train.batch is {train.batch} sequences, not divisible over {copies} copies of the model "
+            f"(train.workers / train.tensor) times train.accumulate={train.accumulate}; "
+            f"use train.batch={-(-train.batch // parts) * parts}"
         )
     text_files(train)
     for name, config in configs.items():
         model = model_of(config)
         family = model.family
         check_objective(model, name)
+        if train.tensor > 1 and family.name in NOT_CUT:
+            raise InputError(
+                f"run '{name}': DeepSpeed's AutoTP does not cut the family '{family.name}'; use train.tensor=1"
+            )
         if family.objective == "image":
             raise InputError(
                 f"run '{name}': family '{family.name}' is trained on images, and train.text is text; transfer it alone "

@@ -109,8 +109,7 @@ def _ds_config(train: TrainConfig, dtype: torch.dtype, *, world: int, trains: bo
     if train.offload == "all":
         zero["offload_param"] = {"device": "cpu"}
     config = {
-        "train_batch_size": train.batch,
-        "train_micro_batch_size_per_gpu": train.batch // (world * train.accumulate),
+        "train_micro_batch_size_per_gpu": train.batch * train.tensor // (world * train.accumulate),
         "gradient_accumulation_steps": train.accumulate,
         "gradient_clipping": train.clip,
         "bf16": {"enabled": dtype == torch.bfloat16},
@@ -118,6 +117,8 @@ def _ds_config(train: TrainConfig, dtype: torch.dtype, *, world: int, trains: bo
         "zero_force_ds_cpu_optimizer": False,  # DeepSpeed's own has to be compiled first
         "steps_per_print": 2**31,
     }
+    if train.tensor > 1:
+        config["tensor_parallel"] = {"autotp_size": train.tensor, "vocab_parallel_lm_head": False}  # logits are whole
     if dtype == torch.bfloat16 and train.accumulate > 1:
         config["data_types"] = {"grad_accum_dtype": "fp32"}
     return config

@@ -139,8 +139,8 @@ TRAINED = {
     "vit": ("ViTForImageClassification",),
     "deit": ("DeiTForImageClassification", "DeiTForImageClassificationWithTeacher"),
 }
-"""Of families with several classes in ``transformers``, those that have all they need to be pretrained, and no head that
-would stay untrained."""
+"""Of families with several classes in ``transformers``: those that have a head to pretrain, and none that would stay
+untrained."""
 
 
 def check_objective(model: Model, run: str) -> None:

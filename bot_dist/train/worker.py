@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import json
 import math
@@ -92,7 +91,9 @@ class Trainer:
         self._run, self._train, self._data, self._objective, self._events = run, train, data, objective, events
         self._tokenizer_url, self._device = tokenizer_url, device
         self._rank, self._world = dist.get_rank(), dist.get_world_size()
-        self._part = train.batch // (self._world * train.accumulate)
+        self._data_rank, self._data_world = self._rank // train.tensor, self._world // train.tensor
+        """Tensor-parallel ranks, which are next to each other, see the same samples."""
+        self._part = train.batch // (self._data_world * train.accumulate)
         """Samples that go through the model at once."""
         self._model = model_of(run.config)
         self._held_out_examples = objective.examples(data.held_out, step=HELD_OUT, first=0)
@@ -101,14 +102,13 @@ class Trainer:
 
     def run(self) -> RunResult:
         """Load, measure, train, save and probe; then free everything."""
-        from bot_dist.convert.source import read_flat
         from bot_dist.train import engine as engines
         from bot_dist.train import saving, zero
 
         run, model = self._run, self._model
         _reset_peak_rss()
         begun = time.perf_counter()
-        torch.manual_seed(self._train.seed * 1_000_003 + self._rank)  # dropout, where a configuration has it
+        torch.manual_seed(self._train.seed * 1_000_003 + self._data_rank)  # dropout, where a configuration has it
         source = self._source()
         attempt = ""
         if run.save_url:
@@ -131,7 +131,7 @@ class Trainer:
             inserted=run.inserted,
         )
         loading = time.perf_counter()
-        read_bytes = zero.fill(self._module, self._engine, model, functools.partial(read_flat, source))
+        read_bytes = zero.fill(self._module, self._engine, model, source)
         dist.barrier()
         load_s = time.perf_counter() - loading
         digest = zero.digest(self._module, self._engine, model)
@@ -180,13 +180,13 @@ class Trainer:
 
     def _train_steps(self) -> None:
         run, train, engine = self._run, self._train, self._engine
-        share = train.batch // self._world
+        share = train.batch // self._data_world
         for step in range(run.steps):
             begun = time.perf_counter()
             rate = set_rates(engine.optimizer.param_groups, train, step, run.steps)
             engine.train()
-            samples = self._data.batches.batch(step, self._rank, self._world)
-            loss = self._backward(self._objective.examples(samples, step=step, first=self._rank * share))
+            samples = self._data.batches.batch(step, self._data_rank, self._data_world)
+            loss = self._backward(self._objective.examples(samples, step=step, first=self._data_rank * share))
             value = self._finite(loss, "loss", step + 1)
             engine.step()
             done = Step(step=step + 1, loss=value, learning_rate=rate, seconds=time.perf_counter() - begun)
@@ -200,7 +200,8 @@ class Trainer:
         """Gradients of this rank's share of a step, part by part; returns the mean loss over all labels of the step,
         on whichever rank they are. The engine takes its step after the last part."""
         n_labels = self._sum(float(mine.n_labels))[0]
-        # DeepSpeed takes the mean over ranks and parts, and these may have different numbers of labels.
+        # DeepSpeed takes the mean over ranks and parts, and these may have different numbers of labels. Both sides of
+        # the fraction count every tensor-parallel rank.
         scale = self._world * self._train.accumulate / n_labels
         total = torch.zeros((), dtype=torch.float64, device=self._device)
         for first in range(0, len(mine), self._part):
@@ -216,10 +217,11 @@ class Trainer:
         """Held-out loss: mean over all labels, whichever rank has them. Every rank runs equally many forwards,
         because each of them gathers weights from all ranks; a rank without a sample counts nothing."""
         examples, part = self._held_out_examples, self._part
+        offset = self._data_rank * part
         loss, n_labels, correct = 0.0, 0, 0
         self._engine.eval()
         with torch.no_grad():
-            for first in range(self._rank * part, len(examples) + self._rank * part, part * self._world):
+            for first in range(offset, len(examples) + offset, part * self._data_world):
                 idle = first >= len(examples)
                 mine = (examples.part(0, 1) if idle else examples.part(first, first + part)).to(self._device)
                 logits = self._logits(mine)

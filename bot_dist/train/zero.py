@@ -2,13 +2,15 @@
 
 Stage 3 cuts every row-major parameter of ``n`` elements over ``W`` ranks: rank ``r`` owns ``[r · p, (r + 1) · p)`` with
 ``p = ceil(n / W)``; what lies past the end is padding. Stages 1 and 2 lay the parameters of a group end to end and cut
-that into ``W`` parts, so that a rank owns some parameters, or runs of them, and nothing of others.
+that into ``W`` parts, so that a rank owns some parameters, or runs of them, and nothing of others. Where tensor
+parallelism has cut a parameter before, along one dimension, all this holds of the shard that it has left to the rank.
 """
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -18,21 +20,39 @@ import torch.distributed as dist
 import xxhash
 
 from bot_dist.axes import Parameter
+from bot_dist.convert.source import Source, read_flat
 from bot_dist.errors import RunError
 from bot_dist.families import Model
+from bot_dist.sharding import box_size, flat_boxes
 
 State = Literal["weights", "exp_avg", "exp_avg_sq"]
 """The float32 master weights, and AdamW's two moments of each."""
 
-FlatReader = Callable[[Parameter, int, int], torch.Tensor]
-"""Elements ``[start, stop)`` of the row-major parameter, as a flat CPU tensor."""
+
+@dataclass(frozen=True)
+class Shard:
+    """What tensor parallelism leaves a rank of a parameter: a range along one dimension, or all of it."""
+
+    shape: tuple[int, ...]
+    dim: int = 0
+    offset: int = 0
+    """Where the range begins, of the dimension as it is in ``transformers``."""
+    sizes: tuple[int, ...] = ()
+    """Of the ranges of all ranks; empty where the parameter is not cut."""
+
+    def whole(self) -> tuple[int, ...]:
+        """Shape of the parameter."""
+        if not self.sizes:
+            return self.shape
+        return (*self.shape[: self.dim], sum(self.sizes), *self.shape[self.dim + 1 :])
 
 
 @dataclass(frozen=True)
 class Partition(ABC):
-    """The flat elements ``[start, stop)`` of a row-major parameter, which this rank owns; there may be none."""
+    """The flat elements ``[start, stop)`` of a row-major shard, which this rank owns; there may be none."""
 
     parameter: Parameter
+    shard: Shard
     p: Any
     """The module's parameter."""
     optimizer: Any
@@ -105,17 +125,33 @@ def partitions(module: torch.nn.Module, engine: Any, model: Model) -> list[Parti
     return [_partition(parameter, p, engine) for parameter, p in _match(module, model)]
 
 
+def read(source: Source, part: Partition) -> torch.Tensor:
+    """A partition's elements of a checkpoint, flat. Nothing else is read but what a source can't leave out."""
+    parameter, shard, start, stop = part.parameter, part.shard, part.start, part.stop
+    columns = math.prod(shard.shape[1:])
+    if shard.dim == 0:
+        return read_flat(source, parameter, start + shard.offset * columns, stop + shard.offset * columns)
+    split, first, last = parameter.dims[0], start // columns, -(-stop // columns)
+    across = [*flat_boxes(parameter.sizes[split:], shard.offset, shard.offset + columns)]
+    rows = [
+        torch.cat([source.read(parameter, (*box, *c)).reshape(box_size(box), -1) for c in across], dim=1)
+        for box in flat_boxes(parameter.sizes[:split], first, last)
+    ]
+    return torch.cat(rows).flatten()[start - first * columns : stop - first * columns]
+
+
 def _partition(parameter: Parameter, p: Any, engine: Any) -> Partition:
+    shard = _shard(p)
     if hasattr(p, "ds_id"):
         share, rank = p.ds_tensor.ds_numel, dist.get_rank(group=p.ds_process_group)
         start = min(share * rank, p.ds_numel)
         kind = _Stage3 if has_optimizer(engine) else _Stage3Untrained
-        return kind(parameter, p, engine.optimizer, start, min(start + share, p.ds_numel))
+        return kind(parameter, shard, p, engine.optimizer, start, min(start + share, p.ds_numel))
     mapping = getattr(p, "_hp_mapping", None)
     if mapping is None:
-        return _Stage1And2(parameter, p, engine.optimizer, 0, 0)
+        return _Stage1And2(parameter, shard, p, engine.optimizer, 0, 0)
     address = mapping.lp_fragment_address
-    return _Stage1And2(parameter, p, engine.optimizer, address.start, address.start + address.numel)
+    return _Stage1And2(parameter, shard, p, engine.optimizer, address.start, address.start + address.numel)
 
 
 @contextmanager
@@ -152,14 +188,12 @@ def begin_moments(engine: Any, step: int) -> None:
         }
 
 
-def fill(module: torch.nn.Module, engine: Any, model: Model, read_flat: FlatReader) -> int:
+def fill(module: torch.nn.Module, engine: Any, model: Model, source: Source) -> int:
     """Set the weights of an engine; each rank reads only what it owns (a collective). Returns the bytes of that."""
     read_bytes = 0
     with writing(module, engine):
         for part in partitions(module, engine, model):
-            values = torch.empty(0)
-            if part.stop > part.start:
-                values = read_flat(part.parameter, part.start, part.stop)
+            values = read(source, part) if part.stop > part.start else torch.empty(0)
             read_bytes += values.nbytes
             part.set("weights", values)
     return read_bytes
@@ -172,11 +206,12 @@ def full_parameters(module: torch.nn.Module, engine: Any, model: Model) -> Itera
 
     for parameter, p in _match(module, model):
         if has_optimizer(engine):
-            full = safe_get_full_fp32_param(p)
+            shard = safe_get_full_fp32_param(p)
         else:
             with deepspeed.zero.GatheredParameters([p]):
-                full = p.detach().float().clone()
-        yield parameter, full.detach().to("cpu", torch.float32).reshape(parameter.sizes)
+                shard = p.detach().float().clone()
+        full = _gathered(shard.detach(), _shard(p))
+        yield parameter, full.to("cpu", torch.float32).reshape(parameter.sizes)
 
 
 def digest(module: torch.nn.Module, engine: Any, model: Model) -> str:
@@ -211,11 +246,35 @@ def _on_cpu(values: torch.Tensor) -> torch.Tensor:
     return values.detach().to("cpu", torch.float32)
 
 
+def _shard(p: Any) -> Shard:
+    from deepspeed.utils import groups
+
+    shape, cut = tuple(getattr(p, "ds_shape", p.shape)), getattr(p, "ds_autotp_universal_checkpoint_meta", None) or {}
+    if cut.get("partition_dim") is None:
+        return Shard(shape)
+    sizes = tuple(cut["partition_sizes"])
+    return Shard(shape, cut["partition_dim"], sum(sizes[: groups.get_tensor_model_parallel_rank()]), sizes)
+
+
+def _gathered(values: torch.Tensor, shard: Shard) -> torch.Tensor:
+    """A parameter from the shards of all tensor-parallel ranks."""
+    from deepspeed.utils import groups
+
+    if not shard.sizes:
+        return values
+    group, rank, parts = groups.get_tensor_model_parallel_group(), groups.get_tensor_model_parallel_rank(), []
+    for i, n in enumerate(shard.sizes):
+        shape = (*shard.shape[: shard.dim], n, *shard.shape[shard.dim + 1 :])
+        parts.append(values.reshape(shape).contiguous() if i == rank else values.new_empty(shape))
+        dist.broadcast(parts[i], src=dist.get_global_rank(group, i), group=group)
+    return torch.cat(parts, dim=shard.dim)
+
+
 def _match(module: torch.nn.Module, model: Model) -> list[tuple[Parameter, Any]]:
     """Parameters of the family beside those of the module. Tied names appear once."""
     theirs: dict[str, Any] = dict(module.named_parameters())
     ours = [parameter for _, _, parameter in model.parameters()]
-    found = {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in theirs.items()}
+    found = {name: _shard(p).whole() for name, p in theirs.items()}
     wanted = {model.inside[parameter.name]: parameter.shape for parameter in ours}
     if found != wanted:
         name = min(n for n in found.keys() | wanted.keys() if found.get(n) != wanted.get(n))

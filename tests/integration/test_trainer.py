@@ -77,7 +77,7 @@ def train_on(world: int, pico: Pico, data: Data, trains: Sequence[TrainConfig], 
     config = json.loads((pico.folder / "config.json").read_text())
     first, *others = on_ranks(world, train_on_rank, pico.url, config, data, list(trains), str(folder))
     for other in others:
-        assert [run["losses"][-1]["loss"] for run in other] == [run["losses"][-1]["loss"] for run in first]
+        assert [run["held_out"] for run in other] == [run["held_out"] for run in first]
     return [run_result(run) for run in first]
 
 
@@ -183,3 +183,29 @@ def test_images_are_classified(make_pico: Any, tmp_path: Path, kind: str) -> Non
     assert result.tokens_per_step == BATCH * 10
     assert result.held_out[-1].accuracy is not None
     assert 0 < result.held_out[-1].accuracy <= 1
+
+
+TENSOR = {
+    "llama": {"tie_word_embeddings": False},
+    "qwen2": {"tie_word_embeddings": True},
+    "gpt_neox": {"num_attention_heads": 4, "attention_dropout": 0.0, "hidden_dropout": 0.0},
+    "gemma2": {"layer_types": ["full_attention"]},
+    "bert": {"num_attention_heads": 4, **NO_DROPOUT},
+}
+
+
+SELDOM = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("gpt_neox", "gemma2")]
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "bert", *SELDOM])
+def test_tensor_parallel_ranks_train_as_one_process_does(make_pico: Any, tmp_path: Path, kind: str) -> None:
+    pico, data = make_pico(kind, num_hidden_layers=1, **TENSOR[kind]), text()
+    trains = [TRAIN.model_copy(update={"tensor": 2, "stage": stage, "accumulate": 2}) for stage in (1, 2, 3)]
+    trains.append(TRAIN.model_copy(update={"tensor": 2, "steps": 0}))
+    expected = train_alone(pico, data, TRAIN)
+    *results, measured = train_on(4, pico, data, trains, tmp_path)
+    for result in results:
+        assert_same(result, expected)
+    assert measured.held_out[0].loss == pytest.approx(expected[1][0], abs=1e-5)
+    (whole,) = train_on(1, pico, data, [TRAIN], tmp_path)
+    assert {result.digest for result in (*results, measured)} == {whole.digest}

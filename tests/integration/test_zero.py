@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -12,7 +11,6 @@ import torch
 import torch.distributed as dist
 
 from bot_dist.checkpoint import CheckpointReader, Storage
-from bot_dist.convert.source import read_flat
 from bot_dist.families import model_of
 from bot_dist.recipe import TrainConfig
 from tests.integration.ranks import on_ranks
@@ -53,7 +51,7 @@ class Engine:
         self.model, world = model_of(self.source.config), dist.get_world_size()
         train = train_config(world, stage, **fields)
         self.module, self.engine = engine.start(self.model, train, world=world, device="cpu", trains=True)
-        self.asked = zero.fill(self.module, self.engine, self.model, partial(read_flat, self.source))
+        self.asked = zero.fill(self.module, self.engine, self.model, self.source)
         self.partitions = zero.partitions(self.module, self.engine, self.model)
 
     def step(self, number: int) -> None:

@@ -31,7 +31,9 @@ def test_what_can_be_trained_passes(make_pico: Callable[..., Pico], train: Train
 
 def test_a_batch_that_does_not_divide(make_pico: Callable[..., Pico], train: TrainConfig) -> None:
     train = train.model_copy(update={"batch": 16, "workers": 2, "accumulate": 3})
-    with pytest.raises(InputError, match=r"16 sequences, .*workers=2 times train\.accumulate=3; use train\.batch=18"):
+    with pytest.raises(
+        InputError, match=r"16 sequences, not divisible over 2 copies .*accumulate=3; use train\.batch=18"
+    ):
         check(train, {"run": config(make_pico("gpt2"))})
 
 

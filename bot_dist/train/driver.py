@@ -24,8 +24,8 @@ __all__ = ["PretrainResult", "TrainRun", "pretrain"]
 START_TIMEOUT_S = 600
 """For workers to start: importing torch takes long where cores are few and busy."""
 
-NOT_CUT = ("gpt2",)
-"""Families that DeepSpeed 0.19.8 has no tensor parallelism for: its check refuses them."""
+NOT_CUT = ("deit", "gpt2", "vit")
+"""Families that DeepSpeed's AutoTP (0.19.8) refuses or cuts wrongly."""
 
 OnEvent = Callable[[dict[str, Any]], None]
 
@@ -63,7 +63,7 @@ def pretrain(
         "runs": [dataclasses.asdict(_absolute_run(run)) for run in runs],
         "train": train.model_dump(),
         "tokens": dataclasses.asdict(tokens),
-        "masking": _masking(runs, tokenizer_url),
+        "masking": masking(runs, tokenizer_url),
         "tokenizer_url": absolute(tokenizer_url),
         "events": str(events),
         "device": device,
@@ -126,7 +126,7 @@ def check(train: TrainConfig, configs: Mapping[str, dict[str, Any]]) -> None:
             )
 
 
-def _masking(runs: Sequence[TrainRun], tokenizer_url: str) -> dict[str, Any] | None:
+def masking(runs: Sequence[TrainRun], tokenizer_url: str) -> dict[str, Any] | None:
     """The tokens that masking needs to know. Raises InputError when the tokenizer has none to mask with."""
     from bot_dist.convert.tokenizer import load_tokenizer
 

@@ -146,6 +146,7 @@ def test_what_no_run_has_made_is_not_replaced(recipe: Callable[..., bot_dist.Rec
     [
         ({"train.text": []}, "names no file"),
         ({"train.batch": 3}, "not divisible over"),
+        ({"train.inserted": {"warmup": 3}}, r"train\.inserted is about blocks .* puts none in"),
         ({"train.context": 65}, "max_position_embeddings=64"),
         ({"transfer.wavelet": {"embd": "db2"}}, "no axis 'embd'"),
     ],

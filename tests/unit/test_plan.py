@@ -137,6 +137,15 @@ def test_identity_depth_silences_inserted_blocks() -> None:
             assert module.axes[0].spec.row_sum == 1
 
 
+def test_a_plan_names_the_blocks_that_identity_depth_puts_in() -> None:
+    plan = planned(SMOLLM2, {"layers": 40}, depth="identity")
+    assert plan.inserted_layers == plan.to_json()["inserted_layers"] == tuple(range(1, 40, 4))
+    assert planned(BERT, {"layers": 5}, depth="identity").inserted_layers == (1, 2, 4)
+    for depth in ("wavelet", "stack", "interpolate"):
+        assert planned(SMOLLM2, {"layers": 40}, depth=depth).inserted_layers == ()
+    assert planned(SMOLLM2, {"embed": 1152}, depth="identity").inserted_layers == ()
+
+
 @pytest.mark.parametrize("mesh", [Mesh(), Mesh(tensor=2), Mesh(tensor=3), Mesh(tensor=2, data=3)])
 @pytest.mark.parametrize("memory_limit", [2**20, 2**24, 2**30])
 @pytest.mark.parametrize(("config", "target"), [(SMOLLM2, HALF), (SMOLLM2, DOUBLE), (GPT2, {"layers": 6, "mlp": 1536})])

@@ -11,7 +11,8 @@ import pytest
 
 from bot_dist.errors import InputError, RecipeError
 from bot_dist.recipe import TrainConfig, make_recipe
-from bot_dist.train.driver import check
+from bot_dist.train.driver import check, masking
+from bot_dist.train.results import TrainRun
 from tests.conftest import Pico
 
 
@@ -35,6 +36,30 @@ def test_a_batch_that_does_not_divide(make_pico: Callable[..., Pico], train: Tra
         InputError, match=r"16 sequences, not divisible over 2 copies .*accumulate=3; use train\.batch=18"
     ):
         check(train, {"run": config(make_pico("gpt2"))})
+
+
+def test_what_tensor_parallelism_asks_for(make_pico: Callable[..., Pico], train: TrainConfig) -> None:
+    llama, four = config(make_pico("llama")), train.model_copy(update={"workers": 4, "tensor": 2})
+    check(four.model_copy(update={"batch": 2}), {"run": llama})
+    with pytest.raises(InputError, match=r"workers=3 is not divisible by train\.tensor=2"):
+        check(four.model_copy(update={"workers": 3}), {"run": llama})
+    with pytest.raises(InputError, match=r"AutoTP does not cut the family 'gpt2'; use train\.tensor=1"):
+        check(four, {"run": config(make_pico("gpt2"))})
+
+
+def test_masking_needs_a_mask_token(make_pico: Callable[..., Pico], tmp_path: Path) -> None:
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel({"[UNK]": 0, "[SEP]": 1, "[MASK]": 2, "be": 3}, unk_token="[UNK]"))
+    special = {"unk_token": "[UNK]", "sep_token": "[SEP]"}
+    PreTrainedTokenizerFast(tokenizer_object=words, **special).save_pretrained(tmp_path / "without")
+    PreTrainedTokenizerFast(tokenizer_object=words, mask_token="[MASK]", **special).save_pretrained(tmp_path / "with")
+    bert, gpt2 = (TrainRun(name=k, config=config(make_pico(k)), url=None, steps=1) for k in ("bert", "gpt2"))
+    assert masking([gpt2], str(tmp_path / "without")) is None
+    assert masking([gpt2, bert], str(tmp_path / "with")) == {"mask": 2, "special": [0, 1, 2]}
+    with pytest.raises(InputError, match=r"without has no mask token.*give it a 'mask_token'"):
+        masking([bert], str(tmp_path / "without"))
 
 
 @pytest.mark.parametrize(

@@ -231,7 +231,7 @@ class TrainConfig(_Config):
     checkpointing: bool = False
     """Compute activations again for the backward pass, block by block, and hold less memory."""
     compile: bool = False
-    """Train through ``torch.compile``."""
+    """Train through ``torch.compile``, in stages 1 and 2."""
     context: int = Field(default=128, ge=2)
     """Tokens per sequence."""
     batch: int = Field(default=8, ge=1)
@@ -265,9 +265,12 @@ class TrainConfig(_Config):
     """Of data order, of what is masked and of the scratch initialisation."""
 
     @model_validator(mode="after")
-    def _weights_are_partitioned_where_they_are_offloaded(self) -> TrainConfig:
+    def _options_go_together(self) -> TrainConfig:
         if self.offload == "all" and self.stage != 3:
             raise ValueError(f"offload all is of stage 3, and stage is {self.stage}; use offload optimizer")
+        if self.compile and (self.stage == 3 or self.tensor > 1):
+            found = f"stage {self.stage} with tensor {self.tensor}"
+            raise ValueError(f"compile: {found} breaks the graph at every layer; use stage 1 or 2 and tensor 1")
         return self
 
 

@@ -78,9 +78,15 @@ def test_what_has_no_objective(
         check(train, {"run": config(make_pico(kind), architectures=[architecture])})
 
 
-def test_weights_that_are_not_partitioned_are_not_offloaded() -> None:
-    recipe = {"source": "a", "output": "b", "train": {"stage": 2, "offload": "all"}}
-    with pytest.raises(RecipeError, match="offload all is of stage 3, and stage is 2; use offload optimizer"):
-        make_recipe(recipe)
-    with pytest.raises(RecipeError, match=r"unknown key 'train\.inserted\.warm'; did you mean .*'warmup'"):
-        make_recipe({**recipe, "train": {"inserted": {"warm": 3}}})
+@pytest.mark.parametrize(
+    ("train", "message"),
+    [
+        ({"stage": 2, "offload": "all"}, "offload all is of stage 3, and stage is 2; use offload optimizer"),
+        ({"compile": True}, "stage 3 with tensor 1 breaks the graph .* use stage 1 or 2 and tensor 1"),
+        ({"compile": True, "stage": 1, "tensor": 2}, "stage 1 with tensor 2 breaks the graph"),
+        ({"inserted": {"warm": 3}}, r"unknown key 'train\.inserted\.warm'; did you mean .*'warmup'"),
+    ],
+)
+def test_options_that_do_not_go_together(train: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        make_recipe({"source": "a", "output": "b", "train": train})

@@ -10,7 +10,7 @@ from typing import Any
 
 from bot_dist.axes import ITEMSIZE, Parameter
 from bot_dist.errors import CheckpointError
-from bot_dist.sharding import Box, box_size, chunk_shape, grid, whole
+from bot_dist.sharding import Box, chunk_shape, grid, whole
 
 SHARD_BYTES = 2**26
 """Default size of a shard, in bytes."""
@@ -58,10 +58,6 @@ class StoredParameter:
             (start // c * c, min(n, -(-stop // c) * c))
             for (start, stop), c, n in zip(box, self.chunk, self.parameter.sizes, strict=True)
         )
-
-    def expanded_size(self, box: Box) -> int:
-        """Elements of the inner chunks that meet ``box``: what is read when it is."""
-        return box_size(self.expand(box))
 
     def shards_of(self, box: Box) -> Iterator[Box]:
         """The shards that meet ``box``, clipped to the parameter but not to the box."""

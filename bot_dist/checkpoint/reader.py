@@ -128,35 +128,28 @@ class CheckpointReader:
         if box_size(box) == 0:
             raise ValueError(f"{parameter.name}: empty box {box}")
         result = arrays.empty(box_shape(box), stored.dtype)
-        self._fill(stored, box, [(box, arrays.view(result))], self._batch)
+        self._fill(stored, [(box, arrays.view(result))], self._batch)
         return result
 
     def read_into(self, parameter: Parameter, box: Box, into: torch.Tensor) -> None:
         """``read``, into a CPU tensor of the box's shape and the parameter's dtype, of any strides."""
         batch = LOCAL_BATCH if self.storage.local else PIECE_BYTES
-        self._fill(self.stored(parameter.name), box, [(box, arrays.view(into))], batch)
+        self._fill(self.stored(parameter.name), [(box, arrays.view(into))], batch)
 
     @property
     def _batch(self) -> int:
         return LOCAL_BATCH if self.storage.local else REMOTE_BATCH
 
     def read_flat(self, name: str, start: int, stop: int) -> torch.Tensor:
-        """Elements ``[start, stop)`` of the row-major parameter, as a flat tensor: what a ZeRO rank owns. No chunk is
-        read twice."""
+        """Elements ``[start, stop)`` of the row-major parameter, as a flat tensor: what a ZeRO rank owns. No chunk
+        is read twice."""
         stored = self.stored(name)
         result, done = arrays.empty([stop - start], stored.dtype), 0
-        reads: list[tuple[Box, list[_Place]]] = []
+        places: list[_Place] = []
         for box in flat_boxes(stored.parameter.sizes, start, stop):
-            place = arrays.view(result[done : done + box_size(box)]).reshape(box_shape(box))
+            places.append((box, arrays.view(result[done : done + box_size(box)]).reshape(box_shape(box))))
             done += box_size(box)
-            before, places = reads[-1] if reads else (box, [])
-            both = _around(before, box)
-            if places and stored.expanded_size(both) < stored.expanded_size(before) + stored.expanded_size(box):
-                reads[-1] = (both, [*places, (box, place)])
-            else:
-                reads.append((box, [(box, place)]))
-        for box, places in reads:
-            self._fill(stored, box, places, self._batch)
+        self._fill(stored, places, self._batch)
         return result
 
     def read_slice(self, name: str, axis: str, rank: int, degree: int) -> torch.Tensor:
@@ -208,7 +201,7 @@ class CheckpointReader:
         """Read a whole shard and tell what is wrong with it, chunk by chunk."""
         stored, pitch = self.stored(name), shards.pitch(self.stored(name))
         damaged = []
-        for piece in self._pieces(stored, shard, max(1, REMOTE_BATCH // pitch)):
+        for piece in self._pieces(stored, [shard], max(1, REMOTE_BATCH // pitch)):
             data = memoryview(bytearray(len(piece.chunks) * pitch))
             try:
                 self.storage.read_into([Request(piece.key, piece.offset, [data])])
@@ -269,11 +262,12 @@ class CheckpointReader:
             return str(error) if self.storage.exists(piece.key) else f"shard {piece.key} is missing"
         return self._problem(stored, piece.chunks[i], data)
 
-    def _fill(self, stored: StoredParameter, box: Box, places: Sequence[_Place], limit: int) -> None:
-        """Read the chunks that meet ``box``, about ``limit`` bytes at a time, check them, and put what they have of
-        ``places`` there."""
+    def _fill(self, stored: StoredParameter, places: Sequence[_Place], limit: int) -> None:
+        """Read the chunks that ``places`` need, about ``limit`` bytes at a time, check them, and put there what they
+        have."""
         batch: list[_Piece] = []
-        for piece in self._pieces(stored, box, max(1, limit // shards.pitch(stored))):
+        boxes = [box for box, _ in places]
+        for piece in self._pieces(stored, boxes, max(1, limit // shards.pitch(stored))):
             batch.append(piece)
             if sum(len(p.chunks) for p in batch) * shards.pitch(stored) >= limit:
                 self._fetch(stored, places, batch)
@@ -281,10 +275,10 @@ class CheckpointReader:
         if batch:
             self._fetch(stored, places, batch)
 
-    def _pieces(self, stored: StoredParameter, box: Box, most: int) -> Iterator[_Piece]:
-        """What to read for a box: pieces of shards of at most ``most`` chunks that lie side by side."""
-        for shard in stored.shards_of(box):
-            for offset, chunks in shards.runs(stored, shard, box):
+    def _pieces(self, stored: StoredParameter, boxes: Sequence[Box], most: int) -> Iterator[_Piece]:
+        """What to read for boxes: pieces of shards of at most ``most`` chunks that lie side by side."""
+        for shard in dict.fromkeys(shard for box in boxes for shard in stored.shards_of(box)):
+            for offset, chunks in shards.runs(stored, shard, boxes):
                 for first in range(0, len(chunks), most):
                     part = chunks[first : first + most]
                     yield _Piece(self._key(stored, shard), offset + first * shards.pitch(stored), part)
@@ -341,11 +335,6 @@ def _meet(a: Box, b: Box) -> Box | None:
     """What two boxes share; None where that is nothing."""
     met = tuple((max(s, t), min(e, f)) for (s, e), (t, f) in zip(a, b, strict=True))
     return met if all(start < stop for start, stop in met) else None
-
-
-def _around(a: Box, b: Box) -> Box:
-    """The smallest box around two."""
-    return tuple((min(s, t), max(e, f)) for (s, e), (t, f) in zip(a, b, strict=True))
 
 
 def _bytes(values: Any) -> memoryview:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import crc32c
@@ -66,19 +66,22 @@ def shard_bytes(stored: StoredParameter, shard: Box) -> int:
     return math.prod(counts(stored, shard)) * pitch(stored) + 16 * full + CRC_BYTES
 
 
-def runs(stored: StoredParameter, shard: Box, box: Box) -> Iterator[tuple[int, list[Box]]]:
-    """The inner chunks of a shard that meet ``box``, as runs that lie one behind the other in its file: the offset of
-    each run, and its chunks."""
+def runs(stored: StoredParameter, shard: Box, boxes: Sequence[Box]) -> Iterator[tuple[int, list[Box]]]:
+    """The inner chunks of a shard that meet any of ``boxes``, as runs that lie one behind the other in its file: the
+    offset of each run, and its chunks."""
     found = counts(stored, shard)
     corner = stored.chunk_index(shard)
-    ordinals: list[tuple[int, Box]] = []
-    clipped = tuple((max(a, c), min(b, d)) for (a, b), (c, d) in zip(box, shard, strict=True))
-    for chunk in stored.chunks(clipped):
-        ordinal = 0
-        for i, first, n in zip(stored.chunk_index(chunk), corner, found, strict=True):
-            ordinal = ordinal * n + i - first
-        ordinals.append((ordinal, chunk))
-    for _, group in itertools.groupby(enumerate(ordinals), key=lambda item: item[1][0] - item[0]):
+    ordinals: dict[int, Box] = {}
+    for box in boxes:
+        clipped = tuple((max(a, c), min(b, d)) for (a, b), (c, d) in zip(box, shard, strict=True))
+        if any(start >= stop for start, stop in clipped):
+            continue
+        for chunk in stored.chunks(clipped):
+            ordinal = 0
+            for i, first, n in zip(stored.chunk_index(chunk), corner, found, strict=True):
+                ordinal = ordinal * n + i - first
+            ordinals[ordinal] = chunk
+    for _, group in itertools.groupby(enumerate(sorted(ordinals.items())), key=lambda item: item[1][0] - item[0]):
         run = [item for _, item in group]
         yield run[0][0] * pitch(stored), [chunk for _, chunk in run]
 

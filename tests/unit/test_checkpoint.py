@@ -105,7 +105,7 @@ def test_plain_zarr_opens_it(committed: str) -> None:
 SIDES = st.lists(st.tuples(st.integers(1, 4), st.integers(1, 4), st.integers(1, 9)), min_size=1, max_size=3)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=25)
 @given(SIDES, st.sampled_from(["float32", "bfloat16", "float16", "float64"]), st.data())
 def test_zarr_reads_every_layout_the_same(sides: list[tuple[int, int, int]], dtype: str, draw: st.DataObject) -> None:
     """zarr-python is the oracle of the bytes that are written, and of the boxes that are read."""
@@ -409,3 +409,35 @@ def test_a_folder_that_vanishes_under_a_writer_is_an_error(url: str, monkeypatch
     monkeypatch.setattr(os, "replace", late)
     with pytest.raises(CheckpointError, match="its folder was removed meanwhile"):
         writer.record("step-1", {})
+
+
+@given(
+    shard=st.tuples(st.sampled_from([2, 4]), st.sampled_from([2, 6]), st.sampled_from([2, 10])),
+    chunk=st.tuples(st.sampled_from([1, 2]), st.sampled_from([1, 2]), st.sampled_from([1, 2])),
+    ends=st.tuples(st.integers(0, 240), st.integers(0, 240)).filter(lambda ends: ends[0] != ends[1]),
+)
+@settings(max_examples=25, deadline=None)
+def test_a_flat_range_reads_the_chunks_that_it_meets_once(
+    shard: tuple[int, int, int], chunk: tuple[int, int, int], ends: tuple[int, int]
+) -> None:
+    parameter = Parameter(name="w", axes=("kv_heads", "head_dim", "embed"), sizes=(4, 6, 10), dims=(2, 1))
+    stored = StoredParameter(parameter=parameter, dtype="float32", shard=shard, chunk=chunk)
+    start, stop = sorted(ends)
+    values = torch.arange(240.0).reshape(4, 6, 10)
+    with TemporaryDirectory() as folder:
+        writer = CheckpointWriter.create(f"{folder}/s", [stored], config={}, attempt="a")
+        pieces = {stored.shard_key(box): (box, values[tuple(slice(*r) for r in box)]) for box in writer.shards("w")}
+        writer.commit({"w": {key: writer.write("w", box, piece) for key, (box, piece) in pieces.items()}}, {})
+        reader = CheckpointReader(f"{folder}/s")
+        read, original = [0], reader.storage.read_into
+
+        def counted(requests: Any) -> None:
+            read[0] += sum(request.nbytes for request in requests)
+            original(requests)
+
+        reader.storage.read_into = counted  # type: ignore[method-assign]
+        assert torch.equal(reader.read_flat("w", start, stop), values.reshape(-1)[start:stop])
+    met = torch.zeros(4, 6, 10, dtype=torch.bool)
+    met.view(-1)[start:stop] = True
+    needed = sum(bool(met[tuple(slice(*r) for r in box)].any()) for box in stored.chunks())
+    assert read[0] == needed * (stored.chunk_bytes + 4)

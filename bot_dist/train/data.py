@@ -13,7 +13,6 @@ import numpy as np
 from bot_dist.checkpoint import Storage
 from bot_dist.checkpoint.manifest import digest
 from bot_dist.convert.texts import identities, open_texts
-from bot_dist.convert.texts.open import resolve_texts
 from bot_dist.convert.token_store import TokenStore, TokenStoreWriter
 from bot_dist.errors import InputError
 from bot_dist.recipe import TrainConfig
@@ -109,14 +108,6 @@ class Windows:
         return {key: value for key, value in self.__dict__.items() if key != "_store"}
 
 
-def text_files(config: TrainConfig) -> list[str]:
-    """The files that ``config.text`` names, sorted.
-
-    Raises InputError when there are none.
-    """
-    return resolve_texts(config.text, "train")
-
-
 def prepare_tokens(
     config: TrainConfig, tokenizer_url: str, vocab_size: int, folder: str | Path, on_event: OnEvent = ignore
 ) -> TokenFile:
@@ -131,7 +122,6 @@ def prepare_tokens(
     from bot_dist.convert.text import Encoder
     from bot_dist.convert.tokenizer import load_tokenizer
 
-    text_files(config)
     texts = open_texts(config.text, config.column)
     encoder = Encoder(load_tokenizer(tokenizer_url))
 

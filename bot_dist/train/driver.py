@@ -91,7 +91,7 @@ def pretrain(
 
 def check(train: TrainConfig, configs: Mapping[str, dict[str, Any]]) -> None:
     """Raise InputError for what can be seen to be wrong before anything runs; ``configs`` are the models by run."""
-    from bot_dist.train.data import text_files
+    from bot_dist.convert.texts.open import resolve_texts
     from bot_dist.train.objectives import check_objective
 
     if train.workers % train.tensor:
@@ -103,7 +103,7 @@ def check(train: TrainConfig, configs: Mapping[str, dict[str, Any]]) -> None:
             f"(train.workers / train.tensor) times train.accumulate={train.accumulate}; "
             f"use train.batch={-(-train.batch // parts) * parts}"
         )
-    text_files(train)
+    resolve_texts(train.text, "train")
     for name, config in configs.items():
         model = model_of(config)
         family = model.family

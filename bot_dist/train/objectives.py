@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -12,6 +12,9 @@ import torch.nn.functional as F
 
 from bot_dist.errors import InputError
 from bot_dist.families import Model
+
+if TYPE_CHECKING:
+    from bot_dist.train.data import Batches
 
 IGNORED = -100
 """Label where nothing is to be predicted."""
@@ -22,24 +25,18 @@ MASKED = 0.15
 HELD_OUT = -1
 """The step that held-out samples are masked for, whenever they are measured."""
 
-Samples: TypeAlias = "torch.Tensor | tuple[torch.Tensor, torch.Tensor]"
-"""Of a text: a LongTensor ``(samples, context)``. Of images: pixels ``(samples, channels, height, width)``, and a
-LongTensor ``(samples,)`` with their classes."""
-
-
-class Batches(Protocol):
-    """What a run is trained on, in order."""
-
-    def batch(self, step: int, rank: int, world: int) -> Samples:
-        """The share of ``rank`` in a step: of its ``batch`` samples the run ``[rank, rank + 1) · batch / world``."""
+Stacked: TypeAlias = "torch.Tensor | tuple[torch.Tensor, torch.Tensor]"
+"""Samples. Of a text: a LongTensor ``(samples, context)``. Of images: pixels ``(samples, channels, height, width)`` and
+a LongTensor ``(samples,)`` with their classes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
     """What a run is trained on and measured on."""
 
-    batches: Batches
-    held_out: Samples
+    batches: Batches[Any]
+    """Of ``Stacked`` samples."""
+    held_out: Stacked
     tokens_per_sample: int
     """Positions that the model computes for one sample."""
 
@@ -78,7 +75,7 @@ class Objective(Protocol):
 
     measures_accuracy: bool
 
-    def examples(self, samples: Samples, *, step: int, first: int) -> Examples:
+    def examples(self, samples: Stacked, *, step: int, first: int) -> Examples:
         """``first`` is the place of the first of these samples in the step."""
 
 
@@ -88,7 +85,7 @@ class CausalLM:
 
     measures_accuracy = False
 
-    def examples(self, samples: Samples, *, step: int, first: int) -> Examples:
+    def examples(self, samples: Stacked, *, step: int, first: int) -> Examples:
         assert isinstance(samples, torch.Tensor)
         # The last token predicts nothing; marking it is cheaper than slicing it off, which copies all the logits.
         return Examples(inputs={"input_ids": samples}, labels=F.pad(samples[:, 1:], (0, 1), value=IGNORED))
@@ -108,7 +105,7 @@ class MaskedLM:
 
     measures_accuracy = False
 
-    def examples(self, samples: Samples, *, step: int, first: int) -> Examples:
+    def examples(self, samples: Stacked, *, step: int, first: int) -> Examples:
         assert isinstance(samples, torch.Tensor)
         masked, labels = samples.numpy().copy(), np.full(samples.shape, IGNORED, np.int64)
         for i, (tokens, seen, wanted) in enumerate(zip(samples.numpy(), masked, labels, strict=True)):
@@ -129,7 +126,7 @@ class ImageClassification:
 
     measures_accuracy = True
 
-    def examples(self, samples: Samples, *, step: int, first: int) -> Examples:
+    def examples(self, samples: Stacked, *, step: int, first: int) -> Examples:
         pixels, classes = samples
         return Examples(inputs={"pixel_values": pixels}, labels=classes)
 

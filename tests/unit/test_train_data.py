@@ -199,10 +199,6 @@ class TestPrepareTokens:
         with pytest.raises(InputError, match=r"6 tokens in 1 file\(s\), wanted at least 48"):
             prepare_tokens(config(short), "model", 128, tmp_path)
 
-    def test_batch_must_divide_over_workers(self, tokenizer, text, tmp_path):
-        with pytest.raises(InputError, match=r"train\.batch is 4 .* train\.workers=3; use train\.batch=6"):
-            prepare_tokens(config(text, workers=3), "model", 128, tmp_path)
-
     def test_a_tokenizer_of_another_model_is_found_out(self, tokenizer, text, tmp_path):
         with pytest.raises(InputError, match=r"gives token 116, but the model's vocabulary has 100"):
             prepare_tokens(config(text), "model", 100, tmp_path)

@@ -200,6 +200,25 @@ def pretrain(
 
 
 @app.command()
+def compare(
+    recipe: RecipePath, overrides: Overrides = None, address: Address = None, print_config: PrintConfig = False
+) -> None:
+    """Make one target in several ways, train all alike, and tell how much training each saves over scratch."""
+    from bot_dist import console
+    from bot_dist.evaluate.comparison import load_comparison
+
+    resolved = load_comparison(recipe, [*(overrides or ()), *_flags(False, address)])
+    if print_config:
+        console.show_recipe(resolved)
+        return
+    from bot_dist.compare import compare as run_comparison
+
+    with console.progress() as on_event:
+        facts = run_comparison(resolved, on_event)
+    console.show_trials(facts, resolved.output)
+
+
+@app.command()
 def verify(
     url: RecipeOrUrl,
     quick: Annotated[bool, typer.Option("--quick", help="Existence and sizes only.")] = False,

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from bot_dist.checkpoint.summary import OperatorRow
     from bot_dist.checkpoint.verification import Verification
     from bot_dist.convert.compare import Comparison
+    from bot_dist.evaluate.comparison import ComparisonRecipe
     from bot_dist.plan import Simulation, TransferPlan
     from bot_dist.recipe import Recipe
 
@@ -48,7 +49,7 @@ if not console.is_terminal:
     console = Console(highlight=False, soft_wrap=True, width=PIPE_WIDTH)
 
 
-def show_recipe(recipe: Recipe) -> None:
+def show_recipe(recipe: Recipe | ComparisonRecipe) -> None:
     console.print(yaml.safe_dump(recipe.public(), sort_keys=False), markup=False)
 
 
@@ -198,6 +199,9 @@ class _Bars:
     def on_transfer_step(self, event: dict[str, Any]) -> None:
         self.add_bytes("transfer (steps)", event["bytes_read"] + event["bytes_written"], 1)
 
+    def on_compare_begin(self, event: dict[str, Any]) -> None:
+        self.bars.console.print(f"to be trained: {event['job']}", markup=False)
+
     def on_export_start(self, event: dict[str, Any]) -> None:
         self.start_bytes("export (MB)", round(event["bytes"] / 1e6))
 
@@ -312,6 +316,25 @@ def show_run(facts: dict[str, Any], recipe: Recipe) -> None:
     show_pretrain(facts["pretrain"])
     show_export(facts["export"])
     console.print(f"report: {facts['report']}")
+
+
+def show_trials(facts: dict[str, Any], output: str) -> None:
+    """What a comparison came to."""
+    source = facts["source"]
+    title = f"held-out loss; the source, {source['url']}, has {source['held_out_loss']:.3f}"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    first, *others = facts["table"]["headings"]
+    table.add_column(first, overflow="fold")
+    for heading in others:
+        table.add_column(heading, justify="right")
+    for line in facts["table"]["lines"]:
+        table.add_row(*line)
+    console.print(table)
+    for note in facts["notes"]:
+        console.print(f"note: {note}", markup=False)
+    console.print(
+        f"curves, table and all that it takes to repeat it: {output}/comparison.{{png,md,json}}", markup=False
+    )
 
 
 def show_verification(url: str, found: Verification) -> None:

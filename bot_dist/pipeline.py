@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from bot_dist.convert.export import ExportResult
     from bot_dist.convert.gguf_out import Encoding
     from bot_dist.convert.source import Source
+    from bot_dist.evaluate.baselines import Baseline
     from bot_dist.plan import TransferPlan
 
 ExportFormat = Literal["safetensors", "dcp", "gguf"]
@@ -60,8 +61,9 @@ def plan_transfer(recipe: Recipe) -> TransferPlan:
     return Planning(recipe).draft
 
 
-def transfer(recipe: Recipe, on_event: OnEvent = ignore) -> dict[str, Any]:
+def transfer(recipe: Recipe, on_event: OnEvent = ignore, baseline: Baseline | None = None) -> dict[str, Any]:
     """Transfer the source into the store at ``recipe.transferred_url`` and commit it; resume an unfinished transfer.
+    ``baseline`` puts a rule of others in the place of ours.
 
     Returns what was measured (it is in the store's manifest too): seconds, bytes, GB/s, energy kept per module, peak
     memory per actor. Raises CheckpointExistsError when the target holds a committed store, unless
@@ -69,7 +71,7 @@ def transfer(recipe: Recipe, on_event: OnEvent = ignore) -> dict[str, Any]:
     """
     from bot_dist.runtime.cluster import connected
 
-    planning = Planning(with_copy(recipe, on_event))
+    planning = Planning(with_copy(recipe, on_event), baseline)
     twice = planning.adapts and recipe.cluster.executor == "ray"  # it is needed to calibrate, and to transfer
     with connected(recipe.cluster, planning.draft.mesh.size) if twice else contextlib.nullcontext():
         plan, adapted = planning.fitted(on_event)

@@ -20,18 +20,24 @@ if TYPE_CHECKING:
     from bot_dist.calibrate import Adapted, Text
     from bot_dist.checkpoint import MallatSource
     from bot_dist.convert.source import Source
+    from bot_dist.evaluate.baselines import Baseline
     from bot_dist.plan import Fitted, SourceModule, TransferPlan
 
 OnEvent = Callable[[dict[str, Any]], None]
 
 
 class Planning:
-    """The plan of a recipe, with its source. Raises SourceError where there is none that can be read."""
+    """The plan of a recipe, with its source; by the rule of a ``baseline``, where one is given, in place of ours.
+    Raises SourceError where there is none that can be read."""
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, baseline: Baseline | None = None) -> None:
         self.recipe = refuse_family(recipe)
+        self._baseline = baseline
         self._opened, self._model = open_checked(recipe)
-        self._mallat, self._notes = _with_details(recipe, self._opened, self._model)
+        self._mallat: MallatSource | None = None
+        self._notes: list[str] = []
+        if baseline is None:
+            self._mallat, self._notes = _with_details(recipe, self._opened, self._model)
 
     @property
     def source(self) -> Source:
@@ -46,7 +52,7 @@ class Planning:
     @cached_property
     def adapts(self) -> bool:
         """Whether axes that shrink do so by what is fitted to the source."""
-        return self._mallat is None and _adapts(self.recipe)
+        return self._mallat is None and self._baseline is None and _adapts(self.recipe)
 
     def fitted(self, on_event: OnEvent) -> tuple[TransferPlan, Adapted | None]:
         """The plan with all that is fitted to the source's statistics, and what that is; None where nothing is."""
@@ -100,6 +106,11 @@ class Planning:
             if adapted is not None:
                 fitted = placed(fitted, adapted.stored)
             notes = notes + _adaptive_notes(recipe, model, axes, basis)
+        elif self._baseline is not None:
+            rule = self._baseline(model, model.resized(recipe.target))
+            fitted, layers = rule.operators, rule.layers
+            target = target_model(model, recipe.target, recipe.transfer, layers=layers)
+            notes = [*notes, f"by the rule of a baseline: {rule.name}"]
         else:
             target = target_model(model, recipe.target, recipe.transfer)
         identity = json.dumps(self.source.provenance(), sort_keys=True)
@@ -114,6 +125,7 @@ class Planning:
             details=self._mallat.details if self._mallat else None,
             fitted=fitted,
             layers=layers,
+            literal=self._baseline is not None,
             notes=notes,
         )
 

@@ -13,7 +13,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import pydantic
 import yaml
@@ -46,8 +46,17 @@ def _folder(path: str) -> str:
     return os.path.expanduser(path)
 
 
-class _Config(BaseModel):
+Folder = Annotated[str, AfterValidator(_folder)]
+"""A path on a file system that all nodes see."""
+
+
+class Config(BaseModel):
+    """A section of a recipe: strict and frozen, every key with its docstring."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+ConfigModel = TypeVar("ConfigModel", bound=Config)
 
 
 WidthPolicy = Literal["resample", "copy", "lazy"]
@@ -66,7 +75,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 """Named settings: the best wavelet of each case in the ablation of BoT (arXiv 2603.07506), taken literally."""
 
 
-class TransferConfig(_Config):
+class TransferConfig(Config):
     """How the source's weights become the target's."""
 
     preset: str | None = None
@@ -147,7 +156,7 @@ class TransferConfig(_Config):
         return self.width.get(axis, "resample")
 
 
-class ClusterConfig(_Config):
+class ClusterConfig(Config):
     """Who executes the transfer and the training."""
 
     executor: Literal["ray", "local"] = "ray"
@@ -166,7 +175,7 @@ class ClusterConfig(_Config):
     """Where actors transform and workers train; ``auto`` takes CUDA where it is found."""
 
 
-class CalibrateConfig(_Config):
+class CalibrateConfig(Config):
     """The text that adaptive shrinking takes its statistics from."""
 
     text: tuple[str, ...] = ()
@@ -189,7 +198,7 @@ class CalibrateConfig(_Config):
     beside ``target_url``."""
 
 
-class InsertedConfig(_Config):
+class InsertedConfig(Config):
     """How blocks learn that ``depth: identity`` has put in, which change nothing yet."""
 
     learning_rate: float = Field(default=1.0, gt=0)
@@ -198,7 +207,7 @@ class InsertedConfig(_Config):
     """Steps of a linear warm-up of their own, on top of ``train.warmup``."""
 
 
-class TrainConfig(_Config):
+class TrainConfig(Config):
     """Continued pretraining by DeepSpeed ZeRO."""
 
     text: tuple[str, ...] = ()
@@ -274,7 +283,7 @@ class TrainConfig(_Config):
         return self
 
 
-class MemberConfig(_Config):
+class MemberConfig(Config):
     """What one member of a family has of its own; the rest is the recipe's."""
 
     target: dict[str, StrictInt] = Field(default_factory=dict)
@@ -285,13 +294,13 @@ class MemberConfig(_Config):
     """Keys of ``train``."""
 
 
-class Recipe(_Config):
+class Recipe(Config):
     """One run: source → plan → transfer → continued pretraining → export → report."""
 
     source: str
     """Checkpoint to start from: a folder or URL with safetensors, a ``.gguf`` file, or a bot_dist store;
     ``package://PACKAGE/FILE`` names a file inside an installed Python package."""
-    output: Annotated[str, AfterValidator(_folder)]
+    output: Folder
     """Folder of the run (a path that all nodes see)."""
     target_url: str | None = None
     """Where the transferred store goes, any fsspec URL; None: ``{output}/transferred.zarr``."""
@@ -337,15 +346,16 @@ class Recipe(_Config):
 
     def public(self) -> dict[str, Any]:
         """The recipe as plain data for manifests, records and reports: URLs without secrets."""
-        data: dict[str, Any] = _labelled(self.model_dump(mode="json", exclude={"cluster": {"address"}}))
+        data: dict[str, Any] = labelled(self.model_dump(mode="json", exclude={"cluster": {"address"}}))
         return data
 
 
-def _labelled(value: Any) -> Any:
+def labelled(value: Any) -> Any:
+    """Plain data with URLs without secrets."""
     if isinstance(value, dict):
-        return {key: _labelled(inner) for key, inner in value.items()}
+        return {key: labelled(inner) for key, inner in value.items()}
     if isinstance(value, list):
-        return [_labelled(inner) for inner in value]
+        return [labelled(inner) for inner in value]
     return label(value) if isinstance(value, str) else value
 
 
@@ -372,6 +382,12 @@ def load_recipe(path: str | Path, overrides: Iterable[str] | Mapping[str, Any] =
     Raises RecipeError when the file can't be read, a key or value is wrong, or there is no such member.
     """
     path, member = split_member(path)
+    recipe = make_recipe(read_yaml(path), overrides, where=path)
+    return member_of(recipe, member, path) if member else recipe
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The keys of a YAML file. Raises RecipeError where there are none to be read."""
     try:
         data = yaml.safe_load(Path(path).read_text())
     except OSError as error:
@@ -380,8 +396,7 @@ def load_recipe(path: str | Path, overrides: Iterable[str] | Mapping[str, Any] =
         raise RecipeError(f"recipe {path} is no YAML: {error}") from None
     if not isinstance(data, dict):
         raise RecipeError(f"recipe {path} holds a {type(data).__name__}; wanted keys such as 'source' and 'target'")
-    recipe = make_recipe(data, overrides, where=path)
-    return member_of(recipe, member, path) if member else recipe
+    return data
 
 
 def members_of(recipe: Recipe, where: str = "recipe") -> dict[str, Recipe]:
@@ -418,6 +433,15 @@ def make_recipe(
     data: Mapping[str, Any], overrides: Iterable[str] | Mapping[str, Any] = (), where: str = "recipe"
 ) -> Recipe:
     """A validated recipe from plain data. Raises RecipeError."""
+    recipe = validated(Recipe, data, overrides, where)
+    members_of(recipe, where)  # whatever is wrong with one of them is said now
+    return recipe
+
+
+def validated(
+    model: type[ConfigModel], data: Mapping[str, Any], overrides: Iterable[str] | Mapping[str, Any], where: str
+) -> ConfigModel:
+    """The configuration of plain data with overrides. Raises RecipeError."""
     merged: dict[str, Any] = copy.deepcopy(dict(data))
     items = overrides.items() if isinstance(overrides, Mapping) else map(_split_override, overrides)
     for dotted, value in items:
@@ -430,9 +454,9 @@ def make_recipe(
         node[key] = value
         if len(parents) == 1 and parents[0] != "family":
             _take_from_members(merged, parents[0], key)
-    _reject_unknown_keys(Recipe, merged, where)
+    _reject_unknown_keys(model, merged, where)
     try:
-        recipe = Recipe.model_validate(merged)
+        return model.model_validate(merged)
     except pydantic.ValidationError as error:
         lines = [
             f"{where}: {'.'.join(map(str, e['loc']))}: {e['msg'].removeprefix('Value error, ')}"
@@ -440,8 +464,6 @@ def make_recipe(
             for e in error.errors()
         ]
         raise RecipeError("\n".join(lines)) from None
-    members_of(recipe, where)  # whatever is wrong with one of them is said now
-    return recipe
 
 
 def _take_from_members(data: Mapping[str, Any], section: str, key: str) -> None:
@@ -466,10 +488,14 @@ def _reject_unknown_keys(model: type[BaseModel], data: Mapping[str, Any], where:
     for key, value in data.items():
         if key not in model.model_fields:
             raise RecipeError(f"{where}: unknown key '{path}{key}'; {nearest(str(key), model.model_fields)}")
-        if key == "family" and isinstance(value, Mapping):
-            for name, member in value.items():
-                if isinstance(member, Mapping):
-                    _reject_unknown_keys(MemberConfig, member, where, f"family.{name}.")
-        section = model.model_fields[key].annotation
-        if isinstance(section, type) and issubclass(section, BaseModel) and isinstance(value, Mapping):
-            _reject_unknown_keys(section, value, where, f"{path}{key}.")
+        annotation = model.model_fields[key].annotation
+        section = next((t for t in (annotation, *get_args(annotation)) if _is_section(t)), None)
+        named = value.items() if get_origin(annotation) is dict and isinstance(value, Mapping) else [("", value)]
+        for name, inner in named:
+            if section is not None and isinstance(inner, Mapping):
+                inside = f"{path}{key}.{name}." if name else f"{path}{key}."
+                _reject_unknown_keys(section, inner, where, inside)
+
+
+def _is_section(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bot_dist.evaluate.shrinking import Stages, losses, prediction_errors, spectrum
@@ -36,6 +37,34 @@ def loss_curves(runs: list[dict[str, Any]]) -> bytes:
     plot.set_ylabel("loss, nats per token")
     plot.grid(alpha=0.3)
     plot.legend()
+    return _png(figure)
+
+
+def comparison_curves(results: Sequence[Mapping[str, Any]], source_loss: float) -> bytes:
+    """Held-out losses of all trainings of a comparison over optimizer steps, as a PNG: a colour per method, dashed from
+    scratch; what the source has is a line across."""
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    plot = figure.subplots()
+    methods = list(dict.fromkeys(result["method"] for result in results))
+    for result in results:
+        index, curve = methods.index(result["method"]), result["curve"]
+        plot.plot(
+            curve["steps"],
+            curve["losses"],
+            color=colormaps["tab20"](index % 20),
+            linestyle="--" if result["scratch"] else "-",
+            label=result["method"] if result["seed"] == results[0]["seed"] else None,
+        )
+    plot.axhline(source_loss, color=_COLOURS["source"], linestyle=":", label=f"the source: {source_loss:.3f}")
+    starts = [result["curve"]["losses"][0] for result in results if not result["scratch"]]
+    plot.set_ylim(top=max(starts) + 0.05 * (max(starts) - source_loss))
+    plot.set_xlabel("optimizer step")
+    plot.set_ylabel("held-out loss, nats per token")
+    plot.grid(alpha=0.3)
+    plot.legend(fontsize="small")
     return _png(figure)
 
 

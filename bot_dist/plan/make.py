@@ -63,12 +63,13 @@ def make_plan(
     details: Details | None = None,
     fitted: Fitted | None = None,
     layers: Sequence[int] = (),
+    literal: bool = False,
     notes: Sequence[str] = (),
 ) -> TransferPlan:
     """Plan the transfer. ``modules`` describes the source's weights by name; ``whole_rows`` says that the source can't
     read part of a row. With ``details`` the source is read in Mallat's layout, and its bands are put together again.
-    ``fitted`` operators take the place of others, ``layers`` of the source that of the layer axis's. ``notes`` are
-    added to the plan's own.
+    ``fitted`` operators take the place of others, ``layers`` of the source that of the layer axis's. ``literal``: they
+    are all that is done, without factors on weights and learning rates. ``notes`` are added to the plan's own.
 
     Raises PlanError when a policy does not fit, an axis can't be cut over the mesh, or no tile fits the memory limit
     (naming the smallest limit that works).
@@ -86,7 +87,7 @@ def make_plan(
             weight=weight,
             origin=origin,
             axes=axes,
-            factors=() if details else _factors(source, target, weight, config, residual_fitted),
+            factors=() if details or literal else _factors(source, target, weight, config, residual_fitted),
             dtype=known.dtype if config.dtype == "source" else config.dtype,
             chunk=(),
             source_bytes=known.nbytes,
@@ -95,7 +96,7 @@ def make_plan(
             init_std=target.init_std(weight),
             noise=config.noise if any(a.copies for a in axes) else 0.0,
             seed=config.seed,
-            learning_rate_factor=known.learning_rate_factor * _learning_rate_factor(weight, axes),
+            learning_rate_factor=known.learning_rate_factor * (1.0 if literal else _learning_rate_factor(weight, axes)),
         )
         planned += [module, *(detail_bands(module) if config.keep_details else ())]
     if config.keep_details and not any(module.band for module in planned):

@@ -42,8 +42,8 @@ def pretrain(
     """Train every run on the same text, in the same worker group, one after the other.
 
     Ray must be initialised. ``on_event`` is called from a thread with each event as it happens: ``tokenised``,
-    ``workers_ready``, ``loaded``, ``held_out``, ``step``, ``saved``, ``run_done``. All files go under
-    ``{output}/train``.
+    ``workers_ready``, ``loaded``, ``held_out``, ``step``, ``saved``, ``run_done`` (with the ``result`` of the run). All
+    files go under ``{output}/train``.
 
     Raises InputError for what the user can put right before anything runs (and where a worker finds it), RunError for
     what failed later.

@@ -58,7 +58,7 @@ def train_worker(settings: dict[str, Any]) -> list[dict[str, Any]]:
             device=settings["device"],
         )
         results.append(dataclasses.asdict(trainer.run()))
-        events.add("run_done", run=run.name)
+        events.add("run_done", run=run.name, result=results[-1])
     return results
 
 

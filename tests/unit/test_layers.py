@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from bot_dist.evaluate.comparison import load_comparison
 from bot_dist.recipe import load_recipe
 
 ROOT = Path(__file__).parents[2]
@@ -28,8 +29,9 @@ FLOORS = [  # of the architecture, lowest first; the names of one line do not im
     {"checkpoint"},
     {"convert", "runtime"},
     {"calibrate", "evaluate", "train"},
-    {"planning"},
+    {"bench", "planning"},
     {"checks", "pipeline"},
+    {"compare"},
     {"console", "__init__"},
     {"cli"},
 ]
@@ -181,7 +183,8 @@ RECIPES = sorted((ROOT / "configs").rglob("*.yaml"))
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
 def test_recipes_load_and_write_where_their_name_says(path: Path) -> None:
-    assert load_recipe(path).output == f"runs/{path.stem}"
+    load = load_comparison if path.stem.startswith("compare_") else load_recipe
+    assert load(path).output == f"runs/{path.stem}"
 
 
 def readme_commands(text: str) -> list[list[str]]:

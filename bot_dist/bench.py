@@ -1,0 +1,121 @@
+"""Trainings whose results are kept under a key of everything that decides them, and taken again."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from bot_dist.checkpoint import Storage
+from bot_dist.checkpoint.manifest import digest
+from bot_dist.convert.texts import identities, open_texts
+from bot_dist.recipe import CalibrateConfig, ClusterConfig, TrainConfig
+from bot_dist.runtime.cluster import connected
+from bot_dist.train.driver import TrainRun, pretrain
+
+OnEvent = Callable[[dict[str, Any]], None]
+Result = dict[str, Any]
+"""Plain data."""
+RESULT = "result.json"
+"""In the folder of its job."""
+Contents = Callable[[TrainConfig | CalibrateConfig], list[list[str]]]
+"""Digests of the text that a section of a recipe names."""
+
+
+class Job(Protocol):
+    """One training."""
+
+    @property
+    def name(self) -> str:
+        """Names the run in events; another for each of the jobs that are trained together."""
+
+    @property
+    def train(self) -> TrainConfig: ...
+
+    @property
+    def tokenizer_url(self) -> str: ...
+
+    def decides(self, contents: Contents) -> dict[str, Any]:
+        """What its result depends on, besides how and on which text it is trained."""
+
+    def begin(self, folder: str) -> TrainRun:
+        """Make what it starts from in a folder of its own; the run has the job's ``name``."""
+
+    def result(self, folder: str, training: Result) -> Result:
+        """What is kept of a RunResult (as plain data)."""
+
+
+class Bench:
+    """A folder of results, and the cluster that trains what is missing."""
+
+    def __init__(self, output: Path, cluster: ClusterConfig, on_event: OnEvent) -> None:
+        self._output, self._cluster, self._on_event = output, cluster, on_event
+        self._tokens = str(output / "tokens")
+        self._contents: dict[tuple[tuple[str, ...], str], list[list[str]]] = {}
+
+    def results(self, jobs: Sequence[Job]) -> list[Result]:
+        """Of every job. What is missing is trained, consecutive jobs that are trained alike by the same workers; each
+        result is kept as soon as it is there."""
+        missing = [job for job in jobs if not (self._folder(job) / RESULT).is_file()]
+        for _, alike in itertools.groupby(missing, key=lambda job: (self._training(job), job.tokenizer_url)):
+            self._train(list(alike))
+        return [json.loads((self._folder(job) / RESULT).read_text()) for job in jobs]
+
+    def key(self, job: Job) -> str:
+        """Identifies the job's result. Raises SourceError where a text is not there."""
+        return digest(self._decided_by(job))[:12]
+
+    def _train(self, jobs: Sequence[Job]) -> None:
+        by_name = {job.name: job for job in jobs}
+        assert len(by_name) == len(jobs), "events tell runs apart by their names"
+
+        def follow(event: dict[str, Any]) -> None:
+            if event["event"] == "run_done":
+                self._keep(by_name[event["run"]], event["result"])
+            self._on_event({"stage": "pretrain", **event})
+
+        train, cluster = jobs[0].train, self._cluster
+        with connected(cluster, max(train.workers, cluster.tensor * cluster.data)):
+            pretrain(
+                [self._begin(job) for job in jobs],
+                train=train.model_copy(update={"token_cache": train.token_cache or self._tokens}),
+                cluster=cluster,
+                tokenizer_url=jobs[0].tokenizer_url,
+                output=str(self._output / f"training-{digest(self._training(jobs[0]))[:12]}"),
+                on_event=follow,
+            )
+
+    def _begin(self, job: Job) -> TrainRun:
+        self._on_event({"stage": "compare", "event": "begin", "job": job.name})
+        return job.begin(str(self._folder(job)))
+
+    def _keep(self, job: Job, training: Result) -> None:
+        folder = self._folder(job)
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = folder / f"{RESULT}.partial"
+        kept = {"decided_by": self._decided_by(job), **job.result(str(folder), training)}
+        partial.write_text(json.dumps(kept, indent=1))
+        partial.replace(folder / RESULT)
+
+    def _folder(self, job: Job) -> Path:
+        slug = re.sub("[^a-z0-9]+", "-", job.name.lower()).strip("-")
+        return self._output / f"{slug}-{self.key(job)}"
+
+    def _decided_by(self, job: Job) -> dict[str, Any]:
+        return {**job.decides(self._text), "training": self._training(job)}
+
+    def _training(self, job: Job) -> dict[str, Any]:
+        """How and on what it is trained."""
+        settings = job.train.model_dump(exclude={"text", "column", "token_cache", "scratch", "source_loss"})
+        return {**settings, "text": self._text(job.train)}
+
+    def _text(self, section: TrainConfig | CalibrateConfig) -> list[list[str]]:
+        key = section.text, section.column
+        if key not in self._contents:
+            texts = open_texts(*key)
+            files = identities(texts, Storage(self._tokens))
+            self._contents[key] = [[*text.kind, *(files[url].digest for url in text.sources)] for text in texts]
+        return self._contents[key]

@@ -1,0 +1,268 @@
+"""A comparison: one source, several ways to the same target, all trained alike and measured against scratch."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+import re
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bot_dist import pipeline
+from bot_dist.bench import Bench, Contents, OnEvent, Result
+from bot_dist.calibrate import follows
+from bot_dist.calibrate.adapt import FIT_VERSION
+from bot_dist.checkpoint import CheckpointReader
+from bot_dist.checkpoint.manifest import digest
+from bot_dist.convert.open import open_source
+from bot_dist.evaluate.baselines import BASELINES, Baseline
+from bot_dist.evaluate.comparison import SCRATCH, SOURCE, UNTIED_SCRATCH, ComparisonRecipe, MethodConfig, PretrainConfig
+from bot_dist.evaluate.ranking import markdown, notes, rows, table
+from bot_dist.evaluate.savings import TRAINING, Curve
+from bot_dist.plan import TransferPlan
+from bot_dist.planning import Planning
+from bot_dist.recipe import CalibrateConfig, Recipe, TrainConfig
+from bot_dist.train.driver import TrainRun, check
+from bot_dist.urls import absolute, label
+
+
+def compare(recipe: ComparisonRecipe, on_event: OnEvent = pipeline.ignore) -> dict[str, Any]:
+    """Make the source if it has to be made, the target in every way, train all, and write ``comparison.json``, ``.md``
+    and ``.png`` into ``recipe.output``. Returns what is in the JSON.
+
+    What is there and was decided by the same is taken again (see ``bench``). Raises InputError, before anything is
+    trained, for what can be seen to be wrong with the recipe, its texts and the plans of its methods.
+    """
+    from bot_dist.evaluate.plots import comparison_curves
+
+    output = Path(recipe.output).resolve()
+    bench = Bench(output, recipe.cluster, on_event)
+    source = recipe.source
+    if recipe.pretrain is not None:
+        source = _untrained(recipe.pretrain, output / "untrained")
+    assert source is not None, "a recipe names a source, or one to train"
+    drafts = _trials(recipe, source)
+    check(recipe.train, {trial.name: trial.plan.target.config for trial in drafts})
+    for trial in drafts:
+        bench.key(trial)  # reads the texts
+    pretrained = None
+    if recipe.pretrain is not None:
+        (pretrained,) = bench.results([SourceTraining(train=recipe.pretrain.train, config_url=source)])
+        source = pretrained["saved_url"]
+    trials = _trials(recipe, source)
+    measured, *results = bench.results([SourceLoss(train=trials[0].train, url=source), *trials])
+    loss = measured["held_out"][0]["loss"]
+    headings, lines = table(rows(results, recipe.target_loss))
+    facts = {
+        "recipe": recipe.public(unset=False),
+        "source": {"url": label(source), "held_out_loss": loss, "pretrained": pretrained},
+        "results": results,
+        "table": {"headings": headings, "lines": lines},
+        "notes": notes(results),
+        "versions": pipeline.versions(),
+        "command": label(" ".join(sys.argv)),
+        "machine": machine(),
+        "date": time.strftime("%Y-%m-%d %H:%M:%S"),
+    }
+    (output / "comparison.json").write_text(json.dumps(facts, indent=1))
+    (output / "comparison.md").write_text(markdown(headings, lines))
+    (output / "comparison.png").write_bytes(comparison_curves(results, loss))
+    return facts
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceTraining:
+    """The source, trained from the family's own initialisation."""
+
+    train: TrainConfig
+    config_url: str
+    """Its tokenizer lies beside it."""
+    name: str = SOURCE
+
+    @property
+    def tokenizer_url(self) -> str:
+        return str(Path(self.config_url).parent)
+
+    def decides(self, contents: Contents) -> dict[str, Any]:
+        return {path.name: digest({"text": path.read_text()}) for path in sorted(Path(self.tokenizer_url).iterdir())}
+
+    def begin(self, folder: str) -> TrainRun:
+        config, url = json.loads(Path(self.config_url).read_text()), f"{folder}/source.zarr"
+        return TrainRun(name=self.name, config=config, url=None, steps=self.train.steps, save_url=url, overwrite=True)
+
+    def result(self, folder: str, training: Result) -> Result:
+        return training
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceLoss:
+    """The source, measured on the text that its targets are trained on."""
+
+    train: TrainConfig
+    url: str
+    name: str = SOURCE
+
+    @property
+    def tokenizer_url(self) -> str:
+        return self.url
+
+    def decides(self, contents: Contents) -> dict[str, Any]:
+        return {"source": open_source(absolute(self.url)).provenance()}
+
+    def begin(self, folder: str) -> TrainRun:
+        return TrainRun(name=self.name, config=open_source(absolute(self.url)).config, url=self.url, steps=0)
+
+    def result(self, folder: str, training: Result) -> Result:
+        return training
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One start of the target, and its training."""
+
+    method: str
+    recipe: Recipe
+    """Of its transfer and its training; its output is where the job's folder will be."""
+    plan: TransferPlan
+    adapts: bool
+    """Whether the plan lacks what is fitted to the calibration text."""
+    baseline: Baseline | None
+    scratch: bool = False
+    """Whether it starts from the family's own initialisation; the plan says of which model."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.method}, seed {self.train.seed}"
+
+    @property
+    def train(self) -> TrainConfig:
+        return self.recipe.train
+
+    @property
+    def tokenizer_url(self) -> str:
+        return self.recipe.source
+
+    def decides(self, contents: Contents) -> dict[str, Any]:
+        found: dict[str, Any] = {"source": self.plan.source_id, "model": self.plan.target.config}
+        if not self.scratch:
+            found["plan"] = self.plan.digest
+        if not self.scratch and self.adapts:
+            calibrate = self.recipe.calibrate
+            found["fit"] = FIT_VERSION
+            found["transfer"] = self.recipe.transfer.model_dump(exclude={"memory_limit"})
+            found["calibrate"] = {**calibrate.model_dump(exclude={"text", "column", "folder"}), "text": contents(calibrate)}
+        return found
+
+    def begin(self, folder: str) -> TrainRun:
+        config, url, steps = self.plan.target.config, None, self.train.steps
+        if not self.scratch:
+            recipe = self._transfer(folder)
+            pipeline.transfer(recipe, baseline=self.baseline)
+            url = recipe.transferred_url
+            config = CheckpointReader(url).config  # of which layers it is made, a draft of the plan can't tell
+        return TrainRun(name=self.name, config=config, url=url, steps=steps)
+
+    def result(self, folder: str, training: Result) -> Result:
+        model = self.plan.target
+        transfer = {} if self.scratch else self._transferred(folder)
+        curve = Curve(
+            steps=[held_out["step"] for held_out in training["held_out"]],
+            losses=[held_out["loss"] for held_out in training["held_out"]],
+            flops_per_step=float(TRAINING * training["tokens_per_step"] * model.flops_per_token(self.train.context)),
+            flops_before=self._calibration_flops(transfer),
+        )
+        return {
+            "method": self.method,
+            "seed": self.train.seed,
+            "scratch": self.scratch,
+            "n_parameters": model.n_parameters,
+            "notes": [] if self.scratch else [*self.plan.notes],
+            "curve": dataclasses.asdict(curve),
+            "transfer": transfer,
+            "training": training,
+        }
+
+    def _transfer(self, folder: str) -> Recipe:
+        return self.recipe.model_copy(update={"output": folder})
+
+    def _transferred(self, folder: str) -> Result:
+        """What the transfer reported, as its store keeps it."""
+        report: Result = CheckpointReader(self._transfer(folder).transferred_url).manifest.provenance["transfer"]
+        return report
+
+    def _calibration_flops(self, transfer: Mapping[str, Any]) -> float:
+        """Of the passes over the calibration text, at most: one for each stage; where the shrunk model follows the
+        source, a second one of both. What solves and applies operators is not counted."""
+        calibrate, source = self.recipe.calibrate, self.plan.source
+        passes = sum(bool(stage["axes"]) for stage in transfer.get("calibrate", ()))
+        if follows(source, self.recipe):
+            passes *= 3
+        return float(passes * calibrate.tokens * source.flops_per_token(calibrate.context))
+
+
+def _trials(recipe: ComparisonRecipe, source: str) -> list[Trial]:
+    """All trainings of the target: per seed from scratch, head tied and not if the methods give both, then the methods.
+    Everything is planned; raises what planning raises."""
+    trials = []
+    for seed in recipe.seeds:
+        methods = [_trial(recipe, source, name, seed) for name in recipe.methods]
+        by_tied = {trial.plan.target.tied: trial for trial in methods}
+        for tied, trial in sorted(by_tied.items(), reverse=True):
+            name = SCRATCH if tied or len(by_tied) == 1 else UNTIED_SCRATCH
+            trials.append(dataclasses.replace(trial, method=name, baseline=None, scratch=True))
+        trials += methods
+    return trials
+
+
+def _trial(recipe: ComparisonRecipe, source: str, name: str, seed: int) -> Trial:
+    method = recipe.methods[name]
+    made = Recipe(
+        source=source,
+        output=recipe.output,
+        target=recipe.target,
+        transfer=method.transfer.model_copy(update={"seed": seed}),
+        cluster=recipe.cluster,
+        calibrate=_calibration(recipe, method),
+        train=recipe.train.model_copy(update={"seed": seed}),
+        overwrite=True,
+    )
+    baseline = BASELINES[method.baseline] if method.baseline is not None else None
+    planning = Planning(made, baseline)
+    return Trial(method=name, recipe=made, plan=planning.draft, adapts=planning.adapts, baseline=baseline)
+
+
+def _calibration(recipe: ComparisonRecipe, method: MethodConfig) -> CalibrateConfig:
+    own = {key: getattr(method.calibrate, key) for key in method.calibrate.model_fields_set}
+    if not (recipe.calibrate.text or method.calibrate.text):
+        own |= {"text": recipe.train.text, "column": recipe.train.column}
+    return recipe.calibrate.model_copy(update=own)
+
+
+def _untrained(pretrain: PretrainConfig, folder: Path) -> str:
+    """Write configuration and tokenizer of the source that is to be trained; the URL of the configuration."""
+    from bot_dist.convert.byte_tokenizer import save_byte_tokenizer
+    from bot_dist.convert.tokenizer import load_tokenizer, save_tokenizer
+    from bot_dist.evaluate.untrained import untrained_config
+
+    folder.mkdir(parents=True, exist_ok=True)
+    if pretrain.tokenizer == "bytes":
+        save_byte_tokenizer(folder)
+    else:
+        save_tokenizer(absolute(pretrain.tokenizer), str(folder))
+    config = untrained_config(pretrain.model_type, pretrain.sizes, pretrain.fields, load_tokenizer(str(folder)))
+    path = folder / "config.json"
+    path.write_text(json.dumps(config, indent=1))
+    return str(path)
+
+
+def machine() -> str:
+    """Processor, cores and system, for people."""
+    cpus = Path("/proc/cpuinfo")
+    models = re.findall(r"^model name\s*: (.*)$", cpus.read_text(), re.MULTILINE) if cpus.is_file() else []
+    return f"{models[0] if models else platform.processor()}, {os.cpu_count()} cores, {platform.platform()}"

@@ -1,0 +1,125 @@
+"""The recipe of a comparison: one source, one target, several ways to get there, all trained alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, StrictInt, model_validator
+
+from bot_dist.errors import nearest
+from bot_dist.evaluate.baselines import BASELINES
+from bot_dist.recipe import (
+    CalibrateConfig,
+    ClusterConfig,
+    Config,
+    Folder,
+    TrainConfig,
+    TransferConfig,
+    labelled,
+    read_yaml,
+    validated,
+)
+
+SCRATCH = "scratch"
+"""The model that every method is measured against; always there."""
+UNTIED_SCRATCH = f"{SCRATCH}, head untied"
+"""What methods are measured against that untie the head, where others don't."""
+SOURCE = "source"
+"""Whose loss is measured beside them."""
+
+
+class PretrainConfig(Config):
+    """A source that is made first: a model of a known family, trained from scratch."""
+
+    model_type: str
+    """Of ``transformers``, such as ``gpt2`` or ``llama``."""
+    sizes: dict[str, StrictInt]
+    """Of the model: ``layers``, ``embed``, ``mlp``, ``heads``, … (what the family has)."""
+    fields: dict[str, Any] = Field(default_factory=dict)
+    """Other fields of its ``transformers`` configuration, such as ``resid_pdrop: 0.0``."""
+    tokenizer: str = "bytes"
+    """``bytes``: one token per byte; else a checkpoint or folder with a tokenizer."""
+    train: TrainConfig
+    """Its text, steps, learning rate and seed."""
+
+
+class MethodConfig(Config):
+    """One way to make the target: a transfer of ours, or a baseline."""
+
+    transfer: TransferConfig = TransferConfig()
+    """As in the recipe of a run."""
+    calibrate: CalibrateConfig = CalibrateConfig()
+    """Keys that are to be others than the comparison's."""
+    baseline: str | None = None
+    """A published rule that builds other operators for the same plan."""
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> MethodConfig:
+        if self.baseline is None:
+            return self
+        if self.baseline not in BASELINES:
+            raise ValueError(f"unknown baseline {self.baseline!r}; {nearest(self.baseline, BASELINES)}")
+        if self.transfer.model_fields_set or self.calibrate.model_fields_set:
+            raise ValueError(f"baseline {self.baseline!r} builds its own operators; leave transfer and calibrate out")
+        return self
+
+
+class ComparisonRecipe(Config):
+    """One comparison: a source, taken or pretrained; a target; methods. The target is trained from scratch too."""
+
+    source: str | None = None
+    """Checkpoint to start from, as in the recipe of a run; or ``pretrain``."""
+    pretrain: PretrainConfig | None = None
+    """The source that is made first; or ``source``."""
+    output: Folder
+    """Folder of the comparison (a path that all nodes see). What is there and was made alike is taken again."""
+    target: dict[str, StrictInt]
+    """New sizes, as in the recipe of a run."""
+    methods: dict[str, MethodConfig] = Field(min_length=1)
+    """By a name for tables and pictures."""
+    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
+    """Of data order, scratch initialisation and noise; every method is trained once with each."""
+    train: TrainConfig
+    """Training of the target, the same for all methods: text, budget of steps, learning rate."""
+    calibrate: CalibrateConfig = CalibrateConfig()
+    """The text of methods that take statistics; ``train.text`` where it names none."""
+    target_loss: float | None = Field(default=None, gt=0)
+    """Held-out loss at which FLOPs are compared; None: what the model from scratch ends at. Where that never reaches
+    it, all of its FLOPs count."""
+    cluster: ClusterConfig = ClusterConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ComparisonRecipe:
+        if (self.source is None) == (self.pretrain is None):
+            raise ValueError("give a source: a checkpoint (source), or a model to train first (pretrain); not both")
+        if taken := {SCRATCH, UNTIED_SCRATCH, SOURCE} & {*self.methods}:
+            raise ValueError(f"methods: {min(taken)!r} is always there; leave it out, or give the method another name")
+        if self.train.steps == 0:
+            raise ValueError("train.steps is 0; give the budget that all methods are trained for")
+        for where, train in (("train", self.train), ("pretrain.train", self.pretrain and self.pretrain.train)):
+            own = {"scratch", "source_loss"} | ({"seed"} if where == "train" else set())
+            if train and (found := sorted(own & train.model_fields_set)):
+                raise ValueError(f"{where}.{found[0]} is not for comparisons; " + SAID_BY[found[0]])
+        return self
+
+    def public(self, *, unset: bool = True) -> dict[str, Any]:
+        """The recipe as plain data, URLs without secrets. Without the keys that were left ``unset`` it makes the same
+        recipe again."""
+        dumped = self.model_dump(mode="json", exclude={"cluster": {"address"}}, exclude_unset=not unset)
+        data: dict[str, Any] = labelled(dumped)
+        return data
+
+
+SAID_BY = {
+    "scratch": "the target from scratch is always trained",
+    "source_loss": "the source's loss is always measured",
+    "seed": "give seeds",
+}
+"""Keys of a run's training that a comparison has no use for, and why."""
+
+
+def load_comparison(path: str | Path, overrides: Iterable[str] | Mapping[str, Any] = ()) -> ComparisonRecipe:
+    """Read a YAML recipe and apply overrides, as ``load_recipe`` does. Raises RecipeError."""
+    return validated(ComparisonRecipe, read_yaml(path), overrides, str(path))

@@ -1,0 +1,102 @@
+"""What the results of a comparison come to: rows of a table, as data, in Markdown and as curves."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bot_dist.evaluate.savings import Curve, flops_saved
+
+SHARES = (0, 1 / 8, 1 / 4, 1 / 2, 1)
+"""Of the budget: where a table shows the held-out loss."""
+
+Result = Mapping[str, Any]
+"""What is kept of one training: ``method``, ``seed``, ``scratch`` (whether it began untrained), ``n_parameters``,
+``curve`` (the fields of a Curve), ``notes``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One method, over all seeds."""
+
+    method: str
+    n_parameters: int
+    losses: dict[int, float]
+    """Held-out loss by step: mean over the seeds."""
+    last: tuple[float, ...]
+    """Per seed, the last of them."""
+    saved: tuple[float | None, ...]
+    """Per seed, the share of scratch's FLOPs that is saved; None where the loss is never reached. Empty for scratch."""
+
+
+def rows(results: Sequence[Result], target_loss: float | None = None) -> list[Row]:
+    """A row per method, in their order; each measured against the model from scratch of as many parameters and the
+    same seed."""
+    curves = [Curve(**result["curve"]) for result in results]
+    every = list(zip(results, curves, strict=True))
+    scratch = {(r["n_parameters"], r["seed"]): curve for r, curve in every if r["scratch"]}
+    found = []
+    for method in dict.fromkeys(r["method"] for r in results):
+        mine = [(r, curve) for r, curve in every if r["method"] == method]
+        steps = mine[0][1].steps
+        found.append(
+            Row(
+                method=method,
+                n_parameters=mine[0][0]["n_parameters"],
+                losses={step: statistics.fmean(c.losses[i] for _, c in mine) for i, step in enumerate(steps)},
+                last=tuple(c.losses[-1] for _, c in mine),
+                saved=tuple(
+                    flops_saved(c, scratch[r["n_parameters"], r["seed"]], target_loss)
+                    for r, c in mine
+                    if not r["scratch"]
+                ),
+            )
+        )
+    return found
+
+
+def notes(results: Sequence[Result]) -> list[str]:
+    """What the user should know: of the plans, and of what is compared with what."""
+    said: dict[str, list[str]] = {}
+    for result in results:
+        for note in result["notes"]:
+            said.setdefault(note, []).append(result["method"])
+    found = [f"{'; '.join(dict.fromkeys(methods))}: {note}" for note, methods in said.items()]
+    if len({r["n_parameters"] for r in results if r["scratch"]}) > 1:
+        found.append("each method is measured against the model from scratch of as many parameters")
+    return found
+
+
+def table(found: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """Headings and cells: the loss over the budget, and FLOPs saved."""
+    every = list(found[0].losses)
+    steps = list(dict.fromkeys(min(every, key=lambda step: abs(step - share * every[-1])) for share in SHARES))
+    lines = []
+    for row in found:
+        numbers = [f"{row.losses[step]:.3f}" for step in steps]
+        numbers[-1] += _spread(row.last, ".3f")
+        lines.append([row.method, f"{row.n_parameters:,}", *numbers, _saved(row.saved)])
+    return ["start", "parameters", *(f"loss at {step}" for step in steps), "FLOPs saved"], lines
+
+
+def _saved(saved: Sequence[float | None]) -> str:
+    if not saved:
+        return "–"
+    reached = [r for r in saved if r is not None]
+    if len(reached) < len(saved):
+        return (
+            f"never reached ({len(saved) - len(reached)} of {len(saved)} seeds)" if len(saved) > 1 else "never reached"
+        )
+    return f"{statistics.fmean(reached):.1%}{_spread(reached, '.1%')}"
+
+
+def _spread(values: Sequence[float], form: str) -> str:
+    """Their standard deviation, if there are several."""
+    return f" ± {statistics.stdev(values):{form}}" if len(values) > 1 else ""
+
+
+def markdown(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    ruler = ["---", *["---:"] * (len(headings) - 1)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in (headings, ruler, *lines)) + "\n"

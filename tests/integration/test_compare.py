@@ -1,0 +1,109 @@
+"""A comparison on pico models, from a source that is trained first to the table; and weight selection's weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from bot_dist import pipeline
+from bot_dist.checkpoint import CheckpointReader
+from bot_dist.compare import compare
+from bot_dist.convert.tokenizer import load_tokenizer
+from bot_dist.errors import PlanError
+from bot_dist.evaluate.baselines import BASELINES
+from bot_dist.evaluate.comparison import ComparisonRecipe
+from bot_dist.families import model_of
+from bot_dist.recipe import make_recipe, validated
+from bot_dist.sharding import whole
+
+
+@pytest.mark.ray
+@pytest.mark.deepspeed
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_comparison_and_its_rerun(shakespeare: str, tmp_path: Path) -> None:
+    sizes = {"layers": 2, "embed": 16, "mlp": 64, "heads": 2, "head_dim": 8, "context": 16}
+    train = {"text": [shakespeare], "workers": 1, "context": 16, "batch": 8, "learning_rate": 3e-3, "evaluate_every": 2}
+    data = {
+        "pretrain": {"model_type": "gpt2", "sizes": sizes, "train": {**train, "steps": 20}},
+        "output": str(tmp_path / "run"),
+        "target": {"layers": 1, "embed": 8, "mlp": 32, "heads": 1},
+        "methods": {"selection": {"baseline": "weight-selection"}, "ours": {}},
+        "calibrate": {"tokens": 256, "context": 16, "held_out": 0},
+        "train": {**train, "steps": 6},
+        "cluster": {"executor": "local", "device": "cpu"},
+    }
+    facts = compare(validated(ComparisonRecipe, data, {}, "recipe"))
+
+    source = CheckpointReader(facts["source"]["pretrained"]["saved_url"])
+    assert model_of(source.config).sizes["vocab"] == len(load_tokenizer(source.url)) == 257
+    trained = facts["source"]["pretrained"]["held_out"]
+    assert facts["source"]["held_out_loss"] == pytest.approx(trained[-1]["loss"], abs=1e-6)
+    assert trained[-1]["loss"] < trained[0]["loss"]
+
+    methods = ["scratch", "scratch, head untied", "selection", "ours"]
+    by_method = {result["method"]: result for result in facts["results"]}
+    assert list(by_method) == [line[0] for line in facts["table"]["lines"]] == methods
+    assert by_method["ours"]["n_parameters"] == by_method["scratch, head untied"]["n_parameters"]
+    assert by_method["selection"]["n_parameters"] == by_method["scratch"]["n_parameters"]
+    for result in by_method.values():
+        assert result["curve"]["steps"] == [0, 2, 4, 6]
+        assert result["training"]["losses"][-1]["loss"] < result["training"]["losses"][0]["loss"]
+        assert result["curve"]["flops_per_step"] == by_method["scratch"]["curve"]["flops_per_step"]
+    tokens = {name: result["curve"]["flops_before"] for name, result in by_method.items()}
+    per_token = model_of(source.config).flops_per_token(16)
+    assert tokens == {"scratch": 0, "scratch, head untied": 0, "selection": 0, "ours": 3 * 256 * per_token}
+    rates = {tuple(s["learning_rate"] for s in result["training"]["losses"]) for result in by_method.values()}
+    assert len(rates) == 1
+
+    out = tmp_path / "run"
+    assert json.loads((out / "comparison.json").read_text()) == facts
+    assert (out / "comparison.md").read_text().count("\n") == 2 + len(methods)
+    assert (out / "comparison.png").read_bytes().startswith(b"\x89PNG")
+
+    # Again: nothing is trained, and all is the same.
+    events: list[dict[str, Any]] = []
+    again = compare(validated(ComparisonRecipe, data, {}, "recipe"), events.append)
+    assert not events
+    assert {**again, "date": facts["date"]} == facts
+
+
+def test_weight_selection_takes_weights_as_they_are(pico_gpt2: Callable[..., Any], tmp_path: Path) -> None:
+    pico = pico_gpt2(n_layer=4, n_embd=24, n_head=3)
+    data = {
+        "source": str(pico.folder),
+        "output": str(tmp_path),
+        "target": {"layers": 2, "embed": 16, "heads": 2, "mlp": 36},
+        "cluster": {"executor": "local"},
+    }
+
+    def transferred(baseline: str) -> dict[str, torch.Tensor]:
+        recipe = make_recipe({**data, "target_url": str(tmp_path / f"{baseline}.zarr")})
+        pipeline.transfer(recipe, baseline=BASELINES[baseline])
+        reader = CheckpointReader(recipe.transferred_url)
+        model = model_of(reader.config)
+        reader.check(model)
+        assert {reader.learning_rate_factor(p) for _, _, p in model.parameters()} == {1.0}
+        return {p.name: reader.read(p, whole(p.sizes)).reshape(p.shape) for _, _, p in model.parameters()}
+
+    width = np.round(np.linspace(0, 23, 16)).astype(int)
+    units = np.round(np.linspace(0, 95, 36)).astype(int)
+    heads = [0, 2]
+    theirs, block = pico.tensors, "transformer.h.{}."
+    first, even = transferred("weight-selection"), transferred("weight-selection-even-layers")
+    for ours, layer, origin in ((first, 1, 1), (even, 1, 2)):
+        assert torch.equal(ours["transformer.wte.weight"], theirs["transformer.wte.weight"][:, width])
+        assert torch.equal(ours["transformer.ln_f.weight"], theirs["transformer.ln_f.weight"][width])
+        new, old = block.format(layer), block.format(origin)
+        down = theirs[f"{old}mlp.c_proj.weight"][np.ix_(units, width)]
+        assert torch.equal(ours[f"{new}mlp.c_proj.weight"], down)
+        fused = theirs[f"{old}attn.c_attn.weight"].reshape(24, 3, 3, 8)[width][:, :, heads].reshape(16, 48)
+        assert torch.equal(ours[f"{new}attn.c_attn.weight"], fused)
+
+    with pytest.raises(PlanError, match=r"axis 'mlp' \(96 → 120\): weight selection only shrinks"):
+        pipeline.transfer(make_recipe({**data, "target": {"mlp": 120}}), baseline=BASELINES["weight-selection"])

@@ -1,0 +1,271 @@
+"""Comparisons: FLOPs saved, tables, recipes, what decides a result, and the tokenizer that needs no training."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bot_dist import bench, compare
+from bot_dist.bench import Bench
+from bot_dist.convert.byte_tokenizer import save_byte_tokenizer
+from bot_dist.convert.tokenizer import load_tokenizer
+from bot_dist.errors import BotDistError, InputError, RecipeError
+from bot_dist.evaluate.comparison import ComparisonRecipe
+from bot_dist.evaluate.ranking import markdown, notes, rows, table
+from bot_dist.evaluate.savings import Curve, flops_saved
+from bot_dist.families import model_of
+from bot_dist.recipe import ClusterConfig, TrainConfig, validated
+from bot_dist.train.driver import TrainRun
+
+RECIPE: dict[str, Any] = {
+    "pretrain": {
+        "model_type": "gpt2",
+        "sizes": {"layers": 3, "embed": 24, "mlp": 96, "heads": 3, "head_dim": 8, "context": 16},
+        "train": {"text": ["{folder}/text.txt"], "steps": 2, "workers": 1, "context": 16, "batch": 4},
+    },
+    "output": "{folder}/run",
+    "target": {"layers": 2, "embed": 16, "mlp": 40, "heads": 2},
+    "methods": {"selection": {"baseline": "weight-selection"}, "ours": {}},
+    "train": {"text": ["{folder}/text.txt"], "steps": 4, "workers": 1, "context": 16, "batch": 4},
+}
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Callable[..., ComparisonRecipe]:
+    """A comparison of pico models, with overrides."""
+    (tmp_path / "text.txt").write_text("It was the best of times, it was the worst of times. " * 20)
+    data = json.loads(json.dumps(RECIPE).replace("{folder}", str(tmp_path)))
+    return lambda **overrides: validated(ComparisonRecipe, data, overrides, "recipe")
+
+
+def test_what_is_recorded_makes_the_recipe_again(recipe: Callable[..., ComparisonRecipe]) -> None:
+    whole = recipe(**{"methods.paper": {"transfer": {"preset": "paper-gpt-l2s"}}, "seeds": [1, 2]})
+    again = validated(ComparisonRecipe, json.loads(json.dumps(whole.public(unset=False))), {}, "recorded")
+    assert again == whole
+    assert again.methods["ours"].transfer.model_fields_set == set()  # which is what makes it adapt
+    assert again.methods["paper"].transfer.wavelet == "coif3"
+
+
+def curve(*losses: float, per_step: float = 10.0, before: float = 0.0) -> Curve:
+    return Curve(steps=[0, 100, 200, 400], losses=losses, flops_per_step=per_step, flops_before=before)
+
+
+def test_flops_are_counted_until_the_loss_that_scratch_ends_at() -> None:
+    scratch = curve(5.0, 4.0, 3.0, 2.0)
+    assert flops_saved(scratch, scratch) == 0
+    assert flops_saved(curve(3.0, 2.5, 1.5, 1.0), scratch) == pytest.approx(1 - 150 / 400)  # halfway from 100 to 200
+    assert flops_saved(curve(3.0, 2.5, 1.5, 1.0, before=400.0), scratch) == pytest.approx(1 - 190 / 400)
+    assert flops_saved(curve(3.0, 2.5, 1.5, 1.0, per_step=20.0), scratch) == pytest.approx(1 - 300 / 400)
+    assert flops_saved(curve(1.9, 2.5, 1.5, 1.0), scratch) == 1  # there before the first step
+    assert flops_saved(curve(3.0, 2.9, 2.8, 2.1), scratch) is None
+    # At a loss that scratch passes on its way, and at one that it does not reach.
+    assert flops_saved(curve(5.0, 5.0, 5.0, 3.0), scratch, loss=3.5) == pytest.approx(1 - 350 / 150)
+    assert flops_saved(curve(3.0, 2.5, 1.5, 1.0), scratch, loss=1.5) == pytest.approx(1 - 200 / 400)  # at least
+
+
+def result(method: str, seed: int, *losses: float, parameters: int = 1000, **facts: Any) -> dict[str, Any]:
+    made = {"steps": [0, 100, 200, 400], "losses": losses, "flops_per_step": 1.0, "flops_before": 0.0}
+    found = {"method": method, "seed": seed, "scratch": False, "n_parameters": parameters, "notes": [], "curve": made}
+    return {**found, **facts}
+
+
+def test_a_table_has_a_row_per_method_over_its_seeds() -> None:
+    results = [
+        result("scratch", 0, 5, 4, 3, 2.0, scratch=True),
+        result("scratch, head untied", 0, 5, 4, 3, 2.5, scratch=True, parameters=1200),
+        result("ours", 0, 3, 2.5, 2, 1.5, parameters=1200, notes=["the head is untied"]),
+        result("theirs", 0, 4, 3, 2, 1.5),
+        result("scratch", 1, 5, 4, 3, 2.0, scratch=True),
+        result("scratch, head untied", 1, 5, 4, 3, 2.5, scratch=True, parameters=1200),
+        result("ours", 1, 3, 2.5, 2, 1.9, parameters=1200, notes=["the head is untied"]),
+        result("theirs", 1, 4, 3, 2.4, 2.2),
+    ]
+    headings, lines = table(rows(results))
+    assert headings == ["start", "parameters", *(f"loss at {step}" for step in (0, 100, 200, 400)), "FLOPs saved"]
+    assert lines == [
+        ["scratch", "1,000", "5.000", "4.000", "3.000", "2.000 ± 0.000", "–"],
+        ["scratch, head untied", "1,200", "5.000", "4.000", "3.000", "2.500 ± 0.000", "–"],
+        ["ours", "1,200", "3.000", "2.500", "2.000", "1.700 ± 0.283", "75.0% ± 0.0%"],
+        ["theirs", "1,000", "4.000", "3.000", "2.200", "1.850 ± 0.495", "never reached (1 of 2 seeds)"],
+    ]
+    assert notes(results) == [
+        "ours: the head is untied",
+        "each method is measured against the model from scratch of as many parameters",
+    ]
+    alone = rows(results[:4], target_loss=2.4)
+    assert [line[-1] for line in table(alone)[1]] == ["–", "–", "70.0%", "50.0%"]
+    assert markdown(["a", "b"], [["c", "1"]]) == "| a | b |\n| --- | ---: |\n| c | 1 |\n"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"source": "somewhere"}, "give a source"),
+        ({"pretrain": None}, "give a source"),
+        ({"methods": {}}, "methods"),
+        ({"methods": {"scratch": {}}}, "'scratch' is always there"),
+        ({"methods": {"a": {"baselin": "x"}}}, r"unknown key 'methods\.a\.baselin'; did you mean 'baseline'"),
+        ({"methods": {"a": {"transfer": {"depht": "even"}}}}, r"unknown key 'methods\.a\.transfer\.depht'"),
+        ({"methods": {"a": {"baseline": "weight-election"}}}, "unknown baseline 'weight-election'; did you mean"),
+        ({"methods": {"a": {"baseline": "weight-selection", "transfer": {"depth": "even"}}}}, "leave transfer and"),
+        ({"pretrain.train.step": 3}, r"unknown key 'pretrain\.train\.step'"),
+        ({"train.seed": 3}, r"train\.seed is not for comparisons; give seeds"),
+        ({"pretrain.train.scratch": False}, r"pretrain\.train\.scratch is not for comparisons"),
+        ({"train.steps": 0}, r"train\.steps is 0"),
+        ({"seeds": []}, "seeds"),
+    ],
+)
+def test_what_is_wrong_with_a_recipe_is_named(
+    overrides: dict[str, Any], message: str, recipe: Callable[..., ComparisonRecipe]
+) -> None:
+    with pytest.raises(RecipeError, match=message):
+        recipe(**overrides)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"pretrain.model_type": "gpt3"}, "unknown 'gpt3'; did you mean"),
+        ({"pretrain.fields": {"n_layers": 3}}, "gpt2 has no field 'n_layers'; did you mean 'n_layer'"),
+        ({"pretrain.sizes": {"layer": 3}}, "'layer' does not exist in family 'gpt2'"),
+        ({"target.layers": 5}, "weight selection only shrinks"),
+        ({"methods": {"a": {"transfer": {"wavelet": "haarr"}}}}, "haarr"),
+        ({"train.context": 32}, "n_positions=16"),
+        ({"train.text": ["{folder}/none.txt"]}, "none.txt"),
+    ],
+)
+def test_what_is_wrong_is_said_before_the_source_is_trained(
+    overrides: dict[str, Any],
+    message: str,
+    recipe: Callable[..., ComparisonRecipe],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    overrides = json.loads(json.dumps(overrides).replace("{folder}", str(tmp_path)))
+    monkeypatch.setattr(bench, "pretrain", lambda *_, **__: pytest.fail("it is trained"))
+    with pytest.raises(InputError, match=message):
+        compare.compare(recipe(**overrides))
+
+
+class Training:
+    """In the place of ``pretrain``: remembers what it is asked for, and fails at the runs that it is told to."""
+
+    def __init__(self) -> None:
+        self.asked: list[list[str]] = []
+        self.fails_at = ""
+
+    def __call__(self, runs: list[TrainRun], *, on_event: Callable[[dict[str, Any]], None], **_: Any) -> None:
+        self.asked.append([run.name for run in runs])
+        for run in runs:
+            if run.name == self.fails_at:
+                raise BotDistError("worker 0 died")
+            losses = [{"step": step, "loss": 3.0 - step / 100} for step in (0, 2, 4)]
+            measured = {"name": run.name, "tokens_per_step": 64, "held_out": losses, "saved_url": run.save_url}
+            on_event({"event": "run_done", "run": run.name, "result": measured})
+
+
+class Job:
+    """A job without a transfer."""
+
+    def __init__(self, name: str, text: Path, steps: int = 4) -> None:
+        self.name, self.tokenizer_url = name, "nowhere"
+        self.train = TrainConfig(text=(str(text),), steps=steps)
+
+    def decides(self, digests: Any) -> dict[str, Any]:
+        return {"start": self.name}
+
+    def begin(self, folder: str) -> TrainRun:
+        return TrainRun(name=self.name, config={}, url=None, steps=self.train.steps)
+
+    def result(self, folder: str, training: dict[str, Any]) -> dict[str, Any]:
+        return training
+
+
+@pytest.fixture
+def training(monkeypatch: pytest.MonkeyPatch) -> Training:
+    made = Training()
+    monkeypatch.setattr(bench, "pretrain", made)
+    monkeypatch.setattr(bench, "connected", lambda *_: contextlib.nullcontext())
+    return made
+
+
+def test_results_are_kept_and_taken_again(training: Training, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("a text")
+
+    events: list[dict[str, Any]] = []
+
+    def results(*jobs: Job) -> list[str]:
+        found = Bench(tmp_path / "run", ClusterConfig(), events.append).results(jobs)
+        return [job["name"] for job in found]
+
+    training.fails_at = "c"
+    with pytest.raises(BotDistError, match="worker 0 died"):
+        results(Job("a", text), Job("b", text), Job("c", text))
+    training.fails_at = ""
+    assert results(Job("a", text), Job("b", text), Job("c", text), Job("d", text)) == ["a", "b", "c", "d"]
+    assert results(Job("d", text), Job("a", text)) == ["d", "a"]
+    assert training.asked == [["a", "b", "c"], ["c", "d"]]
+    assert [event["job"] for event in events if event["event"] == "begin"] == ["a", "b", "c", "c", "d"]
+
+    # Trained otherwise, or on another text, it is another result; the earlier one stays.
+    results(Job("a", text, steps=5), Job("b", text))
+    text.write_text("another text")
+    results(Job("a", text))
+    text.write_text("a text")
+    results(Job("a", text), Job("a", text, steps=5))
+    assert training.asked[2:] == [["a"], ["a"]]
+
+
+def test_what_decides_a_trial(recipe: Callable[..., ComparisonRecipe], training: Training, tmp_path: Path) -> None:
+    source = compare._untrained(recipe().pretrain, tmp_path / "untrained")  # type: ignore[arg-type]
+
+    def decided(index: int, **overrides: Any) -> str:
+        trial = compare._trials(recipe(**overrides), source)[index]
+        return Bench(tmp_path, ClusterConfig(), lambda _: None).key(trial)
+
+    scratch, untied, selection, ours = range(4)
+    trials = compare._trials(recipe(seeds=[0, 7]), source)
+    assert [trial.name for trial in trials[:4]] == [
+        "scratch, seed 0",
+        "scratch, head untied, seed 0",
+        "selection, seed 0",
+        "ours, seed 0",
+    ]
+    assert [trial.plan.target.tied for trial in trials[:4]] == [True, False, True, False]
+    assert {trial.train.seed for trial in trials[4:]} == {7}
+
+    for index in (scratch, untied, selection, ours):
+        assert decided(index) == decided(index, **{"cluster.address": "auto", "output": "elsewhere", "seeds": [0, 7]})
+        assert decided(index) != decided(index, **{"train.learning_rate": 1e-4})
+        assert decided(index) != decided(index, **{"target.mlp": 48})
+    assert len({decided(index) for index in range(4)}) == 4
+    assert decided(ours) != decided(ours, **{"calibrate.tokens": 64})
+    assert decided(ours) != decided(ours, **{"methods.ours.calibrate": {"passes": "one"}})
+    assert decided(selection) == decided(selection, **{"calibrate.tokens": 64})
+    assert decided(ours) != decided(ours, **{"methods.ours.transfer": {"ridge": 0.1}})
+    assert decided(scratch) == decided(scratch, **{"methods.ours.transfer": {"ridge": 0.1}})
+
+
+def test_a_new_source_is_of_the_sizes_that_are_named(recipe: Callable[..., ComparisonRecipe], tmp_path: Path) -> None:
+    pretrain = recipe(**{"pretrain.fields": {"resid_pdrop": 0.0}}).pretrain
+    config = json.loads(Path(compare._untrained(pretrain, tmp_path)).read_text())  # type: ignore[arg-type]
+    sizes = {"layer": 3, "embed": 24, "mlp": 96, "qkv": 3, "heads": 3, "head_dim": 8, "vocab": 257, "position": 16}
+    assert model_of(config).sizes == sizes
+    assert (config["eos_token_id"], config["resid_pdrop"], config["architectures"]) == (256, 0.0, ["GPT2LMHeadModel"])
+
+
+def test_a_token_per_byte(tmp_path: Path) -> None:
+    save_byte_tokenizer(tmp_path)
+    tokenizer = load_tokenizer(str(tmp_path))
+    text = "naïve  café\r\n\t— 'tis “🜁” \x00 1603;  \n"
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert len(ids) == len(text.encode())
+    assert len({*tokenizer(bytes(range(128)).decode())["input_ids"]}) == 128
+    assert tokenizer.decode(ids) == text
+    assert (len(tokenizer), tokenizer.eos_token_id) == (257, 256)

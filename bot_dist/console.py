@@ -146,8 +146,8 @@ class _Bars:
         self.started = 0.0
 
     def __call__(self, event: dict[str, Any]) -> None:
-        if event.get("member", "") != self.member:  # the next of a family begins
-            self.member = event["member"]
+        if (member := event.get("member", "")) != self.member:  # the next of a family begins
+            self.member = member
             self.tasks.clear()
             self.bars.console.print(f"{self.member}:", style="bold")
         handler = getattr(self, f"on_{event['stage']}_{event['event']}", None)

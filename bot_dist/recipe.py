@@ -400,7 +400,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def members_of(recipe: Recipe, where: str = "recipe") -> dict[str, Recipe]:
-    """The recipes of a family's members. They share statistics. Raises RecipeError."""
+    """The recipes of a family's members. They share statistics and tokens. Raises RecipeError."""
     shared = recipe.model_dump(exclude_unset=True, exclude={"family"})
     if recipe.import_to is None and re.match(r"(?!file:|package:)\w+://", recipe.source):
         shared["import_to"] = f"{recipe.output}/source.zarr"
@@ -410,7 +410,7 @@ def members_of(recipe: Recipe, where: str = "recipe") -> dict[str, Recipe]:
         own = {
             "target": {**recipe.target, **member.target},
             "transfer": {**shared.get("transfer", {}), **preset, **member.transfer},
-            "train": {**shared.get("train", {}), **member.train},
+            "train": {"token_cache": f"{recipe.output}/tokens", **shared.get("train", {}), **member.train},
             "calibrate": {"folder": f"{recipe.output}/calibration", **shared.get("calibrate", {})},
             "output": f"{recipe.output}/{name}",
             **({"target_url": f"{recipe.target_url}/{name}"} if recipe.target_url else {}),

@@ -60,6 +60,7 @@ def test_members_have_what_is_common_and_their_own() -> None:
     assert [(m.train.steps, m.train.batch) for m in (small, big)] == [(5, 4), (9, 4)]
     assert [(m.transfer.wavelet, m.transfer.seed) for m in (small, big)] == [("coif3", 3), ("db2", 3)]
     assert small.calibrate.folder == big.calibrate.folder == "b/calibration"
+    assert small.train.token_cache == big.train.token_cache == "b/tokens"
     assert not small.family
     assert {m.transferred_url for m in members_of(make_recipe({**FAMILY, "target_url": "s3://x"})).values()} == {
         "s3://x/small",

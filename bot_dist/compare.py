@@ -156,7 +156,10 @@ class Trial:
             calibrate = self.recipe.calibrate
             found["fit"] = FIT_VERSION
             found["transfer"] = self.recipe.transfer.model_dump(exclude={"memory_limit"})
-            found["calibrate"] = {**calibrate.model_dump(exclude={"text", "column", "folder"}), "text": contents(calibrate)}
+            found["calibrate"] = {
+                **calibrate.model_dump(exclude={"text", "column", "folder"}),
+                "text": contents(calibrate),
+            }
         return found
 
     def begin(self, folder: str) -> TrainRun:

@@ -339,6 +339,7 @@ class Recipe(Config):
                 "overwrite": True,
                 "import_to": True,
                 "calibrate": {"folder"},
+                "train": {"token_cache"},
                 "cluster": {"address", "wait_s", "allow_unauthenticated"},
             }
         )

@@ -102,7 +102,7 @@ def test_a_share_that_kills_its_actors_is_given_up() -> None:
     class Deadly:
         """Work whose second share ends the process that does it. (Local, so that it is pickled whole.)"""
 
-        shares, steps = 2, 2
+        shares, steps, ahead = 2, 2, 1
 
         def open(self, share: int) -> Any:
             self.share = share

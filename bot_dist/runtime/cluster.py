@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import ipaddress
 import logging
 import os
@@ -21,6 +22,7 @@ PLACEMENT_TIMEOUT_S = 120
 """How long the cluster may take to have room for actors, when there are none."""
 PROBE_TIMEOUT_S = 10
 WAIT_S = 0.5
+KEEP_S = 0.005
 
 
 @contextlib.contextmanager
@@ -63,7 +65,7 @@ def connected(config: ClusterConfig, cpus: int) -> Iterator[None]:
             _wait_for(cpus, config.wait_s)
         yield
     finally:
-        with _own_sigterm():
+        with _kept_sigterm():
             ray.shutdown()
 
 
@@ -79,8 +81,7 @@ def _protect() -> None:
 
 @contextlib.contextmanager
 def _own_sigterm() -> Iterator[None]:
-    """What this process does on SIGTERM, kept through ``ray.init``, which puts a plain exit in its place, and through
-    ``ray.shutdown``, which leaves the system's own: death at once."""
+    """What this process does on SIGTERM, kept through ``ray.init``, which puts a plain exit in its place."""
     if threading.current_thread() is not threading.main_thread():  # there, Ray leaves it alone
         yield
         return
@@ -93,6 +94,29 @@ def _own_sigterm() -> Iterator[None]:
         raise
     finally:
         signal.signal(signal.SIGTERM, own)
+
+
+@contextlib.contextmanager
+def _kept_sigterm() -> Iterator[None]:
+    """What this process does on SIGTERM, kept through ``ray.shutdown``, whose C++ part puts the system's own in its
+    place early on, death at once, and lets the rest, the stopping of servers, take a second."""
+    libc = ctypes.CDLL(None)
+    kept = ctypes.create_string_buffer(256)  # a struct sigaction, which is shorter
+    libc.sigaction(signal.SIGTERM, None, kept)
+    done = threading.Event()
+
+    def keep() -> None:
+        while not done.wait(KEEP_S):
+            libc.sigaction(signal.SIGTERM, kept, None)
+
+    thread = threading.Thread(target=keep, name="bot_dist-sigterm", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        libc.sigaction(signal.SIGTERM, kept, None)
 
 
 def _refuse_open() -> None:

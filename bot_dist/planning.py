@@ -85,7 +85,7 @@ class Planning:
 
     def _planned(self, adapted: Adapted | None) -> TransferPlan:
         from bot_dist.calibrate import follows
-        from bot_dist.plan import adaptive, basis_of, make_plan, placed, shrinking, target_model
+        from bot_dist.plan import adaptive, basis_of, growing, make_plan, placed, shrinking, target_model
         from bot_dist.wavelets import origins
 
         recipe, model, notes = self.recipe, self._model, self._notes
@@ -94,18 +94,20 @@ class Planning:
         if self._mallat is not None:
             model = target = self._mallat.model
         elif self.adapts:
-            basis = basis_of(model, recipe.transfer.basis)
-            axes = shrinking(model, model.resized(recipe.target), recipe.transfer)
+            resized = model.resized(recipe.target)
+            basis = basis_of(model, resized, recipe.transfer.basis)
+            axes = shrinking(model, resized, recipe.transfer)
+            grown = growing(model, resized, recipe.transfer)
             layers = adapted.layers if adapted else ()
             if adapted is None and "layer" in axes:  # for now: which they are, statistics will tell
                 layers = tuple(origins(model.sizes["layer"], recipe.target["layers"]).tolist())
-            rotated = "embed" in axes and basis == "rotation"
+            rotated = "embed" in (*axes, *grown) and basis == "rotation"
             target = target_model(model, recipe.target, recipe.transfer, rotated=rotated, layers=layers)
             sequential = _has_text(recipe, model) and follows(model, recipe)
-            fitted = adaptive(model, target, basis, axes, sequential=bool(axes) and sequential)
+            fitted = adaptive(model, target, basis, [*axes, *grown], sequential=bool(axes) and sequential)
             if adapted is not None:
                 fitted = placed(fitted, adapted.stored)
-            notes = notes + _adaptive_notes(recipe, model, axes, basis)
+            notes = notes + _adaptive_notes(recipe, model, axes, grown, basis)
         elif self._baseline is not None:
             rule = self._baseline(model, model.resized(recipe.target))
             fitted, layers = rule.operators, rule.layers
@@ -166,7 +168,7 @@ def _adapts(recipe: Recipe) -> bool:
     transfer = recipe.transfer
     if transfer.analysis != "auto":
         return transfer.analysis == "adaptive"
-    if transfer.depth == "similar":
+    if transfer.fitted:
         return True
     chosen = transfer.model_fields_set & {"preset", "wavelet", "gain", "depth", "keep_details"}
     return bool(_calibration_text(recipe)) and not chosen
@@ -210,13 +212,14 @@ def _text(recipe: Recipe, model: Model) -> Text:
     )
 
 
-def _adaptive_notes(recipe: Recipe, model: Model, axes: Sequence[str], basis: str) -> list[str]:
-    """What the user should know of how axes shrink."""
+def _adaptive_notes(recipe: Recipe, model: Model, axes: Sequence[str], grown: Sequence[str], basis: str) -> list[str]:
+    """What the user should know of how axes shrink, and of those that grow by what is fitted."""
     from bot_dist.plan import rotation_refused, sequential_refused
 
+    verbs = {"shrinking": axes, "growing": grown}
+    notes = [f"{verb} is fitted to the source along {', '.join(names)}" for verb, names in verbs.items() if names]
     if not axes:
-        return []
-    notes = [f"shrinking is fitted to the source along {', '.join(axes)}"]
+        return notes
     why_not = sequential_refused(model, model.resized(recipe.target), recipe.transfer)
     if why_not and recipe.calibrate.passes == "sequential" and _has_text(recipe, model):
         notes.append(f"it is fitted in one pass, not block by block: {why_not}")

@@ -59,7 +59,7 @@ class Config(BaseModel):
 ConfigModel = TypeVar("ConfigModel", bound=Config)
 
 
-WidthPolicy = Literal["resample", "copy", "lazy"]
+WidthPolicy = Literal["resample", "copy", "lazy", "spread"]
 Basis = Literal["auto", "rotation", "permutation"]
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -89,7 +89,8 @@ class TransferConfig(Config):
     width: WidthPolicy | dict[str, WidthPolicy] = "resample"
     """Axes other than layers, all or one by one (``{embed: copy, mlp: lazy}``). ``resample``: the wavelet to the
     nearest power of two, area resampling for the rest; keeps the function at integer ratios of haar. ``copy``
-    (growing): whole units, each copied; keeps it at any ratio under RMSNorm. ``lazy`` (growing): old units stay, new
+    (growing): whole units, each copied; keeps it at any ratio under RMSNorm. ``spread`` (growing): the same, but the
+    units that put out most on a text (``calibrate.text``) have the most copies. ``lazy`` (growing): old units stay, new
     ones start untrained and silent. Axes that shrink are resampled unless named."""
     depth: Literal["auto", "wavelet", "identity", "stack", "interpolate", "even", "similar"] = "auto"
     """The layer axis: resampled by its wavelet; or growing by inserted blocks that change nothing (``identity``), by
@@ -104,7 +105,7 @@ class TransferConfig(Config):
     basis: Basis = "auto"
     """Of the residual width, where it shrinks adaptively: its Karhunen–Loève basis (``rotation``, which unties a tied
     head), or the coordinates with the most energy (``permutation``). ``auto``: a rotation where the family allows
-    it."""
+    it. Where the width grows, ``rotation`` goes with ``lazy``: new coordinates are at the end of least energy."""
     lifting: Literal["least-squares", "selection"] = "least-squares"
     """What becomes of the units and heads that are dropped: predicted from those kept, by least squares; or nothing
     (``selection``, the lazy wavelet)."""
@@ -137,10 +138,19 @@ class TransferConfig(Config):
         return data
 
     @model_validator(mode="after")
-    def _similar_is_fitted(self) -> TransferConfig:
-        if self.depth == "similar" and self.analysis == "wavelet":
-            raise ValueError("depth similar is fitted to statistics, and analysis wavelet takes none; use depth even")
+    def _fitted_is_analysed(self) -> TransferConfig:
+        if self.fitted and self.analysis == "wavelet":
+            raise ValueError(
+                f"{self.fitted} is fitted to statistics, and analysis wavelet takes none; use analysis auto"
+            )
         return self
+
+    @property
+    def fitted(self) -> str:
+        """A setting that only means something where statistics are taken of the source; empty where there is none."""
+        if "spread" in ([self.width] if isinstance(self.width, str) else self.width.values()):
+            return "width spread"
+        return f"basis {self.basis}" if self.basis != "auto" else "depth similar" if self.depth == "similar" else ""
 
     def wavelet_of(self, module: str, axis: str) -> str:
         """The wavelet of one axis of one module: the most specific that is named."""

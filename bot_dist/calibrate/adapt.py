@@ -1,4 +1,4 @@
-"""Shrinking adapted to the source, stage by stage: statistics, a fit, the next axis on the model shrunk so far.
+"""Transfers adapted to the source, stage by stage: statistics, a fit, the next axis on the model made so far.
 
 A stage's model is the source seen through the plan so far, so nothing is stored between stages but operators; what
 comes out is one plan.
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bot_dist.calibrate.fit import Apart, AxisFit, Coordinates, Given, Lifted, Rotation
+from bot_dist.calibrate.growing import Lengthened, SpreadCoordinates, SpreadUnits
 from bot_dist.calibrate.sequential_fit import Sequential
 from bot_dist.calibrate.statistics import Statistics, statistics
 from bot_dist.calibrate.weight_only import WeightStatistics
@@ -28,6 +29,7 @@ from bot_dist.plan import (
     TransferPlan,
     adaptive,
     basis_of,
+    growing,
     make_plan,
     operators,
     placed,
@@ -99,10 +101,14 @@ class Adaptation:
     ) -> None:
         self.recipe, self.source, self.model, self.modules, self.text = recipe, source, model, modules, text
         self.operators_url, self.folder, self.on_event = operators_url, folder, on_event
-        self.basis = basis_of(model, recipe.transfer.basis)
+        target = model.resized(recipe.target)
+        self.basis = basis_of(model, target, recipe.transfer.basis)
+        self.grown = growing(model, target, recipe.transfer)
         self.ridge = recipe.transfer.ridge
         self.sequential = text is not None and follows(model, recipe)
-        self.stages = _stages(model, recipe)
+        shrunk = shrinking(model, target, recipe.transfer)
+        self.stages = [*_shrinking_stages(model, recipe, shrunk), *([tuple(self.grown)] if self.grown else [])]
+        """The axes that are fitted, in order: those that shrink, then those that grow."""
         self.done = Adapted()
 
     def run(self) -> Adapted:
@@ -152,7 +158,8 @@ class Adaptation:
             apart = [axis for axis in axes if axis == "embed" or not self.sequential]
             needed = _wanted(model, apart)
             found = self._statistics(source, model, self.text.windows, needed, f"for {', '.join(axes)}")
-        self.done.target |= _options(self.recipe.target, axes)
+        grows = {*axes} <= {*self.grown}  # the last stage; what grows by other means is there, too
+        self.done.target |= self.recipe.target if grows else _options(self.recipe.target, axes)
         facts: dict[str, Any] = {}
         if "layer" in axes:
             self.done.layers = self._kept_layers(found.similarity, self.done.target["layers"])
@@ -222,9 +229,11 @@ class Adaptation:
         assert self.text is not None
         target = self.model.resized(self.recipe.target)
         sizes = {**target.sizes, "heads": target.attention_width}
+        known = {**self.model.sizes, "heads": self.model.attention_width}
         for axis in axes:
             wanted = sizes.get(axis, 0)
-            if axis != "layer" and self.text.windows.numel() < wanted:
+            kept = axis != "layer" and wanted < known.get(axis, 0)
+            if kept and self.text.windows.numel() < wanted:
                 raise InputError(
                     f"calibrate.tokens: {self.text.windows.numel():,} tokens can't tell {wanted:,} coordinates of "
                     f"'{axis}' apart; use at least {wanted:,}, better ten times as many"
@@ -232,6 +241,10 @@ class Adaptation:
 
     def _fit(self, given: Given, target: Model, axis: str) -> AxisFit:
         sizes = target.sizes
+        if axis in self.grown:
+            if axis != "embed":
+                return SpreadUnits(given=given, axis=axis, sizes=sizes)
+            return (Lengthened if self.basis == "rotation" else SpreadCoordinates)(given=given, n_target=sizes["embed"])
         if axis == "embed":
             return (Rotation if self.basis == "rotation" else Coordinates)(given=given, n_target=sizes["embed"])
         if axis == "mlp":
@@ -298,13 +311,12 @@ def follows(source: Model, recipe: Recipe) -> bool:
     return sequential_refused(source, source.resized(recipe.target), recipe.transfer) is None
 
 
-def _stages(model: Model, recipe: Recipe) -> list[tuple[str, ...]]:
-    """The axes that shrink, in order: all at once, or one after another (but together where the family has no model
-    that is shrunk along one of them alone)."""
-    target = recipe.target
-    axes = shrinking(model, model.resized(target), recipe.transfer)
+def _shrinking_stages(model: Model, recipe: Recipe, axes: Sequence[str]) -> list[tuple[str, ...]]:
+    """All axes at once; or one after another, but together where the family has no model that is shrunk along one of
+    them alone."""
     if recipe.calibrate.passes != "each":
         return [tuple(axes)] if axes else []
+    target = recipe.target
     stages: list[tuple[str, ...]] = []
     done: dict[str, int] = {}
     waiting: list[str] = []

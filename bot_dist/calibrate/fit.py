@@ -79,6 +79,13 @@ class Given:
         }
         return read * parts[False] + parts.get(True, 0.0) / (NORM_BIAS * len(read))
 
+    def reading(self, weight: Weight, layer: int) -> Array:
+        """What a map that reads units or heads makes of each of their coordinates: ``(n, out)``."""
+        along = [i for i, use in enumerate(weight.uses) if use.role == "read" or use.axis == "head_dim"]
+        values = np.moveaxis(self.weight(weight, layer), along, range(len(along)))
+        n = math.prod(values.shape[: len(along)])
+        return cast(Array, values.reshape(n, -1))
+
     def reader_of(self, *axes: str) -> Weight:
         """The map in every block that reads one of these axes."""
         return next(
@@ -149,15 +156,19 @@ class Coordinates:
 
     @cached_property
     def _energies(self) -> Array:
-        names = self.given.statistics.names
-        norms = [norm for norm in _norms(self.given.model) if norm[0] in names]
-        return cast(Array, sum(np.diag(self.given.statistics.moment(*norm)) for norm in norms))
+        return energies(self.given)
 
     def matrix(self, name: str, layer: int) -> Array:
         return lifting.split(self._energies, self.n_target)[0].astype(np.float64)
 
     def facts(self) -> dict[str, Any]:
         return {**_spectrum(np.sort(self._energies)[::-1], self.n_target), "errors": {}}
+
+
+def energies(given: Given) -> Array:
+    """Of each coordinate of the residual stream, as the norms see it, ``(n,)``."""
+    norms = [norm for norm in _norms(given.model) if norm[0] in given.statistics.names]
+    return cast(Array, sum(np.diag(given.statistics.moment(*norm)) for norm in norms))
 
 
 def _norms(model: Model) -> list[tuple[str, int]]:
@@ -218,9 +229,7 @@ class Lifted:
         """The kept coordinates, and the matrix ``(n_target, n)`` of what reads them, where its input has this
         moment."""
         given, weight = self.given, self._reader
-        n = len(moment)
-        along = [i for i, use in enumerate(weight.uses) if use.role == "read" or use.axis == "head_dim"]
-        values = np.moveaxis(given.weight(weight, layer), along, range(len(along))).reshape(n, -1)  # (n, out)
+        n, values = len(moment), given.reading(weight, layer)
         kept, dropped = self._choose(moment, values)
         predictor = np.zeros((len(dropped), len(kept)))
         if given.predicts:

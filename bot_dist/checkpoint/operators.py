@@ -59,7 +59,8 @@ def write_operators(
     there, and PlanError where one can't be undone.
     """
     if not Storage(url).exists(MANIFEST):
-        beside = {name: _beside(name, spec) for name, spec in operators.items() if undone and not spec.selects}
+        shrinking = [(name, spec) for name, spec in operators.items() if not spec.selects and not spec.padded]
+        beside = {name: _beside(name, spec) for name, spec in shrinking if undone}
         stored = {**operators, **dict(beside.values())}
         layouts = [_layout(name, spec, layers) for name, spec in stored.items()]
         writer = CheckpointWriter.create(url, layouts, config={}, attempt=attempt)
@@ -131,19 +132,21 @@ def read_rows(spec: OperatorSpec, rows: Range, layer: int = 0) -> tuple[Indices,
         return _dense(read_dual(of, (of.n_target + rows[0], of.n_target + rows[1]), layer))
     kept = _read(of, SPLIT if of.lifted else "", (0, of.n_target), layer)[:, 0].astype(np.int64)
     if spec.policy == "stored":
-        return kept[slice(*rows), None], np.full((rows[1] - rows[0], 1), of.row_sum)
+        taken = kept[slice(*rows)]
+        copies = np.bincount(kept)[taken].astype(np.float64)
+        return taken[:, None], (of.row_sum / copies**of.split)[:, None]
     others = dropped(kept, of.n_source)
     if spec.policy == "detail":
         return others[slice(*rows), None], np.ones((rows[1] - rows[0], 1))
     found = places(kept, of.n_source)[slice(*rows)]
-    taken = found < of.n_target
+    own = found < of.n_target
     if of.selects:
-        return found[:, None], np.where(taken, 1 / of.row_sum, 1.0)[:, None]
+        return found[:, None], np.where(own, 1 / of.row_sum, 1.0)[:, None]
     taps = np.zeros((len(found), of.n_source))
-    taps[np.arange(len(found)), found] = np.where(taken, 1 / of.row_sum, 1.0)
-    if taken.any():
-        predicted = _read(of, "", (found[taken].min(), found[taken].max() + 1), layer)
-        taps[taken, of.n_target :] = -predicted[:, others]
+    taps[np.arange(len(found)), found] = np.where(own, 1 / of.row_sum, 1.0)
+    if own.any():
+        predicted = _read(of, "", (found[own].min(), found[own].max() + 1), layer)
+        taps[own, of.n_target :] = -predicted[:, others]
     return _dense(taps)
 
 

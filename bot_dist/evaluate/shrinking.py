@@ -57,8 +57,8 @@ def prediction_errors(stages: Stages) -> dict[str, list[float]]:
 def spectrum(stages: Stages) -> tuple[list[float], int] | None:
     """Shares of the residual stream's energy, in descending order, and how many are kept; None where its width was."""
     for stage in stages:
-        if "embed" in stage["facts"]:
-            facts = stage["facts"]["embed"]
+        facts = stage["facts"].get("embed", {})
+        if "spectrum" in facts:
             return facts["spectrum"], facts["kept"]
     return None
 

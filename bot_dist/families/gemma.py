@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from bot_dist.axes import fixed
-from bot_dist.errors import FamilyError
 from bot_dist.families import parts
 from bot_dist.families.family import Family, Weight
 from bot_dist.families.gguf import GgufArchitecture, grouped_query_metadata, wanted
@@ -123,13 +122,7 @@ def sizes_2(config: Mapping[str, Any]) -> dict[str, int]:
 def resize_2(config: Mapping[str, Any], target: Mapping[str, int]) -> dict[str, Any]:
     now = sizes_2(config)
     resized = parts.grouped_query_resize(config, target, now)
-    embed, heads = resized["hidden_size"], resized["num_attention_heads"]
-    if embed % heads:
-        fits = [n * heads for n in (embed // heads, embed // heads + 1) if n]
-        raise FamilyError(
-            f"target embed={embed} is not divisible by heads={heads}, which transformers wants of hidden_size in "
-            f"{config['model_type']}; set embed={' or '.join(map(str, fits))}"
-        )
+    parts.check_divisible_by_heads(resized, config["model_type"])
     return {**resized, "layer_types": layer_types(config, now["layer"])}
 
 

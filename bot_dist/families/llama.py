@@ -86,6 +86,8 @@ def sizes(config: Mapping[str, Any]) -> dict[str, int]:
 def resize(config: Mapping[str, Any], target: Mapping[str, int]) -> dict[str, Any]:
     now = sizes(config)
     resized = parts.grouped_query_resize(config, target, now)
+    if config["model_type"] == "llama":
+        parts.check_divisible_by_heads(resized, "llama")
     if config.get("use_sliding_window") and not config.get("layer_types"):
         full = config.get("max_window_layers", 28)
         windows = ["full_attention" if i < full else "sliding_attention" for i in range(now["layer"])]

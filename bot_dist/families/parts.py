@@ -114,6 +114,17 @@ def heads_of_width(config: Mapping[str, Any], family: str, width: str, heads: st
     return embed, n_heads, embed // n_heads
 
 
+def check_divisible_by_heads(resized: Mapping[str, Any], model_type: str) -> None:
+    """Raise FamilyError where ``transformers`` refuses the width, with the nearest that work."""
+    embed, heads = resized["hidden_size"], resized["num_attention_heads"]
+    if embed % heads:
+        fits = [n * heads for n in (embed // heads, embed // heads + 1) if n]
+        raise FamilyError(
+            f"target embed={embed} is not divisible by heads={heads}, which transformers wants of hidden_size in "
+            f"{model_type}; set embed={' or '.join(map(str, fits))}"
+        )
+
+
 def resize_heads_of_width(now: Mapping[str, int], target: Mapping[str, int], family: str) -> tuple[int, int]:
     """Width and heads of a target where width = heads × head_dim. Raises FamilyError with the nearest that work."""
     head_dim = target.get("head_dim", now["head_dim"])

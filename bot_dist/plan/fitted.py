@@ -10,6 +10,9 @@ invisible only to a norm without weights: those go into the maps that read, and 
 puts out the all-ones direction, so that carries the norm's biases: they are constant, and the maps that read have what
 the biases would have given them as their mean.
 
+What grows can be fitted too: its loudest units, heads or coordinates have the most copies (``spread``), each copy being
+read with its part; or the residual width is rotated before new coordinates are put behind the old ones (``lazy``).
+
 Where the fit follows the shrunk model block by block, what is written into the residual stream is corrected too: such
 maps have a matrix of their own per block in the place of √(n_t/n_s) · Q, and all norms within blocks are as after a
 rotation.
@@ -48,9 +51,12 @@ def rotation_refused(family: Family) -> str | None:
     return None
 
 
-def basis_of(source: Model, wanted: Basis) -> Basis:
-    """``rotation`` or ``permutation`` of the residual width. Raises PlanError where a rotation is asked for in vain."""
+def basis_of(source: Model, target: Model, wanted: Basis) -> Basis:
+    """``rotation`` or ``permutation`` of the residual width; where it grows, a rotation only if that is ``wanted``.
+    Raises PlanError where a rotation is asked for in vain."""
     refused = rotation_refused(source.family)
+    if wanted == "auto" and target.sizes[RESIDUAL] > source.sizes[RESIDUAL]:
+        return "permutation"
     if wanted == "rotation" and refused:
         raise PlanError(
             f"transfer.basis: rotation would change the function: {refused}; use permutation (the coordinates with the "
@@ -73,6 +79,26 @@ def shrinking(source: Model, target: Model, config: TransferConfig) -> list[str]
     ]
 
 
+def growing(source: Model, target: Model, config: TransferConfig) -> list[str]:
+    """What of ``ORDER`` grows by what is fitted. Raises PlanError where policies do not go together."""
+    found = []
+    for name in ("embed", "heads", "mlp"):
+        sizes = {axis: (source.sizes[axis], target.sizes[axis]) for axis in ORDER[name] if axis in source.sizes}
+        policies = {config.width_of(axis, grows=True) for axis, (before, after) in sizes.items() if after > before}
+        if policies == {"spread"} and all(after >= before for before, after in sizes.values()):
+            found.append(name)
+        elif "spread" in policies:
+            raise PlanError(f"transfer.width: {', '.join(sizes)} grow by spread together, or not at all")
+        if name == RESIDUAL and policies and config.basis == "rotation":
+            if policies != {"lazy"}:
+                raise PlanError(
+                    f"transfer.basis: a rotation puts new coordinates behind the old ones, and '{RESIDUAL}' grows by "
+                    f"{', '.join(policies)}; use width {{{RESIDUAL}: lazy}}, or basis auto"
+                )
+            found.append(name)
+    return found
+
+
 def sequential_refused(source: Model, target: Model, config: TransferConfig) -> str | None:
     """Why a fit can't follow the shrunk model block by block; None where it can."""
     if refused := rotation_refused(source.family):
@@ -86,12 +112,17 @@ def adaptive(
     source: Model, target: Model, basis: Basis, axes: Collection[str], *, sequential: bool = False
 ) -> dict[str, dict[Place, OperatorSpec]]:
     """The fitted operators along ``axes`` (``embed``, ``mlp``, ``heads``), with names for handles and without digests;
-    ``basis`` is what ``basis_of`` gave. ``sequential``: with what corrects the maps that write into the stream."""
+    ``basis`` is what ``basis_of`` gave. ``sequential``: with what corrects the maps that write into the stream. What
+    grows is spread, but the residual width in a rotated basis."""
     found: dict[str, dict[Place, OperatorSpec]] = {}
     for weight in target.weights:
         for i, use in enumerate(weight.uses):
             spec, spans = None, 1
-            if use.axis == RESIDUAL and sequential and weight.layered and weight.into_residual:
+            name = "heads" if use.axis in ("kv_heads", "heads") else use.axis
+            grows = any(target.sizes.get(axis, 0) > source.sizes.get(axis, 0) for axis in ORDER.get(name, ()))
+            if name in axes and grows and not (name == RESIDUAL and basis == "rotation"):
+                spec, spans = _spread(source, target, weight, i)
+            elif use.axis == RESIDUAL and sequential and weight.layered and weight.into_residual:
                 spec = _named(f"embed.write.{weight.name.removesuffix('.bias').removesuffix('.weight')}")
             elif use.axis == RESIDUAL and "embed" in axes:
                 rotated = basis == "rotation" or (sequential and weight.layered)
@@ -99,14 +130,14 @@ def adaptive(
             elif use.axis == "mlp" and "mlp" in axes:
                 reads = use.role == "read"
                 spec = _named("mlp.read", lifted=True) if reads else _named("mlp.kept", selects=True)
-            elif use.axis in ("kv_heads", "heads") and "heads" in axes:
+            elif name == "heads" and name in axes:
                 spec, spans = _heads(weight, i)
             if spec is None:
                 continue
             names = [u.axis for u in weight.uses[i : i + spans]]
             n_source, n_target = (math.prod(model.sizes[name] for name in names) for model in (source, target))
             centred = use.axis == RESIDUAL and source.family.norm == "layer"  # then the all-ones direction may be empty
-            rank = n_target - 1 if centred and spec.policy == "stored" and not spec.selects else 0
+            rank = n_target - 1 if centred and spec.policy == "stored" and not (spec.selects or grows) else 0
             sized = dataclasses.replace(spec, n_source=n_source, n_target=n_target, rank=rank)
             found.setdefault(weight.name, {})[i, spans] = sized
     return found
@@ -114,7 +145,7 @@ def adaptive(
 
 def operators(fitted: Fitted) -> dict[str, OperatorSpec]:
     """The matrices that must be fitted, by name."""
-    return {spec.name: dataclasses.replace(spec, handle="", row_sum=1.0) for _, _, spec in _stored(fitted)}
+    return {spec.name: dataclasses.replace(spec, handle="", row_sum=1.0, split=0.0) for _, _, spec in _stored(fitted)}
 
 
 def placed(fitted: Fitted, stored: Mapping[str, OperatorSpec]) -> dict[str, dict[Place, OperatorSpec]]:
@@ -165,11 +196,31 @@ def _permuted(source: Model, target: Model, weight: Weight, role: str) -> Operat
     return _named("embed.kept", selects=True, per_layer=False, gain=gain)
 
 
-def _heads(weight: Weight, i: int) -> tuple[OperatorSpec, int]:
-    """Whole heads are kept or dropped; what reads them sees their coordinates, all together."""
+def _spread(source: Model, target: Model, weight: Weight, i: int) -> tuple[OperatorSpec, int]:
+    """Copies: what reads the c copies of a unit or head takes 1/c of each, what reads or writes those of a coordinate
+    of the residual stream 1/√c."""
+    use = weight.uses[i]
+    if use.axis == RESIDUAL:
+        spec = _permuted(source, target, weight, use.role)
+        split = 0.0 if source.family.norm_of(weight) else 0.5
+        return dataclasses.replace(spec, handle="embed.spread", split=split), 1
+    split = 1.0 if use.role == "read" else 0.0
+    if use.axis == "mlp":
+        return dataclasses.replace(_named("mlp.spread", selects=True), split=split), 1
+    heads, name = _composite(weight, i)
+    return dataclasses.replace(_named(f"heads.spread.{name}", selects=True), split=split), heads
+
+
+def _composite(weight: Weight, i: int) -> tuple[int, str]:
+    """How many axes, from the i-th on, are those of heads, and whose heads they are."""
     names = [use.axis for use in weight.uses[i:]]
     heads = 2 if names[:2] == ["kv_heads", "group"] else 1
+    return heads, "keyvalue" if names[0] == "kv_heads" and heads == 1 else "query"
+
+
+def _heads(weight: Weight, i: int) -> tuple[OperatorSpec, int]:
+    """Whole heads are kept or dropped; what reads them sees their coordinates, all together."""
+    heads, name = _composite(weight, i)
     if weight.uses[i].role == "read":
         return _named("heads.read", lifted=True), heads + 1
-    name = "heads.keyvalue" if names[0] == "kv_heads" and heads == 1 else "heads.query"
-    return _named(name, selects=True), heads
+    return _named(f"heads.{name}", selects=True), heads

@@ -232,7 +232,8 @@ def _fit(axes: list[AxisPlan], weight: Weight, place: Place, spec: OperatorSpec)
         )
     if spec.per_layer and not weight.layered:
         raise PlanError(f"{weight.name}: the operator {spec.handle} differs per layer, and this weight has no layers")
-    taken = [dataclasses.replace(a, fill="neutral", copies=False) for a in taken]
+    fill = taken[0].fill if spec.padded else "neutral"
+    taken = [dataclasses.replace(a, fill=fill, copies=False, centred=False) for a in taken]
     axes[first] = dataclasses.replace(taken[0], spec=spec, spans=len(taken))
     for i, a in enumerate(taken[1:], start=first + 1):
         axes[i] = dataclasses.replace(a, spec=None, tile=a.n_target, cut=None)
@@ -297,9 +298,10 @@ def _notes(source: Model, target: Model, config: TransferConfig) -> tuple[str, .
     notes = []
     if source.tied and target.head is not None and not target.tied:
         more = target.parameter(target.head).size
+        lazily = target.sizes[RESIDUAL] > source.sizes[RESIDUAL] and config.basis != "rotation"
         notes.append(
             f"the head is untied ({more:,} parameters more): a tied one can't keep its function when '{RESIDUAL}' "
-            f"{'grows lazily under LayerNorm' if target.sizes[RESIDUAL] > source.sizes[RESIDUAL] else 'is rotated'}"
+            f"{'grows lazily under LayerNorm' if lazily else 'is rotated'}"
         )
     for axis in sorted(_changed(source, target) - {"position"}):
         n_source, n_target = source.sizes[axis], target.sizes[axis]

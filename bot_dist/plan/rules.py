@@ -65,9 +65,12 @@ def axis_rule(
     resample = f"resample it (width: {{{axis}: resample}})"
     if n_target < n_source:
         raise PlanError(f"{where} only grows; {resample}")
-    if axis == "position" or (axis == "head_dim" and policy == "lazy"):
+    if axis == "position" or (axis == "head_dim" and policy in ("lazy", "spread")):
         raise PlanError(f"{where} has no meaning there; {resample}")
     integers_only = axis == "head_dim" or (axis == RESIDUAL and family.norm == "layer")
+    if policy == "spread" and axis == RESIDUAL and family.norm == "layer":
+        raise PlanError(f"{where} would change LayerNorm's mean; copy or {resample}")
+    policy = "copy" if policy == "spread" else policy  # until it is known which are copied
     if policy == "copy" and integers_only and n_target % n_source:
         multiples = f"{n_target // n_source * n_source} or {(n_target // n_source + 1) * n_source}"
         what = "LayerNorm's mean" if axis == RESIDUAL else "the softmax scale"

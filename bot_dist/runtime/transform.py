@@ -111,7 +111,9 @@ def _apply_dual(
 
 def _untaken(a: AxisPlan, target: Range) -> np.ndarray:
     """Which target indices take nothing from the source, as rows of the operator without a tap: booleans over the
-    range. Fitted operators always take something."""
+    range. Fitted operators always take something, but for new units."""
+    if a.spec is not None and a.spec.padded:
+        return np.arange(*target) >= a.n_source
     if not a.changes or a.alone:
         return np.zeros(target[1] - target[0], dtype=bool)
     return np.asarray(~a.operator().taps[target[0] : target[1]].any(axis=1))
@@ -120,15 +122,16 @@ def _untaken(a: AxisPlan, target: Range) -> np.ndarray:
 def _untouched(module: ModulePlan, step: Step) -> bool:
     """Whether the tile has indices that take nothing from the source and are not to be zero."""
     return any(
-        _blank(module, a) != 0 and _untaken(a, target).any() for a, target in zip(module.axes, step.target, strict=True)
+        _blank(module, a, target)[_untaken(a, target)].any() for a, target in zip(module.axes, step.target, strict=True)
     )
 
 
-def _blank(module: ModulePlan, a: AxisPlan) -> float:
-    """What indices of an axis hold that take nothing from the source, where nothing is drawn for them."""
-    if a.spec is not None and a.constant:
-        return a.spec.row_sum
-    return module.weight.silent if a.axis == "layer" else module.weight.neutral
+def _blank(module: ModulePlan, a: AxisPlan, target: Range) -> np.ndarray:
+    """What indices of an axis hold that take nothing from the source, where nothing is drawn for them; over the
+    range."""
+    value = module.weight.silent if a.axis == "layer" else module.weight.neutral
+    old = np.arange(*target) < a.n_source
+    return np.where(old, a.spec.row_sum if a.spec is not None and a.constant else value, value)
 
 
 def _fill(module: ModulePlan, step: Step, values: torch.Tensor) -> None:
@@ -146,9 +149,12 @@ def _fill(module: ModulePlan, step: Step, values: torch.Tensor) -> None:
             chosen |= mask
         random = _draw("init", module, step.target).mul_(module.init_std).to(values.device)
         torch.where(chosen, random, values, out=values)
-    for a, mask in reversed(untaken):  # the layers' last
+    for (a, mask), target in reversed([*zip(untaken, step.target, strict=True)]):  # the layers' last
         if mask.any() and not (a.fill == "init" and module.weight.kind != "vector"):
-            values.masked_fill_(mask, _blank(module, a))
+            blank = _blank(module, a, target)
+            for value in np.unique(blank):
+                here = torch.from_numpy(blank == value).view(mask.shape).to(mask.device)
+                values.masked_fill_(mask & here, float(value))
 
 
 def _add_noise(module: ModulePlan, step: Step, values: torch.Tensor) -> None:

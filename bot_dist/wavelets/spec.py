@@ -23,11 +23,12 @@ class OperatorSpec:
     - ``lazy``: old indices stay, new ones are zero.
     - ``stack``: target index i takes source index i mod n_source.
     - ``select``: target index i takes source index ``indices[i]``.
-    - ``constant``: nothing is taken from the source; all indices hold ``row_sum``.
+    - ``constant``: nothing is taken from the source; all indices hold ``row_sum`` (growing, the old ones).
     - ``diagonal``: a factor per index.
     - ``detail``: what the shrinking operator ``of`` drops.
     - ``restore``: undoes ``of``, on its target and its details one after the other.
-    - ``stored``: a fitted matrix that is kept elsewhere, or the source index that each target index takes.
+    - ``stored``: a fitted matrix that is kept elsewhere, or the source index that each target index takes. A matrix
+      that grows has zeros beyond the source's indices: new units are as of ``lazy``.
     """
 
     n_source: int
@@ -39,7 +40,7 @@ class OperatorSpec:
     policy: Policy = "resample"
     split: float = 0.0
     """``copy``: a value that is copied c times is divided by c ** split: 0 for plain copies, 1 for the measure of a
-    read axis, ½ for the residual width."""
+    read axis, ½ for the residual width. ``stored`` that selects: the same."""
     speaks: Speaks = "every"
     """``copy``: which of the copies of one index is kept; the rows of the others are zero."""
     indices: tuple[int, ...] = ()
@@ -55,7 +56,7 @@ class OperatorSpec:
     per_layer: bool = False
     """``stored``: whether there is one matrix per layer."""
     selects: bool = False
-    """``stored``: whether each target index takes one source index, and these are what is kept."""
+    """``stored``: whether each target index takes one source index: those that are kept; growing, some repeatedly."""
     lifted: bool = False
     """``stored``: whether each target index takes one source index as it is (they ascend), and something of those that
     none takes."""
@@ -82,6 +83,11 @@ class OperatorSpec:
     def inverted(self) -> bool:
         """``stored``: whether it takes an inverse to undo it."""
         return not (self.selects or self.lifted)
+
+    @property
+    def padded(self) -> bool:
+        """``stored``: whether target indices beyond the source's take nothing."""
+        return self.policy == "stored" and not self.selects and self.n_target > self.n_source
 
     @property
     def n_details(self) -> int:
@@ -121,7 +127,8 @@ class OperatorSpec:
                 return "identity"
             return f"copy ×{self.row_sum:.3g}{ROOTS.get(self.split, f' /c^{self.split:.3g}')}"
         if self.policy == "stored":
-            return f"fitted {self.name}" + (f" ×{self.row_sum:.3g}" if self.row_sum != 1 else "")
+            gain = f" ×{self.row_sum:.3g}" if self.row_sum != 1 else ""
+            return f"fitted {self.name}{gain}{ROOTS[self.split]}"
         if self.policy == "constant":
             return f"= {self.row_sum:g}"
         return f"{self.policy} of {self.of}" if self.policy in ("detail", "restore") else self.policy

@@ -1,6 +1,6 @@
 """How SmolLM2-135M starts when it is shrunk adaptively, before any training: held-out loss over the source's.
 
-python tests/benchmarks/adaptive.py [--folder DIR] [--passes each] [CASE …]
+python tests/benchmarks/adaptive.py [--folder DIR] [--set transfer.depth=even …] [CASE …]
 
 Calibrated on 8,192 tokens and measured on 4,096 of another chapter, in windows of 512: ``adaptive_tokens.npz``, from
 the HTML of Debian's ``anarchism`` package (An Anarchist FAQ, sections B1, D1, D3; I2). A bar is the excess over the
@@ -61,7 +61,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cases", nargs="*", help=f"of {', '.join(CASES)}; by default all")
     parser.add_argument("--folder", help="for statistics and operators; by default a temporary folder")
-    parser.add_argument("--passes", default="sequential", choices=("sequential", "one", "each"))
+    parser.add_argument(
+        "--set", action="append", default=[], help="KEY=VALUE of the recipe, such as calibrate.passes=one"
+    )
     options = parser.parse_args()
     tokens = np.load(Path(__file__).with_name("adaptive_tokens.npz"))
     text = Text(
@@ -72,7 +74,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         for case in options.cases or CASES:
             target, bar = CASES[case]
-            before, after, parameters = started(target, text, Path(name), {"calibrate.passes": options.passes})
+            before, after, parameters = started(
+                target, text, Path(name), dict(each.split("=", 1) for each in options.set)
+            )
             missed += bar is not None and after - before > bar
             allowed = "" if bar is None else f" (bar {bar:.2f})"
             print(

@@ -73,7 +73,7 @@ def test_a_rotation_of_the_whole_width_changes_nothing(tmp_path: Path, make_pico
     config = bot_dist.make_recipe({"source": pico.url, "output": str(tmp_path)}).transfer
     target = target_model(model, {}, config, rotated=True)
     axes = ("embed", "mlp", "heads")
-    basis = basis_of(model, "auto")
+    basis = basis_of(model, model, "auto")
     assert basis == "rotation"
     table = adaptive(model, target, basis, axes)
     given = Given(source=source, model=model, statistics=WeightStatistics(source, model), ridge=1e-3)
@@ -113,8 +113,8 @@ def test_a_rotation_of_the_whole_width_changes_nothing(tmp_path: Path, make_pico
 def test_a_rotation_is_refused_where_it_changes_the_function(tmp_path: Path, make_pico: Factory, kind: str) -> None:
     model = model_of(open_source(make_pico(kind).url).config)
     with pytest.raises(PlanError, match=r"rotation would change the function: in family .* use permutation"):
-        basis_of(model, "rotation")
-    assert basis_of(model, "auto") == "permutation"
+        basis_of(model, model, "rotation")
+    assert basis_of(model, model, "auto") == "permutation"
 
 
 SMALLER = {

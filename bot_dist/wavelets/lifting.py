@@ -90,16 +90,22 @@ def _costs(inverse: torch.Tensor, columns: torch.Tensor, inner: int) -> torch.Te
     each = torch.arange(units)
     blocks = inverse.reshape(units, inner, units, inner)[each, :, each, :]
     parts = columns.reshape(units, inner, -1)
-    costs: torch.Tensor = (parts * torch.linalg.solve(blocks, parts)).sum((1, 2))
+    costs: torch.Tensor = (parts * _solved(blocks, parts)).sum((1, 2))
     return costs
 
 
 def _drop(inverse: torch.Tensor, columns: torch.Tensor, at: torch.Tensor) -> None:
     """Let the others take over the part of some coordinates, in place; what is left of these means nothing."""
-    gain = torch.linalg.solve(inverse[at][:, at], inverse[at])  # (k, n)
+    gain = _solved(inverse[at][:, at], inverse[at])  # (k, n)
     columns.addmm_(gain.T, columns[at], alpha=-1)
     inverse.addmm_(inverse[at].T, gain, alpha=-1)
     inverse[at, at] = 1.0  # no division by what is nearly zero
+
+
+def _solved(blocks: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """Blocks of an inverse moment are symmetric and positive; LU, in batches over threads, sometimes fails in MKL."""
+    found: torch.Tensor = torch.cholesky_solve(values, torch.linalg.cholesky(blocks))
+    return found
 
 
 def _coordinates(units: torch.Tensor, inner: int) -> torch.Tensor:

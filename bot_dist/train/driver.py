@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
-import json
 import os
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -49,6 +46,7 @@ def pretrain(
     what failed later.
     """
     from bot_dist.train.data import prepare_tokens
+    from bot_dist.train.events import following
 
     begun = time.time()
     check(train, {run.name: run.config for run in runs})
@@ -57,15 +55,12 @@ def pretrain(
     vocab_size = min(model_of(run.config).sizes["vocab"] for run in runs)
     tokens = prepare_tokens(train, tokenizer_url, vocab_size, folder, on_event or (lambda event: None))
     folder.mkdir(parents=True, exist_ok=True)
-    events = folder / "events.jsonl"
-    events.write_text("")
     settings = {
         "runs": [dataclasses.asdict(_absolute_run(run)) for run in runs],
         "train": train.model_dump(),
         "tokens": dataclasses.asdict(tokens),
         "masking": masking(runs, tokenizer_url),
         "tokenizer_url": absolute(tokenizer_url),
-        "events": str(events),
         "device": device,
     }
     ready: list[float] = []
@@ -76,8 +71,8 @@ def pretrain(
         if on_event is not None:
             on_event(event)
 
-    with _following(events, follow):
-        results = _fit(settings, train.workers, device, folder)
+    with following(follow) as mailbox:
+        results = _fit({**settings, "mailbox": mailbox}, train.workers, device, folder)
     return PretrainResult(
         runs=[run_result(data) for data in results],
         workers=train.workers,
@@ -214,39 +209,3 @@ def _absolute_run(run: TrainRun) -> TrainRun:
         save_url=run.save_url and absolute(run.save_url),
         probe_path=run.probe_path and absolute(run.probe_path),
     )
-
-
-@contextmanager
-def _following(path: Path, on_event: OnEvent) -> Iterator[None]:
-    """Call ``on_event`` with every line that is appended to ``path`` until the block ends."""
-    done = threading.Event()
-    failure: list[Exception] = []
-
-    def follow() -> None:
-        with path.open() as file:
-            pending = ""
-            while True:
-                last = done.is_set()  # read before the file: what was written until then is not missed
-                pending += file.read()
-                *lines, pending = pending.split("\n")
-                for line in lines:
-                    on_event(json.loads(line))
-                if last:
-                    return
-                done.wait(0.1)
-
-    def run() -> None:
-        try:
-            follow()
-        except Exception as error:  # raised again where the caller is
-            failure.append(error)
-
-    thread = threading.Thread(target=run, name="bot_dist-train-events", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
-    if failure:
-        raise failure[0]

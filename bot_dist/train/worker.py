@@ -18,6 +18,7 @@ from bot_dist.errors import RunError
 from bot_dist.families import model_of
 from bot_dist.recipe import TrainConfig
 from bot_dist.train.data import Batches, TokenFile
+from bot_dist.train.events import Events
 from bot_dist.train.objectives import HELD_OUT, Data, Examples, Objective, objective_of
 from bot_dist.train.optimizer import set_rates
 from bot_dist.train.results import HeldOut, RunResult, Step, TrainRun
@@ -43,35 +44,27 @@ def train_worker(settings: dict[str, Any]) -> list[dict[str, Any]]:
         held_out=tokens.held_out_windows(),
         tokens_per_sample=train.context,
     )
-    events = Events(settings["events"])
+    events = Events(settings["mailbox"].put.remote)
     events.add("workers_ready", workers=dist.get_world_size())
-    results = []
-    for run in (TrainRun(**fields) for fields in settings["runs"]):
-        objective = objective_of(model_of(run.config), seed=train.seed, masking=settings["masking"])
-        trainer = Trainer(
-            run,
-            train=train,
-            data=data,
-            objective=objective,
-            tokenizer_url=settings["tokenizer_url"],
-            events=events,
-            device=settings["device"],
-        )
-        results.append(dataclasses.asdict(trainer.run()))
-        events.add("run_done", run=run.name, result=results[-1])
-    return results
+    try:
+        return [_trained(TrainRun(**fields), settings, train, data, events) for fields in settings["runs"]]
+    finally:
+        events.flush()
 
 
-class Events:
-    """Progress as JSON lines in a file that the driver follows; only rank 0 writes."""
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-
-    def add(self, event: str, **fields: Any) -> None:
-        if dist.get_rank() == 0:
-            with open(self._path, "a") as file:
-                file.write(json.dumps({"event": event, "time": time.time(), **fields}) + "\n")
+def _trained(run: TrainRun, settings: dict[str, Any], train: TrainConfig, data: Data, events: Events) -> dict[str, Any]:
+    trainer = Trainer(
+        run,
+        train=train,
+        data=data,
+        objective=objective_of(model_of(run.config), seed=train.seed, masking=settings["masking"]),
+        tokenizer_url=settings["tokenizer_url"],
+        events=events,
+        device=settings["device"],
+    )
+    result = dataclasses.asdict(trainer.run())
+    events.add("run_done", run=run.name, result=result)
+    return result
 
 
 class Trainer:

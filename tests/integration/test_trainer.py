@@ -6,7 +6,6 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -61,8 +60,9 @@ def images() -> Data:
     return Data(batches=batches, held_out=(pixels[:35], classes[:35]), tokens_per_sample=10)
 
 
-def train_on_rank(pico_url: str, config: dict[str, Any], data: Data, trains: list[TrainConfig], folder: str) -> Any:
-    from bot_dist.train.worker import Events, Trainer
+def train_on_rank(pico_url: str, config: dict[str, Any], data: Data, trains: list[TrainConfig]) -> Any:
+    from bot_dist.train.events import Events
+    from bot_dist.train.worker import Trainer
 
     return [
         dataclasses.asdict(
@@ -72,7 +72,7 @@ def train_on_rank(pico_url: str, config: dict[str, Any], data: Data, trains: lis
                 data=data,
                 objective=objective_of(model_of(config), seed=train.seed, masking=MASKING),
                 tokenizer_url="",
-                events=Events(f"{folder}/events.jsonl"),
+                events=Events(lambda event: None),
                 device="cpu",
             ).run()
         )
@@ -80,9 +80,9 @@ def train_on_rank(pico_url: str, config: dict[str, Any], data: Data, trains: lis
     ]
 
 
-def train_on(world: int, pico: Pico, data: Data, trains: Sequence[TrainConfig], folder: Path) -> list[RunResult]:
+def train_on(world: int, pico: Pico, data: Data, trains: Sequence[TrainConfig]) -> list[RunResult]:
     config = json.loads((pico.folder / "config.json").read_text())
-    first, *others = on_ranks(world, train_on_rank, pico.url, config, data, list(trains), str(folder))
+    first, *others = on_ranks(world, train_on_rank, pico.url, config, data, list(trains))
     for other in others:
         assert [run["held_out"] for run in other] == [run["held_out"] for run in first]
     return [run_result(run) for run in first]
@@ -133,7 +133,7 @@ def assert_same(result: RunResult, expected: tuple[list[float], list[float]], to
     assert [result.held_out[0].loss, result.held_out[-1].loss] == pytest.approx(held_out, abs=tolerance)
 
 
-def test_every_stage_and_option_trains_as_one_process_does(pico_llama: Any, tmp_path: Path) -> None:
+def test_every_stage_and_option_trains_as_one_process_does(pico_llama: Any) -> None:
     pico, data = pico_llama(num_hidden_layers=1), text()
     options: dict[str, dict[str, Any]] = {
         "stage 1": {"stage": 1, "accumulate": 3},
@@ -148,7 +148,7 @@ def test_every_stage_and_option_trains_as_one_process_does(pico_llama: Any, tmp_
     }
     expected = train_alone(pico, data, TRAIN)
     trains = [TRAIN.model_copy(update=option) for option in options.values()]
-    results = dict(zip(options, train_on(2, pico, data, trains, tmp_path), strict=True))
+    results = dict(zip(options, train_on(2, pico, data, trains), strict=True))
     for name, result in results.items():
         assert_same(result, expected, 0.02 if "bfloat16" in name else 1e-4)
     assert len({result.digest for result in results.values()}) == 1
@@ -162,34 +162,34 @@ def graphs_on_rank(*args: Any) -> tuple[Any, int]:
 
 
 @pytest.mark.slow
-def test_a_compiled_model_trains_alike(pico_llama: Any, tmp_path: Path) -> None:
+def test_a_compiled_model_trains_alike(pico_llama: Any) -> None:
     pico, data = pico_llama(num_hidden_layers=1), text()
     config = json.loads((pico.folder / "config.json").read_text())
     trains = [TRAIN.model_copy(update={"compile": True, "stage": 2})]
-    for runs, graphs in on_ranks(2, graphs_on_rank, pico.url, config, data, trains, str(tmp_path)):
+    for runs, graphs in on_ranks(2, graphs_on_rank, pico.url, config, data, trains):
         assert_same(run_result(runs[0]), train_alone(pico, data, TRAIN))
         assert 0 < graphs < 5
 
 
-def test_gemma2_trains_with_its_soft_caps(make_pico: Any, tmp_path: Path) -> None:
+def test_gemma2_trains_with_its_soft_caps(make_pico: Any) -> None:
     pico, data = make_pico("gemma2", num_hidden_layers=2, layer_types=["sliding_attention", "full_attention"]), text()
-    assert_same(train_on(1, pico, data, [TRAIN], tmp_path)[0], train_alone(pico, data, TRAIN))
+    assert_same(train_on(1, pico, data, [TRAIN])[0], train_alone(pico, data, TRAIN))
 
 
-def test_bert_is_trained_on_what_is_masked_however_it_is_shared(pico_bert: Any, tmp_path: Path) -> None:
+def test_bert_is_trained_on_what_is_masked_however_it_is_shared(pico_bert: Any) -> None:
     pico, data = pico_bert(num_hidden_layers=1, **NO_DROPOUT), text()
     expected = train_alone(pico, data, TRAIN)
     shared = [TRAIN.model_copy(update={"stage": stage, "accumulate": 3}) for stage in (1, 3)]
-    for result in [*train_on(2, pico, data, shared, tmp_path), *train_on(1, pico, data, [TRAIN], tmp_path)]:
+    for result in [*train_on(2, pico, data, shared), *train_on(1, pico, data, [TRAIN])]:
         assert_same(result, expected, 2e-5)
 
 
 @pytest.mark.parametrize("kind", ["vit", "deit"])
-def test_images_are_classified(make_pico: Any, tmp_path: Path, kind: str) -> None:
+def test_images_are_classified(make_pico: Any, kind: str) -> None:
     pico = make_pico(kind, {"deit": "DeiTForImageClassification"}.get(kind), num_hidden_layers=1, **NO_DROPOUT)
     data = images()
     expected = train_alone(pico, data, TRAIN)
-    result = train_on(2, pico, data, [TRAIN], tmp_path)[0]
+    result = train_on(2, pico, data, [TRAIN])[0]
     assert_same(result, expected)
     assert result.tokens_per_step == BATCH * 10
     assert result.held_out[-1].accuracy is not None
@@ -209,14 +209,14 @@ SELDOM = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("gpt_neox", "g
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "bert", *SELDOM])
-def test_tensor_parallel_ranks_train_as_one_process_does(make_pico: Any, tmp_path: Path, kind: str) -> None:
+def test_tensor_parallel_ranks_train_as_one_process_does(make_pico: Any, kind: str) -> None:
     pico, data = make_pico(kind, num_hidden_layers=1, **TENSOR[kind]), text()
     trains = [TRAIN.model_copy(update={"tensor": 2, "stage": stage, "accumulate": 2}) for stage in (1, 2, 3)]
     trains.append(TRAIN.model_copy(update={"tensor": 2, "steps": 0}))
     expected = train_alone(pico, data, TRAIN)
-    *results, measured = train_on(4, pico, data, trains, tmp_path)
+    *results, measured = train_on(4, pico, data, trains)
     for result in results:
         assert_same(result, expected)
     assert measured.held_out[0].loss == pytest.approx(expected[1][0], abs=1e-5)
-    (whole,) = train_on(1, pico, data, [TRAIN], tmp_path)
+    (whole,) = train_on(1, pico, data, [TRAIN])
     assert {result.digest for result in (*results, measured)} == {whole.digest}

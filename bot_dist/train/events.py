@@ -1,0 +1,81 @@
+"""Events of a training: rank 0 sends them to the driver's node, where the driver takes them. No file is shared."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+import torch.distributed as dist
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+OnEvent = Callable[[dict[str, Any]], None]
+
+POLL_S = 0.1
+
+
+class Mailbox:
+    """An actor that keeps what rank 0 has sent until the driver takes it."""
+
+    def __init__(self) -> None:
+        self._events: list[dict[str, Any]] = []
+
+    def put(self, event: dict[str, Any]) -> None:
+        self._events.append(event)
+
+    def take(self) -> list[dict[str, Any]]:
+        taken, self._events = self._events, []
+        return taken
+
+
+class Events:
+    """What a worker tells the driver, in order; only rank 0 does."""
+
+    def __init__(self, send: Callable[[dict[str, Any]], Any]) -> None:
+        """``send`` is ``put.remote`` of a Mailbox: it does not wait."""
+        self._send = send
+        self._sent: Any = None
+
+    def add(self, event: str, **fields: Any) -> None:
+        if dist.get_rank() == 0:
+            self._sent = self._send({"event": event, "time": time.time(), **fields})
+
+    def flush(self) -> None:
+        """Wait until all of them have come."""
+        if self._sent is not None:
+            ray.get(self._sent)
+
+
+@contextmanager
+def following(on_event: OnEvent) -> Iterator[Any]:
+    """A Mailbox on this node; ``on_event`` is called from a thread with every event that is put into it until the block
+    ends, and what it raises is raised there."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    actor: Any = ray.remote(num_cpus=0)(Mailbox)
+    mailbox = actor.options(scheduling_strategy=here).remote()
+    done = threading.Event()
+    failure: list[Exception] = []
+
+    def follow() -> None:
+        try:
+            last = False
+            while not last:
+                last = done.wait(POLL_S)  # asked before taking: what was put until then is not missed
+                for event in ray.get(mailbox.take.remote()):
+                    on_event(event)
+        except Exception as error:  # raised again where the caller is
+            failure.append(error)
+
+    thread = threading.Thread(target=follow, name="bot_dist-train-events", daemon=True)
+    thread.start()
+    try:
+        yield mailbox
+    finally:
+        done.set()
+        thread.join()
+        ray.kill(mailbox)
+    if failure:
+        raise failure[0]

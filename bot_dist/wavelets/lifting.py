@@ -15,6 +15,7 @@ signals that predict.
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -56,7 +57,7 @@ def most_telling(moment: Array, weight: Array, ridge: float, n_target: int, inne
     coordinates; each of ``runs`` equal runs of units keeps as many. Raises CalibrationError as :func:`regression` does.
     """
     units = len(moment) // inner
-    inverse = torch.from_numpy(regression(np.eye(len(moment)), moment, ridge))
+    inverse = torch.cholesky_inverse(_factor(moment, ridge))
     columns = torch.from_numpy(np.ascontiguousarray(weight.T))
     left = torch.ones(runs, units // runs, dtype=torch.bool)
     while (more := int(left.sum()) - n_target) > 0:
@@ -137,27 +138,38 @@ def regression(cross: Array, moment: Array, ridge: float, prior: Array | None = 
     ``cross`` is ``E[y xᵀ]``, ``(m, n)``; ``moment`` is ``E[x xᵀ]``, ``(n, n)``; ``prior`` is ``(m, n)``, none for 0.
     Raises CalibrationError if a statistic is not finite, or the moment not symmetric or singular with this ridge.
     """
-    assert ridge >= 0, ridge
     assert cross.shape[1:] == moment.shape[1:], (cross.shape, moment.shape)
-    checked(moment)
-    n = len(moment)
     if not np.isfinite(cross).all():
         raise CalibrationError(
-            f"the moment of {len(cross)} signals with the {n} that predict them is not finite; the source model "
-            "overflows on the calibration text: calibrate in float32, or check the source's weights"
+            f"the moment of {len(cross)} signals with the {len(moment)} that predict them is not finite; the source "
+            "model overflows on the calibration text: calibrate in float32, or check the source's weights"
         )
-    symmetric = (moment + moment.T) / 2
-    damped = symmetric + ridge * np.mean(np.diag(moment)) * np.eye(n)
-    factor, failed = torch.linalg.cholesky_ex(torch.from_numpy(damped))
+    factor = _factor(moment, ridge)
+    missed = cross if prior is None else cross - prior @ _symmetric(moment)
+    found = torch.cholesky_solve(torch.from_numpy(np.ascontiguousarray(missed.T)), factor).numpy().T
+    return np.ascontiguousarray(found if prior is None else prior + found)
+
+
+def _factor(moment: Array, ridge: float) -> torch.Tensor:
+    """Cholesky's, ``(n, n)``, of a moment with its ridge. Raises CalibrationError as :func:`regression` does."""
+    assert ridge >= 0, ridge
+    checked(moment)
+    n = len(moment)
+    damped = torch.from_numpy(_symmetric(moment))
+    damped.diagonal().add_(ridge * float(np.mean(np.diag(moment))))
+    factor, failed = torch.linalg.cholesky_ex(damped)
     pivots = factor.diagonal().square()
     if failed or pivots.min() <= n * np.finfo(np.float64).eps * pivots.max():
         raise CalibrationError(
             f"the second moment of the {n} signals to predict from is singular at ridge {ridge:g}; calibrate on more "
             f"than {n} tokens, or raise the ridge (1e-3 is usual)"
         )
-    missed = cross if prior is None else cross - prior @ symmetric
-    found = torch.cholesky_solve(torch.from_numpy(np.ascontiguousarray(missed.T)), factor).numpy().T
-    return np.ascontiguousarray(found if prior is None else prior + found)
+    return cast(torch.Tensor, factor)
+
+
+def _symmetric(moment: Array) -> Array:
+    found: Array = (moment + moment.T) / 2
+    return found
 
 
 def predictor(moment: Array, kept: Indices, dropped: Indices, ridge: float) -> Array:

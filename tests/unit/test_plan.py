@@ -234,7 +234,7 @@ def test_presets_are_the_ablation_of_the_paper() -> None:
 
 
 def test_copies_of_the_residual_width_keep_its_root_mean_square() -> None:
-    plan = planned(SMOLLM2, {"embed": 768, "mlp": 2048}, width="copy")
+    plan = planned(SMOLLM2, {"heads": 12, "kv_heads": 4, "embed": 768, "mlp": 2048}, width="copy")
     specs = {name: {a.axis: a.spec for a in module_of(plan, name).axes} for name in ("mlp.up", "mlp.down", "mlp.norm")}
     assert (specs["mlp.up"]["embed"].row_sum, specs["mlp.up"]["embed"].split) == (math.sqrt(3 / 4), 0.5)
     assert (specs["mlp.down"]["embed"].row_sum, specs["mlp.down"]["embed"].split) == (math.sqrt(4 / 3), 0.5)
@@ -244,7 +244,7 @@ def test_copies_of_the_residual_width_keep_its_root_mean_square() -> None:
 
 
 def test_axes_that_shrink_are_resampled_where_others_are_copied() -> None:
-    plan = planned(SMOLLM2, {"embed": 768, "mlp": 1024}, width="copy")
+    plan = planned(SMOLLM2, {"heads": 12, "kv_heads": 4, "embed": 768, "mlp": 1024}, width="copy")
     assert [a.spec.policy for a in module_of(plan, "mlp.up").axes[1:]] == ["resample", "copy"]
 
 
@@ -290,9 +290,9 @@ def test_lazy_growth_under_layernorm_unties_the_head_and_says_so() -> None:
 def test_resampling_at_odd_ratios_says_what_it_loses() -> None:
     assert (
         "'embed' 576 → 768: resample keeps the function at integer ratios only; copy at any"
-        in planned(SMOLLM2, {"embed": 768}).notes
+        in planned(SMOLLM2, {"heads": 12, "kv_heads": 4, "embed": 768}).notes
     )
-    assert not planned(SMOLLM2, {"embed": 768}, width="copy").notes
+    assert not planned(SMOLLM2, {"heads": 12, "kv_heads": 4, "embed": 768}, width="copy").notes
 
 
 def test_details_of_every_band() -> None:

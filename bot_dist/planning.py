@@ -108,6 +108,8 @@ class Planning:
             if adapted is not None:
                 fitted = placed(fitted, adapted.stored)
             notes = notes + _adaptive_notes(recipe, model, axes, grown, basis)
+            if axes or grown:
+                notes.append(_calibration_note(recipe, model, target, [*axes, *grown], sequential))
         elif self._baseline is not None:
             rule = self._baseline(model, model.resized(recipe.target))
             fitted, layers = rule.operators, rule.layers
@@ -231,6 +233,28 @@ def _adaptive_notes(recipe: Recipe, model: Model, axes: Sequence[str], grown: Se
             f"'embed' keeps its coordinates of most energy: a rotation would not do, {rotation_refused(model.family)}"
         )
     return notes
+
+
+def _calibration_note(recipe: Recipe, model: Model, target: Model, axes: Sequence[str], sequential: bool) -> str:
+    """What fitting takes. Raises PlanError where that is more than it may."""
+    from bot_dist.calibrate.cost import RATE, calibration_cost
+    from bot_dist.errors import PlanError
+
+    config = recipe.calibrate
+    windows = -(-config.tokens // config.context)
+    shares = min(recipe.cluster.tensor * recipe.cluster.data, windows) if _has_text(recipe, model) else 0
+    cost = calibration_cost(model, target, axes, config, shares=shares, sequential=sequential)
+    if (needed := max(cost.share_bytes, cost.fit_bytes)) > config.memory_limit:
+        raise PlanError(
+            f"calibrate.memory_limit is {config.memory_limit:,} bytes, and fitting {', '.join(axes)} takes about "
+            f"{needed:,} in one process; use calibrate.memory_limit={-(-needed // 2**30)}GiB, or analysis wavelet"
+        )
+    text = f"{shares} × {cost.share_bytes / 1e6:,.0f} MB for the text and " if shares else ""
+    files = f"; {cost.scratch_bytes / 1e6:,.0f} MB of scratch files" if shares else ""
+    return (
+        f"fitting holds {text}{cost.fit_bytes / 1e6:,.0f} MB for the fits{files}; "
+        f"{(cost.pass_flops + cost.fit_flops) / 1e12:,.1f} TFLOP, {cost.seconds:,.0f} s at {RATE / 1e9:.0f} GFLOP/s"
+    )
 
 
 def _with_details(recipe: Recipe, source: Source, model: Model) -> tuple[MallatSource | None, list[str]]:

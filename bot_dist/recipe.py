@@ -203,6 +203,9 @@ class CalibrateConfig(Config):
     ``each``: one axis after another, each to the model that the ones before have shrunk; takes a pass for each."""
     held_out: int = Field(default=4096, ge=0)
     """Tokens after those, on which the loss is measured after every stage; 0: it is not measured."""
+    memory_limit: Bytes = 2**33
+    """Bytes of tensors that one process may hold meanwhile: a block of the source, the moments of what it reads, and
+    what is fitted to them. What takes more is refused."""
     folder: str | None = None
     """Where statistics are kept for the next time (a path that all nodes see); None: ``calibration`` in the output, or
     beside ``target_url``."""

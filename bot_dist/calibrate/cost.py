@@ -1,114 +1,89 @@
-"""What it takes to fit a transfer to its source: memory, storage and time, before anything is read."""
+"""What it takes to fit a transfer to its source, before anything is read."""
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-
-import torch
 
 from bot_dist.calibrate.moments import default_wanted, sites
 from bot_dist.calibrate.share import ROWS
 from bot_dist.families import Model
+from bot_dist.recipe import CalibrateConfig
 
 FLOAT32, FLOAT64 = 4, 8
 
 SQUARES = 4
-"""Matrices of the size of a moment that a fit holds at its worst moment, beside what it works on."""
+"""Matrices of the size of a moment that a fit holds at its worst moment."""
 EIGEN, FACTOR, DROP = 9.0, 7 / 3, 2.0
 """FLOPs over n³: eigenvalues and vectors of a symmetric matrix; its Cholesky factor and a solution for n columns; and
 dropping all of n units one after the other."""
-PROBE = 1024
-"""Size of the products that measure this machine."""
+RATE = 5e10
+"""FLOPs per second of a process on a few CPU cores, to turn FLOPs into time."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationCost:
     """Of one calibration."""
 
-    passes: int
-    """Over the text, through the source."""
-    tokens: int
     shares: int
-    """Processes that share out the text."""
+    """Processes that share out the text; 0 where there is none."""
     share_bytes: int
     """Of tensors that one of them holds at its worst moment: a block (or what is around the blocks) in float32, the
-    moments of a step, and one window's activations."""
+    moments of a step, one window's activations."""
     fit_bytes: int
-    """Of matrices that the fitting process holds, one fit after the other."""
+    """Of matrices that the process holds which fits, one thing after the other."""
     scratch_bytes: int
-    """On the calibration folder while it lasts: activations of all windows."""
+    """On storage while it lasts: activations of all windows, sums of a step."""
     pass_flops: float
-    """Of all passes together."""
+    """Of all passes over the text."""
     fit_flops: float
 
-    def seconds(self, flops: float) -> float:
-        """At ``flops`` per second and process."""
-        return self.pass_flops / (self.shares * flops) + self.fit_flops / flops
+    @property
+    def seconds(self) -> float:
+        """At ``RATE``."""
+        return (self.pass_flops / max(1, self.shares) + self.fit_flops) / RATE
 
 
 def calibration_cost(
-    model: Model,
-    target: Mapping[str, int],
-    axes: Sequence[str],
-    *,
-    tokens: int,
-    held_out: int,
-    context: int,
-    shares: int,
-    sequential: bool,
+    model: Model, target: Model, axes: Sequence[str], config: CalibrateConfig, *, shares: int, sequential: bool
 ) -> CalibrationCost:
-    """Of fitting ``axes`` of ``model`` to a target of the given sizes (as of ``Model.sizes``)."""
-    sizes = model.sizes
-    shares = max(1, min(shares, -(-tokens // context)))
-    widths = {site.name: (site.size, site.layers) for site in sites(model, default_wanted(model))}
-    by_block = [n for n, layers in widths.values() if layers > 1]
-    embed, mlp, heads = sizes["embed"], sizes.get("mlp", 0), model.attention_width
-    block = sum(model.parameter(w).size for w in model.weights if w.layered)
-    around = max((model.parameter(w).size for w in model.weights if not w.layered), default=0)
+    """Of fitting ``axes`` of ``model``, in ``shares`` processes (0: to its weights alone), ``sequential`` or not."""
+    sizes, embed = model.sizes, model.sizes["embed"]
+    widths = {"embed": embed, "mlp": sizes.get("mlp", 0), "heads": model.attention_width}
+    seen = sites(model, default_wanted(model))
+    in_block = [site.size for site in seen if site.layered]
     if sequential:
-        moments = max(max(by_block) ** 2, embed**2 + embed * target["embed"])
-        streams = 4 * embed + 2 * target["embed"] + mlp + heads
+        moments = max(max(in_block) ** 2, embed * (embed + target.sizes["embed"]))
+        streams = 4 * embed + 3 * target.sizes["embed"] + widths["mlp"] + widths["heads"]
     else:
-        moments, streams = sum(n * n for n in by_block), embed
-    window = context * (6 * embed + 3 * mlp + 4 * heads + model.attention_width // sizes.get("head_dim", 1) * context)
-    logits = context * sizes.get("vocab", 0) + 2 * ROWS * sizes.get("vocab", 0) if model.head is not None else 0
-    share = FLOAT32 * max(block + window, around + logits) + FLOAT64 * moments
-    fits = {axis: {"embed": embed, "mlp": mlp, "heads": heads}.get(axis, 0) for axis in axes}
-    largest = max([*fits.values(), embed if sequential else 0])
-    passes = (2 if sequential else 1) if axes else 0
-    per_token = 2 * block * sizes["layer"] + sum(n * n * layers for n, layers in widths.values())
-    flops = passes * per_token * tokens * (2 if sequential else 1) + 2 * block * sizes["layer"] * held_out * 2
+        moments, streams = sum(n * n for n in in_block), embed
+    block = sum(model.parameter(w).size for w in model.weights if w.layered)
+    around = max(model.parameter(w).size for w in model.weights if not w.layered)
+    context, vocab = config.context, sizes.get("vocab", 0)
+    n_heads = widths["heads"] // sizes.get("head_dim", 1)
+    window = context * (6 * embed + 3 * widths["mlp"] + 4 * widths["heads"] + n_heads * context)
+    logits = (context + 2 * ROWS) * vocab if model.head is not None else 0
+    fitted = {widths[axis] for axis in axes if axis in widths} | ({embed} if sequential else set())
+    largest = max(fitted, default=0)
+    stages = len(axes) if config.passes == "each" else 1
+    per_token = 2 * block * sizes["layer"] + sum(site.size**2 * site.layers for site in seen)
+    measured = 2 * block * sizes["layer"] * config.held_out * (1 + stages)
     return CalibrationCost(
-        passes=passes + 2 * (held_out > 0),
-        tokens=tokens,
         shares=shares,
-        share_bytes=share,
+        share_bytes=FLOAT32 * max(block + window, around + logits) + FLOAT64 * moments if shares else 0,
         fit_bytes=FLOAT64 * (SQUARES * largest**2 + 3 * largest * embed),
-        scratch_bytes=FLOAT32 * tokens * streams + FLOAT64 * moments * shares,
-        pass_flops=float(flops),
-        fit_flops=_fit_flops(fits, embed, sizes["layer"], len(widths), sequential),
+        scratch_bytes=FLOAT32 * config.tokens * streams + FLOAT64 * moments * shares if shares else 0,
+        pass_flops=float(per_token * config.tokens * (4 if sequential else stages) + measured) if shares else 0.0,
+        fit_flops=_fit_flops(widths, axes, sizes["layer"], sequential),
     )
 
 
-def _fit_flops(fits: Mapping[str, int], embed: int, layers: int, n_sites: int, sequential: bool) -> float:
-    found = 0.0
-    if "embed" in fits:
-        found += EIGEN * embed**3 + FACTOR * embed**3 * 2 * layers
-    if sequential:
-        found += FACTOR * embed**3 * 2 * layers
-    for axis in {"mlp", "heads"} & fits.keys():
-        n = fits[axis]
-        found += layers * (DROP * n**3 + DROP * n**2 * embed + FACTOR * n**3)
+def _fit_flops(widths: Mapping[str, int], axes: Sequence[str], layers: int, sequential: bool) -> float:
+    cubes = {axis: float(n) ** 3 for axis, n in widths.items()}
+    found = 2 * layers * FACTOR * cubes["embed"] if sequential else 0.0  # what is written
+    if "embed" in axes:
+        found += (EIGEN + 2 * layers * FACTOR) * cubes["embed"]
+    for axis in {"mlp", "heads"} & {*axes}:
+        n_all = cubes[axis] + widths[axis] ** 2 * widths["embed"]
+        found += layers * (DROP * n_all + FACTOR * cubes[axis])
     return found
-
-
-def measured_flops() -> float:
-    """FLOPs per second of this process, in float64 (which fits take; passes take float32, and less)."""
-    values = torch.rand(PROBE, PROBE, dtype=torch.float64)
-    values @ values  # once, to wake threads up
-    begun = time.perf_counter()
-    values @ values
-    return float(2 * math.pow(PROBE, 3) / (time.perf_counter() - begun))

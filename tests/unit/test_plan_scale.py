@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bot_dist.errors import PlanError
+from bot_dist.pipeline import plan_transfer
 from bot_dist.plan import Hardware, SourceModule, TransferPlan, make_plan, simulate, summarise, target_model
-from bot_dist.recipe import TransferConfig
+from bot_dist.recipe import TransferConfig, make_recipe
 from bot_dist.sharding import Mesh
 from tests.unit.test_plan import DOUBLE, HALF, SMOLLM2, planned
 
@@ -123,3 +127,17 @@ def test_a_simulation_names_what_limits() -> None:
     whole_s = sum(summary.actor_bytes) / 10e9
     assert whole_s <= storage.slowest.total_s < 1.1 * whole_s
     assert all(0 < a.peak_bytes <= plan.memory_limit for a in storage.actors)
+
+
+def test_fitting_a_model_of_width_16384_is_planned(tmp_path: Path) -> None:
+    """What a process would hold is worked out before anything is read, and refused where it is more than it may."""
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA_405B))
+    options = {"calibrate.text": ["text.txt"], "transfer.memory_limit": "64GiB", "cluster.data": 8}
+    options["transfer.analysis"] = "adaptive"
+    recipe = {"source": str(tmp_path / "config.json"), "output": str(tmp_path / "run"), "target": TO_70B}
+    with pytest.raises(PlanError, match="fitting layer, embed, heads, mlp takes about") as refused:
+        plan_transfer(make_recipe(recipe, options))
+    enough = re.findall(r"calibrate.memory_limit=(\w+)", str(refused.value))[0]
+    assert 53248**2 * 8 * 3 / 2**30 < int(enough.removesuffix("GiB")) < 53248**2 * 8 * 10 / 2**30
+    plan = plan_transfer(make_recipe(recipe, {**options, "calibrate.memory_limit": enough}))
+    assert any(note.startswith("fitting holds 8 × ") for note in plan.notes)

@@ -57,7 +57,8 @@ Wavelet = Annotated[str | None, typer.Option(help="Discrete wavelet of PyWavelet
 Gain = Annotated[str | None, typer.Option(help="auto, measure or orthonormal.", show_default=False)]
 Width = Annotated[str | None, typer.Option(help="resample, copy, spread or lazy.", show_default=False)]
 Depth = Annotated[
-    str | None, typer.Option(help="auto, wavelet, identity, stack, interpolate, even or similar.", show_default=False)
+    str | None,
+    typer.Option(help="auto, wavelet, identity, stack, interpolate, even, similar or pairs.", show_default=False),
 ]
 Analysis = Annotated[str | None, typer.Option(help="How axes shrink: auto, adaptive or wavelet.", show_default=False)]
 Basis = Annotated[

@@ -92,10 +92,11 @@ class TransferConfig(Config):
     (growing): whole units, each copied; keeps it at any ratio under RMSNorm. ``spread`` (growing): the same, but the
     units that put out most on a text (``calibrate.text``) have the most copies. ``lazy`` (growing): old units stay, new
     ones start untrained and silent. Axes that shrink are resampled unless named."""
-    depth: Literal["auto", "wavelet", "identity", "stack", "interpolate", "even", "similar"] = "auto"
+    depth: Literal["auto", "wavelet", "identity", "stack", "interpolate", "even", "similar", "pairs"] = "auto"
     """The layer axis: resampled by its wavelet; or growing by inserted blocks that change nothing (``identity``), by
     the whole stack again (``stack``) or each block again (``interpolate``); or shrinking to evenly spaced blocks
-    (``even``), or to those that change the residual stream most (``similar``: what is left out changes it least).
+    (``even``), or to those that change the residual stream most (``similar``: what is left out changes it least),
+    or by making one of two neighbours that change it least (``pairs``).
     ``auto``: similar where shrinking is adaptive, else wavelet."""
     analysis: Literal["auto", "adaptive", "wavelet"] = "auto"
     """How axes shrink. ``adaptive``: by a basis and filters fitted to statistics of the source on a text
@@ -150,7 +151,9 @@ class TransferConfig(Config):
         """A setting that only means something where statistics are taken of the source; empty where there is none."""
         if "spread" in ([self.width] if isinstance(self.width, str) else self.width.values()):
             return "width spread"
-        return f"basis {self.basis}" if self.basis != "auto" else "depth similar" if self.depth == "similar" else ""
+        if self.basis != "auto":
+            return f"basis {self.basis}"
+        return f"depth {self.depth}" if self.depth in ("similar", "pairs") else ""
 
     def wavelet_of(self, module: str, axis: str) -> str:
         """The wavelet of one axis of one module: the most specific that is named."""

@@ -40,7 +40,7 @@ from bot_dist.plan import (
 from bot_dist.recipe import Recipe
 from bot_dist.runtime.transformed import TransformedSource
 from bot_dist.sharding import Mesh
-from bot_dist.wavelets import OperatorSpec, origins
+from bot_dist.wavelets import OperatorSpec, lifting, origins
 
 if TYPE_CHECKING:
     import torch
@@ -173,10 +173,12 @@ class Adaptation:
 
     def _kept_layers(self, similarity: np.ndarray, n_target: int) -> tuple[int, ...]:
         """The blocks that change the residual stream most; evenly spread ones where that is asked for, or nothing
-        tells them apart."""
-        n = len(similarity)
-        if self.recipe.transfer.depth == "even" or np.ptp(similarity) == 0:
+        tells them apart; of pairs that become one the first."""
+        n, depth = len(similarity), self.recipe.transfer.depth
+        if depth == "even" or np.ptp(similarity) == 0:
             return tuple(origins(n, n_target).tolist())
+        if depth == "pairs":
+            return lifting.paired(1 - similarity, n_target)
         return tuple(sorted(np.argsort(similarity, kind="stable")[:n_target].tolist()))
 
     def _fit_widths(self, given: Given, axes: list[str]) -> dict[str, Any]:
@@ -185,6 +187,8 @@ class Adaptation:
         kept = self.done.layers or every
         seen = every if given.model.sizes["layer"] == len(every) else kept
         position = {layer: i for i, layer in enumerate(seen) if layer in kept}
+        if self.recipe.transfer.depth == "pairs":  # what becomes one block has its operators
+            position = {layer: int(np.searchsorted(seen, layer, side="right")) - 1 for layer in every}
         self.done.axes += axes
         self.done.sequential = self.sequential
         target = self.target()
@@ -312,10 +316,11 @@ def follows(source: Model, recipe: Recipe) -> bool:
 
 
 def _shrinking_stages(model: Model, recipe: Recipe, axes: Sequence[str]) -> list[tuple[str, ...]]:
-    """All axes at once; or one after another, but together where the family has no model that is shrunk along one of
-    them alone."""
+    """All axes at once, but after blocks that are merged in pairs; or one after another, but together where the family
+    has no model that is shrunk along one of them alone."""
     if recipe.calibrate.passes != "each":
-        return [tuple(axes)] if axes else []
+        first = [axis for axis in axes if axis == "layer" and recipe.transfer.depth == "pairs"]
+        return [tuple(stage) for stage in (first, [axis for axis in axes if axis not in first]) if stage]
     target = recipe.target
     stages: list[tuple[str, ...]] = []
     done: dict[str, int] = {}

@@ -69,7 +69,7 @@ def shrinking(source: Model, target: Model, config: TransferConfig) -> list[str]
     """What of ``ORDER`` shrinks, and is to be fitted: layers where whole ones are kept, heads where they keep their
     width."""
     other = {
-        "layer": config.depth not in ("auto", "similar", "even"),
+        "layer": config.depth not in ("auto", "similar", "even", "pairs"),
         "heads": target.sizes["head_dim"] != source.sizes["head_dim"],
     }
     return [
@@ -103,6 +103,8 @@ def sequential_refused(source: Model, target: Model, config: TransferConfig) -> 
     """Why a fit can't follow the shrunk model block by block; None where it can."""
     if refused := rotation_refused(source.family):
         return refused
+    if config.depth == "pairs":
+        return "blocks are merged in pairs first"
     fitted = {axis for name in shrinking(source, target, config) for axis in ORDER[name]}
     others = sorted({axis for axis, n in source.sizes.items() if target.sizes[axis] != n} - fitted)
     return f"{', '.join(others)} change by other means" if others else None

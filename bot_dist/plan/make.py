@@ -175,7 +175,7 @@ def _axes(
         rule = axis_rule(source.family, weight, axis, role, n_source, n_target, config)
         spec = _query_slots(source, target, weight, config) if axis == "qkv" else rule.spec
         if role == "layer" and layers:
-            spec = OperatorSpec(n_source=n_source, n_target=n_target, policy="select", indices=tuple(layers))
+            spec = rules.kept_layers(source.family, weight, layers, n_source, config.depth)
         check_supported(spec, where)
         cut = Cut(size=n_target, degree=min(mesh.tensor, n_target)) if axis == cut_axis else None
         axes.append(

@@ -11,6 +11,7 @@ On the residual width copies and untouched units follow one formula: with Q an i
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -102,10 +103,15 @@ def _layers(family: Family, weight: Weight, n_source: int, n_target: int, config
             f"{weight.name}: axis 'layer': depth policy '{config.depth}' only grows, and {n_source} → {n_target} "
             f"shrinks; use depth 'wavelet' or 'even'"
         )
-    if config.depth in ("even", "similar") and n_target > n_source:
+    if config.depth in ("even", "similar", "pairs") and n_target > n_source:
         raise PlanError(
             f"{weight.name}: axis 'layer': depth policy '{config.depth}' only shrinks, and {n_source} → {n_target} "
             f"grows; use depth 'identity', 'wavelet', 'interpolate' or 'stack'"
+        )
+    if config.depth == "pairs" and 2 * n_target < n_source:
+        raise PlanError(
+            f"{weight.name}: axis 'layer': depth policy 'pairs' merges two blocks at most, and {n_source} → {n_target} "
+            f"takes more; use {-(-n_source // 2)} layers or more, or depth 'similar'"
         )
     if config.depth == "stack":
         return OperatorSpec(n_source=n_source, n_target=n_target, policy="stack")
@@ -118,6 +124,18 @@ def _layers(family: Family, weight: Weight, n_source: int, n_target: int, config
         row_sum=_row_sum(family, weight, "layer", "layer", config, n_source, n_target),
         wavelet=config.wavelet_of(weight.name, "layer"),
         boundary="symmetric",
+    )
+
+
+def kept_layers(family: Family, weight: Weight, layers: Sequence[int], n_source: int, depth: str) -> OperatorSpec:
+    """The blocks that are kept; or with ``pairs`` the first of those that become one, whose weights are averaged, but
+    what they write into the residual stream adds up (where no norm comes after it)."""
+    indices, n_target = tuple(layers), len(layers)
+    if depth != "pairs":
+        return OperatorSpec(n_source=n_source, n_target=n_target, policy="select", indices=indices)
+    adds = weight.into_residual and family.half_steps
+    return OperatorSpec(
+        n_source=n_source, n_target=n_target, policy="merge", indices=indices, split=0.0 if adds else 1.0
     )
 
 

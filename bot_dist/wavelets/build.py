@@ -9,7 +9,7 @@ from functools import lru_cache
 import numpy as np
 
 from bot_dist.errors import PlanError
-from bot_dist.wavelets.copies import copying, diagonal, lazy, nothing, select, stack
+from bot_dist.wavelets.copies import copying, diagonal, lazy, merge, nothing, select, stack
 from bot_dist.wavelets.details import MAX_BLOCK, largest_block, undoing
 from bot_dist.wavelets.filter_bank import filters
 from bot_dist.wavelets.operators import Operator
@@ -50,6 +50,7 @@ BUILDERS: Mapping[Policy, Callable[[OperatorSpec], Operator]] = {
     "lazy": lazy,
     "stack": stack,
     "select": select,
+    "merge": merge,
     "constant": nothing,
     "diagonal": diagonal,
     "detail": _detail,

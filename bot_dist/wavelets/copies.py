@@ -76,6 +76,18 @@ def select(spec: OperatorSpec) -> Operator:
     return Operator(np.array(spec.indices)[:, None], np.full((spec.n_target, 1), spec.row_sum), spec.n_source)
 
 
+def merge(spec: OperatorSpec) -> Operator:
+    """Sums of neighbours, from one named index to before the next, over a power of their number."""
+    starts = np.array(spec.indices)
+    lengths = np.diff(starts, append=spec.n_source)
+    assert starts[0] == 0, spec
+    assert (lengths > 0).all(), spec
+    place = np.arange(lengths.max())
+    indices = starts[:, None] + np.minimum(place, lengths[:, None] - 1)
+    taps = np.where(place < lengths[:, None], spec.row_sum / lengths[:, None].astype(np.float64) ** spec.split, 0.0)
+    return Operator(indices, taps, spec.n_source)
+
+
 def nothing(spec: OperatorSpec) -> Operator:
     """Rows of zeros."""
     return Operator(np.zeros((spec.n_target, 1), dtype=np.int64), np.zeros((spec.n_target, 1)), spec.n_source)

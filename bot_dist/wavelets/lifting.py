@@ -124,6 +124,24 @@ def loudness(moment: Array, weight: Array, inner: int = 1) -> Array:
     return found
 
 
+def paired(costs: Array, n_target: int) -> tuple[int, ...]:
+    """The first index of each of ``n_target`` runs of one or two neighbours, such that the ``costs`` ``(n,)`` of those
+    in runs of two are least in total."""
+    n = len(costs)
+    assert n_target <= n <= 2 * n_target, (n, n_target)
+    best: list[list[tuple[float, tuple[int, ...]]]] = [[(0.0, ())]]  # by indices done, then by pairs so far
+    for i in range(n):
+        found = [(cost, (*starts, i)) for cost, starts in best[i]]
+        for pairs, (cost, starts) in enumerate(best[i - 1] if i else ()):
+            merged = (cost + float(costs[i - 1] + costs[i]), (*starts, i - 1))
+            if pairs + 1 < len(found):
+                found[pairs + 1] = min(found[pairs + 1], merged)
+            else:
+                found.append(merged)
+        best.append(found)
+    return best[n][n - n_target][1]
+
+
 def expanded(indices: Indices, inner: int) -> Indices:
     """The coordinates of a composite axis (``heads × head_dim``) that belong to ``indices`` of its outer axis.
 

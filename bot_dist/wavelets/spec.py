@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 Boundary = Literal["periodic", "symmetric"]
-Policy = Literal["resample", "copy", "lazy", "stack", "select", "constant", "diagonal", "detail", "restore", "stored"]
+Policy = Literal[
+    "resample", "copy", "lazy", "stack", "select", "merge", "constant", "diagonal", "detail", "restore", "stored"
+]
 Speaks = Literal["every", "first", "last"]
 
 ROOTS = {0.0: "", 0.5: " /c^½", 1.0: " /c"}
@@ -23,6 +25,7 @@ class OperatorSpec:
     - ``lazy``: old indices stay, new ones are zero.
     - ``stack``: target index i takes source index i mod n_source.
     - ``select``: target index i takes source index ``indices[i]``.
+    - ``merge``: target index i takes the sum of the source indices from ``indices[i]`` to the next of these.
     - ``constant``: nothing is taken from the source; all indices hold ``row_sum`` (growing, the old ones).
     - ``diagonal``: a factor per index.
     - ``detail``: what the shrinking operator ``of`` drops.
@@ -40,11 +43,11 @@ class OperatorSpec:
     policy: Policy = "resample"
     split: float = 0.0
     """``copy``: a value that is copied c times is divided by c ** split: 0 for plain copies, 1 for the measure of a
-    read axis, ½ for the residual width. ``stored`` that selects: the same."""
+    read axis, ½ for the residual width. ``stored`` that selects: the same. ``merge``: c values that are summed are."""
     speaks: Speaks = "every"
     """``copy``: which of the copies of one index is kept; the rows of the others are zero."""
     indices: tuple[int, ...] = ()
-    """``select``: the n_target source indices."""
+    """``select``: the n_target source indices. ``merge``: the first of each."""
     diagonal: tuple[float, ...] = ()
     """``diagonal``: the n_source = n_target factors."""
     of: OperatorSpec | None = None

@@ -241,3 +241,28 @@ def test_the_blocks_that_change_the_stream_most_stay_as_they_are(
     for target, origin in enumerate((0, 2, 3)):
         name = f"model.layers.{target}.mlp.up_proj.weight"
         assert torch.equal(found[name], wanted[f"model.layers.{origin}.mlp.up_proj.weight"])
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "bert"])
+def test_two_neighbours_become_one_block(
+    tmp_path: Path, make_pico: Factory, pico_tokenizer: Path, shakespeare: str, kind: str
+) -> None:
+    """Their weights are averaged, and what they write adds up where no norm comes after it."""
+    source = with_tokenizer(make_pico(kind), pico_tokenizer)
+    report = adapted(tmp_path / "one", source, {"layers": 2}, [shakespeare], **{"transfer.depth": "pairs"})
+    (facts,) = (stage["facts"]["layer"] for stage in report["calibrate"] if "layer" in stage["facts"])
+    runs = [[0], [1, 2]] if facts["kept"] == [0, 1] else [[0, 1], [2]]
+    stored = tensors(tmp_path / "one")
+    before, model = open_source(source), model_of(open_source(source).config)
+    for weight in (w for w in model.weights if w.layered):
+        for i, run in enumerate(runs):
+            parts = [model.parameter(weight, layer) for layer in run]
+            total = torch.stack([before.read(p, whole(p.sizes)).reshape(p.shape) for p in parts]).sum(0)
+            adds = weight.into_residual and model.family.half_steps
+            wanted = total if adds else total / len(run)
+            torch.testing.assert_close(stored[model.parameter(weight, i).name], wanted)
+    small = {"layers": 2, "mlp": 24}
+    adapted(tmp_path / "two", source, small, [shakespeare], **{"transfer.depth": "pairs"})
+    assert not bot_dist.verify(str(tmp_path / "two" / "transferred.zarr")).damaged
+    with pytest.raises(PlanError, match="'pairs' merges two blocks at most"):
+        adapted(tmp_path / "three", source, {"layers": 1}, [shakespeare], **{"transfer.depth": "pairs"})

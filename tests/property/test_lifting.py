@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -16,6 +18,7 @@ from bot_dist.wavelets.lifting import (
     lifted,
     loudness,
     most_telling,
+    paired,
     predictor,
     reading,
     regression,
@@ -292,3 +295,16 @@ def test_reading_after_a_centred_basis_needs_a_ridge_and_no_mean(n: int, seed: i
     kept, weight = x @ q.T, np.sqrt(1e-3 * np.sum((x @ q.T) ** 2) / n_target)
     rows, wanted = np.concatenate([kept, weight * np.eye(n_target)]), np.concatenate([x, weight * q])
     np.testing.assert_allclose(read, np.linalg.lstsq(rows, wanted, rcond=None)[0], atol=1e-7)
+
+
+@given(st.integers(2, 8).flatmap(lambda n: st.tuples(st.just(n), st.integers(-(-n // 2), n))), st.integers(0, 2**31))
+def test_pairs_are_those_of_least_cost(sizes: tuple[int, int], seed: int) -> None:
+    n, n_target = sizes
+    costs = np.random.default_rng(seed).random(n)
+    runs = [r for r in itertools.product((1, 2), repeat=n_target) if sum(r) == n]
+    starts = [tuple(int(i) for i in np.cumsum((0, *r))[:-1]) for r in runs]
+    totals = [
+        sum(costs[first] + costs[first + 1] for first, length in zip(s, r, strict=True) if length == 2)
+        for s, r in zip(starts, runs, strict=True)
+    ]
+    assert paired(costs, n_target) == starts[int(np.argmin(totals))]

@@ -92,7 +92,13 @@ def test_a_picture_has_a_panel_for_each_thing_that_there_is() -> None:
 
 def facts_of_a_run(**transfer: Any) -> dict[str, Any]:
     """Of the least that a report is written of."""
-    run = {"name": "transferred", "n_parameters": 9, "losses": [], "held_out": [{"step": 0, "loss": 4.5}], "steps": 0}
+    run = {
+        "name": "transferred",
+        "n_parameters": 9,
+        "losses": [],
+        "held_out": [{"step": 0, "loss": 4.5, "accuracy": None}],
+        "steps": 0,
+    }
     run |= {
         "load_s": 0.0,
         "first_step_s": None,

@@ -119,7 +119,8 @@ def _transfer(
     tally = Tally(plan, lambda event: on_event({"stage": "transfer", **event}))
     tally.run(recipe.cluster, source, url, attempt)
     tokenizer = save_tokenizer(recipe.source, f"{writer.url}/tokenizer")
-    save_image_processor(recipe.source, writer.url)
+    if plan.target.family.objective == "image":
+        save_image_processor(recipe.source, writer.url)
     if open_source(absolute(recipe.source)).provenance() != source.provenance():
         writer.discard()
         raise SourceError(f"{label(recipe.source)} was changed while it was read; nothing is kept, run it again")

@@ -52,6 +52,6 @@ def _read(url: str) -> bytes | None:
     if is_store(url):
         reader = CheckpointReader(url)
         return reader.file(STORED) if STORED in reader.manifest.files else None
-    folder = url.rpartition("/")[0] or "." if url.endswith((".safetensors", ".gguf", ".json")) else url
+    folder = url.rpartition("/")[0] or "." if url.endswith((".safetensors", ".json")) else url
     beside = join(folder, PROCESSOR)
     return None if size_bytes(beside) is None else read_file(beside)

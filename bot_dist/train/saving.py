@@ -32,7 +32,8 @@ def create_store(
         stored = [store_layout(p, source.learning_rate_factor(p)) for _, _, p in model.parameters()]
         writer = CheckpointWriter.create(url, stored, config=model.config, attempt=attempt[0], overwrite=overwrite)
         save_tokenizer(tokenizer_url, join(writer.url, "tokenizer"))
-        save_image_processor(tokenizer_url, writer.url)
+        if model.family.objective == "image":
+            save_image_processor(tokenizer_url, writer.url)
     dist.broadcast_object_list(attempt, src=0)
     return attempt[0]
 

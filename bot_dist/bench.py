@@ -109,7 +109,9 @@ class Bench:
 
     def _training(self, job: Job) -> dict[str, Any]:
         """How and on what it is trained."""
-        settings = job.train.model_dump(exclude={"text", "column", "token_cache", "scratch", "source_loss"})
+        settings = job.train.model_dump(
+            exclude={"text", "column", "token_cache", "peak_flops", "scratch", "source_loss"}
+        )
         return {**settings, "text": self._text(job.train)}
 
     def _text(self, section: TrainConfig | CalibrateConfig) -> list[list[str]]:

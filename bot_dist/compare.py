@@ -21,10 +21,11 @@ from bot_dist.calibrate.adapt import FIT_VERSION
 from bot_dist.checkpoint import CheckpointReader
 from bot_dist.checkpoint.manifest import digest
 from bot_dist.convert.open import open_source
+from bot_dist.errors import InputError
 from bot_dist.evaluate.baselines import BASELINES, Baseline
 from bot_dist.evaluate.comparison import SCRATCH, SOURCE, UNTIED_SCRATCH, ComparisonRecipe, MethodConfig, PretrainConfig
 from bot_dist.evaluate.ranking import markdown, notes, rows, table
-from bot_dist.evaluate.savings import TRAINING, Curve
+from bot_dist.evaluate.savings import Curve
 from bot_dist.plan import TransferPlan
 from bot_dist.planning import Planning
 from bot_dist.recipe import CalibrateConfig, Recipe, TrainConfig
@@ -41,6 +42,8 @@ def compare(recipe: ComparisonRecipe, on_event: OnEvent = pipeline.ignore) -> di
     """
     from bot_dist.evaluate.plots import comparison_curves
 
+    if recipe.train.images is not None:
+        raise InputError("train.images: comparisons are of language models; name a train.text")
     output = Path(recipe.output).resolve()
     bench = Bench(output, recipe.cluster, on_event)
     source = recipe.source
@@ -48,7 +51,7 @@ def compare(recipe: ComparisonRecipe, on_event: OnEvent = pipeline.ignore) -> di
         source = _untrained(recipe.pretrain, output / "untrained")
     assert source is not None, "a recipe names a source, or one to train"
     drafts = _trials(recipe, source)
-    check(recipe.train, {trial.name: trial.plan.target.config for trial in drafts})
+    check(recipe.train, {trial.name: trial.plan.target.config for trial in drafts}, source)
     for trial in drafts:
         bench.key(trial)  # reads the texts
     pretrained = None
@@ -177,7 +180,7 @@ class Trial:
         curve = Curve(
             steps=[held_out["step"] for held_out in training["held_out"]],
             losses=[held_out["loss"] for held_out in training["held_out"]],
-            flops_per_step=float(TRAINING * training["tokens_per_step"] * model.flops_per_token(self.train.context)),
+            flops_per_step=float(training["tokens_per_step"] * model.training_flops_per_token(self.train.context)),
             flops_before=self._calibration_flops(transfer),
         )
         return {

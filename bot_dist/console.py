@@ -229,16 +229,26 @@ class _Bars:
 
     def on_pretrain_step(self, event: dict[str, Any]) -> None:
         task = self.bar(f"pretrain {event['run']}", event["steps"])
-        self.bars.update(task, completed=event["step"], note=f"loss {event['loss']:.3f}")
+        self.bars.update(task, completed=event["step"], note=_speed(event))
 
     def on_pretrain_held_out(self, event: dict[str, Any]) -> None:
         if event["steps"]:
             self.bar(f"pretrain {event['run']}", event["steps"])
-        self.bars.console.print(f"{event['run']}: held-out loss after {event['step']} steps: {event['loss']:.3f}")
+        self.bars.console.print(
+            f"{event['run']}: held-out loss after {event['step']} steps: {event['loss']:.3f}{_accuracy(event)}"
+        )
 
 
 def _after(stage: str) -> str:
     return "source" if stage == "source" else f"after {stage}"
+
+
+def _speed(step: Mapping[str, Any]) -> str:
+    return f"loss {step['loss']:.3f}, {step['tokens_per_s']:,.0f} tokens/s, MFU {step['mfu']:.1%}"
+
+
+def _accuracy(held_out: Mapping[str, Any]) -> str:
+    return "" if held_out["accuracy"] is None else f" ({held_out['accuracy']:.1%} right)"
 
 
 def show_transfer(report: dict[str, Any], url: str) -> None:
@@ -271,15 +281,16 @@ def show_shrinking(stages: Sequence[Mapping[str, Any]]) -> None:
 
 def show_pretrain(result: dict[str, Any]) -> None:
     table = Table(title=f"held-out loss, {result['workers']} workers on {result['device']}", title_justify="left")
-    for heading in ("run", "parameters", "loss by step", "load", "first step", "peak memory per rank"):
+    for heading in ("run", "parameters", "loss by step", "load", "first step", "tokens/s, MFU", "peak memory per rank"):
         table.add_column(heading, overflow="fold")
     for run in result["runs"]:
         table.add_row(
             run["name"],
             f"{run['n_parameters']:,}",
-            "  ".join(f"{h['step']}: {h['loss']:.3f}" for h in run["held_out"]),
+            "  ".join(f"{h['step']}: {h['loss']:.3f}{_accuracy(h)}" for h in run["held_out"]),
             f"{run['load_s']:.1f} s",
             f"{run['first_step_s']:.1f} s" if run["first_step_s"] is not None else "–",
+            f"{run['tokens_per_s']:,.0f}, {run['mfu']:.1%}" if run["tokens_per_s"] is not None else "–",
             ", ".join(size(n) for n in run["peak_rss_bytes"]),
         )
     console.print(table)

@@ -100,6 +100,7 @@ def _transfer(
 ) -> dict[str, Any]:
     from bot_dist.checkpoint import CheckpointWriter, attempt_of
     from bot_dist.convert.open import open_source
+    from bot_dist.convert.processor import save_image_processor
     from bot_dist.convert.shapes import Shapes
     from bot_dist.convert.tokenizer import save_tokenizer
     from bot_dist.plan import details_of
@@ -118,6 +119,8 @@ def _transfer(
     tally = Tally(plan, lambda event: on_event({"stage": "transfer", **event}))
     tally.run(recipe.cluster, source, url, attempt)
     tokenizer = save_tokenizer(recipe.source, f"{writer.url}/tokenizer")
+    if plan.target.family.objective == "image":
+        save_image_processor(recipe.source, writer.url)
     if open_source(absolute(recipe.source)).provenance() != source.provenance():
         writer.discard()
         raise SourceError(f"{label(recipe.source)} was changed while it was read; nothing is kept, run it again")
@@ -353,7 +356,7 @@ def _checked(recipe: Recipe) -> int:
     from bot_dist.train import driver
 
     plan = plan_transfer(recipe)
-    driver.check(recipe.train, {"transferred": plan.target.config})
+    driver.check(recipe.train, {"transferred": plan.target.config}, recipe.source)
     _check_inserted(recipe, plan.inserted_layers)
     return max(plan.mesh.size, recipe.train.workers)
 

@@ -263,6 +263,9 @@ class TrainConfig(Config):
     """Sequences per step, over all workers."""
     accumulate: int = Field(default=1, ge=1)
     """In how many parts, one after the other, each worker computes its share of a step."""
+    peak_flops: float | None = Field(default=None, gt=0)
+    """FLOP/s that one worker's device computes at best, which the model's use of it (MFU) is told against; None:
+    products of matrices are timed at the start."""
     learning_rate: float = Field(default=1e-3, gt=0)
     """Peak learning rate of AdamW."""
     warmup: int = Field(default=0, ge=0)
@@ -291,6 +294,8 @@ class TrainConfig(Config):
 
     @model_validator(mode="after")
     def _options_go_together(self) -> TrainConfig:
+        if self.text and self.images is not None:
+            raise ValueError("a run is trained on text or on images, and both are named; leave out text or images")
         if self.offload == "all" and self.stage != 3:
             raise ValueError(f"offload all is of stage 3, and stage is {self.stage}; use offload optimizer")
         if self.compile and (self.stage == 3 or self.tensor > 1):
@@ -355,7 +360,7 @@ class Recipe(Config):
                 "overwrite": True,
                 "import_to": True,
                 "calibrate": {"folder"},
-                "train": {"token_cache"},
+                "train": {"token_cache", "peak_flops"},
                 "cluster": {"address", "wait_s", "allow_unauthenticated"},
             }
         )

@@ -19,7 +19,7 @@ A store at ``URL/`` holds
   - ``details/MODULE/BAND/``: what shrinking dropped, where the plan keeps it: one array per detail band of a module,
     with the layer axis; ``BAND`` has a letter per axis, ``d`` where it is the detail. Axes that one operator changed
     together have it along the first of them, and size 1 along the others. No parameters of the model;
-  - ``tokenizer/``: the tokenizer's files, where the source has them;
+  - ``tokenizer/``, ``processor/``: the files of the tokenizer and of the image processor, where the source has them;
   - ``_layout.json``, ``_steps/``: of an unfinished attempt: what it writes, and what is done; gone after the commit.
 
 - ``operators/NAME/``: stores of this same format with the operators that were fitted to the source (``operators.py``),

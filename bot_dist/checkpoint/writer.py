@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 STEPS = "_steps"
 LAYOUT = "_layout.json"
 GROUP = "zarr.json"
-FILES = "tokenizer/"
-"""Prefix of what may lie beside the arrays."""
+FILES = ("tokenizer/", "processor/")
+"""Prefixes of what may lie beside the arrays."""
 _THREADS = 8
 """Small files that are written at a time."""
 

@@ -18,6 +18,7 @@ import torch
 from bot_dist.checkpoint.localfile import room_for, sync
 from bot_dist.convert.gguf_out import Encoding, plan_gguf, write_gguf
 from bot_dist.convert.location import PACKAGE
+from bot_dist.convert.processor import PROCESSOR, image_processor
 from bot_dist.convert.safetensors_in import INDEX, SINGLE
 from bot_dist.convert.safetensors_out import Tensor, shards, write_safetensors
 from bot_dist.convert.source import Source
@@ -70,7 +71,8 @@ def export_huggingface(
     overwrite: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> ExportResult:
-    """Write ``config.json``, safetensors, ``generation_config.json`` and the tokenizer into a local folder.
+    """Write ``config.json``, safetensors, ``generation_config.json``, and the tokenizer or (as ``image_processor`` has
+    it) the image processor into a local folder.
 
     Weights are streamed in bounded pieces and keep their dtypes; ``dtype`` in ``config.json`` is one that holds them
     all. They fill files of at most ``max_shard_bytes`` (a larger tensor has its own), with an index if there are
@@ -179,6 +181,8 @@ def _export(
         try:
             write(staging, tensors, progress or (lambda _: None))
             tokenizer = tokenizer_url is not None and save_tokenizer(tokenizer_url, str(staging))
+            if model.family.objective == "image":
+                _write_json(staging / PROCESSOR, image_processor(source.url, model.config))
             _write_configs(staging, model, reduce(torch.promote_types, {t.dtype for t in tensors}))
             files = _publish(staging, target)
         except BaseException:
@@ -270,7 +274,7 @@ def _publish(staging: Path, target: Path) -> tuple[str, ...]:
     for marker in MARKERS:
         (target / marker).unlink(missing_ok=True)
     for old in [*target.iterdir()]:
-        if _WEIGHTS.fullmatch(old.name) or old.name == "generation_config.json" or old.name in replaced_tokenizer:
+        if _WEIGHTS.fullmatch(old.name) or old.name in {"generation_config.json", PROCESSOR, *replaced_tokenizer}:
             old.unlink()
     for name in sorted(names, key=lambda name: (name in MARKERS, name)):
         (staging / name).replace(target / name)

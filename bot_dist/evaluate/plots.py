@@ -16,6 +16,8 @@ def loss_curves(runs: list[dict[str, Any]]) -> bytes:
     held-out loss is a line across."""
     from matplotlib.figure import Figure
 
+    images = runs[0]["held_out"][0]["accuracy"] is not None
+
     figure = Figure(figsize=(8, 4.2), layout="constrained")
     plot = figure.subplots()
     for run in runs:
@@ -34,7 +36,7 @@ def loss_curves(runs: list[dict[str, Any]]) -> bytes:
             label=f"{run['name']}, held out: {held_out[0]['loss']:.3f} → {held_out[-1]['loss']:.3f}",
         )
     plot.set_xlabel("optimizer step")
-    plot.set_ylabel("loss, nats per token")
+    plot.set_ylabel(f"loss, nats per {'image' if images else 'token'}")
     plot.grid(alpha=0.3)
     plot.legend()
     return _png(figure)

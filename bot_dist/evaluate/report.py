@@ -83,9 +83,7 @@ def write_index(path: Path, facts: dict[str, Any]) -> Path:
 
 def _member(facts: dict[str, Any]) -> Sequence[str]:
     runs = {run["name"]: run["held_out"] for run in facts["pretrain"]["runs"]}
-    losses = [
-        ", ".join(f"{h['loss']:.3f} ({h['step']})" for h in runs.get(name, ())) for name in ("transferred", "scratch")
-    ]
+    losses = [", ".join(map(_held_out, runs.get(name, ()))) for name in ("transferred", "scratch")]
     sizes = ", ".join(f"{name} {size}" for name, size in facts["recipe"]["target"].items())
     seconds = (f"{facts[stage][key]:.1f}" for stage, key in (("transfer", "seconds"), ("pretrain", "total_s")))
     return sizes, f"{facts['plan']['n_target']:,}", *losses, *seconds
@@ -108,9 +106,11 @@ def _losses(pretrain: dict[str, Any]) -> str:
         (
             run["name"],
             f"{run['n_parameters']:,}",
-            ", ".join(f"{h['loss']:.3f} ({h['step']})" for h in run["held_out"]),
+            ", ".join(map(_held_out, run["held_out"])),
             f"{run['load_s']:.1f}",
             f"{run['first_step_s']:.1f}" if run["first_step_s"] is not None else "–",
+            f"{run['tokens_per_s']:,.0f}" if run["tokens_per_s"] is not None else "–",
+            f"{run['mfu']:.1%}" if run["mfu"] is not None else "–",
             ", ".join(f"{n / 1e6:.0f}" for n in run["bytes_read"]),
             ", ".join(f"{n / 1e6:.0f}" for n in run["peak_rss_bytes"]),
         )
@@ -123,11 +123,18 @@ def _losses(pretrain: dict[str, Any]) -> str:
             "held-out loss (after step)",
             "load, s",
             "first step, s",
+            "tokens/s",
+            "MFU",
             "MB read per rank",
             "peak MB per rank",
         ),
         rows,
     )
+
+
+def _held_out(measured: Mapping[str, Any]) -> str:
+    accuracy = "" if measured["accuracy"] is None else f"; {measured['accuracy']:.1%} right"
+    return f"{measured['loss']:.3f} ({measured['step']}{accuracy})"
 
 
 def _stages(facts: dict[str, Any]) -> str:

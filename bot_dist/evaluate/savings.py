@@ -9,9 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-TRAINING = 3
-"""FLOPs of a training step over those of its forward pass: the backward pass costs two of them."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:

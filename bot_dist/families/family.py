@@ -211,9 +211,14 @@ class Model:
         std = 0.02 if std is None else float(std)
         return std / math.sqrt(2 * self.sizes["layer"]) if weight.init == "residual" else std
 
+    def tokens_per_sample(self, context: int) -> int:
+        """Positions that are computed for one sample: of a text ``context``, of an image its patches and the tokens
+        before them."""
+        return self.sizes["position"] if self.family.objective == "image" else context
+
     def flops_per_token(self, context: int) -> int:
         """Forward FLOPs per token: two per multiply-add of every matrix, of the head, and of the attention's scores and
-        sums over ``context`` tokens; training costs three times as much."""
+        sums over ``context`` tokens."""
         matrices = [w for w in self.weights if w.kind == "matrix"]
         if self.tied and self.head is not None:
             matrices.append(self.head)
@@ -222,6 +227,11 @@ class Model:
         once = sum(size for w, size in sizes.items() if w.pooled)
         attention = 2 * self.sizes["layer"] * self.attention_width * context
         return 2 * (every_token + once // context + attention)
+
+    def training_flops_per_token(self, context: int) -> int:
+        """FLOPs per token of a training step: the backward pass costs two forward passes. What is computed again under
+        activation checkpointing does not count."""
+        return 3 * self.flops_per_token(context)
 
     def resized(self, target: Mapping[str, int], depth: str = "auto", layers: Sequence[int] = ()) -> Model:
         """The model of the same family with the given target options; the others are kept.

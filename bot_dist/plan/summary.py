@@ -58,7 +58,8 @@ class PlanSummary:
 
 
 def summarise(plan: TransferPlan, context: int) -> PlanSummary:
-    """Unfold a plan's steps and add them up."""
+    """Unfold a plan's steps and add them up; ``context`` counts where the model has none of its own."""
+    context = plan.target.tokens_per_sample(context)
     rows = []
     actor_bytes, actor_peak = [0] * plan.mesh.size, [0] * plan.mesh.size
     for i, module in enumerate(plan.modules):

@@ -79,7 +79,7 @@ class TokenFile:
         """The windows that may be trained on: they don't overlap, and a rest that fills none is left out."""
         return Windows(self.url, self.context, first=0, n=self.tokens // self.context - self.held_out)
 
-    def held_out_windows(self) -> torch.Tensor:
+    def held_out_samples(self) -> torch.Tensor:
         """LongTensor ``(held_out, context)``."""
         first = self.tokens - self.held_out * self.context
         return Windows(self.url, self.context, first=first, n=self.held_out).read(range(self.held_out))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from bot_dist.errors import BotDistError, InputError, RunError
 from bot_dist.families import model_of
@@ -26,6 +27,10 @@ NOT_CUT = ("deit", "gpt2", "vit")
 
 OnEvent = Callable[[dict[str, Any]], None]
 
+if TYPE_CHECKING:
+    from bot_dist.train.data import TokenFile
+    from bot_dist.train.images import ImageFile
+
 
 def pretrain(
     runs: Sequence[TrainRun],
@@ -36,42 +41,44 @@ def pretrain(
     output: str,
     on_event: OnEvent | None = None,
 ) -> PretrainResult:
-    """Train every run on the same text, in the same worker group, one after the other.
+    """Train every run on the same text or images, in the same worker group, one after the other.
 
-    Ray must be initialised. ``on_event`` is called from a thread with each event as it happens: ``tokenised``,
-    ``workers_ready``, ``loaded``, ``held_out``, ``step``, ``saved``, ``run_done`` (with the ``result`` of the run). All
-    files go under ``{output}/train``.
+    Ray must be initialised. ``tokenizer_url`` has the tokenizer, or the image processor. ``on_event`` is called from a
+    thread with each event as it happens: ``tokenised``, ``workers_ready``, ``loaded``, ``held_out``, ``step``,
+    ``saved``, ``run_done`` (with the ``result`` of the run). All files go under ``{output}/train``,
+    those of each run as ``Metrics`` has them.
 
     Raises InputError for what the user can put right before anything runs (and where a worker finds it), RunError for
     what failed later.
     """
-    from bot_dist.train.data import prepare_tokens
     from bot_dist.train.events import following
+    from bot_dist.train.metrics import Metrics
 
     begun = time.time()
-    check(train, {run.name: run.config for run in runs})
+    check(train, {run.name: run.config for run in runs}, tokenizer_url)
     folder = Path(output).resolve() / "train"
     device = _device(cluster, train.workers)
-    vocab_size = min(model_of(run.config).sizes["vocab"] for run in runs)
-    tokens = prepare_tokens(train, tokenizer_url, vocab_size, folder, on_event or (lambda event: None))
+    samples = _samples(runs, train, tokenizer_url, folder, on_event or (lambda event: None))
     folder.mkdir(parents=True, exist_ok=True)
     settings = {
         "runs": [dataclasses.asdict(_absolute_run(run)) for run in runs],
         "train": train.model_dump(),
-        "tokens": dataclasses.asdict(tokens),
+        "samples": samples,
         "masking": masking(runs, tokenizer_url),
         "tokenizer_url": absolute(tokenizer_url),
         "device": device,
     }
     ready: list[float] = []
+    metrics = Metrics(folder)
 
     def follow(event: dict[str, Any]) -> None:
+        metrics(event)
         if event["event"] == "workers_ready":
             ready.append(event["time"])
         if on_event is not None:
             on_event(event)
 
-    with following(follow) as mailbox:
+    with contextlib.closing(metrics), following(follow) as mailbox:
         results = _fit({**settings, "mailbox": mailbox}, train.workers, device, folder)
     return PretrainResult(
         runs=[run_result(data) for data in results],
@@ -79,13 +86,28 @@ def pretrain(
         device=device,
         startup_s=ready[0] - begun,
         total_s=time.time() - begun,
-        tokens=tokens.tokens,
+        tokens=getattr(samples, "tokens", None),
         versions={name: importlib.metadata.version(name) for name in ("deepspeed", "ray", "torch", "transformers")},
     )
 
 
-def check(train: TrainConfig, configs: Mapping[str, dict[str, Any]]) -> None:
-    """Raise InputError for what can be seen to be wrong before anything runs; ``configs`` are the models by run."""
+def _samples(
+    runs: Sequence[TrainRun], train: TrainConfig, tokenizer_url: str, folder: Path, on_event: OnEvent
+) -> TokenFile | ImageFile:
+    """What is trained on, prepared."""
+    if train.images is not None:
+        from bot_dist.train.images import prepare_images
+
+        return prepare_images(train, tokenizer_url, runs[0].config)
+    from bot_dist.train.data import prepare_tokens
+
+    vocab_size = min(model_of(run.config).sizes["vocab"] for run in runs)
+    return prepare_tokens(train, tokenizer_url, vocab_size, folder, on_event)
+
+
+def check(train: TrainConfig, configs: Mapping[str, dict[str, Any]], tokenizer_url: str) -> None:
+    """Raise InputError for what can be seen to be wrong before anything runs; ``configs`` are the models by run, and
+    ``tokenizer_url`` has what makes their input."""
     from bot_dist.convert.texts.open import resolve_texts
     from bot_dist.train.objectives import check_objective
 
@@ -98,7 +120,6 @@ def check(train: TrainConfig, configs: Mapping[str, dict[str, Any]]) -> None:
             f"(train.workers / train.tensor) times train.accumulate={train.accumulate}; "
             f"use train.batch={-(-train.batch // parts) * parts}"
         )
-    resolve_texts(train.text, "train")
     for name, config in configs.items():
         model = model_of(config)
         family = model.family
@@ -107,11 +128,16 @@ def check(train: TrainConfig, configs: Mapping[str, dict[str, Any]]) -> None:
             raise InputError(
                 f"run '{name}': DeepSpeed's AutoTP does not cut the family '{family.name}'; use train.tensor=1"
             )
-        if family.objective == "image":
+        if (family.objective == "image") != (train.images is not None):
             raise InputError(
-                f"run '{name}': family '{family.name}' is trained on images, and train.text is text; transfer it alone "
-                f"(bot_dist scale) and train it elsewhere"
+                f"run '{name}': family '{family.name}' is trained on "
+                + ("images; name them in train.images" if train.images is None else "text; leave train.images out")
             )
+        if train.images is not None:
+            from bot_dist.train.images import prepare_images
+
+            prepare_images(train, tokenizer_url, config)
+            continue
         field = family.context_field
         longest = config.get(field)
         if longest is not None and train.context > longest:
@@ -119,6 +145,8 @@ def check(train: TrainConfig, configs: Mapping[str, dict[str, Any]]) -> None:
                 f"run '{name}': train.context is {train.context} tokens, but the model has {field}={longest}; "
                 f"use train.context={longest} or less"
             )
+    if train.images is None:
+        resolve_texts(train.text, "train")
 
 
 def masking(runs: Sequence[TrainRun], tokenizer_url: str) -> dict[str, Any] | None:

@@ -56,7 +56,7 @@ def start(
     """
     import deepspeed
 
-    dtype = _dtype(model, train, device)
+    dtype = dtype_of(model, train, device)
     ds_config = _ds_config(train, dtype, world=world, trains=trains)
     module = _build(model, ds_config, dtype)
     if train.checkpointing and trains:
@@ -82,7 +82,7 @@ def stop(module: torch.nn.Module, engine: Any) -> None:
         torch.cuda.empty_cache()
 
 
-def _dtype(model: Model, train: TrainConfig, device: Device) -> torch.dtype:
+def dtype_of(model: Model, train: TrainConfig, device: Device) -> torch.dtype:
     """Of what is computed. Raises InputError when the device has no bfloat16 and ``train.precision`` wants it."""
     own = str(model.config.get("dtype") or model.config.get("torch_dtype")).removeprefix("torch.")
     has_bfloat16 = device == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False)

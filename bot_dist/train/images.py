@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from bot_dist.checkpoint import Storage
-from bot_dist.convert.storage import join, missing, read_file, size_bytes
+from bot_dist.convert.processor import PROCESSOR, image_processor
+from bot_dist.convert.storage import join, missing, read_file
 from bot_dist.convert.texts.hub import DatasetName
 from bot_dist.errors import InputError, MissingPackageError
 from bot_dist.recipe import TrainConfig
@@ -27,14 +28,6 @@ if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
 
-PROCESSOR = "preprocessor_config.json"
-VIT = {
-    "image_processor_type": "ViTImageProcessor",
-    "resample": 2,
-    "image_mean": [0.5, 0.5, 0.5],
-    "image_std": [0.5, 0.5, 0.5],
-}
-"""What ViT does (Dosovitskiy et al. 2021), where a model does not say."""
 SUFFIXES = (".png", ".jpg", ".jpeg")
 SPREAD = 0x696D616765
 """Seed of which images are held out; the same for all runs."""
@@ -73,7 +66,7 @@ class ImageFile:
         """The images that may be trained on."""
         return Images(self, first=0, n=self.n - self.held_out)
 
-    def held_out_images(self) -> tuple[torch.Tensor, torch.Tensor]:
+    def held_out_samples(self) -> tuple[torch.Tensor, torch.Tensor]:
         """As ``Images.read`` gives them."""
         return Images(self, first=self.n - self.held_out, n=self.held_out).read(range(self.held_out))
 
@@ -130,7 +123,7 @@ def prepare_images(config: TrainConfig, source_url: str, model_config: dict[str,
             f"train.images: {label(config.images)} has {len(found)} images, wanted at least {wanted} (batch "
             f"{config.batch} + held_out {config.held_out}); give more, or lower train.batch or train.held_out"
         )
-    processor = _processor_of(source_url, model_config)
+    processor = image_processor(source_url, model_config)
     image, _ = found.read(0)
     shape = make_processor(processor)([image])["pixel_values"][0].shape
     size = model_config.get("image_size", 224)
@@ -165,13 +158,16 @@ class FolderImages:
         storage = Storage(url)
         if not storage.exists():
             raise missing(url)
-        names = sorted(name for name in storage.sizes("") if name.lower().endswith(SUFFIXES))
+        sizes = storage.sizes("")
+        names = sorted(name for name in sizes if name.lower().endswith(SUFFIXES))
         if loose := [name for name in names if "/" not in name]:
             raise InputError(
                 f"train.images: {storage.label}/{loose[0]} is of no class; put images into a folder for each class"
             )
         if not names:
             raise InputError(f"train.images: no folder in {storage.label} has images ({', '.join(SUFFIXES)})")
+        if empty := next((name for name in names if not sizes[name]), None):
+            raise InputError(f"train.images: {storage.label}/{empty} is empty; leave it out")
         self._url, self._names = url, names
         self.classes: Sequence[str] = sorted({name.partition("/")[0] for name in names})
         self._number = {name: i for i, name in enumerate(self.classes)}
@@ -238,19 +234,6 @@ def make_processor(config: dict[str, Any]) -> Any:
                 f"train.images: transformers can't make an image processor '{kind}' as {PROCESSOR} describes it "
                 f"({type(error).__name__}: {str(error)[:LONGEST]})"
             ) from None
-
-
-def _processor_of(source_url: str, model_config: dict[str, Any]) -> dict[str, Any]:
-    url = join(source_url, PROCESSOR)
-    if size_bytes(url) is None:
-        size = model_config.get("image_size", 224)
-        height, width = size if isinstance(size, list | tuple) else (size, size)
-        return {**VIT, "size": {"height": height, "width": width}}
-    try:
-        config: dict[str, Any] = json.loads(read_file(url))
-    except ValueError as error:
-        raise InputError(f"train.images: {label(url)} is no JSON: {error}") from None
-    return config
 
 
 def _labels(classes: Sequence[str], model_config: dict[str, Any], url: str) -> tuple[int, ...]:

@@ -75,6 +75,11 @@ class RunResult:
     """Of the float32 weights after the last step; None: no steps."""
     probe_path: str | None
     saved_url: str | None
+    tokens_per_s: float | None = None
+    """Trained on, in a step of median length; None: no steps."""
+    mfu: float | None = None
+    """FLOPs of the model (``Model.training_flops_per_token``) in such a step, over what all ranks could compute
+    meanwhile; None: no steps."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,8 +92,8 @@ class PretrainResult:
     startup_s: float
     """From the call until the workers began their first run: text, Ray Train, imports."""
     total_s: float
-    tokens: int
-    """In the text, held-out sequences included."""
+    tokens: int | None
+    """In the text, held-out sequences included; None where images are trained on."""
     versions: dict[str, str] = field(default_factory=dict)
 
     def run(self, name: str) -> RunResult:

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 
 from bot_dist.checkpoint import CheckpointWriter, store_layout
+from bot_dist.convert.processor import save_image_processor
 from bot_dist.convert.source import Source
 from bot_dist.convert.storage import join
 from bot_dist.convert.tokenizer import save_tokenizer
@@ -19,7 +20,8 @@ from bot_dist.train.zero import full_parameters
 def create_store(
     url: str, model: Model, source: Source, *, tokenizer_url: str, run_digest: str, overwrite: bool
 ) -> str:
-    """Begin an attempt at the store that ``save`` will fill, and put the tokenizer there; its name, for ``save``.
+    """Begin an attempt at the store that ``save`` will fill, and put there the tokenizer or image processor that
+    ``tokenizer_url`` has; its name, for ``save``.
     Learning-rate factors are the source's.
 
     Every call is an attempt of its own: two trainings need not write the same bytes. Rank 0 does so before training, so
@@ -30,6 +32,8 @@ def create_store(
         stored = [store_layout(p, source.learning_rate_factor(p)) for _, _, p in model.parameters()]
         writer = CheckpointWriter.create(url, stored, config=model.config, attempt=attempt[0], overwrite=overwrite)
         save_tokenizer(tokenizer_url, join(writer.url, "tokenizer"))
+        if model.family.objective == "image":
+            save_image_processor(tokenizer_url, writer.url)
     dist.broadcast_object_list(attempt, src=0)
     return attempt[0]
 

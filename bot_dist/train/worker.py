@@ -8,6 +8,7 @@ import json
 import math
 import os
 import resource
+import statistics
 import time
 from typing import Any, Literal
 
@@ -17,7 +18,7 @@ import torch.distributed as dist
 from bot_dist.errors import RunError
 from bot_dist.families import model_of
 from bot_dist.recipe import TrainConfig
-from bot_dist.train.data import Batches, TokenFile
+from bot_dist.train.data import Batches
 from bot_dist.train.events import Events
 from bot_dist.train.objectives import HELD_OUT, Data, Examples, Objective, objective_of
 from bot_dist.train.optimizer import set_rates
@@ -38,16 +39,16 @@ def train_worker(settings: dict[str, Any]) -> list[dict[str, Any]]:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
     connect(settings["device"])
     train = TrainConfig(**settings["train"])
-    tokens = TokenFile(**settings["tokens"])
+    runs, samples = [TrainRun(**fields) for fields in settings["runs"]], settings["samples"]
     data = Data(
-        batches=Batches(tokens.train(), train.batch, train.seed),
-        held_out=tokens.held_out_windows(),
-        tokens_per_sample=train.context,
+        batches=Batches(samples.train(), train.batch, train.seed),
+        held_out=samples.held_out_samples(),
+        tokens_per_sample=model_of(runs[0].config).tokens_per_sample(train.context),
     )
     events = Events(settings["mailbox"].put.remote)
     events.add("workers_ready", workers=dist.get_world_size())
     try:
-        return [_trained(TrainRun(**fields), settings, train, data, events) for fields in settings["runs"]]
+        return [_trained(run, settings, train, data, events) for run in runs]
     finally:
         events.flush()
 
@@ -99,6 +100,8 @@ class Trainer:
         from bot_dist.train import saving, zero
 
         run, model = self._run, self._model
+        if run.steps:
+            self._flops_per_s = self._peak_flops()
         _reset_peak_rss()
         begun = time.perf_counter()
         torch.manual_seed(self._train.seed * 1_000_003 + self._data_rank)  # dropout, where a configuration has it
@@ -158,7 +161,23 @@ class Trainer:
             trained_digest=trained_digest,
             probe_path=run.probe_path,
             saved_url=run.save_url,
+            **(self._speed(statistics.median(step.seconds for step in self._steps)) if self._steps else {}),
         )
+
+    def _peak_flops(self) -> float:
+        """FLOP/s that all ranks compute at best."""
+        from bot_dist.train.engine import dtype_of
+        from bot_dist.train.peak import peak_flops
+
+        if self._train.peak_flops is not None:
+            return self._train.peak_flops * self._world
+        return peak_flops(dtype_of(self._model, self._train, self._device), self._device)
+
+    def _speed(self, seconds: float) -> dict[str, float]:
+        """What a step of that length comes to."""
+        tokens = self._train.batch * self._data.tokens_per_sample
+        flops = tokens * self._model.training_flops_per_token(self._data.tokens_per_sample)
+        return {"tokens_per_s": tokens / seconds, "mfu": flops / seconds / self._flops_per_s}
 
     def _source(self) -> Any:
         if self._run.url is None:
@@ -184,8 +203,8 @@ class Trainer:
             engine.step()
             done = Step(step=step + 1, loss=value, learning_rate=rate, seconds=time.perf_counter() - begun)
             self._steps.append(done)
-            tokens = train.batch * self._data.tokens_per_sample
-            self._events.add("step", run=run.name, steps=run.steps, tokens=tokens, **dataclasses.asdict(done))
+            fields = {**dataclasses.asdict(done), **self._speed(done.seconds)}
+            self._events.add("step", run=run.name, steps=run.steps, **fields)
             if (step + 1) % train.evaluate_every == 0 or step + 1 == run.steps:
                 self._measure(step + 1)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from bot_dist.checkpoint import CheckpointReader
 from bot_dist.errors import CheckpointExistsError, InputError, RunError
@@ -37,7 +39,7 @@ def hf_config(pico: Any) -> dict[str, Any]:
 def train(shakespeare: str) -> TrainConfig:
     """Twelve sequences divide over 1, 2 and 3 workers; five held out do not."""
     fields: dict[str, Any] = {"text": (shakespeare,), "context": 16, "batch": 12, "held_out": 5, "evaluate_every": 2}
-    return TrainConfig(learning_rate=3e-3, warmup=1, steps=STEPS, **fields)
+    return TrainConfig(learning_rate=3e-3, warmup=1, steps=STEPS, peak_flops=1e9, **fields)
 
 
 @pytest.fixture
@@ -62,7 +64,7 @@ def train_alone(model: Any, tokens: TokenFile, train: TrainConfig) -> tuple[list
     groups = [{"params": decayed, "weight_decay": train.weight_decay}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, betas=BETAS)
     batches = Batches(tokens.train(), train.batch, train.seed)
-    losses, held_out = [], [loss_of(model, tokens.held_out_windows()).item()]
+    losses, held_out = [], [loss_of(model, tokens.held_out_samples()).item()]
     for step in range(STEPS):
         loss = loss_of(model, batches.batch(step, 0, 1))
         optimizer.zero_grad()
@@ -72,7 +74,7 @@ def train_alone(model: Any, tokens: TokenFile, train: TrainConfig) -> tuple[list
             group["lr"] = learning_rate(step, peak=train.learning_rate, warmup=train.warmup, steps=STEPS)
         optimizer.step()
         losses.append(loss.item())
-    held_out.append(loss_of(model, tokens.held_out_windows()).item())
+    held_out.append(loss_of(model, tokens.held_out_samples()).item())
     return losses, held_out
 
 
@@ -131,9 +133,23 @@ def test_two_workers_train_as_one_process_does(pico_llama, start, train, pico_to
     scratch, initial = result.run("scratch"), InitialSource(model, train.seed)
     for _, _, p in model.parameters():
         theirs[p.name].data.copy_(initial.read(p, whole(p.sizes)).reshape(p.shape))
-    untrained = loss_of(pico.model, tokens.held_out_windows()).item()
+    untrained = loss_of(pico.model, tokens.held_out_samples()).item()
     assert scratch.held_out[0].loss == pytest.approx(untrained, abs=1e-5)
     assert scratch.held_out[-1].loss < scratch.held_out[0].loss
+
+    # What it shows: a line and a scalar of every step and measurement.
+    shown = out / "train" / "transferred"
+    lines = [json.loads(line) for line in (shown / "metrics.jsonl").read_text().splitlines()]
+    assert [line["loss"] for line in lines if "loss" in line] == [step.loss for step in trained.losses]
+    assert [line["held_out_loss"] for line in lines if "held_out_loss" in line] == [h.loss for h in trained.held_out]
+    board = EventAccumulator(str(shown / "tensorboard"))
+    board.Reload()
+    assert {*board.Tags()["scalars"]} == {"loss", "learning_rate", "tokens_per_s", "mfu", "held_out_loss"}
+    assert [scalar.step for scalar in board.Scalars("held_out_loss")] == [0, 2, 4]
+    assert [scalar.value for scalar in board.Scalars("loss")] == pytest.approx([s.loss for s in trained.losses])
+    seconds = statistics.median(step.seconds for step in trained.losses)
+    flops = 12 * 16 * model.training_flops_per_token(16)
+    assert trained.mfu == pytest.approx(flops / seconds / (2 * train.peak_flops))
 
     kinds = [event["event"] for event in events if event.get("run") == "transferred"]
     assert kinds == ["loaded", "held_out", "step", "step", "held_out", "step", "step", "held_out", "saved", "run_done"]

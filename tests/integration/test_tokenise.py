@@ -71,6 +71,6 @@ def test_texts_and_tokens_on_object_storage(
     twice = prepare_tokens(TrainConfig(**fields), str(pico_tokenizer), 64, tmp_path)
     assert twice.url.startswith("s3://tests/tokens/")
     assert twice.tokens == 2 * here.tokens
-    assert twice.held_out_windows().equal(here.held_out_windows())
+    assert twice.held_out_samples().equal(here.held_out_samples())
     assert prepare_tokens(TrainConfig(**fields), str(pico_tokenizer), 64, tmp_path) == twice
     assert not (tmp_path / "tokens").exists()

@@ -92,8 +92,22 @@ def test_a_picture_has_a_panel_for_each_thing_that_there_is() -> None:
 
 def facts_of_a_run(**transfer: Any) -> dict[str, Any]:
     """Of the least that a report is written of."""
-    run = {"name": "transferred", "n_parameters": 9, "losses": [], "held_out": [{"step": 0, "loss": 4.5}], "steps": 0}
-    run |= {"load_s": 0.0, "first_step_s": None, "bytes_read": [0], "peak_rss_bytes": [0], "saved_url": None}
+    run = {
+        "name": "transferred",
+        "n_parameters": 9,
+        "losses": [],
+        "held_out": [{"step": 0, "loss": 4.5, "accuracy": None}],
+        "steps": 0,
+    }
+    run |= {
+        "load_s": 0.0,
+        "first_step_s": None,
+        "bytes_read": [0],
+        "peak_rss_bytes": [0],
+        "saved_url": None,
+        "tokens_per_s": None,
+        "mfu": None,
+    }
     moved = {"seconds": 0.0, "steps_seconds": 0.0, "bytes_read": 0, "bytes_written": 0, "gb_per_s": 0.0}
     moved |= {"steps": 1, "steps_resumed": 0, "actor_peak_rss_bytes": [0], "energy_kept": {}}
     sums = {"rows": [], "n_source": 1, "n_target": 1, "flops_source": 0, "flops_target": 0, "context": 1}

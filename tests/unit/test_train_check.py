@@ -27,7 +27,11 @@ def config(pico: Pico, **changes: Any) -> dict[str, Any]:
 
 
 def test_what_can_be_trained_passes(make_pico: Callable[..., Pico], train: TrainConfig) -> None:
-    check(train, {"a": config(make_pico("bert")), "b": config(make_pico("gemma2")), "c": config(make_pico("gpt2"))})
+    check(
+        train,
+        {"a": config(make_pico("bert")), "b": config(make_pico("gemma2")), "c": config(make_pico("gpt2"))},
+        "nowhere",
+    )
 
 
 def test_a_batch_that_does_not_divide(make_pico: Callable[..., Pico], train: TrainConfig) -> None:
@@ -35,16 +39,16 @@ def test_a_batch_that_does_not_divide(make_pico: Callable[..., Pico], train: Tra
     with pytest.raises(
         InputError, match=r"16 sequences, not divisible over 2 copies .*accumulate=3; use train\.batch=18"
     ):
-        check(train, {"run": config(make_pico("gpt2"))})
+        check(train, {"run": config(make_pico("gpt2"))}, "nowhere")
 
 
 def test_what_tensor_parallelism_asks_for(make_pico: Callable[..., Pico], train: TrainConfig) -> None:
     llama, four = config(make_pico("llama")), train.model_copy(update={"workers": 4, "tensor": 2})
-    check(four.model_copy(update={"batch": 2}), {"run": llama})
+    check(four.model_copy(update={"batch": 2}), {"run": llama}, "nowhere")
     with pytest.raises(InputError, match=r"workers=3 is not divisible by train\.tensor=2"):
-        check(four.model_copy(update={"workers": 3}), {"run": llama})
+        check(four.model_copy(update={"workers": 3}), {"run": llama}, "nowhere")
     with pytest.raises(InputError, match=r"AutoTP does not cut the family 'gpt2'; use train\.tensor=1"):
-        check(four, {"run": config(make_pico("gpt2"))})
+        check(four, {"run": config(make_pico("gpt2"))}, "nowhere")
 
 
 def test_masking_needs_a_mask_token(make_pico: Callable[..., Pico], tmp_path: Path) -> None:
@@ -68,14 +72,14 @@ def test_masking_needs_a_mask_token(make_pico: Callable[..., Pico], tmp_path: Pa
         ("bert", "BertModel", "'run': its config.json names the architecture BertModel.*name BertForMaskedLM there"),
         ("bert", "BertForPreTraining", "would stay untrained; name BertForMaskedLM"),
         ("vit", "ViTModel", "name ViTForImageClassification there"),
-        ("vit", "ViTForImageClassification", "'vit' is trained on images, and train.text is text"),
+        ("vit", "ViTForImageClassification", r"'vit' is trained on images; name them in train\.images"),
     ],
 )
 def test_what_has_no_objective(
     make_pico: Callable[..., Pico], train: TrainConfig, kind: str, architecture: str, message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
-        check(train, {"run": config(make_pico(kind), architectures=[architecture])})
+        check(train, {"run": config(make_pico(kind), architectures=[architecture])}, "nowhere")
 
 
 @pytest.mark.parametrize(
@@ -84,6 +88,7 @@ def test_what_has_no_objective(
         ({"stage": 2, "offload": "all"}, "offload all is of stage 3, and stage is 2; use offload optimizer"),
         ({"compile": True}, "stage 3 with tensor 1 breaks the graph .* use stage 1 or 2 and tensor 1"),
         ({"compile": True, "stage": 1, "tensor": 2}, "stage 1 with tensor 2 breaks the graph"),
+        ({"text": ["a"], "images": "b"}, "trained on text or on images, and both are named"),
         ({"inserted": {"warm": 3}}, r"unknown key 'train\.inserted\.warm'; did you mean .*'warmup'"),
     ],
 )

@@ -152,7 +152,7 @@ class TestPrepareTokens:
         file = prepare_tokens(config(text), "model", 128, tmp_path / "run")
         everything = all_tokens(file)
         assert everything.tolist() == [*map(ord, text.read_text()), 0]
-        assert file.held_out_windows().flatten().tolist() == everything[-16:].tolist()
+        assert file.held_out_samples().flatten().tolist() == everything[-16:].tolist()
         train = file.train().read(range(len(file.train())))
         assert train.dtype == torch.long
         assert train.flatten().tolist() == everything[: (len(everything) - 16) // 8 * 8].tolist()

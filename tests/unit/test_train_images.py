@@ -47,7 +47,7 @@ def colours(samples: tuple[torch.Tensor, torch.Tensor]) -> list[tuple[int, int]]
 
 def test_every_image_is_trained_on_once_or_held_out(folder: Path, tmp_path: Path) -> None:
     file = prepare_images(config(folder), str(tmp_path), MODEL)
-    held_out = colours(file.held_out_images())
+    held_out = colours(file.held_out_samples())
     batches = Batches(file.train(), 4, seed=0)
     seen = colours(batches.read(0, 13))
     assert sorted(seen + held_out) == [(c, i) for c in range(3) for i in range(6)]
@@ -56,7 +56,7 @@ def test_every_image_is_trained_on_once_or_held_out(folder: Path, tmp_path: Path
     assert colours(shares[0]) + colours(shares[1]) == seen[4:8]
     assert shares[0][0].shape == (2, 3, 12, 12)
     again: ImageFile = pickle.loads(pickle.dumps(file))
-    assert colours(again.held_out_images()) == held_out
+    assert colours(again.held_out_samples()) == held_out
 
 
 def test_a_processor_of_the_source_is_what_prepares(folder: Path, tmp_path: Path) -> None:
@@ -137,4 +137,4 @@ def test_a_data_set_gives_the_same(folder: Path, tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
     by_folder = prepare_images(config(folder), str(tmp_path), MODEL)
     by_name = prepare_images(config(f"hf-datasets://{folder}?split=train"), str(tmp_path), MODEL)
-    assert colours(by_name.held_out_images()) == colours(by_folder.held_out_images())
+    assert colours(by_name.held_out_samples()) == colours(by_folder.held_out_samples())

@@ -1,0 +1,73 @@
+"""What a training shows while it runs, besides events: JSON lines and TensorBoard of each run, and Ray's metrics."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from ray.util.metrics import Gauge
+
+METRICS = {
+    "step": {
+        "loss": "Mean over all labels of the last step, in nats.",
+        "learning_rate": "Of the last step, without the factors of single parameters.",
+        "tokens_per_s": "Trained on in the last step, per second.",
+        "mfu": "FLOPs of the model in the last step over what all ranks could compute meanwhile.",
+    },
+    "held_out": {
+        "loss": "Mean over all held-out labels, in nats.",
+        "accuracy": "Share of held-out images whose class is predicted.",
+    },
+}
+"""By event: its fields that are shown; those of ``held_out`` as ``held_out_NAME``."""
+
+
+class Metrics:
+    """Called with every event of a training. In ``{folder}/RUN``, RUN being a run's name in lower case with dashes:
+
+    - ``metrics.jsonl``: a line per step and per measurement with its ``time``, its ``step`` and what there is of
+      ``METRICS``; a run that is taken up again appends;
+    - ``tensorboard/``: the same as scalars; those that a run taken up again does anew are hidden.
+
+    Ray's metrics have the last of each as ``bot_dist_train_NAME`` with the tag ``run``, and beside them
+    ``bot_dist_train_steps_left``.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._writers: dict[str, Any] = {}
+        self._gauges = {
+            _name(event, field): Gauge(f"bot_dist_train_{_name(event, field)}", what, ("run",))
+            for event, fields in METRICS.items()
+            for field, what in fields.items()
+        }
+        self._left = Gauge("bot_dist_train_steps_left", "Optimizer steps that are still to be taken.", ("run",))
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        fields = METRICS.get(event["event"], {})
+        values = {_name(event["event"], field): event[field] for field in fields if event[field] is not None}
+        if values:
+            self._add(event["run"], event["time"], event["step"], values)
+            self._left.set(event["steps"] - event["step"], {"run": event["run"]})
+
+    def close(self) -> None:
+        for writer in self._writers.values():
+            writer.close()
+
+    def _add(self, run: str, time: float, step: int, values: dict[str, float]) -> None:
+        folder = self._folder / re.sub("[^a-z0-9]+", "-", run.lower()).strip("-")
+        if run not in self._writers:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writers[run] = SummaryWriter(str(folder / "tensorboard"), purge_step=step)
+        with (folder / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps({"time": time, "step": step, **values}) + "\n")
+        for name, value in values.items():
+            self._writers[run].add_scalar(name, value, step, walltime=time)
+            self._gauges[name].set(value, {"run": run})
+
+
+def _name(event: str, field: str) -> str:
+    return f"held_out_{field}" if event == "held_out" else field

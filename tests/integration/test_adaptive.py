@@ -15,9 +15,10 @@ from bot_dist.calibrate.fit import Given, Lifted, Rotation
 from bot_dist.calibrate.weight_only import WeightStatistics
 from bot_dist.checkpoint import CheckpointReader, write_operators
 from bot_dist.convert.open import open_source
+from bot_dist.convert.source import Source
 from bot_dist.errors import InputError, PlanError
 from bot_dist.families import Model, model_of
-from bot_dist.plan import adaptive, basis_of, make_plan, operators, placed, target_model
+from bot_dist.plan import TransferPlan, adaptive, basis_of, make_plan, operators, placed, target_model
 from bot_dist.planning import known
 from bot_dist.runtime.transformed import TransformedSource
 from bot_dist.sharding import Mesh, whole
@@ -36,7 +37,7 @@ def unsettled(model: torch.nn.Module) -> None:
             parameter.add_(noise * (0.3 if parameter.dim() == 1 else 0.1))
 
 
-def loaded(source: TransformedSource, target: Model, kind: type[torch.nn.Module]) -> torch.nn.Module:
+def loaded(source: Source, target: Model, kind: type[torch.nn.Module]) -> torch.nn.Module:
     """The plan's target in ``transformers``."""
     from transformers import AutoConfig
 
@@ -62,15 +63,9 @@ def output(model: torch.nn.Module) -> torch.Tensor:
         return model(input_ids=ids).logits
 
 
-@pytest.mark.parametrize("kind", ROTATED)
-def test_a_rotation_of_the_whole_width_changes_nothing(tmp_path: Path, make_pico: Factory, kind: str) -> None:
-    """And neither do the identity's lifting of units and heads."""
-    pico = make_pico(kind)
-    unsettled(pico.model)
-    pico.model.save_pretrained(pico.folder)
-    source = open_source(pico.url)
-    model = model_of(source.config)
-    config = bot_dist.make_recipe({"source": pico.url, "output": str(tmp_path)}).transfer
+def in_new_basis(source: Any, model: Model, folder: Path) -> TransferPlan:
+    """The whole width rotated, and the identity's lifting of units and heads."""
+    config = bot_dist.make_recipe({"source": source.url, "output": str(folder)}).transfer
     target = target_model(model, {}, config, rotated=True)
     axes = ("embed", "mlp", "heads")
     basis = basis_of(model, model, "auto")
@@ -85,7 +80,7 @@ def test_a_rotation_of_the_whole_width_changes_nothing(tmp_path: Path, make_pico
         "heads": Lifted(given=given, axis="heads", n_target=heads, kv_target=sizes.get("kv_heads", 0)),
     }
     stored = write_operators(
-        str(tmp_path / "operators"),
+        str(folder / "operators"),
         operators(table),
         lambda name, layer: fits[name.partition(".")[0]].matrix(name, layer),
         layers=sizes["layer"],
@@ -101,6 +96,18 @@ def test_a_rotation_of_the_whole_width_changes_nothing(tmp_path: Path, make_pico
         fitted=placed(table, stored),
     )
     plan.validate()
+    return plan
+
+
+@pytest.mark.parametrize("kind", ROTATED)
+def test_a_rotation_of_the_whole_width_changes_nothing(tmp_path: Path, make_pico: Factory, kind: str) -> None:
+    pico = make_pico(kind)
+    unsettled(pico.model)
+    pico.model.save_pretrained(pico.folder)
+    source = open_source(pico.url)
+    model = model_of(source.config)
+    plan = in_new_basis(source, model, tmp_path)
+    target = plan.target
     rotated = loaded(TransformedSource(plan, source), target, type(pico.model))
     wanted, found = output(pico.model.eval()), output(rotated)
     assert (found - wanted).abs().max() < 1e-5 * wanted.abs().max()

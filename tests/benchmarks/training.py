@@ -1,14 +1,16 @@
 """The trainer beside a bare DeepSpeed loop on the same model, batch and stage, as ratios within one run.
 
-python tests/benchmarks/training.py [--steps 8] [--repeat 3] [--stage 3] [--layers 6]
+python tests/benchmarks/training.py [--steps 20] [--repeat 3] [--stage 3] [--layers 6]
 
-The model has SmolLM2-135M's width and vocabulary and fewer layers, in a folder of ``transformers``. Two ranks, started
-anew for every measurement, train it; ours and bare ones take turns. The bare loop is what one writes without us:
-``from_pretrained`` under ``zero.Init`` (stage 3), ``deepspeed.initialize``, and forward, backward, step.
+The model has SmolLM2-135M's width and vocabulary and fewer layers, in a folder of ``transformers``; two ranks train it.
+The bare loop is what one writes without us: ``from_pretrained`` under ``zero.Init`` (stage 3),
+``deepspeed.initialize``, and forward, backward, step.
 
-- step: the median of the steps but the first two. The bar is 1.05.
-- start: from nothing but imports until the first step is done. The bar is 1.
-- memory: the highest resident memory of a rank until then. Less than 1 is wanted.
+- step: both in the same processes, a step of the one after a step of the other; the median of the pairs but the first.
+  The bar is 1.05.
+- start: from nothing but imports until the first step is done, in processes of their own, by turns. The bar is 1.
+- loading: the highest resident memory of rank 0 until the weights are in the engine. Less than 1 is wanted.
+- training: the highest resident memory of a rank until the first step is done.
 """
 
 from __future__ import annotations
@@ -31,12 +33,10 @@ from bot_dist.recipe import TrainConfig
 from bot_dist.train.data import Batches
 from bot_dist.train.objectives import CausalLM, Data
 from bot_dist.train.optimizer import BETAS
-from bot_dist.train.results import TrainRun
+from bot_dist.train.results import RunResult, TrainRun
 from tests.integration.ranks import on_ranks
 
 WORLD, CONTEXT, BATCH = 2, 128, 4
-WARM = 2
-"""Steps that are not counted."""
 SMOLLM2 = {
     "vocab_size": 49152,
     "hidden_size": 576,
@@ -60,62 +60,103 @@ class Tokens:
         return self.tokens[list(numbers)]
 
 
-def ours(folder: str, train: TrainConfig) -> dict[str, Any]:
+class Bare:
+    """What one writes without us."""
+
+    def __init__(self, folder: str, train: TrainConfig) -> None:
+        import deepspeed
+        from transformers import AutoModelForCausalLM
+        from transformers.integrations.deepspeed import HfDeepSpeedConfig
+
+        config = {
+            "train_micro_batch_size_per_gpu": BATCH // WORLD,
+            "gradient_clipping": train.clip,
+            "zero_optimization": {"stage": train.stage, "reduce_bucket_size": 2**24},
+            "zero_force_ds_cpu_optimizer": False,
+            "steps_per_print": 2**31,
+        }
+        under_zero_init = HfDeepSpeedConfig(config) if train.stage == 3 else None
+        module = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_cache=False)
+        del under_zero_init
+        optimizer = torch.optim.AdamW(module.parameters(), lr=train.learning_rate, betas=BETAS, fused=True)
+        self.engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config)
+        self.engine.train()
+
+    def step(self, tokens: torch.Tensor) -> None:
+        self.engine.backward(self.engine(input_ids=tokens, labels=tokens).loss)
+        self.engine.step()
+
+
+class Paired(Batches[torch.Tensor]):
+    """Batches for ours; the bare loop takes its step on each before ours gets it."""
+
+    def __init__(self, tokens: Tokens, bare: Bare) -> None:
+        super().__init__(tokens, BATCH, 0)
+        self._bare = bare
+        self.seconds: list[float] = []
+
+    def batch(self, step: int, rank: int, world: int) -> torch.Tensor:
+        tokens, begun = super().batch(step, rank, world), time.perf_counter()
+        self._bare.step(tokens)
+        self.seconds.append(time.perf_counter() - begun)
+        return tokens
+
+
+def train_ours(folder: str, train: TrainConfig, batches: Batches[torch.Tensor], follow: Any) -> RunResult:
     from bot_dist.train.events import Events
     from bot_dist.train.worker import Trainer
 
-    tokens = Tokens(train.steps * BATCH)
     config = json.loads(Path(folder, "config.json").read_text())
-    result = Trainer(
+    return Trainer(
         TrainRun(name="ours", config=config, url=folder, steps=train.steps),
         train=train,
-        data=Data(batches=Batches(tokens, BATCH, 0), held_out=tokens.tokens[:WORLD], tokens_per_sample=CONTEXT),
+        data=Data(batches=batches, held_out=Tokens(WORLD).tokens, tokens_per_sample=CONTEXT),
         objective=CausalLM(),
         tokenizer_url="",
-        events=Events(lambda event: None),
+        events=Events(follow),
         device="cpu",
     ).run()
-    seconds = [step.seconds for step in result.losses]
-    return {"seconds": seconds, "start_s": result.first_step_s, "peak": max(result.peak_rss_bytes)}
 
 
-def bare(folder: str, train: TrainConfig) -> dict[str, Any]:
-    import deepspeed
+def step_ratios(folder: str, train: TrainConfig) -> list[float]:
+    """Of our steps over bare ones; a step of ours holds the bare one before it, which is taken off."""
+    batches = Paired(Tokens(train.steps * BATCH), Bare(folder, train))
+    ours = train_ours(folder, train, batches, lambda event: None).losses
+    pairs = [(step.seconds - bare, bare) for step, bare in zip(ours, batches.seconds, strict=True)]
+    print(f"step, ours and bare: {', '.join(f'{mine:.2f} {bare:.2f}' for mine, bare in pairs)}")
+    return [mine / bare for mine, bare in pairs[1:]]
+
+
+def start_ours(folder: str, train: TrainConfig) -> dict[str, float]:
+    from bot_dist.train.worker import _peak_rss_bytes
+
+    loaded: list[int] = []
+
+    def follow(event: dict[str, Any]) -> None:
+        if event["event"] == "loaded":
+            loaded.append(_peak_rss_bytes())
+
+    one = train.model_copy(update={"steps": 1})
+    result = train_ours(folder, one, Batches(Tokens(BATCH), BATCH, 0), follow)
+    assert result.first_step_s is not None
+    peak = max(result.peak_rss_bytes)
+    return {"start": result.first_step_s, "loading": loaded[0] if loaded else 0, "training": peak}
+
+
+def start_bare(folder: str, train: TrainConfig) -> dict[str, float]:
     import torch.distributed as dist
-    from transformers import AutoModelForCausalLM
-    from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
     from bot_dist.train.worker import _peak_rss_bytes, _reset_peak_rss
 
-    batches = Batches(Tokens(train.steps * BATCH), BATCH, 0)
-    config = {
-        "train_micro_batch_size_per_gpu": BATCH // WORLD,
-        "gradient_clipping": train.clip,
-        "zero_optimization": {"stage": train.stage, "reduce_bucket_size": 2**24},
-        "zero_force_ds_cpu_optimizer": False,
-        "steps_per_print": 2**31,
-    }
     _reset_peak_rss()
     begun = time.perf_counter()
-    under_zero_init = HfDeepSpeedConfig(config) if train.stage == 3 else None
-    module = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_cache=False)
-    optimizer = torch.optim.AdamW(module.parameters(), lr=train.learning_rate, betas=BETAS, fused=True)
-    engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config)
-    del under_zero_init
-    engine.train()
-    seconds: list[float] = []
-    for step in range(train.steps):
-        before = time.perf_counter()
-        tokens = batches.batch(step, dist.get_rank(), WORLD)
-        engine.backward(engine(input_ids=tokens, labels=tokens).loss)
-        engine.step()
-        now = time.perf_counter()
-        seconds.append(now - before)
-        if step == 0:
-            start_s = now - begun
+    bare = Bare(folder, train)
+    loaded = _peak_rss_bytes()
+    bare.step(Batches(Tokens(BATCH), BATCH, 0).batch(0, dist.get_rank(), WORLD))
+    start = time.perf_counter() - begun
     peaks: list[Any] = [None] * WORLD
     dist.all_gather_object(peaks, _peak_rss_bytes())
-    return {"seconds": seconds, "start_s": start_s, "peak": max(peaks)}
+    return {"start": start, "loading": loaded, "training": max(peaks)}
 
 
 def save_model(folder: str, layers: int) -> None:
@@ -127,30 +168,24 @@ def save_model(folder: str, layers: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--stage", type=int, default=3)
     parser.add_argument("--layers", type=int, default=6)
     options = parser.parse_args()
-    train = TrainConfig(
-        steps=options.steps, stage=options.stage, batch=BATCH, workers=WORLD, evaluate_every=options.steps + 1
-    )
-    ratios: dict[str, list[float]] = {"step": [], "start": [], "memory": []}
-    load = os.getloadavg()[0]
+    train = TrainConfig(steps=options.steps, stage=options.stage, batch=BATCH, workers=WORLD, evaluate_every=10**6)
     with tempfile.TemporaryDirectory() as folder:
         save_model(folder, options.layers)
         n = model_of(json.loads(Path(folder, "config.json").read_text())).n_parameters
+        load = os.getloadavg()[0]
         print(f"{platform.machine()}, {os.cpu_count()} cores, load {load:.1f} before; {n / 1e6:.1f} M parameters")
+        ratios = {"step": on_ranks(WORLD, step_ratios, folder, train)[0]}
         for _ in range(options.repeat):
-            mine, theirs = on_ranks(WORLD, ours, folder, train)[0], on_ranks(WORLD, bare, folder, train)[0]
-            steps = [statistics.median(found["seconds"][WARM:]) for found in (mine, theirs)]
-            ratios["step"].append(steps[0] / steps[1])
-            ratios["start"].append(mine["start_s"] / theirs["start_s"])
-            ratios["memory"].append(mine["peak"] / theirs["peak"])
-            print(
-                f"ours, bare: step {steps[0]:.2f}, {steps[1]:.2f} s; start {mine['start_s']:.1f}, "
-                f"{theirs['start_s']:.1f} s; peak {mine['peak'] / 1e6:.0f}, {theirs['peak'] / 1e6:.0f} MB"
-            )
+            ours, bare = (on_ranks(WORLD, start, folder, train)[0] for start in (start_ours, start_bare))
+            shown = (f"{name} {ours[name]:.4g}, {bare[name]:.4g}" for name in ours)
+            print(f"ours, bare (seconds, bytes): {'; '.join(shown)}")
+            for name in ours:
+                ratios.setdefault(name, []).append(ours[name] / bare[name])
     for name, found in ratios.items():
         print(f"  {name}: {statistics.median(found):.2f}  ({', '.join(f'{ratio:.2f}' for ratio in found)})")
 

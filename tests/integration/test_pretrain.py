@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -154,6 +156,38 @@ def test_two_workers_train_as_one_process_does(pico_llama, start, train, pico_to
     kinds = [event["event"] for event in events if event.get("run") == "transferred"]
     assert kinds == ["loaded", "held_out", "step", "step", "held_out", "step", "step", "held_out", "saved", "run_done"]
     assert json.loads(json.dumps(result.to_json()))["runs"][0]["name"] == "transferred"
+
+
+def test_a_killed_worker_costs_nothing_but_time(pico_llama, start, train, tmp_path):
+    config, events = hf_config(pico_llama()), []
+    runs = [
+        TrainRun(name="first", config=config, url=None, steps=2, save_url=str(tmp_path / "first.zarr")),
+        TrainRun(name="second", config=config, url=None, steps=80),
+    ]
+    train = train.model_copy(update={"save_every": 5, "max_failures": 1, "evaluate_every": 40})
+
+    def kill(event: dict[str, Any]) -> None:
+        events.append(event)
+        if event["event"] == "state_saved" and event["run"] == "second" and "resumed" not in kinds(events):
+            workers = [p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in p.name()]
+            workers = workers or [
+                p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline())
+            ]
+            workers[-1].kill()
+
+    def kinds(events: list[dict[str, Any]]) -> list[str]:
+        return [event["event"] for event in events]
+
+    survived = start(runs, train, on_event=kill)
+    assert "finished_before" in kinds(events)
+    assert kinds(events).count("resumed") == 1
+    undisturbed = start(
+        [dataclasses.replace(run, save_url=None) for run in runs], train, output=str(tmp_path / "other")
+    )
+    for run, same in zip(survived.runs, undisturbed.runs, strict=True):
+        assert [step.loss for step in run.losses] == [step.loss for step in same.losses]
+        assert run.held_out == same.held_out
+        assert run.trained_digest == same.trained_digest
 
 
 @pytest.mark.slow

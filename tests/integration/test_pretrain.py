@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import signal
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +18,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from bot_dist.checkpoint import CheckpointReader
-from bot_dist.errors import CheckpointExistsError, InputError, RunError
+from bot_dist.errors import CheckpointExistsError, InputError, RunError, StoppedError
 from bot_dist.families import model_of
 from bot_dist.recipe import ClusterConfig, TrainConfig
 from bot_dist.sharding import whole
@@ -188,6 +190,31 @@ def test_a_killed_worker_costs_nothing_but_time(pico_llama, start, train, tmp_pa
         assert [step.loss for step in run.losses] == [step.loss for step in same.losses]
         assert run.held_out == same.held_out
         assert run.trained_digest == same.trained_digest
+
+
+@pytest.mark.slow
+def test_a_signal_to_the_driver_saves_the_state(pico_llama, start, train):
+    run = TrainRun(name="run", config=hf_config(pico_llama()), url=None, steps=300)
+    events: list[dict[str, Any]] = []
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    def stop(event: dict[str, Any]) -> None:
+        events.append(event)
+        if event["event"] == "step" and event["step"] == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    train = train.model_copy(update={"evaluate_every": 300})
+    handler = signal.signal(signal.SIGTERM, interrupt)  # as the command line does
+    try:
+        with pytest.raises(StoppedError, match=r"run 'run' was stopped after step \d+ of 300; its state is in .*step-"):
+            start([run], train, on_event=stop)
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    saved = [event["step"] for event in events if event["event"] == "state_saved"]
+    start([run], train, on_event=events.append)
+    assert [event["step"] for event in events if event["event"] == "resumed"] == saved
 
 
 @pytest.mark.slow

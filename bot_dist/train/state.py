@@ -24,6 +24,7 @@ import torch.distributed as dist
 
 from bot_dist.checkpoint import MOMENTS, CheckpointReader, CheckpointWriter, Storage, StoredParameter, store_layout
 from bot_dist.checkpoint.manifest import MANIFEST
+from bot_dist.convert.processor import save_image_processor
 from bot_dist.convert.storage import join
 from bot_dist.convert.tokenizer import save_tokenizer
 from bot_dist.errors import CheckpointError, CheckpointMissingError, InputError
@@ -265,6 +266,8 @@ class States:
             )
             if self._tokenizer_url:
                 save_tokenizer(self._tokenizer_url, join(created.url, "tokenizer"))
+                if self._model.family.objective == "image":
+                    save_image_processor(self._tokenizer_url, created.url)
         dist.broadcast_object_list(attempt, src=0, group=self._group)
         writer = CheckpointWriter.open(url, attempt[0])
         mine: dict[str, dict[str, bytes]] = {}

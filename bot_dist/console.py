@@ -227,6 +227,16 @@ class _Bars:
         task = self.bar("tokenise (MB of text)", round(event["of_bytes"] / 1e6))
         self.bars.update(task, completed=round(event["bytes"] / 1e6))
 
+    def on_pretrain_resumed(self, event: dict[str, Any]) -> None:
+        self.bars.console.print(f"{event['run']}: goes on from step {event['step']} ({event['url']})", markup=False)
+
+    def on_pretrain_state_passed(self, event: dict[str, Any]) -> None:
+        found = f"{event['run']}: the state of step {event['step']} is passed over: {event['problem']}"
+        self.bars.console.print(found, style="yellow", markup=False)
+
+    def on_pretrain_finished_before(self, event: dict[str, Any]) -> None:
+        self.bars.console.print(f"{event['run']}: its {event['steps']} steps were done before", markup=False)
+
     def on_pretrain_step(self, event: dict[str, Any]) -> None:
         task = self.bar(f"pretrain {event['run']}", event["steps"])
         self.bars.update(task, completed=event["step"], note=_speed(event))

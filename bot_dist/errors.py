@@ -68,6 +68,12 @@ class RunError(BotDistError):
     """A stage failed after its input had been accepted."""
 
 
+class StoppedError(RunError):
+    """A signal has stopped a training, whose state was saved."""
+
+    exit_status = 143
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """A clause that names the nearest known words, or lists them all when none is near."""
     known = sorted(known)

@@ -143,9 +143,11 @@ def _transfer(
     return report
 
 
-def pretrain(recipe: Recipe, on_event: OnEvent = ignore) -> dict[str, Any]:
+def pretrain(recipe: Recipe, on_event: OnEvent = ignore, *, fresh: bool | None = None) -> dict[str, Any]:
     """Continue pretraining from the transferred store; train the same model from scratch beside it, and measure the
-    source's held-out loss, as the recipe asks. Returns what was measured."""
+    source's held-out loss, as the recipe asks. Returns what was measured.
+
+    A run that was stopped goes on from its newest training state, unless ``fresh`` (None: ``recipe.overwrite``)."""
     from bot_dist.convert.tokenizer import has_tokenizer
     from bot_dist.runtime.cluster import connected
     from bot_dist.train.driver import TrainRun
@@ -185,6 +187,7 @@ def pretrain(recipe: Recipe, on_event: OnEvent = ignore) -> dict[str, Any]:
             tokenizer_url=tokenizer_url,
             output=str(output),
             on_event=lambda event: on_event({"stage": "pretrain", **event}),
+            fresh=recipe.overwrite if fresh is None else fresh,
         )
     return result.to_json()
 
@@ -302,7 +305,7 @@ def run(recipe: Recipe, on_event: OnEvent = ignore) -> dict[str, Any]:
         transferred = _already_transferred(recipe, plan) or _transfer(reading, planning.source, plan, on_event, adapted)
         if (trained := records.load("pretrain")) is None:
             records.claim("pretrain", recipe.trained_url)
-            trained = records.save("pretrain", pretrain(again, on_event))
+            trained = records.save("pretrain", pretrain(again, on_event, fresh=recipe.overwrite))
     if (exported := records.load("export")) is None:
         records.claim("export", recipe.export_dir)
         exported = records.save("export", export(again, on_event, probe=output / "train" / "probe.safetensors"))

@@ -223,6 +223,15 @@ class InsertedConfig(Config):
     """Steps of a linear warm-up of their own, on top of ``train.warmup``."""
 
 
+HOW_TRAINED = frozenset(
+    {
+        *("workers", "stage", "tensor", "offload", "accumulate", "checkpointing", "compile", "token_cache"),
+        *("save_every", "keep", "max_failures", "evaluate_every", "peak_flops"),
+    }
+)
+"""Keys of ``train`` that say how it is computed and what is kept of it; a run may go on with others."""
+
+
 class TrainConfig(Config):
     """Continued pretraining by DeepSpeed ZeRO."""
 
@@ -285,6 +294,13 @@ class TrainConfig(Config):
     """Sequences, from the end of the text, on which the held-out loss is measured."""
     evaluate_every: int = Field(default=10, ge=1)
     """Steps between measurements of the held-out loss."""
+    save_every: int = Field(default=0, ge=0)
+    """Steps between training states (weights and both moments of AdamW), which a run goes on from that was killed or
+    stopped, on any number of workers; 0: one is saved only when a signal stops the run."""
+    keep: int = Field(default=2, ge=1)
+    """How many states of a run are kept, besides the one with the lowest held-out loss of those measured."""
+    max_failures: int = Field(default=0, ge=0)
+    """How often workers that died are started again, to go on from the newest state; needs ``save_every``."""
     scratch: bool = True
     """Also train the same model from the family's own initialisation, on the same data."""
     source_loss: bool = False
@@ -296,6 +312,8 @@ class TrainConfig(Config):
     def _options_go_together(self) -> TrainConfig:
         if self.text and self.images is not None:
             raise ValueError("a run is trained on text or on images, and both are named; leave out text or images")
+        if self.max_failures and not self.save_every:
+            raise ValueError("max_failures: there is no state to go on from; set save_every too")
         if self.offload == "all" and self.stage != 3:
             raise ValueError(f"offload all is of stage 3, and stage is {self.stage}; use offload optimizer")
         if self.compile and (self.stage == 3 or self.tensor > 1):
@@ -354,13 +372,14 @@ class Recipe(Config):
         return f"{self.output}/export"
 
     def digest(self) -> str:
-        """Identifies what is computed; ``overwrite``, where Ray runs and where copies are kept are not part of it."""
+        """Identifies what is computed; ``overwrite``, where Ray runs, where copies are kept and ``HOW_TRAINED`` are not
+        part of it."""
         data = self.model_dump(
             exclude={
                 "overwrite": True,
                 "import_to": True,
                 "calibrate": {"folder"},
-                "train": {"token_cache", "peak_flops"},
+                "train": set(HOW_TRAINED),
                 "cluster": {"address", "wait_s", "allow_unauthenticated"},
             }
         )

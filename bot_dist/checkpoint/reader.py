@@ -16,7 +16,7 @@ import xxhash
 
 from bot_dist.axes import Parameter
 from bot_dist.checkpoint import arrays, shards
-from bot_dist.checkpoint.layout import StoredParameter
+from bot_dist.checkpoint.layout import MOMENTS, StoredParameter
 from bot_dist.checkpoint.manifest import Manifest
 from bot_dist.checkpoint.storage import Request, Storage
 from bot_dist.errors import CheckpointError, SourceError
@@ -94,7 +94,7 @@ class CheckpointReader:
                     f"{self.storage.label}: {name} has axes {stored.parameter.sizes}, wanted {parameter.sizes}"
                 )
         for name in self.manifest.parameters.keys() - wanted.keys():
-            if name.startswith(DETAILS):
+            if name.startswith((DETAILS, MOMENTS)):
                 continue
             raise SourceError(f"{self.storage.label}: {name} is no parameter of the model that its config describes")
 
@@ -166,7 +166,7 @@ class CheckpointReader:
     def tensors(self, names: Iterable[str] | None = None) -> Iterator[tuple[str, torch.Tensor]]:
         """Whole tensors of the fused shape, of the model or those named, in order; some are read ahead meanwhile."""
         if names is None:
-            names = [name for name in self.manifest.parameters if not name.startswith(DETAILS)]
+            names = [name for name in self.manifest.parameters if not name.startswith((DETAILS, MOMENTS))]
         threads = min(8, os.cpu_count() or 1)
         waiting: deque[tuple[Parameter, Future[torch.Tensor]]] = deque()
         ahead = 0

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from bot_dist.checkpoint.layout import StoredParameter
+from bot_dist.checkpoint.layout import MOMENTS, StoredParameter
 from bot_dist.checkpoint.manifest import Manifest
 from bot_dist.checkpoint.operators import DUAL, SPLIT, operator_digest
 from bot_dist.checkpoint.reader import CheckpointReader
@@ -109,6 +109,12 @@ def store_rows(manifest: Manifest) -> list[StoreRow]:
         n = model.weight_layers(weight)
         kept = energy.get(weight.name)
         rows.append(StoreRow(name=weight.name, arrays=n, stored=stored, nbytes=n * stored.nbytes, energy_kept=kept))
+    for weight in model.weights:
+        n, own = model.weight_layers(weight), model.parameter(weight).name
+        for state in ("exp_avg", "exp_avg_sq"):
+            if (moment := manifest.parameters.get(f"{MOMENTS}{state}/{own}")) is not None:
+                name = f"{MOMENTS}{state}/{weight.name}"
+                rows.append(StoreRow(name=name, arrays=n, stored=moment, nbytes=n * moment.nbytes, energy_kept=None))
     for name, stored in manifest.parameters.items():
         if name.startswith(DETAILS):
             module, _, band = name.removeprefix(DETAILS).rpartition("/")

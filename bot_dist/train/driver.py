@@ -6,11 +6,13 @@ import contextlib
 import dataclasses
 import importlib.metadata
 import os
+import posixpath
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
+from bot_dist.checkpoint import Storage
 from bot_dist.errors import BotDistError, InputError, RunError
 from bot_dist.families import model_of
 from bot_dist.recipe import ClusterConfig, TrainConfig
@@ -21,6 +23,9 @@ __all__ = ["PretrainResult", "TrainRun", "pretrain"]
 
 START_TIMEOUT_S = 600
 """For workers to start: importing torch takes long where cores are few and busy."""
+
+STOP_TIMEOUT_S = 120
+"""For workers to end their step and save their state, after a signal."""
 
 NOT_CUT = ("deit", "gpt2", "vit")
 """Families that DeepSpeed's AutoTP (0.19.8) refuses or cuts wrongly."""
@@ -40,19 +45,22 @@ def pretrain(
     tokenizer_url: str,
     output: str,
     on_event: OnEvent | None = None,
+    fresh: bool = False,
 ) -> PretrainResult:
     """Train every run on the same text or images, in the same worker group, one after the other.
 
     Ray must be initialised. ``tokenizer_url`` has the tokenizer, or the image processor. ``on_event`` is called from a
-    thread with each event as it happens: ``tokenised``, ``workers_ready``, ``loaded``, ``held_out``, ``step``,
-    ``saved``, ``run_done`` (with the ``result`` of the run). All files go under ``{output}/train``,
-    those of each run as ``Metrics`` has them.
+    thread with each event as it happens: ``tokenised``, ``workers_ready``, ``loaded``, ``resumed``, ``state_passed``,
+    ``held_out``, ``step``, ``state_saved``, ``saved``, ``finished_before``, ``run_done`` (with the ``result`` of the
+    run). All files go under ``{output}/train``, those of each run as ``Metrics`` has them. Runs go on from their states
+    in ``{output}/train/states``, unless ``fresh``, which removes them.
 
     Raises InputError for what the user can put right before anything runs (and where a worker finds it), RunError for
     what failed later.
     """
     from bot_dist.train.events import following
     from bot_dist.train.metrics import Metrics
+    from bot_dist.train.state import check_space
 
     begun = time.time()
     check(train, {run.name: run.config for run in runs}, tokenizer_url)
@@ -60,6 +68,10 @@ def pretrain(
     device = _device(cluster, train.workers)
     samples = _samples(runs, train, tokenizer_url, folder, on_event or (lambda event: None))
     folder.mkdir(parents=True, exist_ok=True)
+    states = Storage(str(folder / "states"))
+    if fresh:
+        states.remove()
+    check_space(states.url, runs, train)
     settings = {
         "runs": [dataclasses.asdict(_absolute_run(run)) for run in runs],
         "train": train.model_dump(),
@@ -67,6 +79,8 @@ def pretrain(
         "masking": masking(runs, tokenizer_url),
         "tokenizer_url": absolute(tokenizer_url),
         "device": device,
+        "states_url": states.url,
+        "data": posixpath.basename(samples.url) if train.images is None else label(train.images),
     }
     ready: list[float] = []
     metrics = Metrics(folder)
@@ -171,20 +185,38 @@ def _fit(settings: dict[str, Any], workers: int, device: str, folder: Path) -> l
 
     from bot_dist.train.worker import train_worker
 
+    failures = FailureConfig(max_failures=settings["train"]["max_failures"])
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(START_TIMEOUT_S))
     trainer = TorchTrainer(
         cast(Any, train_worker),  # Ray's annotation does not know of return values
         train_loop_config=settings,
         torch_config=TorchConfig(backend="nccl" if device == "cuda" else "gloo"),
         scaling_config=ScalingConfig(num_workers=workers, use_gpu=device == "cuda"),
-        run_config=RunConfig(name="ray", storage_path=str(folder), failure_config=FailureConfig(max_failures=0)),
+        run_config=RunConfig(name="ray", storage_path=str(folder), failure_config=failures),
     )
     try:
         result: Any = trainer.fit()
+    except KeyboardInterrupt:  # SIGTERM and SIGHUP; Ctrl-C is for Ray Train, which ends the workers
+        _stop(settings["mailbox"])
+        raise
     except TrainingFailedError as error:
         raise _root_cause(error) from None
     value: list[dict[str, Any]] = result.return_value
     return value
+
+
+def _stop(mailbox: Any) -> None:
+    """Let the workers save their states; they say so by failing. Raises what they raise."""
+    import ray
+
+    ray.get(mailbox.stop.remote())
+    until = time.monotonic() + STOP_TIMEOUT_S
+    while time.monotonic() < until:
+        if (failure := ray.get(mailbox.failure.remote())) is not None:
+            raise failure
+        if ray.get(mailbox.ended.remote()):
+            return  # there was nothing left to stop
+        time.sleep(0.2)
 
 
 def _root_cause(error: Exception) -> BotDistError:

@@ -22,6 +22,8 @@ class Mailbox:
 
     def __init__(self) -> None:
         self._events: list[dict[str, Any]] = []
+        self._stopped = self._ended = False
+        self._failure: Exception | None = None
 
     def put(self, event: dict[str, Any]) -> None:
         self._events.append(event)
@@ -29,6 +31,26 @@ class Mailbox:
     def take(self) -> list[dict[str, Any]]:
         taken, self._events = self._events, []
         return taken
+
+    def stop(self) -> None:
+        """Ask the workers to save their state and end."""
+        self._stopped = True
+
+    def stopped(self) -> bool:
+        return self._stopped
+
+    def fail(self, error: Exception) -> None:
+        """Remember what a worker has raised that would come again."""
+        self._failure = self._failure or error
+
+    def end(self) -> None:
+        self._ended = True
+
+    def ended(self) -> bool:
+        return self._ended
+
+    def failure(self) -> Exception | None:
+        return self._failure
 
 
 class Events:

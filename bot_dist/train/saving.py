@@ -8,11 +8,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from bot_dist.checkpoint import CheckpointWriter, store_layout
+from bot_dist.checkpoint import CheckpointWriter, Manifest, Storage, store_layout
+from bot_dist.checkpoint.manifest import ATTEMPTS
 from bot_dist.convert.processor import save_image_processor
 from bot_dist.convert.source import Source
 from bot_dist.convert.storage import join
 from bot_dist.convert.tokenizer import save_tokenizer
+from bot_dist.errors import CheckpointError
 from bot_dist.families import Model
 from bot_dist.train.zero import full_parameters
 
@@ -36,6 +38,14 @@ def create_store(
             save_image_processor(tokenizer_url, writer.url)
     dist.broadcast_object_list(attempt, src=0)
     return attempt[0]
+
+
+def is_of(url: str, run_digest: str) -> bool:
+    """Whether the store that is there was committed by this very run, before it was killed."""
+    try:
+        return Manifest.load(Storage(url)).data.startswith(f"{ATTEMPTS}/{run_digest[:32]}-")
+    except CheckpointError:
+        return False
 
 
 def save(

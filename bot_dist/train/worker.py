@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
+import functools
 import math
 import os
 import resource
 import statistics
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
-from bot_dist.errors import RunError
+from bot_dist.convert.storage import join
+from bot_dist.errors import BotDistError, RunError, StoppedError
 from bot_dist.families import model_of
 from bot_dist.recipe import TrainConfig
 from bot_dist.train.data import Batches
 from bot_dist.train.events import Events
 from bot_dist.train.objectives import HELD_OUT, Data, Examples, Objective, objective_of
 from bot_dist.train.optimizer import set_rates
-from bot_dist.train.results import HeldOut, RunResult, Step, TrainRun
+from bot_dist.train.results import HeldOut, RunResult, Step, TrainRun, run_result
+from bot_dist.train.state import Progress, States, digest_of, identity
+from bot_dist.train.stopping import Stopping
+from bot_dist.urls import label
 
 PROBE_TOKENS = 32
 """Length of the probe sequence, where the context is not shorter."""
@@ -30,6 +36,7 @@ PROBE_TOKENS = 32
 
 def train_worker(settings: dict[str, Any]) -> list[dict[str, Any]]:
     """Train ``settings["runs"]`` in order; returns their RunResults as plain data (the same on every rank)."""
+    import ray
     import ray.train
 
     from bot_dist.train.engine import connect
@@ -45,16 +52,40 @@ def train_worker(settings: dict[str, Any]) -> list[dict[str, Any]]:
         held_out=samples.held_out_samples(),
         tokens_per_sample=model_of(runs[0].config).tokens_per_sample(train.context),
     )
-    events = Events(settings["mailbox"].put.remote)
+    mailbox = settings["mailbox"]
+    if (failure := ray.get(mailbox.failure.remote())) is not None:
+        raise failure  # Ray starts workers again whatever they raised, and this would come again
+    events = Events(mailbox.put.remote)
     events.add("workers_ready", workers=dist.get_world_size())
+    results: list[dict[str, Any]] = []
+    done: list[Callable[[], None]] = []
     try:
-        return [_trained(run, settings, train, data, events) for run in runs]
+        with Stopping(mailbox.stopped.remote) as stopping:
+            for run in runs:
+                trainer = _trainer(run, settings, train, data, events, stopping)
+                result = trainer.run()
+                results.append(dataclasses.asdict(result))
+                done.append(functools.partial(trainer.record, result))
+                if train.save_every:
+                    trainer.record(result)
+                events.add("run_done", run=result.name, result=results[-1])
+            if dist.get_rank() == 0:
+                ray.get(mailbox.end.remote())
+            return results
+    except BotDistError as error:
+        if isinstance(error, StoppedError):
+            for record in done:
+                record()
+        ray.get(mailbox.fail.remote(error))
+        raise
     finally:
         events.flush()
 
 
-def _trained(run: TrainRun, settings: dict[str, Any], train: TrainConfig, data: Data, events: Events) -> dict[str, Any]:
-    trainer = Trainer(
+def _trainer(
+    run: TrainRun, settings: dict[str, Any], train: TrainConfig, data: Data, events: Events, stopping: Stopping
+) -> Trainer:
+    return Trainer(
         run,
         train=train,
         data=data,
@@ -62,10 +93,18 @@ def _trained(run: TrainRun, settings: dict[str, Any], train: TrainConfig, data: 
         tokenizer_url=settings["tokenizer_url"],
         events=events,
         device=settings["device"],
+        states=Place(url=join(settings["states_url"], run.name), data=settings["data"]),
+        stopping=stopping,
     )
-    result = dataclasses.asdict(trainer.run())
-    events.add("run_done", run=run.name, result=result)
-    return result
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where the states of a run are."""
+
+    url: str
+    data: str
+    """What identifies that which is trained on."""
 
 
 class Trainer:
@@ -81,8 +120,13 @@ class Trainer:
         tokenizer_url: str,
         events: Events,
         device: Literal["cpu", "cuda"],
+        states: Place | None = None,
+        stopping: Stopping | None = None,
     ) -> None:
+        """Without ``states`` nothing is saved but the trained weights."""
         self._run, self._train, self._data, self._objective, self._events = run, train, data, objective, events
+        self._place, self._stopping = states, stopping
+        self._states: Any = None
         self._tokenizer_url, self._device = tokenizer_url, device
         self._rank, self._world = dist.get_rank(), dist.get_world_size()
         self._data_rank, self._data_world = self._rank // train.tensor, self._world // train.tensor
@@ -104,17 +148,32 @@ class Trainer:
             self._flops_per_s = self._peak_flops()
         _reset_peak_rss()
         begun = time.perf_counter()
-        torch.manual_seed(self._train.seed * 1_000_003 + self._data_rank)  # dropout, where a configuration has it
         source = self._source()
+        facts = identity(run, self._train, self._place.data if self._place else "", source.provenance())
+        if self._place and run.steps:
+            self._states = States(
+                self._place.url,
+                model,
+                facts,
+                source=source,
+                keep=self._train.keep,
+                tokenizer_url=self._tokenizer_url,
+                tell=functools.partial(self._events.add, run=run.name),
+            )
+            if (finished := self._states.finished(run.save_url)) is not None:
+                self._events.add("finished_before", run=run.name, steps=run.steps)
+                return run_result(finished)
         attempt = ""
+        overwrite = run.overwrite
         if run.save_url:
+            overwrite = overwrite or saving.is_of(run.save_url, digest_of(facts))
             attempt = saving.create_store(
                 run.save_url,
                 model,
                 source,
                 tokenizer_url=self._tokenizer_url,
-                run_digest=self._run_digest(),
-                overwrite=run.overwrite,
+                run_digest=digest_of(facts),
+                overwrite=overwrite,
             )
         factors = {p.name: source.learning_rate_factor(p) for _, _, p in model.parameters()}
         self._module, self._engine = engines.start(
@@ -127,25 +186,33 @@ class Trainer:
             inserted=run.inserted,
         )
         loading = time.perf_counter()
-        read_bytes = zero.fill(self._module, self._engine, model, source)
+        progress = self._states.restore(self._module, self._engine) if self._states else None
+        read_bytes = 0 if progress else zero.fill(self._module, self._engine, model, source)
         dist.barrier()
         load_s = time.perf_counter() - loading
-        digest = zero.digest(self._module, self._engine, model)
+        digest = progress.digest if progress else zero.digest(self._module, self._engine, model)
         self._events.add("loaded", run=run.name, seconds=load_s, n_parameters=model.n_parameters, digest=digest)
         started_s = time.perf_counter() - begun
-        self._measure(0)
-        self._train_steps()
+        if progress:
+            self._steps, self._held_out = progress.losses, progress.held_out
+        else:
+            self._measure(0)
+        begun_at = len(self._steps)
+        self._train_steps(digest)
         if run.save_url:
             provenance = {"run": run.name, "steps": run.steps, "source": source.provenance()}
-            saving.save(self._module, self._engine, model, run.save_url, attempt, provenance, overwrite=run.overwrite)
+            saving.save(self._module, self._engine, model, run.save_url, attempt, provenance, overwrite=overwrite)
             self._events.add("saved", run=run.name, url=run.save_url)
         if run.probe_path:
             self._probe(run.probe_path)
         trained_digest = zero.digest(self._module, self._engine, model) if run.steps else None
         ranks: list[Any] = [None] * self._world
         dist.all_gather_object(ranks, (read_bytes, _peak_rss_bytes()))
+        if self._states:
+            self._states.close()
         engines.stop(self._module, self._engine)
         del self._module, self._engine
+        first = self._steps[begun_at].seconds if begun_at < len(self._steps) else None
         return RunResult(
             name=run.name,
             steps=run.steps,
@@ -154,7 +221,7 @@ class Trainer:
             losses=self._steps,
             held_out=self._held_out,
             load_s=load_s,
-            first_step_s=started_s + self._steps[0].seconds if self._steps else None,
+            first_step_s=None if first is None else started_s + first,
             bytes_read=[read for read, _ in ranks],
             peak_rss_bytes=[peak for _, peak in ranks],
             digest=digest,
@@ -179,6 +246,11 @@ class Trainer:
         flops = tokens * self._model.training_flops_per_token(self._data.tokens_per_sample)
         return {"tokens_per_s": tokens / seconds, "mfu": flops / seconds / self._flops_per_s}
 
+    def record(self, result: RunResult) -> None:
+        """Remember that the run is done, so that it is not done again; rank 0 does it."""
+        if self._states:
+            self._states.finish(dataclasses.asdict(result))
+
     def _source(self) -> Any:
         if self._run.url is None:
             from bot_dist.train.initial import InitialSource
@@ -190,15 +262,18 @@ class Trainer:
         source.check(self._model)
         return source
 
-    def _train_steps(self) -> None:
+    def _train_steps(self, digest: str) -> None:
+        """The steps that are left. ``digest``: of the weights that the run began with."""
         run, train, engine = self._run, self._train, self._engine
         share = train.batch // self._data_world
-        for step in range(run.steps):
+        for step in range(len(self._steps), run.steps):
             begun = time.perf_counter()
+            torch.manual_seed(seed_of(train.seed, step, self._data_rank))  # dropout, where a configuration has it
             rate = set_rates(engine.optimizer.param_groups, train, step, run.steps)
             engine.train()
             samples = self._data.batches.batch(step, self._data_rank, self._data_world)
-            loss = self._backward(self._objective.examples(samples, step=step, first=self._data_rank * share))
+            mine = self._objective.examples(samples, step=step, first=self._data_rank * share)
+            loss, stopped_by = self._backward(mine)
             value = self._finite(loss, "loss", step + 1)
             engine.step()
             done = Step(step=step + 1, loss=value, learning_rate=rate, seconds=time.perf_counter() - begun)
@@ -207,10 +282,19 @@ class Trainer:
             self._events.add("step", run=run.name, steps=run.steps, **fields)
             if (step + 1) % train.evaluate_every == 0 or step + 1 == run.steps:
                 self._measure(step + 1)
+            if self._states and (stopped_by or (train.save_every and (step + 1) % train.save_every == 0)):
+                progress = Progress(digest=digest, losses=[*self._steps], held_out=[*self._held_out])
+                self._states.save(self._module, engine, progress)
+            if self._states and stopped_by and step + 1 < run.steps:
+                self._states.wait()
+                raise StoppedError(
+                    f"run '{run.name}' was stopped after step {step + 1} of {run.steps}; its state is in "
+                    f"{label(self._states.url_of(step + 1))}: run the same command again to go on from there"
+                )
 
-    def _backward(self, mine: Examples) -> float:
+    def _backward(self, mine: Examples) -> tuple[float, float]:
         """Gradients of this rank's share of a step, part by part; returns the mean loss over all labels of the step,
-        on whichever rank they are. The engine takes its step after the last part."""
+        on whichever rank they are, and how many ranks are to stop. The engine takes its step after the last part."""
         n_labels = self._sum(float(mine.n_labels))[0]
         # DeepSpeed takes the mean over ranks and parts, and these may have different numbers of labels. Both sides of
         # the fraction count every tensor-parallel rank.
@@ -223,7 +307,9 @@ class Trainer:
             loss = part.loss(self._logits(part))
             total += loss.detach()
             self._engine.backward(loss * scale)
-        return self._sum(total.item())[0] / n_labels
+        stops = self._stopping is not None and self._stopping.asked()
+        loss_sum, stopped_by = self._sum(total.item(), float(stops))
+        return loss_sum / n_labels, stopped_by
 
     def _measure(self, step: int) -> None:
         """Held-out loss: mean over all labels, whichever rank has them. Every rank runs equally many forwards,
@@ -286,9 +372,10 @@ class Trainer:
             raise RunError(f"run '{self._run.name}': {what} is {value} at step {step} of {self._run.steps}; {way_out}")
         return value
 
-    def _run_digest(self) -> str:
-        run = {**dataclasses.asdict(self._run), "overwrite": None, "train": self._train.model_dump()}
-        return hashlib.sha256(json.dumps(run, sort_keys=True).encode()).hexdigest()
+
+def seed_of(seed: int, step: int, rank: int) -> int:
+    """Of what is random in a step on a rank: of these alone, so that a run that goes on draws what it would have."""
+    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def _reset_peak_rss() -> None:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
+import signal
 import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from bot_dist.checkpoint import CheckpointReader
-from bot_dist.errors import CheckpointExistsError, InputError, RunError
+from bot_dist.errors import CheckpointExistsError, InputError, RunError, StoppedError
 from bot_dist.families import model_of
 from bot_dist.recipe import ClusterConfig, TrainConfig
 from bot_dist.sharding import whole
@@ -154,6 +158,63 @@ def test_two_workers_train_as_one_process_does(pico_llama, start, train, pico_to
     kinds = [event["event"] for event in events if event.get("run") == "transferred"]
     assert kinds == ["loaded", "held_out", "step", "step", "held_out", "step", "step", "held_out", "saved", "run_done"]
     assert json.loads(json.dumps(result.to_json()))["runs"][0]["name"] == "transferred"
+
+
+def test_a_killed_worker_costs_nothing_but_time(pico_llama, start, train, tmp_path):
+    config, events = hf_config(pico_llama()), []
+    runs = [
+        TrainRun(name="first", config=config, url=None, steps=2, save_url=str(tmp_path / "first.zarr")),
+        TrainRun(name="second", config=config, url=None, steps=80),
+    ]
+    train = train.model_copy(update={"save_every": 5, "max_failures": 1, "evaluate_every": 40})
+
+    def kill(event: dict[str, Any]) -> None:
+        events.append(event)
+        if event["event"] == "state_saved" and event["run"] == "second" and "resumed" not in kinds(events):
+            workers = [p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in p.name()]
+            workers = workers or [
+                p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline())
+            ]
+            workers[-1].kill()
+
+    def kinds(events: list[dict[str, Any]]) -> list[str]:
+        return [event["event"] for event in events]
+
+    survived = start(runs, train, on_event=kill)
+    assert "finished_before" in kinds(events)
+    assert kinds(events).count("resumed") == 1
+    undisturbed = start(
+        [dataclasses.replace(run, save_url=None) for run in runs], train, output=str(tmp_path / "other")
+    )
+    for run, same in zip(survived.runs, undisturbed.runs, strict=True):
+        assert [step.loss for step in run.losses] == [step.loss for step in same.losses]
+        assert run.held_out == same.held_out
+        assert run.trained_digest == same.trained_digest
+
+
+@pytest.mark.slow
+def test_a_signal_to_the_driver_saves_the_state(pico_llama, start, train):
+    run = TrainRun(name="run", config=hf_config(pico_llama()), url=None, steps=300)
+    events: list[dict[str, Any]] = []
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    def stop(event: dict[str, Any]) -> None:
+        events.append(event)
+        if event["event"] == "step" and event["step"] == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    train = train.model_copy(update={"evaluate_every": 300})
+    handler = signal.signal(signal.SIGTERM, interrupt)  # as the command line does
+    try:
+        with pytest.raises(StoppedError, match=r"run 'run' was stopped after step \d+ of 300; its state is in .*step-"):
+            start([run], train, on_event=stop)
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    saved = [event["step"] for event in events if event["event"] == "state_saved"]
+    start([run], train, on_event=events.append)
+    assert [event["step"] for event in events if event["event"] == "resumed"] == saved
 
 
 @pytest.mark.slow

@@ -1,0 +1,141 @@
+"""Training states: taken up by another world and stage, passed over when damaged, refused to another run."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bot_dist.checkpoint import CheckpointReader
+from bot_dist.checkpoint.verification import default_threads, parts, verify_by_threads
+from bot_dist.errors import CheckpointError, InputError, StoppedError
+from bot_dist.families import model_of
+from bot_dist.recipe import TrainConfig
+from bot_dist.train.data import Batches
+from bot_dist.train.objectives import objective_of
+from bot_dist.train.results import RunResult, TrainRun, run_result
+from tests.integration.ranks import on_ranks
+from tests.integration.test_trainer import BATCH, text
+
+pytestmark = pytest.mark.deepspeed
+
+TRAIN = TrainConfig(steps=6, batch=BATCH, learning_rate=3e-3, evaluate_every=2, save_every=2, keep=2, stage=3)
+
+
+def train_on_rank(pico_url: str, config: dict[str, Any], train: TrainConfig, folder: str, stop_at: int) -> Any:
+    """The result; or what was raised, and what was told before. At ``stop_at`` the last rank gets a SIGTERM."""
+    import torch.distributed as dist
+
+    from bot_dist.train.events import Events
+    from bot_dist.train.stopping import Stopping
+    from bot_dist.train.worker import Place, Trainer
+
+    told: list[dict[str, Any]] = []
+
+    class Batched(Batches[Any]):
+        def batch(self, step: int, rank: int, world: int) -> Any:
+            if step + 1 == stop_at and dist.get_rank() == dist.get_world_size() - 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super().batch(step, rank, world)
+
+    data = text()
+    data = dataclasses.replace(data, batches=Batched(data.batches._samples, BATCH, seed=0))
+    with Stopping(None) as stopping:
+        trainer = Trainer(
+            TrainRun(name="run", config=config, url=pico_url, steps=train.steps),
+            train=train,
+            data=data,
+            objective=objective_of(model_of(config), seed=train.seed, masking=None),
+            tokenizer_url="",
+            events=Events(told.append),
+            device="cpu",
+            states=Place(url=folder, data="drawn"),
+            stopping=stopping,
+        )
+        try:
+            return dataclasses.asdict(trainer.run()), told
+        except (InputError, CheckpointError, StoppedError) as error:
+            return error, told
+
+
+def train_on(
+    world: int, pico: Any, folder: Path, train: TrainConfig = TRAIN, stop_at: int = 0
+) -> tuple[RunResult | Exception, list[dict[str, Any]]]:
+    config = json.loads((pico.folder / "config.json").read_text())
+    found, told = on_ranks(world, train_on_rank, pico.url, config, train, str(folder), stop_at)[0]
+    return (run_result(found) if isinstance(found, dict) else found), told
+
+
+def kinds(told: Sequence[dict[str, Any]]) -> list[str]:
+    return [event["event"] for event in told]
+
+
+def curve(result: RunResult | Exception) -> list[float]:
+    assert isinstance(result, RunResult), result
+    assert [step.step for step in result.losses] == [*range(1, 7)]
+    assert [h.step for h in result.held_out] == [0, 2, 4, 6]
+    return [step.loss for step in result.losses] + [h.loss for h in result.held_out]
+
+
+def test_a_stopped_run_goes_on_as_if_it_had_not(pico_llama: Any, tmp_path: Path) -> None:
+    pico = pico_llama(num_hidden_layers=1)
+    undisturbed, _ = train_on(2, pico, tmp_path / "undisturbed")
+
+    # A SIGTERM on one rank saves the step that it came in, and the same world goes on bit by bit.
+    stopped, _ = train_on(2, pico, tmp_path / "run", stop_at=3)
+    assert isinstance(stopped, StoppedError)
+    assert "run 'run' was stopped after step 3 of 6" in str(stopped)
+    again, told = train_on(2, pico, tmp_path / "run")
+    assert kinds(told).count("step") == 3
+    assert next(event for event in told if event["event"] == "resumed")["step"] == 3
+    assert curve(again) == curve(undisturbed)
+    assert again.trained_digest == undisturbed.trained_digest
+    assert again.digest == undisturbed.digest
+
+    # Its states are checkpoints: of the model, with moments beside it, whole; the best is kept besides the last two.
+    names = sorted(path.name for path in (tmp_path / "run").iterdir())
+    assert names[-2:] == ["step-00000004", "step-00000006"]
+    reader = CheckpointReader(str(tmp_path / "run" / "step-00000006"))
+    reader.check(model_of(reader.config))
+    assert len(reader.manifest.parameters) == 3 * len([*reader.tensors()])
+    assert verify_by_threads(reader, parts(reader, 1), default_threads(), lambda part: None) == []
+
+    # Another learning rate is another run.
+    other, _ = train_on(1, pico, tmp_path / "run", TRAIN.model_copy(update={"learning_rate": 1e-3}))
+    assert isinstance(other, InputError)
+    assert "another run: train.learning_rate differ" in str(other)
+
+
+def test_another_world_and_stage_pass_over_what_is_damaged(pico_llama: Any, tmp_path: Path) -> None:
+    pico = pico_llama(num_hidden_layers=1)
+    first, _ = train_on(3, pico, tmp_path / "run", TRAIN.model_copy(update={"stage": 1}))
+    newest = tmp_path / "run" / "step-00000006"
+    shard = next(newest.glob("data/*/moments/exp_avg_sq/*/c.*"))
+    shard.write_bytes(bytes(reversed(shard.read_bytes())))
+
+    second, told = train_on(2, pico, tmp_path / "run", TRAIN.model_copy(update={"stage": 1, "tensor": 2}))
+    assert kinds(told)[:2] == ["state_passed", "resumed"]
+    assert "is damaged" in told[0]["problem"]
+    assert told[1]["step"] == 4
+    assert curve(second) == pytest.approx(curve(first), abs=1e-3)
+
+    # What ranks that cut parameters have saved, too, is there for another stage.
+    (newest.parent / "step-00000004").rename(tmp_path / "set aside")
+    third, told = train_on(1, pico, tmp_path / "run")
+    assert [event["step"] for event in told if event["event"] == "resumed"] == [6]
+    assert third.trained_digest == second.trained_digest
+    (tmp_path / "set aside").rename(newest.parent / "step-00000004")
+
+    (tmp_path / "run" / "step-00000006" / "manifest.json").unlink()  # unfinished: no state at all
+    for manifest in (tmp_path / "run").glob("*/manifest.json"):
+        manifest.write_text(manifest.read_text().replace('"step": 4', '"step": 5', 1))
+    none, told = train_on(1, pico, tmp_path / "run")
+    assert isinstance(none, CheckpointError)
+    assert "every training state is damaged" in str(none)
+    assert "step" not in kinds(told)

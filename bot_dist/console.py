@@ -234,6 +234,10 @@ class _Bars:
         found = f"{event['run']}: the state of step {event['step']} is passed over: {event['problem']}"
         self.bars.console.print(found, style="yellow", markup=False)
 
+    def on_pretrain_skipped(self, event: dict[str, Any]) -> None:
+        found = f"{event['run']}: step {event['step']} is left out: its loss is {event['loss']:.4g}"
+        self.bars.console.print(found, style="yellow", markup=False)
+
     def on_pretrain_finished_before(self, event: dict[str, Any]) -> None:
         self.bars.console.print(f"{event['run']}: its {event['steps']} steps were done before", markup=False)
 

@@ -301,6 +301,14 @@ class TrainConfig(Config):
     """How many states of a run are kept, besides the one with the lowest held-out loss of those measured."""
     max_failures: int = Field(default=0, ge=0)
     """How often workers that died are started again, to go on from the newest state; needs ``save_every``."""
+    spike: float | None = Field(default=None, gt=0)
+    """A step whose loss is above the mean of the 32 before by more than so many standard deviations is a spike; None:
+    only one whose loss is not finite."""
+    on_spike: Literal["stop", "skip"] = "stop"
+    """``stop``: the run ends, and names the step, its samples and the state to go on from. ``skip``: the step is left
+    out before it changes anything; of whole steps that are computed at once (``accumulate`` 1)."""
+    max_skipped: int = Field(default=10, ge=1)
+    """Of a run's steps that may be left out; one more ends it."""
     scratch: bool = True
     """Also train the same model from the family's own initialisation, on the same data."""
     source_loss: bool = False
@@ -314,6 +322,10 @@ class TrainConfig(Config):
             raise ValueError("a run is trained on text or on images, and both are named; leave out text or images")
         if self.max_failures and not self.save_every:
             raise ValueError("max_failures: there is no state to go on from; set save_every too")
+        if self.on_spike == "skip" and self.accumulate > 1:
+            raise ValueError(
+                f"on_spike skip is of steps that are computed at once, and accumulate is {self.accumulate}"
+            )
         if self.offload == "all" and self.stage != 3:
             raise ValueError(f"offload all is of stage 3, and stage is {self.stage}; use offload optimizer")
         if self.compile and (self.stage == 3 or self.tensor > 1):

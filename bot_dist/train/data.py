@@ -59,9 +59,17 @@ class Batches(Generic[T]):
 
     def read(self, position: int, n: int) -> T:
         """``n`` samples, after ``position`` have been consumed."""
+        return self._samples.read(self._numbers(position, n))
+
+    def numbers(self, step: int) -> list[int]:
+        """Which samples ``step`` trains on, over all ranks."""
+        return self._numbers(step * self._batch, self._batch)
+
+    def _numbers(self, position: int, n: int) -> list[int]:
         epochs, places = np.divmod(np.arange(position, position + n), len(self._samples))
         numbers = [shuffled(places[epochs == e], len(self._samples), [self._seed, e]) for e in np.unique(epochs)]
-        return self._samples.read(np.concatenate(numbers).tolist())
+        found: list[int] = np.concatenate(numbers).tolist()
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)

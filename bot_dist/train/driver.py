@@ -53,7 +53,7 @@ def pretrain(
     thread with each event as it happens: ``tokenised``, ``workers_ready``, ``loaded``, ``resumed``, ``state_passed``,
     ``held_out``, ``step``, ``state_saved``, ``saved``, ``finished_before``, ``run_done`` (with the ``result`` of the
     run). All files go under ``{output}/train``, those of each run as ``Metrics`` has them. Runs go on from their states
-    in ``{output}/train/states``, unless ``fresh``, which removes them.
+    in ``{output}/train/states``, unless ``fresh``, which removes them and what they have shown.
 
     Raises InputError for what the user can put right before anything runs (and where a worker finds it), RunError for
     what failed later.
@@ -83,7 +83,7 @@ def pretrain(
         "data": posixpath.basename(samples.url) if train.images is None else label(train.images),
     }
     ready: list[float] = []
-    metrics = Metrics(folder)
+    metrics = Metrics(folder, fresh=fresh)
 
     def follow(event: dict[str, Any]) -> None:
         metrics(event)

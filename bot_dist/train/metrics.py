@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,9 @@ class Metrics:
     ``bot_dist_train_steps_left``.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, *, fresh: bool) -> None:
+        """``fresh``: what earlier runs of these names have left is removed."""
+        self._folder, self._fresh = folder, fresh
         self._writers: dict[str, Any] = {}
         self._gauges = {
             _name(event, field): Gauge(f"bot_dist_train_{_name(event, field)}", what, ("run",))
@@ -61,6 +63,8 @@ class Metrics:
         if run not in self._writers:
             from torch.utils.tensorboard import SummaryWriter
 
+            if self._fresh:
+                shutil.rmtree(folder, ignore_errors=True)
             self._writers[run] = SummaryWriter(str(folder / "tensorboard"), purge_step=step)
         with (folder / "metrics.jsonl").open("a") as file:
             file.write(json.dumps({"time": time, "step": step, **values}) + "\n")

@@ -39,6 +39,8 @@ class Step:
     learning_rate: float
     """Without the factors of single parameters."""
     seconds: float
+    skipped: bool = False
+    """Whether its loss was a spike and it was left out: it changed nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,6 +26,7 @@ from bot_dist.train.events import Events
 from bot_dist.train.objectives import HELD_OUT, Data, Examples, Objective, objective_of
 from bot_dist.train.optimizer import set_rates
 from bot_dist.train.results import HeldOut, RunResult, Step, TrainRun, run_result
+from bot_dist.train.spikes import highest, is_spike
 from bot_dist.train.state import Progress, States, digest_of, identity
 from bot_dist.train.stopping import Stopping
 from bot_dist.urls import label
@@ -273,10 +274,15 @@ class Trainer:
             engine.train()
             samples = self._data.batches.batch(step, self._data_rank, self._data_world)
             mine = self._objective.examples(samples, step=step, first=self._data_rank * share)
-            loss, stopped_by = self._backward(mine)
-            value = self._finite(loss, "loss", step + 1)
-            engine.step()
-            done = Step(step=step + 1, loss=value, learning_rate=rate, seconds=time.perf_counter() - begun)
+            limit = highest(self._steps, train.spike)
+            loss, stopped_by = self._backward(mine, limit)
+            spike = is_spike(loss, limit)
+            if spike:
+                self._check_spike(step + 1, loss, limit)
+            else:
+                engine.step()
+            seconds = time.perf_counter() - begun
+            done = Step(step=step + 1, loss=loss, learning_rate=rate, seconds=seconds, skipped=spike)
             self._steps.append(done)
             fields = {**dataclasses.asdict(done), **self._speed(done.seconds)}
             self._events.add("step", run=run.name, steps=run.steps, **fields)
@@ -292,9 +298,10 @@ class Trainer:
                     f"{label(self._states.url_of(step + 1))}: run the same command again to go on from there"
                 )
 
-    def _backward(self, mine: Examples) -> tuple[float, float]:
+    def _backward(self, mine: Examples, limit: float) -> tuple[float, float]:
         """Gradients of this rank's share of a step, part by part; returns the mean loss over all labels of the step,
-        on whichever rank they are, and how many ranks are to stop. The engine takes its step after the last part."""
+        on whichever rank they are, and how many ranks are to stop. The engine takes its step after the last part.
+        Where spikes are skipped, there are no gradients of a loss above the ``limit``."""
         n_labels = self._sum(float(mine.n_labels))[0]
         # DeepSpeed takes the mean over ranks and parts, and these may have different numbers of labels. Both sides of
         # the fraction count every tensor-parallel rank.
@@ -306,6 +313,8 @@ class Trainer:
             part = mine.part(first, first + self._part).to(self._device)
             loss = part.loss(self._logits(part))
             total += loss.detach()
+            if self._train.on_spike == "skip" and is_spike(self._sum(total.item())[0] / n_labels, limit):
+                break
             self._engine.backward(loss * scale)
         stops = self._stopping is not None and self._stopping.asked()
         loss_sum, stopped_by = self._sum(total.item(), float(stops))
@@ -360,6 +369,25 @@ class Trainer:
             os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
             save_file({**inputs, "logits": logits.float().cpu().contiguous()}, path)
         dist.barrier()
+
+    def _check_spike(self, step: int, loss: float, limit: float) -> None:
+        """Raise RunError unless the spike of this step may be left out."""
+        train, run = self._train, self._run
+        skipped = sum(done.skipped for done in self._steps)
+        if train.on_spike == "skip" and skipped < train.max_skipped:
+            self._events.add("skipped", run=run.name, step=step, loss=loss)
+            return
+        saved = step - 1 - (step - 1) % train.save_every if train.save_every else 0
+        state = label(self._states.url_of(saved)) if self._states and saved else "none; train.save_every saves them"
+        numbers = ", ".join(map(str, self._data.batches.numbers(step - 1)))
+        found = f"loss is {loss:.4g} at step {step} of {run.steps}"
+        what = f", above {limit:.4g} (train.spike={train.spike:g})" if math.isfinite(loss) else ""
+        many = f", after {skipped} that were skipped (train.max_skipped)" if skipped else ""
+        raise RunError(
+            f"run '{run.name}': {found}{what}{many}; lower train.learning_rate ({train.learning_rate:g}), raise "
+            f"train.warmup ({train.warmup}), or leave such steps out (train.on_spike=skip); its batch: samples "
+            f"{numbers}; the last good state: {state}"
+        )
 
     def _finite(self, value: float, what: str, step: int) -> float:
         if not math.isfinite(value):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import signal
 from collections.abc import Sequence
@@ -11,15 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from bot_dist.checkpoint import CheckpointReader
 from bot_dist.checkpoint.verification import default_threads, parts, verify_by_threads
-from bot_dist.errors import CheckpointError, InputError, StoppedError
+from bot_dist.errors import CheckpointError, InputError, RunError, StoppedError
 from bot_dist.families import model_of
 from bot_dist.recipe import TrainConfig
 from bot_dist.train.data import Batches
 from bot_dist.train.objectives import objective_of
-from bot_dist.train.results import RunResult, TrainRun, run_result
+from bot_dist.train.results import RunResult, Step, TrainRun, run_result
+from bot_dist.train.spikes import highest, is_spike
 from tests.integration.ranks import on_ranks
 from tests.integration.test_trainer import BATCH, text
 
@@ -28,8 +31,11 @@ pytestmark = pytest.mark.deepspeed
 TRAIN = TrainConfig(steps=6, batch=BATCH, learning_rate=3e-3, evaluate_every=2, save_every=2, keep=2, stage=3)
 
 
-def train_on_rank(pico_url: str, config: dict[str, Any], train: TrainConfig, folder: str, stop_at: int) -> Any:
-    """The result; or what was raised, and what was told before. At ``stop_at`` the last rank gets a SIGTERM."""
+def train_on_rank(
+    pico_url: str, config: dict[str, Any], train: TrainConfig, folder: str, stop_at: int, spikes: Sequence[int]
+) -> Any:
+    """The result; or what was raised, and what was told before. At ``stop_at`` the last rank gets a SIGTERM; in the
+    steps of ``spikes`` it sees token 1."""
     import torch.distributed as dist
 
     from bot_dist.train.events import Events
@@ -42,7 +48,10 @@ def train_on_rank(pico_url: str, config: dict[str, Any], train: TrainConfig, fol
         def batch(self, step: int, rank: int, world: int) -> Any:
             if step + 1 == stop_at and dist.get_rank() == dist.get_world_size() - 1:
                 os.kill(os.getpid(), signal.SIGTERM)
-            return super().batch(step, rank, world)
+            samples = super().batch(step, rank, world)
+            if step + 1 in spikes and rank == world - 1:
+                samples[-1, 3] = 1
+            return samples
 
     data = text()
     data = dataclasses.replace(data, batches=Batched(data.batches._samples, BATCH, seed=0))
@@ -60,15 +69,15 @@ def train_on_rank(pico_url: str, config: dict[str, Any], train: TrainConfig, fol
         )
         try:
             return dataclasses.asdict(trainer.run()), told
-        except (InputError, CheckpointError, StoppedError) as error:
+        except (InputError, CheckpointError, RunError) as error:
             return error, told
 
 
 def train_on(
-    world: int, pico: Any, folder: Path, train: TrainConfig = TRAIN, stop_at: int = 0
+    world: int, pico: Any, folder: Path, train: TrainConfig = TRAIN, stop_at: int = 0, spikes: Sequence[int] = ()
 ) -> tuple[RunResult | Exception, list[dict[str, Any]]]:
     config = json.loads((pico.folder / "config.json").read_text())
-    found, told = on_ranks(world, train_on_rank, pico.url, config, train, str(folder), stop_at)[0]
+    found, told = on_ranks(world, train_on_rank, pico.url, config, train, str(folder), stop_at, spikes)[0]
     return (run_result(found) if isinstance(found, dict) else found), told
 
 
@@ -139,3 +148,42 @@ def test_another_world_and_stage_pass_over_what_is_damaged(pico_llama: Any, tmp_
     assert isinstance(none, CheckpointError)
     assert "every training state is damaged" in str(none)
     assert "step" not in kinds(told)
+
+
+@pytest.mark.parametrize("stage", [1, 3])
+def test_a_spike_is_left_out_or_named(pico_llama: Any, tmp_path: Path, stage: int) -> None:
+    pico = pico_llama(tied=False, num_hidden_layers=1)
+    with torch.no_grad():
+        pico.model.model.embed_tokens.weight[1] = float("nan")  # which no text has but that of a spike
+    pico.model.save_pretrained(pico.folder)
+    skip = TRAIN.model_copy(update={"stage": stage, "save_every": 1, "keep": 6, "on_spike": "skip", "max_skipped": 1})
+    result, told = train_on(2, pico, tmp_path / "run", skip, spikes=[3])
+    assert isinstance(result, RunResult), result
+    assert [step.skipped for step in result.losses] == [False, False, True, False, False, False]
+    assert [math.isfinite(step.loss) for step in result.losses] == [not step.skipped for step in result.losses]
+    assert kinds(told).count("skipped") == 1
+    before, after, later = (CheckpointReader(str(tmp_path / "run" / f"step-0000000{n}")) for n in (2, 3, 4))
+    for name in before.manifest.parameters:
+        same = before.manifest.digests[name] == after.manifest.digests[name]
+        assert same, f"{name} was changed by a step that was left out"
+    assert any(after.manifest.digests[name] != later.manifest.digests[name] for name in after.manifest.parameters)
+
+    twice, _ = train_on(2, pico, tmp_path / "twice", skip, spikes=[3, 5])
+    assert isinstance(twice, RunError)
+    stopped, _ = train_on(2, pico, tmp_path / "stopped", skip.model_copy(update={"on_spike": "stop"}), spikes=[4])
+    assert isinstance(stopped, RunError)
+    assert "loss is nan at step 4 of 6" in str(stopped)
+    assert "step-00000003" in str(stopped)
+    numbers = str(text().batches.numbers(3)).strip("[]")
+    assert f"its batch: samples {numbers}; " in str(stopped)
+
+
+def test_a_spike_is_far_above_what_was_before() -> None:
+    steps = [Step(step=i + 1, loss=2 + i % 2, learning_rate=1, seconds=1, skipped=False) for i in range(32)]
+    assert highest(steps, None) == highest(steps[1:], 3.0) == math.inf
+    assert highest(steps, 3.0) == pytest.approx(2.5 + 3 * 0.5)
+    skipped = Step(step=33, loss=math.nan, learning_rate=1, seconds=1, skipped=True)
+    assert highest([*steps, skipped], 3.0) == highest(steps, 3.0)
+    assert is_spike(4.1, 4.0)
+    assert is_spike(math.nan, math.inf)
+    assert not is_spike(4.0, 4.0)

@@ -220,14 +220,12 @@ def _adaptive_notes(recipe: Recipe, model: Model, axes: Sequence[str], grown: Se
 
     verbs = {"shrinking": axes, "growing": grown}
     notes = [f"{verb} is fitted to the source along {', '.join(names)}" for verb, names in verbs.items() if names]
-    if not axes:
-        return notes
-    why_not = sequential_refused(model, model.resized(recipe.target), recipe.transfer)
-    if why_not and recipe.calibrate.passes == "sequential" and _has_text(recipe, model):
-        notes.append(f"it is fitted in one pass, not block by block: {why_not}")
-    if not _has_text(recipe, model):
+    if notes and not _has_text(recipe, model):
         why = "the family is none of language" if model.family.objective == "image" else "there is no calibrate.text"
         notes.append(f"it is fitted to the weights alone, for {why}: a start from statistics is much better")
+    why_not = sequential_refused(model, model.resized(recipe.target), recipe.transfer)
+    if axes and why_not and recipe.calibrate.passes == "sequential" and _has_text(recipe, model):
+        notes.append(f"shrinking is fitted in one pass, not block by block: {why_not}")
     if "embed" in axes and basis == "permutation" and recipe.transfer.basis == "auto":
         notes.append(
             f"'embed' keeps its coordinates of most energy: a rotation would not do, {rotation_refused(model.family)}"

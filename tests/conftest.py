@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -11,6 +12,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+
+
+def default_signals() -> None:
+    """As a terminal has it, in a process before it begins: one that runs behind ``nohup`` or ``&`` ignores some."""
+    for kind in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+        signal.signal(kind, signal.SIG_DFL)
 
 
 @dataclass(frozen=True)

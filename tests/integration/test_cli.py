@@ -19,6 +19,7 @@ import yaml
 
 from bot_dist.checkpoint import CheckpointReader
 from bot_dist.cli import main
+from tests.conftest import default_signals
 
 PicoFactory = Callable[..., Any]
 
@@ -348,7 +349,13 @@ def test_ctrl_c_commits_nothing_stops_the_actors_and_a_rerun_resumes(tmp_path: P
     command = [sys.executable, "-m", "bot_dist.cli", "scale", source, str(store), *options]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, start_new_session=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
+        start_new_session=True,
+        preexec_fn=default_signals,
     )
     deadline = time.monotonic() + 120
     while len(list(store.glob("data/*/_steps/*.json"))) < 5:

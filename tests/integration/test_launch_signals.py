@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from bot_dist.checkpoint.manifest import MANIFEST
+from tests.conftest import default_signals
 
 pytestmark = pytest.mark.ray
 
@@ -29,6 +30,7 @@ def test_a_signal_stops_a_verb_as_cleanly_as_ctrl_c_however_often_it_comes(
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        preexec_fn=default_signals,
         env={key: value for key, value in os.environ.items() if key not in ("RAY_ADDRESS", "RAY_AUTH_MODE")},
     )
     end = time.monotonic() + 120

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from bot_dist.axes import ITEMSIZE
 from bot_dist.calibrate.moments import default_wanted, sites
 from bot_dist.calibrate.share import ROWS
 from bot_dist.families import Model
 from bot_dist.recipe import CalibrateConfig
 
-FLOAT32, FLOAT64 = 4, 8
+FLOAT32, FLOAT64 = ITEMSIZE["float32"], ITEMSIZE["float64"]
 
 SQUARES = 4
 """Matrices of the size of a moment that a fit holds at its worst moment."""

@@ -122,16 +122,15 @@ def _untaken(a: AxisPlan, target: Range) -> np.ndarray:
 def _untouched(module: ModulePlan, step: Step) -> bool:
     """Whether the tile has indices that take nothing from the source and are not to be zero."""
     return any(
-        _blank(module, a, target)[_untaken(a, target)].any() for a, target in zip(module.axes, step.target, strict=True)
+        any(_blank(module, a)) and _untaken(a, target).any() for a, target in zip(module.axes, step.target, strict=True)
     )
 
 
-def _blank(module: ModulePlan, a: AxisPlan, target: Range) -> np.ndarray:
-    """What indices of an axis hold that take nothing from the source, where nothing is drawn for them; over the
-    range."""
+def _blank(module: ModulePlan, a: AxisPlan) -> tuple[float, float]:
+    """What indices of an axis hold that take nothing from the source, where nothing is drawn for them: those that the
+    source has, too, and those beyond."""
     value = module.weight.silent if a.axis == "layer" else module.weight.neutral
-    old = np.arange(*target) < a.n_source
-    return np.where(old, a.spec.row_sum if a.spec is not None and a.constant else value, value)
+    return (a.spec.row_sum if a.spec is not None and a.constant else value), value
 
 
 def _fill(module: ModulePlan, step: Step, values: torch.Tensor) -> None:
@@ -151,10 +150,12 @@ def _fill(module: ModulePlan, step: Step, values: torch.Tensor) -> None:
         torch.where(chosen, random, values, out=values)
     for (a, mask), target in reversed([*zip(untaken, step.target, strict=True)]):  # the layers' last
         if mask.any() and not (a.fill == "init" and module.weight.kind != "vector"):
-            blank = _blank(module, a, target)
-            for value in np.unique(blank):
-                here = torch.from_numpy(blank == value).view(mask.shape).to(mask.device)
-                values.masked_fill_(mask & here, float(value))
+            old, beyond = _blank(module, a)
+            values.masked_fill_(mask, beyond)
+            if old != beyond:
+                values.masked_fill_(
+                    mask & (torch.arange(*target, device=mask.device).view(mask.shape) < a.n_source), old
+                )
 
 
 def _add_noise(module: ModulePlan, step: Step, values: torch.Tensor) -> None:

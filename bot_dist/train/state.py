@@ -9,7 +9,6 @@ that nothing else belongs to a state, and any number of ranks, stage or tensor-p
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import shutil
 import threading
@@ -22,8 +21,15 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from bot_dist.checkpoint import MOMENTS, CheckpointReader, CheckpointWriter, Storage, StoredParameter, store_layout
-from bot_dist.checkpoint.manifest import MANIFEST
+from bot_dist.checkpoint import (
+    MOMENTS,
+    CheckpointReader,
+    CheckpointWriter,
+    Storage,
+    StoredParameter,
+    manifest,
+    store_layout,
+)
 from bot_dist.convert.processor import save_image_processor
 from bot_dist.convert.storage import join
 from bot_dist.convert.tokenizer import save_tokenizer
@@ -76,10 +82,6 @@ def identity(run: TrainRun, train: TrainConfig, data: str, source: Mapping[str, 
     return plain
 
 
-def digest_of(facts: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-
 def check_space(url: str, runs: Iterable[TrainRun], train: TrainConfig) -> None:
     """Raise InputError where a local file system has no space for the states that ``train`` keeps."""
     if not train.save_every or "://" in url:
@@ -126,7 +128,7 @@ class States:
         self.url, self._model, self._facts, self._keep = url, model, dict(facts), keep
         self._source, self._tokenizer_url, self._tell = source, tokenizer_url, tell
         self._storage = Storage(url)
-        self._identity = digest_of(facts)
+        self._identity = manifest.digest(facts)
         self._rank, self._world = dist.get_rank(), dist.get_world_size()
         self._group: Any = None
         self._pieces: list[list[_Piece]] = []
@@ -211,7 +213,7 @@ class States:
         Raises InputError when it is another run's, CheckpointError when it
         is damaged."""
         found: list[Any] = [None]
-        saved = saved_url is None or Storage(saved_url).exists(MANIFEST)
+        saved = saved_url is None or Storage(saved_url).exists(manifest.MANIFEST)
         if self._rank == 0 and saved and self._storage.exists(RESULT):
             try:
                 found = [json.loads(self._storage.read(RESULT))]
@@ -220,7 +222,7 @@ class States:
         record = self._shared(found[0])
         if record is None:
             return None
-        if record == "damaged" or digest_of(record["result"]) != record["digest"]:
+        if record == "damaged" or manifest.digest(record["result"]) != record["digest"]:
             raise CheckpointError(f"{label(self.url)}/{RESULT} is damaged; restore it, or train again (--overwrite)")
         self._check(record["run"])
         result: dict[str, Any] = record["result"]
@@ -230,7 +232,7 @@ class States:
         """Record that the run is done. No collective: rank 0 does it."""
         if self._rank == 0:
             plain = json.loads(json.dumps(result))
-            record = {"run": self._facts, "result": plain, "digest": digest_of(plain)}
+            record = {"run": self._facts, "result": plain, "digest": manifest.digest(plain)}
             self._storage.write(RESULT, [json.dumps(record).encode()], durable=True)
             self._storage.sync_folders("")
 

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from bot_dist.checkpoint import manifest
 from bot_dist.convert.storage import join
 from bot_dist.errors import BotDistError, RunError, StoppedError
 from bot_dist.families import model_of
@@ -27,7 +28,7 @@ from bot_dist.train.objectives import HELD_OUT, Data, Examples, Objective, objec
 from bot_dist.train.optimizer import set_rates
 from bot_dist.train.results import HeldOut, RunResult, Step, TrainRun, run_result
 from bot_dist.train.spikes import highest, is_spike
-from bot_dist.train.state import Progress, States, digest_of, identity
+from bot_dist.train.state import Progress, States, identity
 from bot_dist.train.stopping import Stopping
 from bot_dist.urls import label
 
@@ -167,13 +168,13 @@ class Trainer:
         attempt = ""
         overwrite = run.overwrite
         if run.save_url:
-            overwrite = overwrite or saving.is_of(run.save_url, digest_of(facts))
+            overwrite = overwrite or saving.is_of(run.save_url, manifest.digest(facts))
             attempt = saving.create_store(
                 run.save_url,
                 model,
                 source,
                 tokenizer_url=self._tokenizer_url,
-                run_digest=digest_of(facts),
+                run_digest=manifest.digest(facts),
                 overwrite=overwrite,
             )
         factors = {p.name: source.learning_rate_factor(p) for _, _, p in model.parameters()}
@@ -378,6 +379,8 @@ class Trainer:
             self._events.add("skipped", run=run.name, step=step, loss=loss)
             return
         saved = step - 1 - (step - 1) % train.save_every if train.save_every else 0
+        if self._states:
+            self._states.wait()  # so that the one that is named is whole
         state = label(self._states.url_of(saved)) if self._states and saved else "none; train.save_every saves them"
         numbers = ", ".join(map(str, self._data.batches.numbers(step - 1)))
         found = f"loss is {loss:.4g} at step {step} of {run.steps}"

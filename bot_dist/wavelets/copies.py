@@ -33,7 +33,7 @@ def spread(loudness: npt.NDArray[np.float64], n_target: int) -> Indices:
     for _ in range(n_target - len(loudness)):
         i = heap[0][1]
         times[i] += 1
-        heapq.heapreplace(heap, (-float(loudness[i]) / (times[i]), i))
+        heapq.heapreplace(heap, (-float(loudness[i]) / times[i], i))
     return np.repeat(np.arange(len(loudness)), times)
 
 

@@ -72,14 +72,27 @@ def most_telling(moment: Array, weight: Array, ridge: float, n_target: int, inne
 
 
 def _cheapest(inverse: torch.Tensor, columns: torch.Tensor, among: torch.Tensor) -> torch.Tensor:
-    """``TOGETHER`` coordinates that are cheapest one after the other, when no more than these are looked at."""
+    """``TOGETHER`` coordinates that are cheapest one after the other, when no more than these are looked at.
+
+    As :func:`_drop` does it, but of the inverse, and of the products of columns, only the diagonals and what is dropped
+    next are brought up to date: both are what they were at first, less a sum over those dropped.
+    """
     inverse, columns = inverse[among][:, among], columns[among]
-    gone = torch.zeros(len(among), dtype=torch.bool)
-    for _ in range(TOGETHER):
-        unit = _costs(inverse, columns, 1).masked_fill(gone, math.inf).argmin()
+    first, products = inverse.numpy(), (columns @ columns.T).numpy()
+    left, squares = first.diagonal().copy(), products.diagonal().copy()
+    gains, rows, shifts = np.empty((3, TOGETHER, len(first)))
+    gone = np.zeros(len(first), bool)
+    for i in range(TOGETHER):
+        unit = int(np.where(gone, np.inf, squares / left).argmin())
         gone[unit] = True
-        _drop(inverse, columns, unit[None])
-    return among[gone]
+        row = first[unit] - gains[:i, unit] @ rows[:i]
+        product = products[unit] - gains[:i, unit] @ shifts[:i] - shifts[:i, unit] @ gains[:i]
+        gains[i], rows[i] = row / row[unit], row
+        shifts[i] = product - product[unit] / 2 * gains[i]
+        left -= gains[i] * row
+        squares -= 2 * gains[i] * shifts[i]
+        left[gone] = 1.0  # no division by what is nearly zero
+    return among[torch.from_numpy(gone)]
 
 
 def _costs(inverse: torch.Tensor, columns: torch.Tensor, inner: int) -> torch.Tensor:

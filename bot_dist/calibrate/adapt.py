@@ -38,6 +38,7 @@ from bot_dist.plan import (
     target_model,
 )
 from bot_dist.recipe import Recipe
+from bot_dist.runtime.crew import Crew
 from bot_dist.runtime.transformed import TransformedSource
 from bot_dist.sharding import Mesh
 from bot_dist.wavelets import OperatorSpec, lifting, origins
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
 
 OnEvent = Callable[[dict[str, Any]], None]
 
-FIT_VERSION = 3
+FIT_VERSION = 4
 """Raised when the same statistics come to give other operators, or other facts about them."""
 OPTIONS = {"layer": ("layers",), "embed": ("embed",), "heads": ("heads", "kv_heads"), "mlp": ("mlp",)}
 """The target's options that belong to each axis."""
@@ -113,10 +114,11 @@ class Adaptation:
 
     def run(self) -> Adapted:
         """All stages. Raises InputError where the text is too short or not finite, PlanError where nothing fits."""
-        for axes in self.stages:
+        with Crew(self.recipe.cluster) as self._crew:
+            for axes in self.stages:
+                self._measure()
+                self._stage(axes)
             self._measure()
-            self._stage(axes)
-        self._measure()
         return self.done
 
     def target(self) -> Model:
@@ -264,7 +266,7 @@ class Adaptation:
             self.done.layers or tuple(range(self.model.sizes["layer"])),
             windows=self.text.windows,
             folder=self.folder,
-            cluster=self.recipe.cluster,
+            crew=self._crew,
             on_event=lambda event: self.on_event({"stage": "calibrate", **event, "purpose": "block by block"}),
         )
 
@@ -280,7 +282,7 @@ class Adaptation:
             wanted,
             self.folder,
             mask_token=self.text.mask_token,
-            cluster=self.recipe.cluster,
+            crew=self._crew,
             on_event=lambda event: self.on_event({**event, "purpose": purpose}),
         )
 

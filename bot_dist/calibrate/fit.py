@@ -234,12 +234,10 @@ class Lifted:
         predictor = np.zeros((len(dropped), len(kept)))
         if given.predicts:
             predictor = lifting.predictor(moment, kept, dropped, given.ridge)
-        read = lifting.lifted(n, kept, dropped, predictor)[1]
-        cross = predictor @ moment[np.ix_(kept, dropped)]
-        left = moment[np.ix_(dropped, dropped)] - cross - cross.T + predictor @ moment[np.ix_(kept, kept)] @ predictor.T
-        lost = np.sum(values[dropped] * (left @ values[dropped]))
-        self.errors.append(float(lost / np.sum(values * (moment @ values))))
-        return kept, read
+        missed = values.copy()  # of what is dropped, all but what the kept ones take over
+        missed[kept] = -predictor.T @ values[dropped]
+        self.errors.append(lifting.energy(moment, missed.T) / lifting.energy(moment, values.T))
+        return kept, lifting.lifted(n, kept, dropped, predictor)[1]
 
     def _choose(self, moment: Array, values: Array) -> tuple[lifting.Indices, lifting.Indices]:
         """By what is lost with units or heads whose part all others take over as far as they can; or take no part

@@ -122,6 +122,8 @@ class SequentialShare:
         self._entry = load_file(Path(work.scratch) / ENTRY)[MATRIX]
         self._model = StreamedModel(work.source, work.model)
         self._loaded = -1
+        self._put_out: dict[str, Any] = {}
+        """What the part of a block with a writer, by the writer's name, last gave back, in whatever form it does."""
         self._norms = {site.name: site for site in work.norms}
         self._writers = {writer.site.name: writer for writer in work.writers}
         self._files: dict[str, HiddenStates] = {}
@@ -216,15 +218,19 @@ class SequentialShare:
         writer, work = self._writers[step.name], self._work
         width = work.model.sizes["embed"]
         sums, written = _Regression(work.n_target, width), self._file("written", width)
+        self._load(step.layer)
+        module = self._module(writer.site, step.layer)
+        if writer.splits:
+            fitted = self._fit(Step(kind="inner", layer=step.layer, name=step.name))
+            with torch.no_grad():
+                bias = module(torch.zeros(1, writer.site.size))
+                matrix = module(fitted[MATRIX]) - bias  # from what is kept to what is put out
         for i in range(len(self._inputs)):
             if writer.splits:
-                fitted = self._fit(Step(kind="inner", layer=step.layer, name=step.name))
-                values = self._files[f"into {step.name}"][i][:, fitted[KEPT]] @ fitted[MATRIX]
+                out = self._files[f"into {step.name}"][i][:, fitted[KEPT]] @ matrix + bias
             else:
-                values = self._reach(step, i)
-            self._load(step.layer)
-            with torch.no_grad():
-                out = self._module(writer.site, step.layer)(values)
+                with torch.no_grad():
+                    out = module(self._reach(step, i))
             written[i] = out
             sums.add(self._files[f"aim of {step.name}"][i] - self._files["shrunk"][i], out)
         return sums.found()
@@ -258,10 +264,15 @@ class SequentialShare:
         def reached(_: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
             raise _ReachedError(args[0])
 
+        own = self._part(writer.site, layer)
+        passed = {self._part(other.site, layer): name for name, other in self._writers.items()}
+        passed = {part: name for part, name in passed.items() if part is not own}
         hooks: list[Any] = [
             module.register_forward_hook(lambda *_: seen[None]),
             self._module(writer.site, layer).register_forward_pre_hook(reached),
         ]
+        for part, name in passed.items():  # what these put out does not matter, and takes time
+            part.forward = lambda *_, name=name, **__: self._put_out[name]
         try:
             self._model.block(layer, torch.zeros(len(z), self._work.model.sizes["embed"]))
         except _ReachedError as error:
@@ -269,6 +280,8 @@ class SequentialShare:
         finally:
             for hook in hooks:
                 hook.remove()
+            for part in passed:
+                del part.forward
         raise AssertionError(f"block {layer} does not call {step.name}")
 
     @contextmanager
@@ -289,7 +302,11 @@ class SequentialShare:
             def writer_hook(_: torch.nn.Module, args: Any, out: torch.Tensor, name: str = writer.site.name) -> None:
                 written[name] = out.reshape(-1, out.shape[-1])
 
+            def part_hook(_: torch.nn.Module, args: Any, out: Any, name: str = writer.site.name) -> None:
+                self._put_out[name] = out
+
             hooks.append(self._module(writer.site, layer).register_forward_hook(writer_hook))
+            hooks.append(self._part(writer.site, layer).register_forward_hook(part_hook))
         try:
             yield seen, written
         finally:
@@ -302,6 +319,13 @@ class SequentialShare:
 
     def _module(self, site: Site, layer: int) -> torch.nn.Module:
         return self._model.module.get_submodule(site.path.format(layer=layer))
+
+    def _part(self, site: Site, layer: int) -> torch.nn.Module:
+        """The child of a block that a module of it is in, or is."""
+        blocks = site.path.partition("{layer}")[0]
+        child = site.path[len(blocks) + len("{layer}.") :].partition(".")[0]
+        part: torch.nn.Module = self._model.blocks[layer].get_submodule(child)
+        return part
 
     def _load(self, layer: int) -> None:
         if self._loaded != layer:

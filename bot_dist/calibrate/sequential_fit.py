@@ -20,9 +20,7 @@ from bot_dist.calibrate.fit import Array, AxisFit, Coordinates, Given, Lifted, R
 from bot_dist.calibrate.moments import sites
 from bot_dist.calibrate.sequential import CROSS, ENERGY, ENTRY, KEPT, MATRIX, MOMENT, SequentialWork, Step, Writer
 from bot_dist.calibrate.share import TOKENS, write_whole
-from bot_dist.recipe import ClusterConfig
-from bot_dist.runtime.cluster import connected
-from bot_dist.runtime.shares import run_in_threads
+from bot_dist.runtime.crew import Crew
 from bot_dist.wavelets import lifting
 
 OnEvent = Callable[[dict[str, Any]], None]
@@ -47,11 +45,11 @@ class Sequential(AbstractContextManager[None]):
         *,
         windows: torch.Tensor,
         folder: str,
-        cluster: ClusterConfig,
+        crew: Crew,
         on_event: OnEvent,
     ) -> None:
         self._given, self._layers, self._windows = given, layers, windows
-        self._folder, self._cluster, self._on_event = folder, cluster, on_event
+        self._folder, self._crew, self._on_event = folder, crew, on_event
         stream, self._lifted = fits.get("embed"), {a: f for a, f in fits.items() if isinstance(f, Lifted)}
         assert stream is None or isinstance(stream, (Rotation, Coordinates))
         self._stream, self._by_reader = stream, {fit.reader: fit for fit in self._lifted.values()}
@@ -78,7 +76,7 @@ class Sequential(AbstractContextManager[None]):
         windows, n = self._windows, len(self._layers)
         Path(self._folder).mkdir(parents=True, exist_ok=True)
         self._scratch = tempfile.mkdtemp(prefix="sequential-", suffix=".scratch", dir=self._folder)
-        work = self._work(min(self._cluster.tensor * self._cluster.data, len(windows)))
+        work = self._work(self._crew.shares(len(windows)))
         save_file({"inputs": windows.contiguous()}, f"{self._scratch}/{TOKENS}")
         save_file({MATRIX: _stored(self._entry)}, f"{self._scratch}/{ENTRY}")
         self._on_event({"event": "start", "tokens": windows.numel(), "windows": len(windows), "blocks": n})
@@ -96,13 +94,7 @@ class Sequential(AbstractContextManager[None]):
                 block = self._layers.index(step.layer)
                 self._on_event({"event": "block", "block": block, "of": n, "seconds": seconds})
 
-        if self._cluster.executor == "local":
-            run_in_threads(work, on_step)
-        else:
-            with connected(self._cluster, work.shares):
-                from bot_dist.runtime.calibrate_actors import run_by_actors  # after Ray's import is prepared
-
-                run_by_actors(work, Path(self._scratch).name, on_step)
+        self._crew.run(work, on_step)
         return work
 
     def _work(self, shares: int) -> SequentialWork:

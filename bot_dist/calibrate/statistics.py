@@ -30,8 +30,7 @@ from bot_dist.convert.source import Source
 from bot_dist.errors import InputError, nearest
 from bot_dist.families import Model
 from bot_dist.recipe import ClusterConfig
-from bot_dist.runtime.cluster import connected
-from bot_dist.runtime.shares import run_in_threads
+from bot_dist.runtime.crew import Crew
 from bot_dist.urls import absolute, label
 
 VERSION = 1
@@ -39,7 +38,7 @@ VERSION = 1
 
 Array = npt.NDArray[np.float64]
 OnEvent = Callable[[dict[str, Any]], None]
-LOCAL = ClusterConfig(executor="local")
+ALONE = Crew(ClusterConfig(executor="local"))
 
 
 class Statistics:
@@ -115,15 +114,15 @@ def statistics(
     folder: str | Path,
     *,
     mask_token: int | None = None,
-    cluster: ClusterConfig = LOCAL,
+    crew: Crew = ALONE,
     on_event: OnEvent = lambda event: None,
 ) -> Statistics:
     """Statistics of ``model``, whose weights are in ``source``, on token windows ``(windows, context)``.
 
     ``wanted`` are names of weights without ``.weight``: norms of the residual stream and linear maps. ``mask_token`` is
     what a masked language model needs. Statistics of the same source, tokens and names that are in ``folder`` (a path
-    that all nodes see) are returned as they are; others are computed by ``tensor`` × ``data`` Ray actors, or as many
-    threads of this process, on CPUs in float32; each holds a block, its moments and the activations of a window.
+    that all nodes see) are returned as they are; others are computed by the ``crew``, on CPUs in float32; each of it
+    holds a block, its moments and the activations of a window.
 
     Events: ``cached``; or ``start``, ``block`` after each block, and ``committed``.
 
@@ -152,7 +151,7 @@ def statistics(
     scratch = tempfile.mkdtemp(prefix=f"{key[:8]}-", suffix=".scratch", dir=folder)
     try:
         save_file({"inputs": inputs.contiguous(), "labels": labels.contiguous()}, f"{scratch}/{TOKENS}")
-        shares = min(cluster.tensor * cluster.data, len(windows))
+        shares = crew.shares(len(windows))
         work = Work(source=source, model=model, sites=tuple(chosen), scratch=scratch, shares=shares)
         stored = StatisticsWriter(url, key, work, inputs.numel())
         event("start", tokens=inputs.numel(), windows=len(inputs), blocks=work.steps - 2, shares=shares)
@@ -162,13 +161,7 @@ def statistics(
             if 1 <= step <= work.steps - 2:
                 event("block", block=step - 1, of=work.steps - 2, seconds=time.perf_counter() - started)
 
-        if cluster.executor == "local":
-            run_in_threads(work, on_step)
-        else:
-            with connected(cluster, shares):
-                from bot_dist.runtime.calibrate_actors import run_by_actors  # after Ray's import is prepared
-
-                run_by_actors(work, key, on_step)
+        crew.run(work, on_step)
         stored.commit({"version": VERSION, "context": inputs.shape[1], "source": source.provenance()})
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

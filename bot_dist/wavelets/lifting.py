@@ -126,6 +126,12 @@ def _coordinates(units: torch.Tensor, inner: int) -> torch.Tensor:
     return (units[:, None] * inner + torch.arange(inner)).reshape(-1)
 
 
+def energy(moment: Array, weight: Array) -> float:
+    """Mean square ``tr(W · C · Wᵀ)`` of what a map puts out. Shapes as of :func:`most_telling`."""
+    columns = torch.from_numpy(np.ascontiguousarray(weight.T))
+    return float((columns * (torch.from_numpy(moment) @ columns)).sum())
+
+
 def loudness(moment: Array, weight: Array, inner: int = 1) -> Array:
     """Mean square of what each unit alone puts out, ``tr(W_g · C_gg · W_gᵀ)``, ``(n / inner,)``: what dropping it costs
     when nothing takes over its part. Shapes as of :func:`most_telling`."""

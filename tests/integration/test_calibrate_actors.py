@@ -16,6 +16,7 @@ from bot_dist.convert.open import open_source
 from bot_dist.errors import InputError, RunError
 from bot_dist.families import model_of
 from bot_dist.recipe import ClusterConfig
+from bot_dist.runtime.crew import Crew
 from tests.conftest import Pico
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
@@ -28,8 +29,8 @@ def compute(pico: Pico, folder: Path, on_event: OnEvent = lambda event: None, **
     source = open_source(pico.url)
     model = model_of(source.config)
     tokens = torch.randint(64, (WINDOWS, 12), generator=torch.Generator().manual_seed(3))
-    config = ClusterConfig(**cluster)
-    return statistics(source, model, tokens, default_wanted(model), folder, cluster=config, on_event=on_event)
+    with Crew(ClusterConfig(**cluster)) as crew:
+        return statistics(source, model, tokens, default_wanted(model), folder, crew=crew, on_event=on_event)
 
 
 def assert_same(one: Statistics, other: Statistics) -> None:
@@ -67,7 +68,7 @@ def test_any_number_of_threads(alone: tuple[Pico, Statistics], tmp_path: Path, d
     assert torch.get_num_threads() == before
 
 
-def killer(folder: Path, block: int, *victims: str) -> OnEvent:
+def killer(block: int, *victims: str) -> OnEvent:
     """Kills actors when a block is done."""
     import ray
 
@@ -75,8 +76,9 @@ def killer(folder: Path, block: int, *victims: str) -> OnEvent:
         if event["event"] == "start":
             names.extend(victims)
         while event.get("block") == block and names:
-            (scratch,) = folder.glob("*.scratch")
-            ray.kill(ray.get_actor(f"bot_dist-share-{names.pop()}-{scratch.name[:8]}"))
+            prefix = f"bot_dist-share-{names.pop()}-"
+            (actor,) = [name for name in ray.util.list_named_actors() if name.startswith(prefix)]
+            ray.kill(ray.get_actor(actor))
 
     names: list[str] = []
     return on_event
@@ -86,7 +88,7 @@ def killer(folder: Path, block: int, *victims: str) -> OnEvent:
 def test_another_actor_does_what_a_dead_one_had(alone: tuple[Pico, Statistics], tmp_path: Path, block: int) -> None:
     pico, wanted = alone
     folder, events = tmp_path / "actors", list[dict[str, Any]]()
-    kill = killer(folder, block, "1-of-2")
+    kill = killer(block, "1-of-2")
 
     def on_event(event: dict[str, Any]) -> None:
         events.append(event)
@@ -97,7 +99,7 @@ def test_another_actor_does_what_a_dead_one_had(alone: tuple[Pico, Statistics], 
 
 
 def test_a_share_that_kills_its_actors_is_given_up() -> None:
-    from bot_dist.runtime.calibrate_actors import run_by_actors
+    from bot_dist.runtime.calibrate_actors import Actors
 
     class Deadly:
         """Work whose second share ends the process that does it. (Local, so that it is pickled whole.)"""
@@ -116,8 +118,8 @@ def test_a_share_that_kills_its_actors_is_given_up() -> None:
 
         def close(self) -> None: ...
 
-    with pytest.raises(RunError, match="3 actors have died over share 1 of 2"):
-        run_by_actors(Deadly(), "deadly", lambda step: None)
+    with Actors() as actors, pytest.raises(RunError, match="3 actors have died over share 1 of 2"):
+        actors.run(Deadly(), lambda step: None)
 
 
 def test_more_actors_than_the_cluster_has_cpus(alone: tuple[Pico, Statistics], tmp_path: Path) -> None:

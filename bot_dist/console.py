@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -136,36 +137,42 @@ def progress() -> Iterator[Callable[[dict[str, Any]], None]]:
 
 
 class _Bars:
-    """One bar per stage or training run, fed by events."""
+    """One bar per stage or training run, fed by events, of several members of a family at once."""
 
     def __init__(self, bars: Progress) -> None:
         self.bars = bars
         self.tasks: dict[str, TaskID] = {}
+        self.bytes: dict[str, int] = {}
+        self.started: dict[str, float] = {}
         self.member = ""
-        self.bytes = 0
-        self.started = 0.0
+        self._lock = threading.Lock()
 
     def __call__(self, event: dict[str, Any]) -> None:
-        if (member := event.get("member", "")) != self.member:  # the next of a family begins
-            self.member = member
-            self.tasks.clear()
-            self.bars.console.print(f"{self.member}:", style="bold")
         handler = getattr(self, f"on_{event['stage']}_{event['event']}", None)
-        if handler is not None:
-            handler(event)
+        with self._lock:
+            self.member = event.get("member", "")
+            if handler is not None:
+                handler(event)
+
+    def say(self, text: str, style: str | None = None) -> None:
+        self.bars.console.print(self.named(text), style=style, markup=False)
+
+    def named(self, name: str) -> str:
+        return f"{self.member}: {name}" if self.member else name
 
     def bar(self, name: str, total: float) -> TaskID:
-        if name not in self.tasks:
+        if (name := self.named(name)) not in self.tasks:
             self.tasks[name] = self.bars.add_task(name, total=total, note="")
         return self.tasks[name]
 
     def start_bytes(self, name: str, total: float) -> None:
-        self.bytes, self.started = 0, time.perf_counter()
+        self.bytes[self.named(name)], self.started[self.named(name)] = 0, time.perf_counter()
         self.bar(name, total)
 
     def add_bytes(self, name: str, n: int, advance: float) -> None:
-        self.bytes += n
-        rate = self.bytes / max(1e-9, time.perf_counter() - self.started) / 1e9
+        name = self.named(name)
+        self.bytes[name] += n
+        rate = self.bytes[name] / max(1e-9, time.perf_counter() - self.started[name]) / 1e9
         self.bars.update(self.tasks[name], advance=advance, note=f"{rate:.2f} GB/s")
 
     def calibration(self, event: dict[str, Any]) -> str:
@@ -176,7 +183,7 @@ class _Bars:
         self.bars.update(task, note=f"{event['tokens']:,} tokens")
 
     def on_calibrate_block(self, event: dict[str, Any]) -> None:
-        self.bars.update(self.tasks[self.calibration(event)], completed=event["block"] + 1)
+        self.bars.update(self.tasks[self.named(self.calibration(event))], completed=event["block"] + 1)
 
     def on_calibrate_cached(self, event: dict[str, Any]) -> None:
         task = self.bar(self.calibration(event), 1)
@@ -184,23 +191,20 @@ class _Bars:
 
     def on_calibrate_loss(self, event: dict[str, Any]) -> None:
         if event["loss"] is not None:
-            self.bars.console.print(f"held-out loss, {_after(event['after'])}: {event['loss']:.3f}")
+            self.say(f"held-out loss, {_after(event['after'])}: {event['loss']:.3f}")
 
     def on_transfer_start(self, event: dict[str, Any]) -> None:
         self.start_bytes("transfer (steps)", event["steps"])
 
     def on_transfer_actor_died(self, event: dict[str, Any]) -> None:
         steps = ", ".join(event["steps"]) or "nothing"
-        self.bars.console.print(
-            f"actor {event['rank']} died while doing {steps}; others go on, a new one starts ({event['why']})",
-            markup=False,
-        )
+        self.say(f"actor {event['rank']} died while doing {steps}; others go on, a new one starts ({event['why']})")
 
     def on_transfer_step(self, event: dict[str, Any]) -> None:
         self.add_bytes("transfer (steps)", event["bytes_read"] + event["bytes_written"], 1)
 
     def on_compare_begin(self, event: dict[str, Any]) -> None:
-        self.bars.console.print(f"to be trained: {event['job']}", markup=False)
+        self.say(f"to be trained: {event['job']}")
 
     def on_export_start(self, event: dict[str, Any]) -> None:
         self.start_bytes("export (MB)", round(event["bytes"] / 1e6))
@@ -218,28 +222,28 @@ class _Bars:
         self.bar("diff (M elements)", round(event["elements"] / 1e6))
 
     def on_diff_read(self, event: dict[str, Any]) -> None:
-        self.bars.update(self.tasks["diff (M elements)"], advance=event["elements"] / 1e6)
+        self.bars.update(self.tasks[self.named("diff (M elements)")], advance=event["elements"] / 1e6)
 
     def on_pretrain_tokens_damaged(self, event: dict[str, Any]) -> None:
-        self.bars.console.print(f"tokens are made again: {event['why']}", style="yellow")
+        self.say(f"tokens are made again: {event['why']}", "yellow")
 
     def on_pretrain_tokenised(self, event: dict[str, Any]) -> None:
         task = self.bar("tokenise (MB of text)", round(event["of_bytes"] / 1e6))
         self.bars.update(task, completed=round(event["bytes"] / 1e6))
 
     def on_pretrain_resumed(self, event: dict[str, Any]) -> None:
-        self.bars.console.print(f"{event['run']}: goes on from step {event['step']} ({event['url']})", markup=False)
+        self.say(f"{event['run']}: goes on from step {event['step']} ({event['url']})")
 
     def on_pretrain_state_passed(self, event: dict[str, Any]) -> None:
         found = f"{event['run']}: the state of step {event['step']} is passed over: {event['problem']}"
-        self.bars.console.print(found, style="yellow", markup=False)
+        self.say(found, "yellow")
 
     def on_pretrain_skipped(self, event: dict[str, Any]) -> None:
         found = f"{event['run']}: step {event['step']} is left out: its loss is {event['loss']:.4g}"
-        self.bars.console.print(found, style="yellow", markup=False)
+        self.say(found, "yellow")
 
     def on_pretrain_finished_before(self, event: dict[str, Any]) -> None:
-        self.bars.console.print(f"{event['run']}: its {event['steps']} steps were done before", markup=False)
+        self.say(f"{event['run']}: its {event['steps']} steps were done before")
 
     def on_pretrain_step(self, event: dict[str, Any]) -> None:
         task = self.bar(f"pretrain {event['run']}", event["steps"])
@@ -248,9 +252,7 @@ class _Bars:
     def on_pretrain_held_out(self, event: dict[str, Any]) -> None:
         if event["steps"]:
             self.bar(f"pretrain {event['run']}", event["steps"])
-        self.bars.console.print(
-            f"{event['run']}: held-out loss after {event['step']} steps: {event['loss']:.3f}{_accuracy(event)}"
-        )
+        self.say(f"{event['run']}: held-out loss after {event['step']} steps: {event['loss']:.3f}{_accuracy(event)}")
 
 
 def _after(stage: str) -> str:

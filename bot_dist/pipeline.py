@@ -15,6 +15,8 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -35,6 +37,9 @@ if TYPE_CHECKING:
     from bot_dist.plan import TransferPlan
 
 ExportFormat = Literal["safetensors", "dcp", "gguf"]
+
+SIGNALS_S = 1
+"""How long a signal may go unnoticed that has not come to the main thread."""
 
 PACKAGES = ("torch", "deepspeed", "ray", "zarr", "PyWavelets", "transformers")
 
@@ -284,35 +289,60 @@ def run(recipe: Recipe, on_event: OnEvent = ignore) -> dict[str, Any]:
     InputError when the output belongs to another recipe, CheckpointExistsError when it holds what no run has made,
     unless ``recipe.overwrite``.
     """
-    from bot_dist.evaluate.report import write_report
-    from bot_dist.plan import summarise
     from bot_dist.runtime.cluster import connected
 
     if recipe.family:
         return run_family(recipe, on_event)
     cpus = _checked(recipe)
-    output = Path(recipe.output)
-    records = Records(output, recipe)
+    records = Records(Path(recipe.output), recipe)
     if (facts := records.load("facts")) is not None:
         return {**facts, "complete_before": True}
-    on_event = logged(output / "events.jsonl", on_event)
     with connected(recipe.cluster, cpus):
-        reading = with_copy(recipe, on_event)
-        again = reading.model_copy(update={"overwrite": True})  # of what an earlier attempt may have begun
-        planning = Planning(reading)
-        plan, adapted = planning.fitted(on_event)
-        on_event({"stage": "plan", "event": "planned", "digest": plan.digest})
-        transferred = _already_transferred(recipe, plan) or _transfer(reading, planning.source, plan, on_event, adapted)
-        if (trained := records.load("pretrain")) is None:
-            records.claim("pretrain", recipe.trained_url)
-            trained = records.save("pretrain", pretrain(again, on_event, fresh=recipe.overwrite))
+        return _end(_begin(recipe, records, on_event))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Begun:
+    """A run whose transfer is done."""
+
+    recipe: Recipe
+    reading: Recipe
+    """The recipe that reads the copy of the source, where there is one."""
+    records: Records
+    plan: TransferPlan
+    transferred: dict[str, Any]
+    on_event: OnEvent
+
+
+def _begin(recipe: Recipe, records: Records, on_event: OnEvent) -> _Begun:
+    """Up to the transfer, unless it was done before."""
+    on_event = logged(Path(recipe.output) / "events.jsonl", on_event)
+    reading = with_copy(recipe, on_event)
+    planning = Planning(reading)
+    plan, adapted = planning.fitted(on_event)
+    on_event({"stage": "plan", "event": "planned", "digest": plan.digest})
+    done = _already_transferred(recipe, plan) or _transfer(reading, planning.source, plan, on_event, adapted)
+    return _Begun(recipe=recipe, reading=reading, records=records, plan=plan, transferred=done, on_event=on_event)
+
+
+def _end(begun: _Begun) -> dict[str, Any]:
+    """All that comes after it; the facts."""
+    from bot_dist.evaluate.report import write_report
+    from bot_dist.plan import summarise
+
+    recipe, records, on_event = begun.recipe, begun.records, begun.on_event
+    output = Path(recipe.output)
+    again = begun.reading.model_copy(update={"overwrite": True})  # of what an earlier attempt may have begun
+    if (trained := records.load("pretrain")) is None:
+        records.claim("pretrain", recipe.trained_url)
+        trained = records.save("pretrain", pretrain(again, on_event, fresh=recipe.overwrite))
     if (exported := records.load("export")) is None:
         records.claim("export", recipe.export_dir)
         exported = records.save("export", export(again, on_event, probe=output / "train" / "probe.safetensors"))
     facts = {
         "recipe": recipe.public(),
-        "plan": dataclasses.asdict(summarise(plan, recipe.train.context)),
-        "transfer": transferred,
+        "plan": dataclasses.asdict(summarise(begun.plan, recipe.train.context)),
+        "transfer": begun.transferred,
         "pretrain": trained,
         "export": exported,
         "versions": versions(),
@@ -326,28 +356,66 @@ def run(recipe: Recipe, on_event: OnEvent = ignore) -> dict[str, Any]:
 
 
 def run_family(recipe: Recipe, on_event: OnEvent = ignore) -> dict[str, Any]:
-    """Every member of a family, one after the other, as ``run`` does it; events tell which (``member``).
+    """Every member of a family as ``run`` does it; events tell which (``member``), and come from several threads.
 
-    All are planned before the first begins. Returns the facts of each by name under ``"members"``, and the index of
-    their reports, which is written anew after each. Raises as ``run`` does; members that are done stay done.
+    All are planned before the first begins, transferred one after the other, and then trained, as many at once as
+    ``cluster.side_by_side`` says. Returns the facts of each by name under ``"members"``, and the index of their
+    reports, which is written anew after each. Raises as ``run`` does, once the others are done; a signal stops all.
     """
     from bot_dist.evaluate.report import write_index
     from bot_dist.runtime.cluster import connected
+    from bot_dist.train import driver
 
     members = members_of(recipe)
     cpus = max(_checked(member) for member in members.values())
-    done: dict[str, dict[str, Any]] = {}
+    records = {name: Records(Path(member.output), member) for name, member in members.items()}
+    before = {name: facts for name in members if (facts := records[name].load("facts")) is not None}
+    done = {name: {**facts, "complete_before": True} for name, facts in before.items()}
     report = Path(recipe.output) / "report.html"
-    todo = any(not (Path(m.output) / "stages" / "facts.json").is_file() for m in members.values()) or recipe.overwrite
-    with connected(recipe.cluster, cpus) if todo else contextlib.nullcontext():
-        for name, member in members.items():
-            done[name] = run(member, functools.partial(_tell_member, on_event, name))
-            write_index(report, {"recipe": recipe.public(), "members": done})
+    with connected(recipe.cluster, cpus) if len(before) < len(members) else contextlib.nullcontext():
+        begun = {
+            name: _begin(member, records[name], functools.partial(_tell_member, on_event, name))
+            for name, member in members.items()
+            if name not in before
+        }
+        failures: list[Exception] = []
+        with ThreadPoolExecutor(_places(recipe, len(begun)), "bot_dist-member") as pool:
+            running = {pool.submit(_end, one): name for name, one in begun.items()}
+            left = {*running}
+            try:
+                while left:
+                    completed, left = wait(left, SIGNALS_S, FIRST_COMPLETED)
+                    for ended in completed:
+                        if (failure := ended.exception()) is None:
+                            done[running[ended]] = ended.result()
+                            shown = {name: done[name] for name in members if name in done}
+                            write_index(report, {"recipe": recipe.public(), "members": shown})
+                        elif isinstance(failure, Exception):
+                            failures.append(failure)
+            except BaseException:  # a signal
+                pool.shutdown(wait=False, cancel_futures=True)
+                with driver.stopping():
+                    ended_by = [one.exception() for one in running if not one.cancelled()]
+                failures = [failure for failure in ended_by if isinstance(failure, Exception)]
+                if not failures:
+                    raise
+    if failures:
+        raise failures[0]
     return {
-        "members": done,
+        "members": {name: done[name] for name in members},
         "report": str(report),
-        "complete_before": all(facts["complete_before"] for facts in done.values()),
+        "complete_before": len(before) == len(members),
     }
+
+
+def _places(recipe: Recipe, members: int) -> int:
+    """How many members are trained at once, on the connected cluster."""
+    from bot_dist.runtime.cluster import resources
+
+    if members < 2 or recipe.cluster.side_by_side is not None:
+        return recipe.cluster.side_by_side or 1
+    workers = max(member.train.workers for member in members_of(recipe).values())
+    return max(1, min(members, resources(recipe.cluster, workers)[1] // workers))
 
 
 def _tell_member(on_event: OnEvent, name: str, event: dict[str, Any]) -> None:

@@ -186,6 +186,9 @@ class ClusterConfig(Config):
     """Actors per tensor-parallel rank; they share out layers and tiles."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where actors transform and workers train; ``auto`` takes CUDA where it is found."""
+    side_by_side: int | None = Field(default=None, ge=1)
+    """How many members of a family are trained at once; None: as many as the cluster has CPUs for (or GPUs, where they
+    train on those)."""
 
 
 class CalibrateConfig(Config):
@@ -358,7 +361,8 @@ class Recipe(Config):
     target: dict[str, StrictInt] = Field(default_factory=dict)
     """New sizes: ``layers``, ``embed``, ``mlp``, ``heads``, ``kv_heads``, … (what the family has); others are kept."""
     family: dict[Annotated[str, Field(pattern=_MEMBER)], MemberConfig] = Field(default_factory=dict)
-    """Several targets by name, each a run of its own in the folder ``{output}/NAME``, one after the other; ``target``,
+    """Several targets by name, each a run of its own in the folder ``{output}/NAME``: all are transferred, then trained
+    one after the other or side by side (``cluster.side_by_side``); ``target``,
     ``transfer`` and ``train`` are what they have in common. ``RECIPE.yaml:NAME`` is one of them."""
     import_to: str | None = None
     """Where to import the source to before all else (a folder or URL that all nodes see), so that it is read once from

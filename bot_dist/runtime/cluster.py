@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 from bot_dist.errors import BotDistError, InputError, RunError
 from bot_dist.recipe import ClusterConfig
@@ -177,6 +177,17 @@ def result_of(reference: Any) -> Any:
 def last_words(error: Exception) -> str:
     """Why an actor died, in one line: what Ray says before it lists what the causes usually are."""
     return " ".join(str(error).partition("Some common causes")[0].split())
+
+
+def resources(config: ClusterConfig, workers: int) -> tuple[Literal["cpu", "cuda"], int]:
+    """What so many workers train on, and how many of it the connected cluster has."""
+    import ray
+
+    there: dict[str, float] = ray.cluster_resources()
+    gpus = int(there.get("GPU", 0))
+    if config.device == "cuda" or (config.device == "auto" and gpus >= workers):
+        return "cuda", gpus
+    return "cpu", int(there.get("CPU", 0))
 
 
 def device_of(config: ClusterConfig) -> str:

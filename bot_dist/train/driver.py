@@ -7,8 +7,9 @@ import dataclasses
 import importlib.metadata
 import os
 import posixpath
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -16,6 +17,7 @@ from bot_dist.checkpoint import Storage
 from bot_dist.errors import BotDistError, InputError, RunError
 from bot_dist.families import model_of
 from bot_dist.recipe import ClusterConfig, TrainConfig
+from bot_dist.runtime.cluster import resources
 from bot_dist.train.results import PretrainResult, TrainRun, run_result
 from bot_dist.urls import absolute, label
 
@@ -29,6 +31,9 @@ STOP_TIMEOUT_S = 120
 
 NOT_CUT = ("deit", "gpt2", "vit")
 """Families that DeepSpeed's AutoTP (0.19.8) refuses or cuts wrongly."""
+
+_PREPARING = threading.Lock()
+"""What one training prepares, another beside it finds done."""
 
 OnEvent = Callable[[dict[str, Any]], None]
 
@@ -66,7 +71,8 @@ def pretrain(
     check(train, {run.name: run.config for run in runs}, tokenizer_url)
     folder = Path(output).resolve() / "train"
     device = _device(cluster, train.workers)
-    samples = _samples(runs, train, tokenizer_url, folder, on_event or (lambda event: None))
+    with _PREPARING:
+        samples = _samples(runs, train, tokenizer_url, folder, on_event or (lambda event: None))
     folder.mkdir(parents=True, exist_ok=True)
     states = Storage(str(folder / "states"))
     if fresh:
@@ -92,7 +98,7 @@ def pretrain(
         if on_event is not None:
             on_event(event)
 
-    with contextlib.closing(metrics), following(follow) as mailbox:
+    with contextlib.closing(metrics), following(follow) as mailbox, _running(mailbox):
         results = _fit({**settings, "mailbox": mailbox}, train.workers, device, folder)
     return PretrainResult(
         runs=[run_result(data) for data in results],
@@ -205,6 +211,36 @@ def _fit(settings: dict[str, Any], workers: int, device: str, folder: Path) -> l
     return value
 
 
+_RUNNING: list[Any] = []
+"""The mailboxes of trainings."""
+_STOPPED = threading.Event()
+
+
+@contextlib.contextmanager
+def _running(mailbox: Any) -> Iterator[None]:
+    _RUNNING.append(mailbox)
+    try:
+        if _STOPPED.is_set():
+            mailbox.stop.remote()
+        yield
+    finally:
+        _RUNNING.remove(mailbox)
+
+
+@contextlib.contextmanager
+def stopping() -> Iterator[None]:
+    """For the time of the block: the workers of all trainings, which run in other threads, save their states and end
+    with an error; so do those that begin now."""
+    import ray
+
+    _STOPPED.set()
+    try:
+        ray.get([mailbox.stop.remote() for mailbox in [*_RUNNING]])
+        yield
+    finally:
+        _STOPPED.clear()
+
+
 def _stop(mailbox: Any) -> None:
     """Let the workers save their states; they say so by failing. Raises what they raise."""
     import ray
@@ -246,20 +282,15 @@ def _unwrap(failure: BaseException) -> BaseException:
 
 def _device(cluster: ClusterConfig, workers: int) -> Literal["cpu", "cuda"]:
     """Where to train, after making sure that the cluster can hold the workers (Ray Train would wait for ever)."""
-    import ray
-
-    resources: dict[str, float] = ray.cluster_resources()
-    gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 0))
-    if cluster.device == "cuda" or (cluster.device == "auto" and gpus >= workers):
-        if gpus < workers:
-            raise InputError(
-                f"train.workers={workers} with cluster.device=cuda, but the Ray cluster has {gpus} GPUs; "
-                f"use train.workers={max(gpus, 1)}, or cluster.device=cpu"
-            )
-        return "cuda"
-    if cpus < workers:
-        raise InputError(f"train.workers={workers}, but the Ray cluster has {cpus} CPUs; use train.workers={cpus}")
-    return "cpu"
+    device, room = resources(cluster, workers)
+    if room < workers and device == "cuda":
+        raise InputError(
+            f"train.workers={workers} with cluster.device=cuda, but the Ray cluster has {room} GPUs; "
+            f"use train.workers={max(room, 1)}, or cluster.device=cpu"
+        )
+    if room < workers:
+        raise InputError(f"train.workers={workers}, but the Ray cluster has {room} CPUs; use train.workers={room}")
+    return device
 
 
 def _absolute_run(run: TrainRun) -> TrainRun:

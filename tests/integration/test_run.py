@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import pytest
 
 import bot_dist
 from bot_dist.checkpoint import CheckpointReader
-from bot_dist.errors import CheckpointError, CheckpointExistsError, FamilyError, InputError, RecipeError
+from bot_dist.errors import CheckpointError, CheckpointExistsError, FamilyError, InputError, RecipeError, StoppedError
 from bot_dist.recipe import member_of
 
 pytestmark = [pytest.mark.ray, pytest.mark.deepspeed, pytest.mark.usefixtures("ray_cluster")]
@@ -131,6 +133,36 @@ def test_a_family_is_a_run_for_each_of_it(recipe: Callable[..., bot_dist.Recipe]
         bot_dist.transfer(whole)
 
 
+def test_members_are_trained_side_by_side_and_stopped_together(recipe: Callable[..., bot_dist.Recipe]) -> None:
+    steps = 100_000
+    whole = recipe(
+        **{"train.steps": steps, "train.scratch": False, "train.workers": 1, "train.evaluate_every": steps},
+        **{"cluster.tensor": 1, "cluster.side_by_side": 2},
+        family={"small": {"target": {"mlp": 20}}, "large": {"target": {"mlp": 80}}},
+    )
+    events: list[dict[str, Any]] = []
+    started: set[str] = set()
+
+    def stop(event: dict[str, Any]) -> None:
+        events.append(event)
+        if event["stage"] == "pretrain" and event["event"] == "step" and started != {"small", "large"}:
+            started.add(event["member"])
+            if len(started) == 2:
+                os.kill(os.getpid(), signal.SIGUSR1)
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt  # as the command line does on a signal
+
+    handler = signal.signal(signal.SIGUSR1, interrupt)
+    try:
+        with pytest.raises(StoppedError, match=r"run 'transferred' was stopped after step \d+ of 100000"):
+            bot_dist.run(whole, stop)
+    finally:
+        signal.signal(signal.SIGUSR1, handler)
+    saved = {event["member"]: event["step"] for event in events if event["event"] == "state_saved"}
+    assert {*saved} == {"small", "large"}, "each was at work before the other was done"
+
+
 def test_what_no_run_has_made_is_not_replaced(recipe: Callable[..., bot_dist.Recipe], tmp_path: Path) -> None:
     mine = tmp_path / "run" / "export" / "model.safetensors"
     mine.parent.mkdir(parents=True)
@@ -154,6 +186,6 @@ def test_what_no_run_has_made_is_not_replaced(recipe: Callable[..., bot_dist.Rec
 def test_mistakes_are_found_before_anything_is_written(
     overrides: dict[str, Any], message: str, recipe: Callable[..., bot_dist.Recipe], tmp_path: Path
 ) -> None:
-    with pytest.raises((InputError, RecipeError), match=message):
+    with pytest.raises((InputError, RecipeError, StoppedError), match=message):
         bot_dist.run(recipe(**overrides))
     assert not (tmp_path / "run").exists()

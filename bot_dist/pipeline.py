@@ -85,7 +85,7 @@ def with_copy(recipe: Recipe, on_event: OnEvent = ignore) -> Recipe:
     """
     if recipe.import_to is None:
         return recipe
-    limits = recipe.transfer.model_dump(include={"memory_limit", "allow_nonfinite"})
+    limits = recipe.transfer.model_dump(include={"memory_limit", "allow_nonfinite", "moments"})
     here = recipe.model_dump(include={"source", "output", "cluster", "overwrite"})
     plain = make_recipe({**here, "transfer": limits, "target_url": recipe.import_to})
     planning = Planning(plain)
@@ -136,6 +136,9 @@ def _transfer(
     }
     if recipe.transfer.keep_details:
         provenance["details"] = details_of(plan.source, plan.modules).within(url).to_json()
+    if plan.optimizer_step is not None:
+        exact = not any(a.changes for m in plan.modules if m.moment for a in m.axes)
+        provenance["moments"] = {"optimizer_step": plan.optimizer_step, "exact": exact}
     if adapted is not None:
         provenance["operators"] = adapted.stores()
     writer.commit(tally.digests, provenance, overwrite=recipe.overwrite)

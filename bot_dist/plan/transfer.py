@@ -77,7 +77,7 @@ class AxisPlan:
     @property
     def constant(self) -> bool:
         """Whether its operator takes nothing from the source."""
-        return self.spec is not None and self.spec.policy == "constant"
+        return self.spec is not None and self.spec.matrix.policy == "constant"
 
     @property
     def shard(self) -> int:

@@ -284,6 +284,8 @@ def _with_details(recipe: Recipe, source: Source, model: Model) -> tuple[MallatS
         why = f": they restore {', '.join(sorted(parted))} together only" if parted else ""
         return None, [f"the details that the source keeps are not used, and not kept in the target{why}"]
     notes = [f"details restore: {', '.join(sorted(axes))}"]
+    if source.optimizer_step is not None and recipe.transfer.moments == "auto":
+        notes.append("AdamW's moments are not carried along: what is dropped of them is not kept")
     if left := sorted(details.changed(model) - axes):
         notes.append(f"details of {', '.join(left)} are not kept in the target")
     return MallatSource(source, details.along(axes, model), details.restored_model(target, axes)), notes

@@ -130,6 +130,12 @@ class CheckpointReader:
         step: int | None = found.get("optimizer_step")
         return step
 
+    @property
+    def moments_exact(self) -> bool:
+        """Whether those moments are as a training left them: no operator has changed them."""
+        exact: bool = self.manifest.provenance.get("moments", {}).get("exact", True)
+        return exact
+
     def read(self, parameter: Parameter, box: Box) -> torch.Tensor:
         """The box, checked. Raises CheckpointError naming the first chunk that is missing or damaged."""
         stored = self.stored(parameter.name)

@@ -39,7 +39,7 @@ def fill_moments(module: torch.nn.Module, engine: Any, model: Model, source: Che
     Where operators have mixed second moments, they are at least the squares of the first, elementwise: no weight moves
     further than the learning rate then.
     """
-    exact, read_bytes = source.manifest.provenance["moments"]["exact"], 0
+    exact, read_bytes = source.moments_exact, 0
     begin_moments(engine, step)
     with writing(module, engine):
         for part in partitions(module, engine, model):

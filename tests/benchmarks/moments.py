@@ -1,6 +1,6 @@
 """What AdamW's moments are worth in a transfer: a run that goes on with them beside one that begins cold.
 
-python tests/benchmarks/moments.py [--folder DIR] [--source-steps 1500] [--steps 100] [--rate 1e-3] [--seeds 1]
+python tests/benchmarks/moments.py [--folder DIR] [--source-steps 1500] [--steps 100] [--rate 1e-3] [--seeds 3]
 
 A byte-level GPT of 2 layers and width 64 is trained on Shakespeare at a constant rate. Its last training state is
 brought to each size below with its moments, and each is trained on at the same rate, without warm-up, with the moments
@@ -78,7 +78,7 @@ def main() -> None:
     parser.add_argument("--source-steps", type=int, default=1500)
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--rate", type=float, default=1e-3)
-    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--seeds", type=int, default=3)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = given.folder or Path(scratch)

@@ -228,11 +228,12 @@ def _trials(recipe: ComparisonRecipe, source: str) -> list[Trial]:
 
 def _trial(recipe: ComparisonRecipe, source: str, name: str, seed: int) -> Trial:
     method = recipe.methods[name]
+    cold = {} if "moments" in method.transfer.model_fields_set else {"moments": "none"}  # as others begin
     made = Recipe(
         source=source,
         output=recipe.output,
         target=recipe.target,
-        transfer=method.transfer.model_copy(update={"seed": seed}),
+        transfer=method.transfer.model_copy(update={"seed": seed, **cold}),
         cluster=recipe.cluster,
         calibrate=_calibration(recipe, method),
         train=recipe.train.model_copy(update={"seed": seed}),

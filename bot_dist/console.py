@@ -234,6 +234,9 @@ class _Bars:
     def on_pretrain_resumed(self, event: dict[str, Any]) -> None:
         self.say(f"{event['run']}: goes on from step {event['step']} ({event['url']})")
 
+    def on_pretrain_moments(self, event: dict[str, Any]) -> None:
+        self.bars.console.print(f"{event['run']}: AdamW goes on after the source's {event['step']} steps", markup=False)
+
     def on_pretrain_state_passed(self, event: dict[str, Any]) -> None:
         found = f"{event['run']}: the state of step {event['step']} is passed over: {event['problem']}"
         self.say(found, "yellow")

@@ -90,7 +90,7 @@ def with_copy(recipe: Recipe, on_event: OnEvent = ignore) -> Recipe:
     """
     if recipe.import_to is None:
         return recipe
-    limits = recipe.transfer.model_dump(include={"memory_limit", "allow_nonfinite"})
+    limits = recipe.transfer.model_dump(include={"memory_limit", "allow_nonfinite", "moments"})
     here = recipe.model_dump(include={"source", "output", "cluster", "overwrite"})
     plain = make_recipe({**here, "transfer": limits, "target_url": recipe.import_to})
     planning = Planning(plain)
@@ -103,7 +103,7 @@ def with_copy(recipe: Recipe, on_event: OnEvent = ignore) -> Recipe:
 def _transfer(
     recipe: Recipe, source: Source, plan: TransferPlan, on_event: OnEvent, adapted: Adapted | None = None
 ) -> dict[str, Any]:
-    from bot_dist.checkpoint import CheckpointWriter, attempt_of
+    from bot_dist.checkpoint import CheckpointReader, CheckpointWriter, attempt_of
     from bot_dist.convert.open import open_source
     from bot_dist.convert.processor import save_image_processor
     from bot_dist.convert.shapes import Shapes
@@ -141,6 +141,10 @@ def _transfer(
     }
     if recipe.transfer.keep_details:
         provenance["details"] = details_of(plan.source, plan.modules).within(url).to_json()
+    if plan.optimizer_step is not None:
+        assert isinstance(source, CheckpointReader), "only stores have moments"
+        exact = source.moments_exact and not any(a.changes for m in plan.modules if m.moment for a in m.axes)
+        provenance["moments"] = {"optimizer_step": plan.optimizer_step, "exact": exact}
     if adapted is not None:
         provenance["operators"] = adapted.stores()
     writer.commit(tally.digests, provenance, overwrite=recipe.overwrite)

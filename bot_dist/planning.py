@@ -62,6 +62,16 @@ class Planning:
         return self._planned(adapted), adapted
 
     @cached_property
+    def optimizer_step(self) -> int | None:
+        """How many steps AdamW had taken whose moments are carried along; None where none are: the source has none, or
+        details restore its weights, which have none of their moments."""
+        from bot_dist.checkpoint import CheckpointReader
+
+        if self.recipe.transfer.moments == "none" or self._baseline is not None or self._mallat is not None:
+            return None
+        return self._opened.optimizer_step if isinstance(self._opened, CheckpointReader) else None
+
+    @cached_property
     def _known(self) -> dict[str, SourceModule]:
         return known(self.source, self._mallat.model if self._mallat else self._model)
 
@@ -78,6 +88,7 @@ class Planning:
             self._known,
             _text(self.recipe, self._model) if _has_text(self.recipe, self._model) else None,
             operators_url=f"{url}/{OPERATORS}",
+            moments=self.optimizer_step is not None,
             folder=self.recipe.calibrate.folder or _beside(self.recipe, "calibration"),
             on_event=on_event,
         )
@@ -117,6 +128,8 @@ class Planning:
             notes = [*notes, f"by the rule of a baseline: {rule.name}"]
         else:
             target = target_model(model, recipe.target, recipe.transfer)
+        if self.optimizer_step is not None:
+            notes = [*notes, f"AdamW's moments are carried along, as they are after {self.optimizer_step:,} steps"]
         identity = json.dumps(self.source.provenance(), sort_keys=True)
         return make_plan(
             model,
@@ -131,6 +144,7 @@ class Planning:
             layers=layers,
             literal=self._baseline is not None,
             notes=notes,
+            optimizer_step=self.optimizer_step,
         )
 
 
@@ -270,6 +284,8 @@ def _with_details(recipe: Recipe, source: Source, model: Model) -> tuple[MallatS
         why = f": they restore {', '.join(sorted(parted))} together only" if parted else ""
         return None, [f"the details that the source keeps are not used, and not kept in the target{why}"]
     notes = [f"details restore: {', '.join(sorted(axes))}"]
+    if source.optimizer_step is not None and recipe.transfer.moments == "auto":
+        notes.append("AdamW's moments are not carried along: what is dropped of them is not kept")
     if left := sorted(details.changed(model) - axes):
         notes.append(f"details of {', '.join(left)} are not kept in the target")
     return MallatSource(source, details.along(axes, model), details.restored_model(target, axes)), notes

@@ -122,6 +122,9 @@ class TransferConfig(Config):
     fitted per layer comes back together with the layers only."""
     use_details: bool = True
     """Growing from a store with details to the sizes that they were kept from restores the weights."""
+    moments: Literal["auto", "none"] = "auto"
+    """Carry AdamW's moments through the transfer where the source has them, as training states do (``auto``): twice the
+    bytes in float32 beside the weights."""
     allow_nonfinite: bool = False
     """Go on where the source holds NaN or infinity."""
     dtype: Literal["source", "float32", "bfloat16"] = "source"
@@ -288,6 +291,9 @@ class TrainConfig(Config):
     """Steps in which ``stable`` falls, at the end; None: a fifth of all."""
     use_factors: bool = True
     """Multiply each parameter's learning rate, and divide its weight decay, by what its change of size asks for."""
+    moments: Literal["auto", "none"] = "auto"
+    """``auto``: AdamW begins with the moments that the transfer has carried, where there are some, and goes on counting
+    its steps; the schedule begins anew. ``none``: it begins cold."""
     inserted: InsertedConfig = InsertedConfig()
     weight_decay: float = Field(default=0.1, ge=0)
     """Of matrices and tables; norms and biases have none."""

@@ -99,9 +99,12 @@ class Adaptation:
         operators_url: str,
         folder: str,
         on_event: OnEvent,
+        moments: bool = False,
     ) -> None:
         self.recipe, self.source, self.model, self.modules, self.text = recipe, source, model, modules, text
         self.operators_url, self.folder, self.on_event = operators_url, folder, on_event
+        self.moments = moments
+        """Whether AdamW's are carried along."""
         target = model.resized(recipe.target)
         self.basis = basis_of(model, target, recipe.transfer.basis)
         self.grown = growing(model, target, recipe.transfer)
@@ -213,6 +216,7 @@ class Adaptation:
                 "predicts": given.predicts,
                 "layers": self.done.layers,
                 "undone": self.recipe.transfer.keep_details,
+                "moments": self.moments,
             }
         )
         url = f"{self.operators_url}/{'-'.join(axes or ['write'])}-{key[:16]}"
@@ -224,6 +228,7 @@ class Adaptation:
                 layers=len(every),
                 attempt=key,
                 undone=self.recipe.transfer.keep_details,
+                moments=self.moments,
                 provenance=lambda: {"axes": axes, "source": given.source.provenance(), "facts": fit.facts()},
             )
         # Recorded, not what the fits know now: an earlier attempt may have made the store.

@@ -21,7 +21,8 @@ A store at ``URL/`` holds
     together have it along the first of them, and size 1 along the others. No parameters of the model;
   - ``tokenizer/``, ``processor/``: the files of the tokenizer and of the image processor, where the source has them;
   - ``moments/exp_avg/NAME/`` and ``moments/exp_avg_sq/NAME/``: AdamW's moments of a parameter, float32 and of its
-    shape, where the store is the state of a training, of which the provenance then tells under ``training``;
+    shape, where the store is the state of a training, of which the provenance then tells under ``training``, or a
+    transfer has carried them, of which it tells under ``moments``;
   - ``_layout.json``, ``_steps/``: of an unfinished attempt: what it writes, and what is done; gone after the commit.
 
 - ``operators/NAME/``: stores of this same format with the operators that were fitted to the source (``operators.py``),
@@ -39,7 +40,7 @@ what it reads but not the manifest's digests, sees bfloat16 as uint16, and reads
 not as an error.
 """
 
-from bot_dist.checkpoint.layout import MOMENTS, StoredParameter, array_layout, store_layout
+from bot_dist.checkpoint.layout import StoredParameter, array_layout, store_layout
 from bot_dist.checkpoint.mallat import MallatSource
 from bot_dist.checkpoint.manifest import FORMAT_VERSION, Manifest
 from bot_dist.checkpoint.operators import read_dual, read_rows, write_operators
@@ -49,7 +50,6 @@ from bot_dist.checkpoint.writer import CheckpointWriter, attempt_of
 
 __all__ = [
     "FORMAT_VERSION",
-    "MOMENTS",
     "CheckpointReader",
     "CheckpointWriter",
     "Damage",

@@ -12,9 +12,6 @@ from bot_dist.axes import ITEMSIZE, Parameter
 from bot_dist.errors import CheckpointError
 from bot_dist.sharding import Box, chunk_shape, grid, whole
 
-MOMENTS = "moments/"
-"""Prefix of the arrays with AdamW's moments, in the state of a training."""
-
 SHARD_BYTES = 2**26
 """Default size of a shard, in bytes."""
 

@@ -6,8 +6,9 @@ only selects, it is the source index that each target index takes, with ``source
 they are rounded to when they are applied.
 
 Where a matrix NAME has to be undone, what is needed for it lies beside it: ``NAME.split``, the source indices that a
-lifted one takes as they are, or else ``NAME.dual`` (``wavelets.dual``). The digest of an operator is that of all its
-arrays.
+lifted one takes as they are, or else ``NAME.dual`` (``wavelets.dual``). Where AdamW's moments are carried, so does
+what they take in the place of a matrix: ``NAME.moments`` (``wavelets.moments``). The digest of an operator is that of
+all its arrays.
 """
 
 from __future__ import annotations
@@ -28,13 +29,14 @@ from bot_dist.checkpoint.reader import CheckpointReader
 from bot_dist.checkpoint.storage import Storage
 from bot_dist.checkpoint.writer import CheckpointWriter
 from bot_dist.errors import CheckpointError
-from bot_dist.wavelets import OperatorSpec, dropped, dual, places, split_of
+from bot_dist.wavelets import OperatorSpec, dropped, dual, dual_matrix, origins, places, split_of, squared_taps
 
 if TYPE_CHECKING:
     import torch
 
 AXES = ("layer", "target", "source")
-SPLIT, DUAL = ".split", ".dual"
+SUFFIXES = SPLIT, DUAL, MOMENTS = ".split", ".dual", ".moments"
+"""Of the arrays beside a matrix."""
 
 Matrices = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
@@ -48,20 +50,23 @@ def write_operators(
     layers: int,
     attempt: str,
     undone: bool = False,
+    moments: bool = False,
     provenance: Callable[[], Mapping[str, object]] = dict,
 ) -> dict[str, OperatorSpec]:
     """Store fitted operators, and return what stands for them in plans.
 
     ``operators`` are by name, without handle and digest; ``matrix(name, layer)`` gives one at a time, layer by layer:
-    ``(n_target, n_source)``, or ``(n_target,)`` source indices. ``undone`` says whether what undoes them is stored too.
+    ``(n_target, n_source)``, or ``(n_target,)`` source indices. ``undone`` says whether what undoes them is stored too,
+    ``moments`` whether what AdamW's moments take is.
     ``provenance()`` is asked for after all of them, and recorded. ``attempt`` identifies what they are fitted to: a
     store that was committed under that name is taken as it is. Raises CheckpointExistsError when something else is
     there, and PlanError where one can't be undone.
     """
     if not Storage(url).exists(MANIFEST):
-        shrinking = [(name, spec) for name, spec in operators.items() if not spec.selects and not spec.padded]
-        beside = {name: _beside(name, spec) for name, spec in shrinking if undone}
-        stored = {**operators, **dict(beside.values())}
+        matrices = {name: spec for name, spec in operators.items() if not spec.selects}
+        beside = {name: _beside(name, spec) for name, spec in matrices.items() if undone and not spec.padded}
+        carrying = {name + MOMENTS: spec for name, spec in matrices.items() if moments}
+        stored = {**operators, **dict(beside.values()), **carrying}
         layouts = [_layout(name, spec, layers) for name, spec in stored.items()]
         writer = CheckpointWriter.create(url, layouts, config={}, attempt=attempt)
         digests: dict[str, dict[str, bytes]] = {name: {} for name in stored}
@@ -73,6 +78,8 @@ def write_operators(
                 made: dict[str, npt.NDArray[Any]] = {name: values}
                 if name in beside:
                     made[beside[name][0]] = _undoing(name, spec, values.astype(np.float64), layer)
+                if name + MOMENTS in carrying:
+                    made[name + MOMENTS] = dual_matrix(values.astype(np.float64))
                 for array, content in made.items():
                     tensor = _tensor(content, stored[array])
                     digests[array] |= writer.write_array(array, tensor, layer if spec.per_layer else None)
@@ -120,12 +127,18 @@ def _layout(name: str, spec: OperatorSpec, layers: int) -> StoredParameter:
 
 
 def read_rows(spec: OperatorSpec, rows: Range, layer: int = 0) -> tuple[Indices, Matrices]:
-    """Rows of a fitted operator, of its ``detail``, or of what restores a selection or a lifting: the source indices
-    that each takes, and their taps, both ``(rows, width)``; of those of a source layer, where they differ.
+    """Rows of a fitted operator, of its ``detail``, of what restores a selection or a lifting, or of what moments take:
+    the source indices that each takes, and their taps, both ``(rows, width)``; of those of a source layer, where they
+    differ.
 
     Raises CheckpointError when it is not what was stored.
     """
     of = spec.matrix
+    if spec.policy == "exp_avg":
+        return _read_moments(of, rows, layer)
+    if spec.policy == "exp_avg_sq":
+        indices, taps = _read_moments(of, rows, layer)
+        return indices, squared_taps(taps, origins(of.n_source, of.n_target)[slice(*rows)])
     if spec.policy == "stored" and not of.selects:
         return _dense(_read(of, "", rows, layer) * of.row_sum)
     if spec.policy == "detail" and of.inverted:
@@ -148,6 +161,15 @@ def read_rows(spec: OperatorSpec, rows: Range, layer: int = 0) -> tuple[Indices,
         predicted = _read(of, "", (found[own].min(), found[own].max() + 1), layer)
         taps[own, of.n_target :] = -predicted[:, others]
     return _dense(taps)
+
+
+def _read_moments(of: OperatorSpec, rows: Range, layer: int) -> tuple[Indices, Matrices]:
+    """Rows of what AdamW's first moments take in the place of a fitted operator."""
+    if not of.selects:
+        return _dense(_read(of, MOMENTS, rows, layer) / of.row_sum)
+    indices, taps = read_rows(of, rows, layer)
+    kept = _read(of, "", (0, of.n_target), layer)[:, 0].astype(np.int64)
+    return indices, 1 / (taps * np.bincount(kept)[indices])
 
 
 def read_dual(spec: OperatorSpec, rows: Range, layer: int = 0) -> Matrices:
@@ -185,6 +207,7 @@ def _opened(spec: OperatorSpec) -> tuple[CheckpointReader, str]:
 
 def operator_digest(reader: CheckpointReader, name: str) -> str:
     """Of a matrix and its layout, and of what undoes it: what a plan names it by."""
-    arrays = [array for array in (name, name + SPLIT, name + DUAL) if array in reader.manifest.parameters]
+    every = (name, *(name + suffix for suffix in SUFFIXES))
+    arrays = [array for array in every if array in reader.manifest.parameters]
     found = (repr(reader.stored(array)).encode() + reader.manifest.digests[array] for array in arrays)
     return xxhash.xxh3_128_hexdigest(b"".join(found))

@@ -16,11 +16,11 @@ import xxhash
 
 from bot_dist.axes import Parameter
 from bot_dist.checkpoint import arrays, shards
-from bot_dist.checkpoint.layout import MOMENTS, StoredParameter
+from bot_dist.checkpoint.layout import StoredParameter
 from bot_dist.checkpoint.manifest import Manifest
 from bot_dist.checkpoint.storage import Request, Storage
 from bot_dist.errors import CheckpointError, SourceError
-from bot_dist.plan import DETAILS, Details
+from bot_dist.plan import DETAILS, MOMENTS, Details
 from bot_dist.sharding import PIECE_BYTES, Box, box_shape, box_size, even_range, flat_boxes, whole
 
 if TYPE_CHECKING:
@@ -121,6 +121,20 @@ class CheckpointReader:
         """How the model was shrunk, where what that dropped was kept."""
         recorded = self.manifest.provenance.get("details")
         return Details.from_json(recorded).at(self.url) if recorded else None
+
+    @property
+    def optimizer_step(self) -> int | None:
+        """How many steps AdamW had taken whose moments lie beside the weights; None where there are none."""
+        provenance = self.manifest.provenance
+        found = provenance.get("training") or provenance.get("moments") or {}
+        step: int | None = found.get("optimizer_step")
+        return step
+
+    @property
+    def moments_exact(self) -> bool:
+        """Whether those moments are as a training left them: no operator has changed them."""
+        exact: bool = self.manifest.provenance.get("moments", {}).get("exact", True)
+        return exact
 
     def read(self, parameter: Parameter, box: Box) -> torch.Tensor:
         """The box, checked. Raises CheckpointError naming the first chunk that is missing or damaged."""

@@ -6,14 +6,14 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from bot_dist.checkpoint.layout import MOMENTS, StoredParameter
+from bot_dist.checkpoint.layout import StoredParameter
 from bot_dist.checkpoint.manifest import Manifest
-from bot_dist.checkpoint.operators import DUAL, SPLIT, operator_digest
+from bot_dist.checkpoint.operators import SUFFIXES, operator_digest
 from bot_dist.checkpoint.reader import CheckpointReader
 from bot_dist.families import model_of
-from bot_dist.plan import DETAILS, Details
+from bot_dist.plan import DETAILS, Details, Moment, moment_name
 from bot_dist.recipe import make_recipe
 
 _SHORT = 16
@@ -82,10 +82,15 @@ def operator_rows(reader: CheckpointReader) -> list[OperatorRow]:
                     dtype=stored.dtype,
                     nbytes=stored.nbytes,
                     digest=operator_digest(operators, name),
-                    used_for=tuple(used.get(name.removesuffix(SPLIT).removesuffix(DUAL), ())),
+                    used_for=tuple(used.get(_of(name), ())),
                 )
             )
     return rows
+
+
+def _of(name: str) -> str:
+    """The operator that an array is, or that it lies beside."""
+    return next((name.removesuffix(suffix) for suffix in SUFFIXES if name.endswith(suffix)), name)
 
 
 def _uses(planned: Mapping[str, Mapping[str, str]]) -> dict[str, list[tuple[str, str]]]:
@@ -111,9 +116,9 @@ def store_rows(manifest: Manifest) -> list[StoreRow]:
         rows.append(StoreRow(name=weight.name, arrays=n, stored=stored, nbytes=n * stored.nbytes, energy_kept=kept))
     for weight in model.weights:
         n, own = model.weight_layers(weight), model.parameter(weight).name
-        for state in ("exp_avg", "exp_avg_sq"):
-            if (moment := manifest.parameters.get(f"{MOMENTS}{state}/{own}")) is not None:
-                name = f"{MOMENTS}{state}/{weight.name}"
+        for state in get_args(Moment):
+            if (moment := manifest.parameters.get(moment_name(state, own))) is not None:
+                name = moment_name(state, weight.name)
                 rows.append(StoreRow(name=name, arrays=n, stored=moment, nbytes=n * moment.nbytes, energy_kept=None))
     for name, stored in manifest.parameters.items():
         if name.startswith(DETAILS):

@@ -18,11 +18,12 @@ from bot_dist.plan.make import SourceModule, make_plan, target_model
 from bot_dist.plan.simulate import Hardware, Simulation, parse_hardware, simulate
 from bot_dist.plan.summary import ModuleRow, PlanSummary, summarise
 from bot_dist.plan.tiling import LANES
-from bot_dist.plan.transfer import DETAILS, AxisPlan, ModulePlan, Step, TransferPlan
+from bot_dist.plan.transfer import DETAILS, MOMENTS, AxisPlan, ModulePlan, Moment, Step, TransferPlan, moment_name
 
 __all__ = [
     "DETAILS",
     "LANES",
+    "MOMENTS",
     "ORDER",
     "REQUESTS",
     "AxisPlan",
@@ -31,6 +32,7 @@ __all__ = [
     "Hardware",
     "ModulePlan",
     "ModuleRow",
+    "Moment",
     "PlanSummary",
     "Shrunk",
     "Simulation",
@@ -42,6 +44,7 @@ __all__ = [
     "details_of",
     "growing",
     "make_plan",
+    "moment_name",
     "operator_rows",
     "operators",
     "parse_hardware",

@@ -48,7 +48,8 @@ def step_peak(module: ModulePlan, target: Box, source_shape: tuple[int, ...]) ->
     Transforming: the source box, what each operator makes of it that is applied by itself, a block of its matrix
     (as read, and as taps), what all others make before those that restore, a centred copy; and the target, in float32
     where anything but operators acts on it, then with what is drawn. Writing: the result, and per request a layer of it
-    twice (encoded, and being sent).
+    twice (encoded, and being sent). All the time: operators of moments, which may be dense where those of weights are
+    banded, with the taps that a tile takes of them.
     """
     source = math.prod(source_shape) * (2 if module.source_dtype == "bfloat16" else FLOAT32)
     shape = list(source_shape)
@@ -85,4 +86,5 @@ def step_peak(module: ModulePlan, target: Box, source_shape: tuple[int, ...]) ->
     else:  # made in float32, and cast
         peak = max(peak, held + size * FLOAT32 + written)
     layers = target[0][1] - target[0][0] if module.layered else 1
-    return int(max(peak, written * (1 + 2 * min(REQUESTS, layers) / max(1, layers))))
+    peak = int(max(peak, written * (1 + 2 * min(REQUESTS, layers) / max(1, layers))))
+    return peak + sum(2 * a.operator().taps.nbytes for a in module.axes if module.moment and a.changes and not a.alone)

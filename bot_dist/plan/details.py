@@ -175,7 +175,7 @@ def details_of(source: Model, modules: tuple[ModulePlan, ...]) -> Details:
                 factors=dict(m.factors),
             )
             for m in modules
-            if not m.band
+            if not m.derived
         },
     )
 

@@ -13,6 +13,7 @@ from bot_dist.plan import rules
 from bot_dist.plan.cost import dual_bytes
 from bot_dist.plan.details import Details, ModuleDetails, detail_bands, restoring
 from bot_dist.plan.fitted import Fitted, Place
+from bot_dist.plan.moments import moments_of
 from bot_dist.plan.rules import RESIDUAL, axis_rule
 from bot_dist.plan.tiling import tiled
 from bot_dist.plan.transfer import AxisPlan, ModulePlan, TransferPlan
@@ -65,11 +66,13 @@ def make_plan(
     layers: Sequence[int] = (),
     literal: bool = False,
     notes: Sequence[str] = (),
+    optimizer_step: int | None = None,
 ) -> TransferPlan:
     """Plan the transfer. ``modules`` describes the source's weights by name; ``whole_rows`` says that the source can't
     read part of a row. With ``details`` the source is read in Mallat's layout, and its bands are put together again.
     ``fitted`` operators take the place of others, ``layers`` of the source that of the layer axis's. ``literal``: they
-    are all that is done, without factors on weights and learning rates. ``notes`` are added to the plan's own.
+    are all that is done, without factors on weights and learning rates. ``notes`` are added to the plan's own. With
+    an ``optimizer_step`` AdamW's moments are carried along, which are those after so many steps.
 
     Raises PlanError when a policy does not fit, an axis can't be cut over the mesh, or no tile fits the memory limit
     (naming the smallest limit that works).
@@ -99,6 +102,9 @@ def make_plan(
             learning_rate_factor=known.learning_rate_factor * (1.0 if literal else _learning_rate_factor(weight, axes)),
         )
         planned += [module, *(detail_bands(module) if config.keep_details else ())]
+        if optimizer_step is not None:
+            inserts = config.depth == "identity" and target.sizes["layer"] > source.sizes["layer"]
+            planned += moments_of(module, inserts=inserts)
     if config.keep_details and not any(module.band for module in planned):
         raise PlanError("transfer.keep_details: no axis shrinks, so nothing is dropped; use keep_details false")
     if config.noise and not any(module.noise for module in planned):
@@ -111,6 +117,7 @@ def make_plan(
         mesh=mesh,
         memory_limit=config.memory_limit,
         allow_nonfinite=config.allow_nonfinite,
+        optimizer_step=optimizer_step,
         notes=(
             *_notes(source, target, config),
             *_detail_notes(planned, source.sizes["layer"]),
@@ -325,7 +332,7 @@ def _detail_notes(modules: Sequence[ModulePlan], layers: int) -> list[str]:
     """What of the source is kept beside the target, and when it can be given back."""
     if not any(m.band for m in modules):
         return []
-    every = [a for m in modules if not m.band for a in m.axes]
+    every = [a for m in modules if not m.derived for a in m.axes]
     axes = {a.axis for a in every if a.n_target < a.n_source}
     values = sum(math.prod(m.target_shape()) for m in modules if m.band)
     notes = [f"details of {', '.join(sorted(axes))} are kept: {values:,} values beside the target's own"]

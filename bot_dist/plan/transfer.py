@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from bot_dist.axes import Parameter, Range
 from bot_dist.errors import PlanError
@@ -24,8 +24,14 @@ from bot_dist.wavelets import Operator, OperatorSpec, build_operator, origins
 DETAILS = "details/"
 """Prefix of the arrays that hold what shrinking dropped."""
 
+MOMENTS = "moments/"
+"""Prefix of the arrays that hold AdamW's moments of a parameter; then come the moment's name and the parameter's."""
+
 RESULTS = 1
 """Raised whenever the same plan comes to write other bytes: an unfinished store is not gone on with then."""
+
+Moment = Literal["exp_avg", "exp_avg_sq"]
+"""AdamW's first and second moment of a weight, by their names in ``torch.optim``."""
 
 T = TypeVar("T")
 
@@ -71,7 +77,7 @@ class AxisPlan:
     @property
     def constant(self) -> bool:
         """Whether its operator takes nothing from the source."""
-        return self.spec is not None and self.spec.policy == "constant"
+        return self.spec is not None and self.spec.matrix.policy == "constant"
 
     @property
     def shard(self) -> int:
@@ -143,6 +149,14 @@ class ModulePlan:
     """Of the details that shrinking drops: one letter per axis, ``d`` where it is the detail band, ``a`` elsewhere.
     Empty for the model's own weights."""
 
+    moment: Moment | None = None
+    """Which of AdamW's moments of the weight it is, and not the weight."""
+
+    @property
+    def derived(self) -> bool:
+        """Whether it is no weight of the model: a detail band or a moment."""
+        return bool(self.band or self.moment)
+
     @property
     def layered(self) -> bool:
         return self.weight.layered
@@ -154,10 +168,12 @@ class ModulePlan:
     @property
     def shift(self) -> float:
         """Added at the end, so that what the model adds to the weights is scaled with them."""
-        return 0.0 if self.band else self.weight.offset * (self.scale - 1)
+        return 0.0 if self.derived else self.weight.offset * (self.scale - 1)
 
     @property
     def name(self) -> str:
+        if self.moment:
+            return moment_name(self.moment, self.weight.name)
         return f"{DETAILS}{self.weight.name}/{self.band}" if self.band else self.weight.name
 
     @property
@@ -268,6 +284,8 @@ class TransferPlan:
     """Go on where the source holds NaN or infinity."""
     notes: tuple[str, ...] = ()
     """What the user should know about it."""
+    optimizer_step: int | None = None
+    """How many steps AdamW had taken whose moments are carried along; None: none are."""
 
     def steps(self) -> Iterator[Step]:
         """The steps of all modules, made on demand."""
@@ -311,12 +329,16 @@ class TransferPlan:
             axes = tuple(a.axis for a in module.axes)
             return [Parameter(name=module.name, axes=axes, sizes=module.target_shape(), dims=(1,) * len(axes))]
         layers = module.layers(target) if target else (0, self.target.weight_layers(module.weight))
-        return [self.target.parameter(module.weight, layer) for layer in range(*layers)]
+        return [_of(module, self.target.parameter(module.weight, layer)) for layer in range(*layers)]
+
+    def read(self, module: ModulePlan, layer: int) -> Parameter:
+        """The array of the source that a layer of the module is read from."""
+        return _of(module, self.source.parameter(module.origin, layer))
 
     @cached_property
     def inserted_layers(self) -> tuple[int, ...]:
         """The target's blocks that identity depth puts in: they change nothing yet."""
-        layers = (m.axes[0].spec for m in self.modules if m.layered and not m.band and m.weight.into_residual)
+        layers = (m.axes[0].spec for m in self.modules if m.layered and not m.derived and m.weight.into_residual)
         spec = next((spec for spec in layers if spec is not None and spec.speaks != "every"), None)
         if spec is None:
             return ()
@@ -357,7 +379,19 @@ class TransferPlan:
             "digest": self.digest,
             "mesh": dataclasses.asdict(self.mesh),
             "memory_limit": self.memory_limit,
-            "operators": {m.name: m.described() for m in self.modules if not m.band},
+            "operators": {m.name: m.described() for m in self.modules if not m.derived},
             "inserted_layers": self.inserted_layers,
             "notes": self.notes,
         }
+
+
+def moment_name(moment: Moment, name: str) -> str:
+    """Of the array that holds a moment of a parameter."""
+    return f"{MOMENTS}{moment}/{name}"
+
+
+def _of(module: ModulePlan, parameter: Parameter) -> Parameter:
+    """What a module has of a parameter: itself, or a moment."""
+    if module.moment is None:
+        return parameter
+    return dataclasses.replace(parameter, name=moment_name(module.moment, parameter.name))

@@ -33,7 +33,7 @@ def read_step(plan: TransferPlan, step: Step, source: Reader, device: Device, re
     within = step.source[1:] if module.layered else step.source
 
     def read(i: int, pieces: tuple[tuple[Range, slice], ...]) -> None:
-        parameter = plan.source.parameter(module.origin, layers[i])
+        parameter = plan.read(module, layers[i])
         box = tuple(piece for piece, _ in pieces)
         into = (tensor[i] if module.layered else tensor)[tuple(place for _, place in pieces)]
         if source.dtype(parameter) == dtype:
@@ -100,7 +100,7 @@ def refuse_nonfinite(plan: TransferPlan, step: Step, tensor: torch.Tensor) -> No
         for i, ranges in zip(map(int, found), step.source, strict=True):
             index.append(next(r[0] + i - place.start for r, place in _placed(ranges) if place.start <= i < place.stop))
         layer = index[0] if module.layered else 0
-        parameter = plan.source.parameter(module.origin, layer)
+        parameter = plan.read(module, layer)
         where = dict(zip(parameter.axes, index[1:] if module.layered else index, strict=True))
         raise SourceError(
             f"tensor '{parameter.name}' holds {tensor.view(-1)[flat].item()} at "

@@ -89,7 +89,7 @@ class Tally:
             module.name: min(1.0, target / source)
             for module, (source, target) in zip(self.plan.modules, self._energy, strict=True)
             if _finite(source, target)
-            and not module.band
+            and not module.derived
             and any(a.n_target < a.n_source for a in module.axes)
             and not any(a.alone or a.constant for a in module.axes)
         }

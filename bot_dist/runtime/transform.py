@@ -38,7 +38,8 @@ def transform(module: ModulePlan, step: Step, tensor: torch.Tensor) -> Applied:
     values = apply_operators(tensor, stages, torch.float32).tensor if stages or not undoing else tensor
     for i in undoing:
         values = _apply_fitted(module.axes, i, step, values)
-    _fill(module, step, values)
+    if module.moment is None:  # of moments, what takes nothing is zero
+        _fill(module, step, values)
     if module.noise:
         _add_noise(module, step, values)
     if module.scale != 1:
@@ -121,7 +122,7 @@ def _untaken(a: AxisPlan, target: Range) -> np.ndarray:
 
 def _untouched(module: ModulePlan, step: Step) -> bool:
     """Whether the tile has indices that take nothing from the source and are not to be zero."""
-    return any(
+    return module.moment is None and any(
         any(_blank(module, a)) and _untaken(a, target).any() for a, target in zip(module.axes, step.target, strict=True)
     )
 

@@ -38,7 +38,7 @@ class TransformedSource:
         return {
             target.parameter(module.weight, layer).name: (i, layer)
             for i, module in enumerate(self.plan.modules)
-            if not module.band
+            if not module.derived
             for layer in range(target.weight_layers(module.weight))
         }
 

@@ -22,7 +22,6 @@ import torch
 import torch.distributed as dist
 
 from bot_dist.checkpoint import (
-    MOMENTS,
     CheckpointReader,
     CheckpointWriter,
     Storage,
@@ -36,8 +35,9 @@ from bot_dist.convert.tokenizer import save_tokenizer
 from bot_dist.errors import CheckpointError, CheckpointMissingError, InputError
 from bot_dist.families import Model, model_of
 from bot_dist.recipe import HOW_TRAINED, TrainConfig
+from bot_dist.train.moments import array_name, read_state
 from bot_dist.train.results import HeldOut, Step, TrainRun
-from bot_dist.train.zero import Partition, Shard, State, begin_moments, partitions, read, writing
+from bot_dist.train.zero import Shard, State, begin_moments, partitions, writing
 from bot_dist.urls import label
 
 STATES: tuple[State, ...] = ("weights", "exp_avg", "exp_avg_sq")
@@ -123,12 +123,14 @@ class States:
         keep: int,
         tokenizer_url: str,
         tell: Callable[..., None],
+        steps_before: int = 0,
     ) -> None:
-        """``facts``: the run's ``identity``. ``tell(event, **fields)`` is called with what the user should know."""
+        """``facts``: the run's ``identity``. ``steps_before``: that AdamW had taken when the run began. ``tell(event,
+        **fields)`` is called with what the user should know."""
         self.url, self._model, self._facts, self._keep = url, model, dict(facts), keep
         self._source, self._tokenizer_url, self._tell = source, tokenizer_url, tell
         self._storage = Storage(url)
-        self._identity = manifest.digest(facts)
+        self._identity, self._steps_before = manifest.digest(facts), steps_before
         self._rank, self._world = dist.get_rank(), dist.get_world_size()
         self._group: Any = None
         self._pieces: list[list[_Piece]] = []
@@ -247,13 +249,13 @@ class States:
 
     def _read(self, module: torch.nn.Module, engine: Any, reader: CheckpointReader, step: int) -> str:
         """Fill this rank's partitions; what was wrong with what it read."""
-        begin_moments(engine, step)
+        begin_moments(engine, self._steps_before + step)
         with writing(module, engine):
             try:
                 for part in partitions(module, engine, self._model):
                     for state in STATES:
                         if part.stop > part.start:
-                            part.set(state, read(reader, _stored(part, reader, state)))
+                            part.set(state, read_state(reader, part, state))
             except CheckpointError as error:
                 return str(error)
         return ""
@@ -278,7 +280,7 @@ class States:
             if to == self._rank:
                 whole = self._gathered(pieces, held[i])
                 for state, values in zip(STATES, whole, strict=True):
-                    array = _array(name, state)
+                    array = array_name(name, state)
                     sizes = writer.stored[array].parameter.sizes
                     mine[array] = writer.write_array(array, values.reshape(sizes))
             elif any(piece.rank == self._rank for piece in pieces):
@@ -288,7 +290,12 @@ class States:
         dist.gather_object(mine, everyone, dst=0, group=self._group)
         if everyone is not None:
             digests = {array: found for theirs in everyone for array, found in theirs.items()}
-            training = {"run": self._facts, "step": step, **dataclasses.asdict(progress)}
+            training = {
+                "run": self._facts,
+                "step": step,
+                "optimizer_step": self._steps_before + step,
+                **dataclasses.asdict(progress),
+            }
             provenance = {"source": self._source.provenance(), "training": training}
             writer.commit(digests, provenance, overwrite=True)
             self._storage.sync_folders("")
@@ -317,7 +324,7 @@ class States:
         for _, _, p in self._model.parameters():
             for state in STATES:
                 factor = self._source.learning_rate_factor(p) if state == "weights" else 1.0
-                yield store_layout(dataclasses.replace(p, name=_array(p.name, state)), factor)
+                yield store_layout(dataclasses.replace(p, name=array_name(p.name, state)), factor)
 
     def _prune(self, step: int, progress: Progress) -> None:
         """Keep the last few states and the best; what stands after this step was passed over."""
@@ -353,11 +360,3 @@ class States:
         values = [value]
         dist.broadcast_object_list(values, src=0)
         return values[0]
-
-
-def _array(name: str, state: State) -> str:
-    return name if state == "weights" else f"{MOMENTS}{state}/{name}"
-
-
-def _stored(part: Partition, reader: CheckpointReader, state: State) -> Partition:
-    return dataclasses.replace(part, parameter=reader.parameter(_array(part.parameter.name, state)))

@@ -24,6 +24,7 @@ from bot_dist.families import model_of
 from bot_dist.recipe import TrainConfig
 from bot_dist.train.data import Batches
 from bot_dist.train.events import Events
+from bot_dist.train.moments import fill_moments, steps_before
 from bot_dist.train.objectives import HELD_OUT, Data, Examples, Objective, objective_of
 from bot_dist.train.optimizer import set_rates
 from bot_dist.train.results import HeldOut, RunResult, Step, TrainRun, run_result
@@ -151,6 +152,7 @@ class Trainer:
         _reset_peak_rss()
         begun = time.perf_counter()
         source = self._source()
+        before = steps_before(source, self._train) if run.steps else 0
         facts = identity(run, self._train, self._place.data if self._place else "", source.provenance())
         if self._place and run.steps:
             self._states = States(
@@ -161,6 +163,7 @@ class Trainer:
                 keep=self._train.keep,
                 tokenizer_url=self._tokenizer_url,
                 tell=functools.partial(self._events.add, run=run.name),
+                steps_before=before,
             )
             if (finished := self._states.finished(run.save_url)) is not None:
                 self._events.add("finished_before", run=run.name, steps=run.steps)
@@ -190,6 +193,9 @@ class Trainer:
         loading = time.perf_counter()
         progress = self._states.restore(self._module, self._engine) if self._states else None
         read_bytes = 0 if progress else zero.fill(self._module, self._engine, model, source)
+        if before and not progress:
+            read_bytes += fill_moments(self._module, self._engine, model, source, before)
+            self._events.add("moments", run=run.name, step=before)
         dist.barrier()
         load_s = time.perf_counter() - loading
         digest = progress.digest if progress else zero.digest(self._module, self._engine, model)

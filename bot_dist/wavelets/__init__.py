@@ -4,6 +4,7 @@ from bot_dist.wavelets.build import build_operator, check_supported
 from bot_dist.wavelets.copies import copies_only, counts, origins
 from bot_dist.wavelets.dual import dropped, dual, places, split_of
 from bot_dist.wavelets.filter_bank import filters
+from bot_dist.wavelets.moments import dual_matrix, squared_taps
 from bot_dist.wavelets.operators import Operator, from_dense
 from bot_dist.wavelets.spec import OperatorSpec, spec_from_json
 
@@ -16,10 +17,12 @@ __all__ = [
     "counts",
     "dropped",
     "dual",
+    "dual_matrix",
     "filters",
     "from_dense",
     "origins",
     "places",
     "spec_from_json",
     "split_of",
+    "squared_taps",
 ]

@@ -12,6 +12,7 @@ from bot_dist.errors import PlanError
 from bot_dist.wavelets.copies import copying, diagonal, lazy, merge, nothing, select, stack
 from bot_dist.wavelets.details import MAX_BLOCK, largest_block, undoing
 from bot_dist.wavelets.filter_bank import filters
+from bot_dist.wavelets.moments import dual_operator, inverted_indices, second_moments
 from bot_dist.wavelets.operators import Operator
 from bot_dist.wavelets.resample import resampling
 from bot_dist.wavelets.spec import OperatorSpec, Policy
@@ -44,6 +45,15 @@ def _undoing(spec: OperatorSpec) -> tuple[Operator, Operator]:
     return undoing(spec, build_operator(spec))
 
 
+def _first_moments(spec: OperatorSpec) -> Operator:
+    assert spec.of is not None, spec
+    return dual_operator(spec.of, build_operator(spec.of))
+
+
+def _second_moments(spec: OperatorSpec) -> Operator:
+    return second_moments(_first_moments(spec))
+
+
 BUILDERS: Mapping[Policy, Callable[[OperatorSpec], Operator]] = {
     "resample": resampling,
     "copy": copying,
@@ -55,6 +65,8 @@ BUILDERS: Mapping[Policy, Callable[[OperatorSpec], Operator]] = {
     "diagonal": diagonal,
     "detail": _detail,
     "restore": _restore,
+    "exp_avg": _first_moments,
+    "exp_avg_sq": _second_moments,
 }
 
 
@@ -79,6 +91,15 @@ def check_supported(spec: OperatorSpec, what: str) -> None:
     elif spec.policy in ("detail", "restore"):
         assert spec.of is not None, spec
         _check_undone(spec.of, what)
+    elif spec.policy in ("exp_avg", "exp_avg_sq"):
+        assert spec.of is not None, spec
+        check_supported(spec.of, what)
+        if (block := inverted_indices(spec.of)) > MAX_BLOCK:
+            raise PlanError(
+                f"{what}: carrying AdamW's moments through {spec.of} ({change}) takes a dense inverse of {block:,} "
+                f"indices, over {MAX_BLOCK:,}; use haar, an orthogonal wavelet at a ratio that is a power of two, or "
+                f"transfer.moments none"
+            )
 
 
 def _check_undone(spec: OperatorSpec, what: str) -> None:

@@ -62,8 +62,10 @@ def complement(operator: Operator, name: str) -> tuple[Operator, Operator]:
     details: list[Part] = []
     restores: list[Part] = []
     n_details = 0
-    for rows, columns in _blocks(operator, name):
-        matrix = _submatrix(operator, rows, columns)
+    if not (operator.taps != 0).any(axis=1).all():
+        raise _dependent(name)
+    for rows, columns in blocks(operator):
+        matrix = submatrix(operator, rows, columns)
         key = matrix.shape, matrix.tobytes()
         if key not in known:
             known[key] = _inverted(matrix, name)
@@ -89,12 +91,10 @@ def _bank(spec: OperatorSpec) -> tuple[Operator, Operator]:
     return below(detail[::-1]), beside([up.scaled(1 / scale), *restore[::-1]])
 
 
-def _blocks(operator: Operator, name: str) -> list[tuple[Indices, Indices]]:
+def blocks(operator: Operator) -> list[tuple[Indices, Indices]]:
     """The connected components of the graph that joins row i and column s where ``A[i, s] ≠ 0``: rows and columns of
-    each, ascending, in the order of their first columns."""
+    each, ascending, in the order of their first columns. Every row takes something."""
     used = operator.taps != 0
-    if not used.any(axis=1).all():
-        raise _dependent(name)
     row = np.broadcast_to(np.arange(operator.n_target)[:, None], used.shape)[used]
     column = operator.indices[used]
     label = np.arange(operator.n_source)  # of a column: the smallest that it is known to be joined with
@@ -119,7 +119,7 @@ def _members(group: Indices, n_groups: int) -> list[Indices]:
     return np.split(np.argsort(group, kind="stable"), stops[:-1])
 
 
-def _submatrix(operator: Operator, rows: Indices, columns: Indices) -> Taps:
+def submatrix(operator: Operator, rows: Indices, columns: Indices) -> Taps:
     """Rows and columns that no other taps share, ``(len(rows), len(columns))``."""
     matrix = np.zeros((len(rows), len(columns)))
     taps = operator.taps[rows]

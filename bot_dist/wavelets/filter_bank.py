@@ -44,6 +44,13 @@ def filters(wavelet: str) -> Filters:
     return Filters(*map(np.array, pywt.Wavelet(wavelet).filter_bank))
 
 
+def is_orthogonal(wavelet: str) -> bool:
+    """Whether its synthesis bank is its analysis bank, transposed."""
+    import pywt
+
+    return bool(pywt.Wavelet(wavelet).orthogonal)
+
+
 def analysis(n: int, taps: Taps, boundary: Boundary) -> Operator:
     """From ``n`` (even) to ``n / 2`` by one analysis filter (the low-pass one if the boundary is symmetric)."""
     length = len(taps)

@@ -9,7 +9,19 @@ from typing import Any, Literal
 
 Boundary = Literal["periodic", "symmetric"]
 Policy = Literal[
-    "resample", "copy", "lazy", "stack", "select", "merge", "constant", "diagonal", "detail", "restore", "stored"
+    "resample",
+    "copy",
+    "lazy",
+    "stack",
+    "select",
+    "merge",
+    "constant",
+    "diagonal",
+    "detail",
+    "restore",
+    "stored",
+    "exp_avg",
+    "exp_avg_sq",
 ]
 Speaks = Literal["every", "first", "last"]
 
@@ -30,6 +42,8 @@ class OperatorSpec:
     - ``diagonal``: a factor per index.
     - ``detail``: what the shrinking operator ``of`` drops.
     - ``restore``: undoes ``of``, on its target and its details one after the other.
+    - ``exp_avg``, ``exp_avg_sq``: where ``of`` takes weights, this takes AdamW's first and second moments of them
+      (``moments.py``).
     - ``stored``: a fitted matrix that is kept elsewhere, or the source index that each target index takes. A matrix
       that grows has zeros beyond the source's indices: new units are as of ``lazy``.
     """
@@ -51,7 +65,8 @@ class OperatorSpec:
     diagonal: tuple[float, ...] = ()
     """``diagonal``: the n_source = n_target factors."""
     of: OperatorSpec | None = None
-    """``detail``, ``restore``: the shrinking operator that they belong to."""
+    """``detail``, ``restore``: the shrinking operator that they belong to. ``exp_avg``, ``exp_avg_sq``: that of the
+    weights."""
     handle: str = ""
     """``stored``: where the matrix is kept."""
     digest: str = ""
@@ -74,12 +89,12 @@ class OperatorSpec:
 
     @property
     def fitted(self) -> bool:
-        """Whether it is a matrix that is kept elsewhere, or what that drops, or what undoes it."""
+        """Whether it is a matrix that is kept elsewhere, or one that belongs to such a matrix."""
         return self.matrix.policy == "stored"
 
     @property
     def matrix(self) -> OperatorSpec:
-        """The operator, or the one whose details or restoring it is."""
+        """The operator, or the one that it belongs to."""
         return self.of or self
 
     @property
@@ -134,7 +149,7 @@ class OperatorSpec:
             return f"fitted {self.name}{gain}{ROOTS[self.split]}"
         if self.policy == "constant":
             return f"= {self.row_sum:g}"
-        return f"{self.policy} of {self.of}" if self.policy in ("detail", "restore") else self.policy
+        return f"{self.policy} of {self.of}" if self.of is not None else self.policy
 
 
 def spec_from_json(data: Mapping[str, Any]) -> OperatorSpec:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -41,10 +40,11 @@ class Job(Protocol):
     def decides(self, contents: Contents) -> dict[str, Any]:
         """What its result depends on, besides how and on which text it is trained."""
 
-    def begin(self, folder: str) -> TrainRun:
-        """Make what it starts from in a folder of its own; the run has the job's ``name``."""
+    def begin(self, folder: str, start: str) -> TrainRun:
+        """Make what it starts from; the run has the job's ``name``. ``folder`` is its own, ``start`` that of all jobs
+        with the same ``decides``, however they are trained."""
 
-    def result(self, folder: str, training: Result) -> Result:
+    def result(self, start: str, training: Result) -> Result:
         """What is kept of a RunResult (as plain data)."""
 
 
@@ -57,11 +57,16 @@ class Bench:
         self._contents: dict[tuple[tuple[str, ...], str], list[list[str]]] = {}
 
     def results(self, jobs: Sequence[Job]) -> list[Result]:
-        """Of every job. What is missing is trained, consecutive jobs that are trained alike by the same workers; each
-        result is kept as soon as it is there."""
-        missing = [job for job in jobs if not (self._folder(job) / RESULT).is_file()]
-        for _, alike in itertools.groupby(missing, key=lambda job: (self._training(job), job.tokenizer_url)):
-            self._train(list(alike))
+        """Of every job. What is missing is trained, jobs that are trained alike by the same workers; each result is
+        kept as soon as it is there."""
+        alike: dict[str, list[Job]] = {}
+        for job in jobs:
+            if not (self._folder(job) / RESULT).is_file():
+                alike.setdefault(digest({"training": self._training(job), "tokenizer": job.tokenizer_url}), []).append(
+                    job
+                )
+        for group in alike.values():
+            self._train(group)
         return [json.loads((self._folder(job) / RESULT).read_text()) for job in jobs]
 
     def key(self, job: Job) -> str:
@@ -90,19 +95,22 @@ class Bench:
 
     def _begin(self, job: Job) -> TrainRun:
         self._on_event({"stage": "compare", "event": "begin", "job": job.name})
-        return job.begin(str(self._folder(job)))
+        return job.begin(str(self._folder(job)), self._start(job))
 
     def _keep(self, job: Job, training: Result) -> None:
         folder = self._folder(job)
         folder.mkdir(parents=True, exist_ok=True)
         partial = folder / f"{RESULT}.partial"
-        kept = {"decided_by": self._decided_by(job), **job.result(str(folder), training)}
+        kept = {"decided_by": self._decided_by(job), **job.result(self._start(job), training)}
         partial.write_text(json.dumps(kept, indent=1))
         partial.replace(folder / RESULT)
 
     def _folder(self, job: Job) -> Path:
         slug = re.sub("[^a-z0-9]+", "-", job.name.lower()).strip("-")
         return self._output / f"{slug}-{self.key(job)}"
+
+    def _start(self, job: Job) -> str:
+        return str(self._output / "starts" / digest(job.decides(self._text))[:12])
 
     def _decided_by(self, job: Job) -> dict[str, Any]:
         return {**job.decides(self._text), "training": self._training(job)}

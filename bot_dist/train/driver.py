@@ -66,7 +66,7 @@ def pretrain(
     check(train, {run.name: run.config for run in runs}, tokenizer_url)
     folder = Path(output).resolve() / "train"
     device = _device(cluster, train.workers)
-    samples = _samples(runs, train, tokenizer_url, folder, on_event or (lambda event: None))
+    samples = samples_of(runs, train, tokenizer_url, folder, on_event or (lambda event: None))
     folder.mkdir(parents=True, exist_ok=True)
     states = Storage(str(folder / "states"))
     if fresh:
@@ -105,10 +105,14 @@ def pretrain(
     )
 
 
-def _samples(
-    runs: Sequence[TrainRun], train: TrainConfig, tokenizer_url: str, folder: Path, on_event: OnEvent
+def samples_of(
+    runs: Sequence[TrainRun],
+    train: TrainConfig,
+    tokenizer_url: str,
+    folder: Path,
+    on_event: OnEvent = lambda event: None,
 ) -> TokenFile | ImageFile:
-    """What is trained on, prepared."""
+    """What is trained on, prepared: tokens in ``folder``, or where ``train`` says. Raises InputError."""
     if train.images is not None:
         from bot_dist.train.images import prepare_images
 

@@ -14,6 +14,7 @@ from bot_dist.convert.texts import identities, open_texts
 from bot_dist.recipe import CalibrateConfig, ClusterConfig, TrainConfig
 from bot_dist.runtime.cluster import connected
 from bot_dist.train.driver import TrainRun, pretrain
+from bot_dist.urls import absolute
 
 OnEvent = Callable[[dict[str, Any]], None]
 Result = dict[str, Any]
@@ -21,7 +22,7 @@ Result = dict[str, Any]
 RESULT = "result.json"
 """In the folder of its job."""
 Contents = Callable[[TrainConfig | CalibrateConfig], list[list[str]]]
-"""Digests of the text that a section of a recipe names."""
+"""What identifies the text or the images that a section of a recipe names."""
 
 
 class Job(Protocol):
@@ -38,7 +39,7 @@ class Job(Protocol):
     def tokenizer_url(self) -> str: ...
 
     def decides(self, contents: Contents) -> dict[str, Any]:
-        """What its result depends on, besides how and on which text it is trained."""
+        """What its result depends on, besides how and on which data it is trained."""
 
     def begin(self, folder: str, start: str) -> TrainRun:
         """Make what it starts from; the run has the job's ``name``. ``folder`` is its own, ``start`` that of all jobs
@@ -70,7 +71,7 @@ class Bench:
         return [json.loads((self._folder(job) / RESULT).read_text()) for job in jobs]
 
     def key(self, job: Job) -> str:
-        """Identifies the job's result. Raises SourceError where a text is not there."""
+        """Identifies the job's result. Raises SourceError where its data is not there."""
         return digest(self._decided_by(job))[:12]
 
     def _train(self, jobs: Sequence[Job]) -> None:
@@ -110,21 +111,26 @@ class Bench:
         return self._output / f"{slug}-{self.key(job)}"
 
     def _start(self, job: Job) -> str:
-        return str(self._output / "starts" / digest(job.decides(self._text))[:12])
+        return str(self._output / "starts" / digest(job.decides(self._contents_of))[:12])
 
     def _decided_by(self, job: Job) -> dict[str, Any]:
-        return {**job.decides(self._text), "training": self._training(job)}
+        return {**job.decides(self._contents_of), "training": self._training(job)}
 
     def _training(self, job: Job) -> dict[str, Any]:
         """How and on what it is trained."""
         settings = job.train.model_dump(
-            exclude={"text", "column", "token_cache", "peak_flops", "scratch", "source_loss"}
+            exclude={"text", "column", "images", "token_cache", "peak_flops", "scratch", "source_loss"}
         )
-        return {**settings, "text": self._text(job.train)}
+        return {**settings, "text": self._contents_of(job.train)}
 
-    def _text(self, section: TrainConfig | CalibrateConfig) -> list[list[str]]:
-        key = section.text, section.column
-        if key not in self._contents:
+    def _contents_of(self, section: TrainConfig | CalibrateConfig) -> list[list[str]]:
+        images = section.images if isinstance(section, TrainConfig) else None
+        key = section.text, images or section.column
+        if key not in self._contents and images is not None:
+            from bot_dist.train.images import open_images
+
+            self._contents[key] = [["images", open_images(absolute(images)).digest]]
+        elif key not in self._contents:
             texts = open_texts(*key)
             files = identities(texts, Storage(self._tokens))
             self._contents[key] = [[*text.kind, *(files[url].digest for url in text.sources)] for text in texts]

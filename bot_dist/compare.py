@@ -24,7 +24,7 @@ from bot_dist.convert.open import open_source
 from bot_dist.errors import InputError
 from bot_dist.evaluate.baselines import Baseline, baseline
 from bot_dist.evaluate.comparison import SCRATCH, SOURCE, UNTIED_SCRATCH, ComparisonRecipe, MethodConfig, PretrainConfig
-from bot_dist.evaluate.ranking import best_rates, markdown, notes, rows, table
+from bot_dist.evaluate.ranking import at_best, best_rates, markdown, notes, rows, table
 from bot_dist.evaluate.savings import Curve
 from bot_dist.plan import TransferPlan
 from bot_dist.planning import Planning
@@ -42,8 +42,6 @@ def compare(recipe: ComparisonRecipe, on_event: OnEvent = pipeline.ignore) -> di
     """
     from bot_dist.evaluate.plots import comparison_curves
 
-    if recipe.train.images is not None:
-        raise InputError("train.images: comparisons are of language models; name a train.text")
     output = Path(recipe.output).resolve()
     bench = Bench(output, recipe.cluster, on_event)
     source = recipe.source
@@ -61,11 +59,16 @@ def compare(recipe: ComparisonRecipe, on_event: OnEvent = pipeline.ignore) -> di
     (measured,) = bench.results([SourceLoss(train=drafts[0].train, url=source)])
     loss = measured["held_out"][0]["loss"]
     results, rates = _trained(bench, recipe, source)
-    chosen = [result for result in results if result["learning_rate"] == rates[result["method"]]]
+    chosen = at_best(results, rates)
     headings, lines = table(rows(chosen, recipe.target_loss), tuned=len(recipe.rates) > 1)
     facts = {
         "recipe": recipe.public(unset=False),
-        "source": {"url": label(source), "held_out_loss": loss, "pretrained": pretrained},
+        "source": {
+            "url": label(source),
+            "held_out_loss": loss,
+            "held_out_accuracy": measured["held_out"][0]["accuracy"],
+            "pretrained": pretrained,
+        },
         "results": results,
         "learning_rates": rates,
         "table": {"headings": headings, "lines": lines},
@@ -77,7 +80,9 @@ def compare(recipe: ComparisonRecipe, on_event: OnEvent = pipeline.ignore) -> di
     }
     (output / "comparison.json").write_text(json.dumps(facts, indent=1))
     (output / "comparison.md").write_text(markdown(headings, lines))
-    (output / "comparison.png").write_bytes(comparison_curves(chosen, loss))
+    (output / "comparison.png").write_bytes(
+        comparison_curves(chosen, loss, per="token" if recipe.train.images is None else "image")
+    )
     return facts
 
 
@@ -175,7 +180,7 @@ class Trial:
             calibrate = self.recipe.calibrate
             found["calibrate"] = {
                 **calibrate.model_dump(exclude={"text", "column", "folder"}),
-                "text": contents(calibrate),
+                "text": contents(calibrate) if calibrate.text else None,
             }
         return found
 
@@ -208,6 +213,7 @@ class Trial:
             "n_parameters": model.n_parameters,
             "notes": [] if self.scratch else [*self.plan.notes],
             "curve": dataclasses.asdict(curve),
+            "accuracy": training["held_out"][-1]["accuracy"],
             "transfer": transfer,
             "training": training,
         }
@@ -224,6 +230,8 @@ class Trial:
         """Of the passes over the calibration text, at most: one for each stage; where the shrunk model follows the
         source, a second one of both. What solves and applies operators is not counted."""
         calibrate, source = self.recipe.calibrate, self.plan.source
+        if source.family.objective == "image":  # fitted to the weights alone
+            return 0.0
         passes = sum(bool(stage["axes"]) for stage in transfer.get("calibrate", ()))
         if follows(source, self.recipe):
             passes *= 3
@@ -243,7 +251,7 @@ def _trained(bench: Bench, recipe: ComparisonRecipe, source: str) -> tuple[list[
 def _trials(recipe: ComparisonRecipe, source: str, seed: int) -> list[Trial]:
     """The trainings of the target with a seed: from scratch, head tied and not if the methods give both, then the
     methods. Everything is planned; raises what planning raises."""
-    methods = [_trial(recipe, source, name, seed) for name in recipe.methods]
+    methods = [_trial(recipe, source, name, seed) for name in recipe.methods_with(seed)]
     by_tied = {trial.plan.target.tied: trial for trial in methods}
     train = recipe.train.model_copy(update={"seed": seed})
     scratch = [
@@ -301,14 +309,25 @@ def _untrained(pretrain: PretrainConfig, folder: Path) -> str:
     """Write configuration and tokenizer of the source that is to be trained; the URL of the configuration."""
     from bot_dist.convert.byte_tokenizer import save_byte_tokenizer
     from bot_dist.convert.tokenizer import load_tokenizer, save_tokenizer
-    from bot_dist.evaluate.untrained import untrained_config
+    from bot_dist.evaluate.untrained import family_of, labels, untrained_config, vocabulary
 
+    objective = family_of(pretrain.model_type).objective
     folder.mkdir(parents=True, exist_ok=True)
-    if pretrain.tokenizer == "bytes":
-        save_byte_tokenizer(folder)
+    if objective == "image":
+        from bot_dist.train.images import open_images
+
+        if pretrain.train.images is None:
+            raise InputError(
+                f"pretrain.train.images: {pretrain.model_type} is trained on images; name a folder of them"
+            )
+        fields = labels(open_images(absolute(pretrain.train.images)).classes)
     else:
-        save_tokenizer(absolute(pretrain.tokenizer), str(folder))
-    config = untrained_config(pretrain.model_type, pretrain.sizes, pretrain.fields, load_tokenizer(str(folder)))
+        if pretrain.tokenizer == "bytes":
+            save_byte_tokenizer(folder, masks=objective == "masked")
+        else:
+            save_tokenizer(absolute(pretrain.tokenizer), str(folder))
+        fields = vocabulary(load_tokenizer(str(folder)))
+    config = untrained_config(pretrain.model_type, pretrain.sizes, pretrain.fields, fields)
     path = folder / "config.json"
     path.write_text(json.dumps(config, indent=1))
     return str(path)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, StrictInt, model_validator
 
-from bot_dist.errors import RecipeError
+from bot_dist.errors import RecipeError, nearest
 from bot_dist.evaluate.baselines import baseline
 from bot_dist.recipe import (
     CalibrateConfig,
@@ -69,6 +69,8 @@ class MethodConfig(Config):
     baseline: str | None = None
     """A published rule in the place of ours, by its name (``evaluate/baselines``): one, or one about widths joined to
     one about layers (``hypercloning+stack``)."""
+    seeds: int | None = Field(default=None, ge=1)
+    """How many of the comparison's seeds, the first of them, it is trained with; None: all."""
     train: MethodTrainConfig = MethodTrainConfig()
     """Keys of ``train`` that are to be others than the comparison's."""
 
@@ -98,6 +100,8 @@ class ComparisonRecipe(Config):
     """New sizes, as in the recipe of a run."""
     methods: dict[str, MethodConfig] = Field(min_length=1)
     """By a name for tables and pictures."""
+    only: tuple[str, ...] = ()
+    """Names of methods that are trained and shown for now; empty: all. What they share with a run of all is kept."""
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
     """Of data order, scratch initialisation and noise; every method is trained once with each."""
     learning_rates: tuple[Rate, ...] = ()
@@ -112,6 +116,12 @@ class ComparisonRecipe(Config):
     it, all of its FLOPs count."""
     cluster: ClusterConfig = ClusterConfig()
 
+    def methods_with(self, seed: int) -> dict[str, MethodConfig]:
+        """Those that are trained with a seed."""
+        place = self.seeds.index(seed)
+        chosen = {name: self.methods[name] for name in self.only or self.methods}
+        return {name: m for name, m in chosen.items() if m.seeds is None or place < m.seeds}
+
     @property
     def rates(self) -> tuple[float, ...]:
         """The learning rates that methods are tuned on."""
@@ -123,6 +133,8 @@ class ComparisonRecipe(Config):
             raise ValueError("give a source: a checkpoint (source), or a model to train first (pretrain); not both")
         if taken := {SCRATCH, UNTIED_SCRATCH, SOURCE} & {*self.methods}:
             raise ValueError(f"methods: {min(taken)!r} is always there; leave it out, or give the method another name")
+        if unknown := [name for name in self.only if name not in self.methods]:
+            raise ValueError(f"only: there is no method {unknown[0]!r}; {nearest(unknown[0], self.methods)}")
         if self.learning_rates and "learning_rate" in self.train.model_fields_set:
             raise ValueError("give learning_rates, or train.learning_rate for all methods; not both")
         if len({*self.learning_rates}) < len(self.learning_rates):

@@ -14,7 +14,8 @@ SHARES = (0, 1 / 8, 1 / 4, 1 / 2, 1)
 
 Result = Mapping[str, Any]
 """What is kept of one training: ``method``, ``seed``, ``scratch`` (whether it began untrained), ``n_parameters``,
-``learning_rate``, ``curve`` (the fields of a Curve), ``notes``."""
+``learning_rate``, ``accuracy`` (at the end; None where none is measured), ``curve`` (the fields of a Curve),
+``notes``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +29,8 @@ class Row:
     """Held-out loss by step: mean over the seeds."""
     last: tuple[float, ...]
     """Per seed, the last of them."""
+    accuracy: tuple[float, ...]
+    """Per seed, at the end; empty where none is measured."""
     saved: tuple[float | None, ...]
     """Per seed, the share of scratch's FLOPs that is saved; None where the loss is never reached. Empty for scratch."""
 
@@ -48,6 +51,7 @@ def rows(results: Sequence[Result], target_loss: float | None = None) -> list[Ro
                 n_parameters=mine[0][0]["n_parameters"],
                 learning_rate=mine[0][0]["learning_rate"],
                 losses={step: statistics.fmean(c.losses[i] for _, c in mine) for i, step in enumerate(steps)},
+                accuracy=tuple(r["accuracy"] for r, _ in mine if r["accuracy"] is not None),
                 last=tuple(c.losses[-1] for _, c in mine),
                 saved=tuple(
                     flops_saved(c, scratch[r["n_parameters"], r["seed"]], target_loss)
@@ -65,6 +69,11 @@ def best_rates(results: Sequence[Result]) -> dict[str, float]:
     for r in results:
         ends.setdefault(r["method"], {}).setdefault(r["learning_rate"], []).append(r["curve"]["losses"][-1])
     return {method: min(by_rate, key=lambda rate: statistics.fmean(by_rate[rate])) for method, by_rate in ends.items()}
+
+
+def at_best(results: Sequence[Result], rates: Mapping[str, float]) -> list[Result]:
+    """Method by method, in the order of ``rates``, what was trained at its learning rate."""
+    return [r for method, rate in rates.items() for r in results if (r["method"], r["learning_rate"]) == (method, rate)]
 
 
 def notes(results: Sequence[Result], rates: Sequence[float] = ()) -> list[str]:
@@ -94,9 +103,11 @@ def table(found: Sequence[Row], *, tuned: bool = False) -> tuple[list[str], list
         numbers = [f"{row.losses[step]:.3f}" for step in steps]
         numbers[-1] += _spread(row.last, ".3f")
         rate = [f"{row.learning_rate:g}"] if tuned else []
-        lines.append([row.method, f"{row.n_parameters:,}", *rate, *numbers, _saved(row.saved)])
+        right = [f"{statistics.fmean(row.accuracy):.1%}{_spread(row.accuracy, '.1%')}"] if row.accuracy else []
+        lines.append([row.method, f"{row.n_parameters:,}", *rate, *numbers, *right, _saved(row.saved)])
     rate = ["learning rate"] if tuned else []
-    return ["start", "parameters", *rate, *(f"loss at {step}" for step in steps), "FLOPs saved"], lines
+    right = [f"right at {steps[-1]}"] if found[0].accuracy else []
+    return ["start", "parameters", *rate, *(f"loss at {step}" for step in steps), *right, "FLOPs saved"], lines
 
 
 def _saved(saved: Sequence[float | None]) -> str:

@@ -3,7 +3,6 @@
 They come with the package, which is not run: pip install --no-deps scikit-learn
 """
 
-import gzip
 import sys
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from PIL import Image
 
 from bot_dist.convert.location import resolve
 
-rows = np.loadtxt(gzip.open(resolve("package://sklearn/datasets/data/digits.csv.gz")), delimiter=",", dtype=np.int64)
+rows = np.loadtxt(resolve("package://sklearn/datasets/data/digits.csv.gz"), delimiter=",", dtype=np.int64)
 for number, row in enumerate(rows):  # 64 shades of 0 to 16, and the class
     path = Path(sys.argv[1], str(row[-1]), f"{number:04d}.png")
     path.parent.mkdir(parents=True, exist_ok=True)

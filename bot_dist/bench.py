@@ -63,9 +63,8 @@ class Bench:
         alike: dict[str, list[Job]] = {}
         for job in jobs:
             if not (self._folder(job) / RESULT).is_file():
-                alike.setdefault(digest({"training": self._training(job), "tokenizer": job.tokenizer_url}), []).append(
-                    job
-                )
+                how = digest({"training": self._training(job), "tokenizer": job.tokenizer_url})
+                alike.setdefault(how, []).append(job)
         for group in alike.values():
             self._train(group)
         return [json.loads((self._folder(job) / RESULT).read_text()) for job in jobs]

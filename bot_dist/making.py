@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 OnEvent = Callable[[dict[str, Any]], None]
 
-VERSION = 1
+MADE_VERSION = 1
 """Raised when a rule comes to make other weights."""
 
 

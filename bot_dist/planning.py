@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from bot_dist.errors import InputError
 from bot_dist.families import Model, Weight, model_of
-from bot_dist.making import VERSION
+from bot_dist.making import MADE_VERSION
 from bot_dist.recipe import Recipe, refuse_family
 from bot_dist.sharding import Mesh
 from bot_dist.urls import absolute, label
@@ -166,7 +166,8 @@ class Planning:
         model, modules, whole_rows = self._model, self._known, self.source.whole_rows
         identity: dict[str, Any] = {"source": self._opened.provenance()}
         if rule.made is not None:
-            model, whole_rows, identity = rule.made, True, {**identity, "made": [VERSION, rule.name, rule.made.config]}
+            model, whole_rows = rule.made, True
+            identity["made"] = [MADE_VERSION, rule.name, rule.made.config]
             sizes = {w: model.weight_layers(w) * model.parameter(w).size for w in model.weights}
             modules = {w.name: SourceModule(nbytes=4 * n, dtype="float32") for w, n in sizes.items()}
         transfer = self.recipe.transfer.model_copy(update={"depth": rule.depth})

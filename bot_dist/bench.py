@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -15,6 +14,7 @@ from bot_dist.convert.texts import identities, open_texts
 from bot_dist.recipe import CalibrateConfig, ClusterConfig, TrainConfig
 from bot_dist.runtime.cluster import connected
 from bot_dist.train.driver import TrainRun, pretrain
+from bot_dist.urls import absolute
 
 OnEvent = Callable[[dict[str, Any]], None]
 Result = dict[str, Any]
@@ -22,7 +22,7 @@ Result = dict[str, Any]
 RESULT = "result.json"
 """In the folder of its job."""
 Contents = Callable[[TrainConfig | CalibrateConfig], list[list[str]]]
-"""Digests of the text that a section of a recipe names."""
+"""What identifies the text or the images that a section of a recipe names."""
 
 
 class Job(Protocol):
@@ -39,12 +39,13 @@ class Job(Protocol):
     def tokenizer_url(self) -> str: ...
 
     def decides(self, contents: Contents) -> dict[str, Any]:
-        """What its result depends on, besides how and on which text it is trained."""
+        """What its result depends on, besides how and on which data it is trained."""
 
-    def begin(self, folder: str) -> TrainRun:
-        """Make what it starts from in a folder of its own; the run has the job's ``name``."""
+    def begin(self, folder: str, start: str) -> TrainRun:
+        """Make what it starts from; the run has the job's ``name``. ``folder`` is its own, ``start`` that of all jobs
+        with the same ``decides``, however they are trained."""
 
-    def result(self, folder: str, training: Result) -> Result:
+    def result(self, start: str, training: Result) -> Result:
         """What is kept of a RunResult (as plain data)."""
 
 
@@ -57,15 +58,19 @@ class Bench:
         self._contents: dict[tuple[tuple[str, ...], str], list[list[str]]] = {}
 
     def results(self, jobs: Sequence[Job]) -> list[Result]:
-        """Of every job. What is missing is trained, consecutive jobs that are trained alike by the same workers; each
-        result is kept as soon as it is there."""
-        missing = [job for job in jobs if not (self._folder(job) / RESULT).is_file()]
-        for _, alike in itertools.groupby(missing, key=lambda job: (self._training(job), job.tokenizer_url)):
-            self._train(list(alike))
+        """Of every job. What is missing is trained, jobs that are trained alike by the same workers; each result is
+        kept as soon as it is there."""
+        alike: dict[str, list[Job]] = {}
+        for job in jobs:
+            if not (self._folder(job) / RESULT).is_file():
+                how = digest({"training": self._training(job), "tokenizer": job.tokenizer_url})
+                alike.setdefault(how, []).append(job)
+        for group in alike.values():
+            self._train(group)
         return [json.loads((self._folder(job) / RESULT).read_text()) for job in jobs]
 
     def key(self, job: Job) -> str:
-        """Identifies the job's result. Raises SourceError where a text is not there."""
+        """Identifies the job's result. Raises SourceError where its data is not there."""
         return digest(self._decided_by(job))[:12]
 
     def _train(self, jobs: Sequence[Job]) -> None:
@@ -90,13 +95,13 @@ class Bench:
 
     def _begin(self, job: Job) -> TrainRun:
         self._on_event({"stage": "compare", "event": "begin", "job": job.name})
-        return job.begin(str(self._folder(job)))
+        return job.begin(str(self._folder(job)), self._start(job))
 
     def _keep(self, job: Job, training: Result) -> None:
         folder = self._folder(job)
         folder.mkdir(parents=True, exist_ok=True)
         partial = folder / f"{RESULT}.partial"
-        kept = {"decided_by": self._decided_by(job), **job.result(str(folder), training)}
+        kept = {"decided_by": self._decided_by(job), **job.result(self._start(job), training)}
         partial.write_text(json.dumps(kept, indent=1))
         partial.replace(folder / RESULT)
 
@@ -104,19 +109,27 @@ class Bench:
         slug = re.sub("[^a-z0-9]+", "-", job.name.lower()).strip("-")
         return self._output / f"{slug}-{self.key(job)}"
 
+    def _start(self, job: Job) -> str:
+        return str(self._output / "starts" / digest(job.decides(self._contents_of))[:12])
+
     def _decided_by(self, job: Job) -> dict[str, Any]:
-        return {**job.decides(self._text), "training": self._training(job)}
+        return {**job.decides(self._contents_of), "training": self._training(job)}
 
     def _training(self, job: Job) -> dict[str, Any]:
         """How and on what it is trained."""
         settings = job.train.model_dump(
-            exclude={"text", "column", "token_cache", "peak_flops", "scratch", "source_loss"}
+            exclude={"text", "column", "images", "token_cache", "peak_flops", "scratch", "source_loss"}
         )
-        return {**settings, "text": self._text(job.train)}
+        return {**settings, "text": self._contents_of(job.train)}
 
-    def _text(self, section: TrainConfig | CalibrateConfig) -> list[list[str]]:
-        key = section.text, section.column
-        if key not in self._contents:
+    def _contents_of(self, section: TrainConfig | CalibrateConfig) -> list[list[str]]:
+        images = section.images if isinstance(section, TrainConfig) else None
+        key = section.text, images or section.column
+        if key not in self._contents and images is not None:
+            from bot_dist.train.images import open_images
+
+            self._contents[key] = [["images", open_images(absolute(images)).digest]]
+        elif key not in self._contents:
             texts = open_texts(*key)
             files = identities(texts, Storage(self._tokens))
             self._contents[key] = [[*text.kind, *(files[url].digest for url in text.sources)] for text in texts]

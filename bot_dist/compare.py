@@ -18,13 +18,13 @@ from bot_dist import pipeline
 from bot_dist.bench import Bench, Contents, OnEvent, Result
 from bot_dist.calibrate import follows
 from bot_dist.calibrate.adapt import FIT_VERSION
-from bot_dist.checkpoint import CheckpointReader
-from bot_dist.checkpoint.manifest import digest
+from bot_dist.checkpoint import CheckpointReader, Storage
+from bot_dist.checkpoint.manifest import MANIFEST, digest
 from bot_dist.convert.open import open_source
 from bot_dist.errors import InputError
-from bot_dist.evaluate.baselines import BASELINES, Baseline
+from bot_dist.evaluate.baselines import Baseline, baseline
 from bot_dist.evaluate.comparison import SCRATCH, SOURCE, UNTIED_SCRATCH, ComparisonRecipe, MethodConfig, PretrainConfig
-from bot_dist.evaluate.ranking import markdown, notes, rows, table
+from bot_dist.evaluate.ranking import at_best, best_rates, markdown, notes, rows, table
 from bot_dist.evaluate.savings import Curve
 from bot_dist.plan import TransferPlan
 from bot_dist.planning import Planning
@@ -42,15 +42,13 @@ def compare(recipe: ComparisonRecipe, on_event: OnEvent = pipeline.ignore) -> di
     """
     from bot_dist.evaluate.plots import comparison_curves
 
-    if recipe.train.images is not None:
-        raise InputError("train.images: comparisons are of language models; name a train.text")
     output = Path(recipe.output).resolve()
     bench = Bench(output, recipe.cluster, on_event)
     source = recipe.source
     if recipe.pretrain is not None:
         source = _untrained(recipe.pretrain, output / "untrained")
     assert source is not None, "a recipe names a source, or one to train"
-    drafts = _trials(recipe, source)
+    drafts = _trials(recipe, source, recipe.seeds[0])
     check(recipe.train, {trial.name: trial.plan.target.config for trial in drafts}, source)
     for trial in drafts:
         bench.key(trial)  # reads the texts
@@ -58,16 +56,23 @@ def compare(recipe: ComparisonRecipe, on_event: OnEvent = pipeline.ignore) -> di
     if recipe.pretrain is not None:
         (pretrained,) = bench.results([SourceTraining(train=recipe.pretrain.train, config_url=source)])
         source = pretrained["saved_url"]
-    trials = _trials(recipe, source)
-    measured, *results = bench.results([SourceLoss(train=trials[0].train, url=source), *trials])
+    (measured,) = bench.results([SourceLoss(train=drafts[0].train, url=source)])
     loss = measured["held_out"][0]["loss"]
-    headings, lines = table(rows(results, recipe.target_loss))
+    results, rates = _trained(bench, recipe, source)
+    chosen = at_best(results, rates)
+    headings, lines = table(rows(chosen, recipe.target_loss), tuned=len(recipe.rates) > 1)
     facts = {
         "recipe": recipe.public(unset=False),
-        "source": {"url": label(source), "held_out_loss": loss, "pretrained": pretrained},
+        "source": {
+            "url": label(source),
+            "held_out_loss": loss,
+            "held_out_accuracy": measured["held_out"][0]["accuracy"],
+            "pretrained": pretrained,
+        },
         "results": results,
+        "learning_rates": rates,
         "table": {"headings": headings, "lines": lines},
-        "notes": notes(results),
+        "notes": notes(chosen, recipe.rates),
         "versions": pipeline.versions(),
         "command": label(" ".join(sys.argv)),
         "machine": machine(),
@@ -75,7 +80,9 @@ def compare(recipe: ComparisonRecipe, on_event: OnEvent = pipeline.ignore) -> di
     }
     (output / "comparison.json").write_text(json.dumps(facts, indent=1))
     (output / "comparison.md").write_text(markdown(headings, lines))
-    (output / "comparison.png").write_bytes(comparison_curves(results, loss))
+    (output / "comparison.png").write_bytes(
+        comparison_curves(chosen, loss, per="token" if recipe.train.images is None else "image")
+    )
     return facts
 
 
@@ -95,11 +102,11 @@ class SourceTraining:
     def decides(self, contents: Contents) -> dict[str, Any]:
         return {path.name: digest({"text": path.read_text()}) for path in sorted(Path(self.tokenizer_url).iterdir())}
 
-    def begin(self, folder: str) -> TrainRun:
+    def begin(self, folder: str, start: str) -> TrainRun:
         config, url = json.loads(Path(self.config_url).read_text()), f"{folder}/source.zarr"
         return TrainRun(name=self.name, config=config, url=None, steps=self.train.steps, save_url=url, overwrite=True)
 
-    def result(self, folder: str, training: Result) -> Result:
+    def result(self, start: str, training: Result) -> Result:
         return training
 
 
@@ -118,10 +125,10 @@ class SourceLoss:
     def decides(self, contents: Contents) -> dict[str, Any]:
         return {"source": open_source(absolute(self.url)).provenance()}
 
-    def begin(self, folder: str) -> TrainRun:
+    def begin(self, folder: str, start: str) -> TrainRun:
         return TrainRun(name=self.name, config=open_source(absolute(self.url)).config, url=self.url, steps=0)
 
-    def result(self, folder: str, training: Result) -> Result:
+    def result(self, start: str, training: Result) -> Result:
         return training
 
 
@@ -135,17 +142,24 @@ class Trial:
     plan: TransferPlan
     adapts: bool
     """Whether the plan lacks what is fitted to the calibration text."""
+    makes: bool
+    """Whether a baseline makes what the plan reads, from the calibration text or what is trained on."""
     baseline: Baseline | None
     scratch: bool = False
     """Whether it starts from the family's own initialisation; the plan says of which model."""
 
     @property
     def name(self) -> str:
-        return f"{self.method}, seed {self.train.seed}"
+        return f"{self.method}, seed {self.train.seed}, learning rate {self.train.learning_rate:g}"
 
     @property
     def train(self) -> TrainConfig:
         return self.recipe.train
+
+    def at(self, learning_rate: float) -> Trial:
+        """The same, trained at another learning rate."""
+        train = self.train.model_copy(update={"learning_rate": learning_rate})
+        return dataclasses.replace(self, recipe=self.recipe.model_copy(update={"train": train}))
 
     @property
     def tokenizer_url(self) -> str:
@@ -155,97 +169,138 @@ class Trial:
         found: dict[str, Any] = {"source": self.plan.source_id, "model": self.plan.target.config}
         if not self.scratch:
             found["plan"] = self.plan.digest
-        if not self.scratch and self.adapts:
-            calibrate = self.recipe.calibrate
+        if self.scratch:
+            return found
+        if self.adapts:
             found["fit"] = FIT_VERSION
             found["transfer"] = self.recipe.transfer.model_dump(exclude={"memory_limit"})
+        if self.makes:
+            found["learned on"] = [self.train.batch, self.train.context, self.train.seed, contents(self.train)]
+        if self.adapts or self.makes:
+            calibrate = self.recipe.calibrate
             found["calibrate"] = {
                 **calibrate.model_dump(exclude={"text", "column", "folder"}),
-                "text": contents(calibrate),
+                "text": contents(calibrate) if calibrate.text else None,
             }
         return found
 
-    def begin(self, folder: str) -> TrainRun:
-        config, url, steps = self.plan.target.config, None, self.train.steps
-        if not self.scratch:
-            recipe = self._transfer(folder)
+    def begin(self, folder: str, start: str) -> TrainRun:
+        run = TrainRun(name=self.name, config=self.plan.target.config, url=None, steps=self.train.steps)
+        if self.scratch:
+            return run
+        recipe = self._transfer(start)
+        if not Storage(recipe.transferred_url).exists(MANIFEST):  # it may be there for another learning rate
             pipeline.transfer(recipe, baseline=self.baseline)
-            url = recipe.transferred_url
-            config = CheckpointReader(url).config  # of which layers it is made, a draft of the plan can't tell
-        return TrainRun(name=self.name, config=config, url=url, steps=steps)
+        made = CheckpointReader(recipe.transferred_url)  # tells of which layers it is made, a draft of the plan can't
+        inserted = tuple(made.manifest.provenance["plan"]["inserted_layers"])
+        return dataclasses.replace(run, config=made.config, url=recipe.transferred_url, inserted=inserted)
 
-    def result(self, folder: str, training: Result) -> Result:
+    def result(self, start: str, training: Result) -> Result:
         model = self.plan.target
-        transfer = {} if self.scratch else self._transferred(folder)
+        context = model.tokens_per_sample(self.train.context)
+        transfer = {} if self.scratch else self._transferred(start)
         curve = Curve(
             steps=[held_out["step"] for held_out in training["held_out"]],
             losses=[held_out["loss"] for held_out in training["held_out"]],
-            flops_per_step=float(training["tokens_per_step"] * model.training_flops_per_token(self.train.context)),
-            flops_before=self._calibration_flops(transfer),
+            flops_per_step=float(training["tokens_per_step"] * model.training_flops_per_token(context)),
+            flops_before=self._calibration_flops(transfer) + transfer.get("made", {}).get("flops", 0.0),
         )
         return {
             "method": self.method,
             "seed": self.train.seed,
+            "learning_rate": self.train.learning_rate,
             "scratch": self.scratch,
             "n_parameters": model.n_parameters,
             "notes": [] if self.scratch else [*self.plan.notes],
             "curve": dataclasses.asdict(curve),
+            "accuracy": training["held_out"][-1]["accuracy"],
             "transfer": transfer,
             "training": training,
         }
 
-    def _transfer(self, folder: str) -> Recipe:
-        return self.recipe.model_copy(update={"output": folder})
+    def _transfer(self, start: str) -> Recipe:
+        return self.recipe.model_copy(update={"output": start})
 
-    def _transferred(self, folder: str) -> Result:
+    def _transferred(self, start: str) -> Result:
         """What the transfer reported, as its store keeps it."""
-        report: Result = CheckpointReader(self._transfer(folder).transferred_url).manifest.provenance["transfer"]
+        report: Result = CheckpointReader(self._transfer(start).transferred_url).manifest.provenance["transfer"]
         return report
 
     def _calibration_flops(self, transfer: Mapping[str, Any]) -> float:
         """Of the passes over the calibration text, at most: one for each stage; where the shrunk model follows the
         source, a second one of both. What solves and applies operators is not counted."""
         calibrate, source = self.recipe.calibrate, self.plan.source
+        if source.family.objective == "image":  # fitted to the weights alone
+            return 0.0
         passes = sum(bool(stage["axes"]) for stage in transfer.get("calibrate", ()))
         if follows(source, self.recipe):
             passes *= 3
         return float(passes * calibrate.tokens * source.flops_per_token(calibrate.context))
 
 
-def _trials(recipe: ComparisonRecipe, source: str) -> list[Trial]:
-    """All trainings of the target: per seed from scratch, head tied and not if the methods give both, then the methods.
-    Everything is planned; raises what planning raises."""
-    trials = []
-    for seed in recipe.seeds:
-        methods = [_trial(recipe, source, name, seed) for name in recipe.methods]
-        by_tied = {trial.plan.target.tied: trial for trial in methods}
-        for tied, trial in sorted(by_tied.items(), reverse=True):
-            name = SCRATCH if tied or len(by_tied) == 1 else UNTIED_SCRATCH
-            trials.append(dataclasses.replace(trial, method=name, baseline=None, scratch=True))
-        trials += methods
-    return trials
+def _trained(bench: Bench, recipe: ComparisonRecipe, source: str) -> tuple[list[Result], dict[str, float]]:
+    """All results, and by method its best learning rate: found with the first seed, used with the others."""
+    first, *others = recipe.seeds
+    starts = _trials(recipe, source, first)
+    results = bench.results([trial.at(rate) for rate in recipe.rates for trial in starts])
+    rates = best_rates(results)
+    trials = [trial.at(rates[trial.method]) for seed in others for trial in _trials(recipe, source, seed)]
+    return results + bench.results(trials), rates
+
+
+def _trials(recipe: ComparisonRecipe, source: str, seed: int) -> list[Trial]:
+    """The trainings of the target with a seed: from scratch, head tied and not if the methods give both, then the
+    methods. Everything is planned; raises what planning raises."""
+    methods = [_trial(recipe, source, name, seed) for name in recipe.methods_with(seed)]
+    by_tied = {trial.plan.target.tied: trial for trial in methods}
+    train = recipe.train.model_copy(update={"seed": seed})
+    scratch = [
+        dataclasses.replace(
+            by_tied[tied],
+            method=SCRATCH if tied or len(by_tied) == 1 else UNTIED_SCRATCH,
+            recipe=by_tied[tied].recipe.model_copy(update={"train": train}),
+            baseline=None,
+            scratch=True,
+        )
+        for tied in sorted(by_tied, reverse=True)
+    ]
+    return scratch + methods
 
 
 def _trial(recipe: ComparisonRecipe, source: str, name: str, seed: int) -> Trial:
     method = recipe.methods[name]
     cold = {} if "moments" in method.transfer.model_fields_set else {"moments": "none"}  # as others begin
+    own = {key: value for key, value in method.train if value is not None}
+    tokens = recipe.train.token_cache or str(Path(recipe.output).resolve() / "tokens")
     made = Recipe(
         source=source,
         output=recipe.output,
         target=recipe.target,
-        transfer=method.transfer.model_copy(update={"seed": seed, **cold}),
+        transfer=method.transfer.model_copy(update=cold),
         cluster=recipe.cluster,
         calibrate=_calibration(recipe, method),
-        train=recipe.train.model_copy(update={"seed": seed}),
+        train=recipe.train.model_copy(update={"token_cache": tokens, **own, "seed": seed}),
         overwrite=True,
     )
-    baseline = BASELINES[method.baseline] if method.baseline is not None else None
-    planning = Planning(made, baseline)
-    return Trial(method=name, recipe=made, plan=planning.draft, adapts=planning.adapts, baseline=baseline)
+    rule = baseline(method.baseline) if method.baseline is not None else None
+    planning = Planning(made, rule)
+    if any(module.random for module in planning.draft.modules):  # else all seeds have one start
+        made = made.model_copy(update={"transfer": method.transfer.model_copy(update={"seed": seed, **cold})})
+        planning = Planning(made, rule)
+    return Trial(
+        method=name,
+        recipe=made,
+        plan=planning.draft,
+        adapts=planning.adapts,
+        makes=planning.rule is not None and planning.rule.make is not None,
+        baseline=rule,
+    )
 
 
 def _calibration(recipe: ComparisonRecipe, method: MethodConfig) -> CalibrateConfig:
     own = {key: getattr(method.calibrate, key) for key in method.calibrate.model_fields_set}
+    if recipe.calibrate.folder is None:  # of all methods
+        own.setdefault("folder", str(Path(recipe.output).resolve() / "calibration"))
     if not (recipe.calibrate.text or method.calibrate.text):
         own |= {"text": recipe.train.text, "column": recipe.train.column}
     return recipe.calibrate.model_copy(update=own)
@@ -255,14 +310,25 @@ def _untrained(pretrain: PretrainConfig, folder: Path) -> str:
     """Write configuration and tokenizer of the source that is to be trained; the URL of the configuration."""
     from bot_dist.convert.byte_tokenizer import save_byte_tokenizer
     from bot_dist.convert.tokenizer import load_tokenizer, save_tokenizer
-    from bot_dist.evaluate.untrained import untrained_config
+    from bot_dist.evaluate.untrained import family_of, labels, untrained_config, vocabulary
 
+    objective = family_of(pretrain.model_type).objective
     folder.mkdir(parents=True, exist_ok=True)
-    if pretrain.tokenizer == "bytes":
-        save_byte_tokenizer(folder)
+    if objective == "image":
+        from bot_dist.train.images import open_images
+
+        if pretrain.train.images is None:
+            raise InputError(
+                f"pretrain.train.images: {pretrain.model_type} is trained on images; name a folder of them"
+            )
+        fields = labels(open_images(absolute(pretrain.train.images)).classes)
     else:
-        save_tokenizer(absolute(pretrain.tokenizer), str(folder))
-    config = untrained_config(pretrain.model_type, pretrain.sizes, pretrain.fields, load_tokenizer(str(folder)))
+        if pretrain.tokenizer == "bytes":
+            save_byte_tokenizer(folder, masks=objective == "masked")
+        else:
+            save_tokenizer(absolute(pretrain.tokenizer), str(folder))
+        fields = vocabulary(load_tokenizer(str(folder)))
+    config = untrained_config(pretrain.model_type, pretrain.sizes, pretrain.fields, fields)
     path = folder / "config.json"
     path.write_text(json.dumps(config, indent=1))
     return str(path)

@@ -80,7 +80,8 @@ def transfer(recipe: Recipe, on_event: OnEvent = ignore, baseline: Baseline | No
     twice = planning.adapts and recipe.cluster.executor == "ray"  # it is needed to calibrate, and to transfer
     with connected(recipe.cluster, planning.draft.mesh.size) if twice else contextlib.nullcontext():
         plan, adapted = planning.fitted(on_event)
-        return _transfer(planning.recipe, planning.source, plan, on_event, adapted)
+        made = planning.make(on_event)
+        return _transfer(planning.recipe, planning.source, plan, on_event, adapted, made)
 
 
 def with_copy(recipe: Recipe, on_event: OnEvent = ignore) -> Recipe:
@@ -101,8 +102,14 @@ def with_copy(recipe: Recipe, on_event: OnEvent = ignore) -> Recipe:
 
 
 def _transfer(
-    recipe: Recipe, source: Source, plan: TransferPlan, on_event: OnEvent, adapted: Adapted | None = None
+    recipe: Recipe,
+    source: Source,
+    plan: TransferPlan,
+    on_event: OnEvent,
+    adapted: Adapted | None = None,
+    made: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
+    """``made`` is what is known of a ``source`` that a baseline has made of the recipe's."""
     from bot_dist.checkpoint import CheckpointReader, CheckpointWriter, attempt_of
     from bot_dist.convert.open import open_source
     from bot_dist.convert.processor import save_image_processor
@@ -126,12 +133,15 @@ def _transfer(
     tokenizer = save_tokenizer(recipe.source, f"{writer.url}/tokenizer")
     if plan.target.family.objective == "image":
         save_image_processor(recipe.source, writer.url)
-    if open_source(absolute(recipe.source)).provenance() != source.provenance():
+    unchanged = source.provenance() if made is None else made["of"]
+    if open_source(absolute(recipe.source)).provenance() != unchanged:
         writer.discard()
         raise SourceError(f"{label(recipe.source)} was changed while it was read; nothing is kept, run it again")
     report = {"seconds": time.perf_counter() - started, "tokenizer": tokenizer, **tally.report()}
     if adapted is not None:
         report["calibrate"] = adapted.stages
+    if made is not None:
+        report["made"] = made
     provenance: dict[str, Any] = {
         "source": source.provenance(),
         "plan": plan.to_json(),

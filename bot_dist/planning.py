@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from bot_dist.errors import InputError
 from bot_dist.families import Model, Weight, model_of
+from bot_dist.making import MADE_VERSION
 from bot_dist.recipe import Recipe, refuse_family
 from bot_dist.sharding import Mesh
 from bot_dist.urls import absolute, label
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from bot_dist.calibrate import Adapted, Text
     from bot_dist.checkpoint import MallatSource
     from bot_dist.convert.source import Source
-    from bot_dist.evaluate.baselines import Baseline
+    from bot_dist.evaluate.baselines import Baseline, Rule
     from bot_dist.plan import Fitted, SourceModule, TransferPlan
 
 OnEvent = Callable[[dict[str, Any]], None]
@@ -36,13 +37,14 @@ class Planning:
         self._opened, self._model = open_checked(recipe)
         self._mallat: MallatSource | None = None
         self._notes: list[str] = []
+        self._made: Source | None = None
         if baseline is None:
             self._mallat, self._notes = _with_details(recipe, self._opened, self._model)
 
     @property
     def source(self) -> Source:
         """What a transfer by the plan reads."""
-        return self._mallat or self._opened
+        return self._made or self._mallat or self._opened
 
     @cached_property
     def draft(self) -> TransferPlan:
@@ -53,6 +55,35 @@ class Planning:
     def adapts(self) -> bool:
         """Whether axes that shrink do so by what is fitted to the source."""
         return self._mallat is None and self._baseline is None and _adapts(self.recipe)
+
+    @cached_property
+    def rule(self) -> Rule | None:
+        """The baseline's, where one is given."""
+        if self._baseline is None:
+            return None
+        return self._baseline(self._model, self._model.resized(self.recipe.target))
+
+    def make(self, on_event: OnEvent) -> dict[str, Any] | None:
+        """Make what the plan reads, where the rule of a baseline makes it by other means than operators; what is known
+        of it."""
+        from bot_dist.convert.open import open_source
+        from bot_dist.making import make_weights
+
+        if self.rule is None or self.rule.make is None:
+            return None
+        folder = Path(_beside(self.recipe, "made"))
+        facts = make_weights(
+            self.rule,
+            self.recipe,
+            self._opened,
+            self._model,
+            text=functools.partial(_text, self.recipe, self._model) if _has_text(self.recipe, self._model) else None,
+            folder=folder,
+            statistics_folder=self.recipe.calibrate.folder or _beside(self.recipe, "calibration"),
+            on_event=on_event,
+        )
+        self._made = open_source(str(folder))
+        return {**facts, "of": self._opened.provenance()}
 
     def fitted(self, on_event: OnEvent) -> tuple[TransferPlan, Adapted | None]:
         """The plan with all that is fitted to the source's statistics, and what that is; None where nothing is."""
@@ -121,31 +152,59 @@ class Planning:
             notes = notes + _adaptive_notes(recipe, model, axes, grown, basis)
             if axes or grown:
                 notes.append(_calibration_note(recipe, model, target, [*axes, *grown], sequential))
-        elif self._baseline is not None:
-            rule = self._baseline(model, model.resized(recipe.target))
-            fitted, layers = rule.operators, rule.layers
-            target = target_model(model, recipe.target, recipe.transfer, layers=layers)
-            notes = [*notes, f"by the rule of a baseline: {rule.name}"]
+        elif self.rule is not None:
+            return self._by_rule(self.rule)
         else:
             target = target_model(model, recipe.target, recipe.transfer)
         if self.optimizer_step is not None:
             notes = [*notes, f"AdamW's moments are carried along, as they are after {self.optimizer_step:,} steps"]
-        identity = json.dumps(self.source.provenance(), sort_keys=True)
         return make_plan(
             model,
             target,
             recipe.transfer,
             Mesh(tensor=recipe.cluster.tensor, data=recipe.cluster.data),
             modules=self._known,
-            source_id=hashlib.sha256(identity.encode()).hexdigest()[:32],
+            source_id=_identified(self.source.provenance()),
             whole_rows=self.source.whole_rows,
             details=self._mallat.details if self._mallat else None,
             fitted=fitted,
             layers=layers,
-            literal=self._baseline is not None,
             notes=notes,
             optimizer_step=self.optimizer_step,
         )
+
+    def _by_rule(self, rule: Rule) -> TransferPlan:
+        """By a baseline's operators, of the source or of what the rule makes of it (which need not be there yet)."""
+        from bot_dist.plan import SourceModule, make_plan, target_model
+
+        model, modules, whole_rows = self._model, self._known, self.source.whole_rows
+        identity: dict[str, Any] = {"source": self._opened.provenance()}
+        if rule.made is not None:
+            model, whole_rows = rule.made, True
+            identity["made"] = [MADE_VERSION, rule.name, rule.made.config]
+            sizes = {w: model.weight_layers(w) * model.parameter(w).size for w in model.weights}
+            modules = {w.name: SourceModule(nbytes=4 * n, dtype="float32") for w, n in sizes.items()}
+        transfer = self.recipe.transfer.model_copy(update={"depth": rule.depth})
+        wanted = {"layers": self._model.resized(self.recipe.target).sizes["layer"]}
+        target = target_model(model, wanted if rule.made else self.recipe.target, transfer, layers=rule.layers)
+        return make_plan(
+            model,
+            target,
+            transfer,
+            Mesh(tensor=self.recipe.cluster.tensor, data=self.recipe.cluster.data),
+            modules=modules,
+            source_id=_identified(identity),
+            whole_rows=whole_rows,
+            fitted=rule.operators,
+            layers=rule.layers,
+            literal=True,
+            exact=rule.exact,
+            notes=[*self._notes, f"by the rule of a baseline: {rule.name}"],
+        )
+
+
+def _identified(provenance: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(provenance, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def open_checked(recipe: Recipe) -> tuple[Source, Model]:

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field, StrictInt, model_validator
 
-from bot_dist.errors import nearest
-from bot_dist.evaluate.baselines import BASELINES
+from bot_dist.errors import RecipeError, nearest
+from bot_dist.evaluate.baselines import baseline
 from bot_dist.recipe import (
     CalibrateConfig,
     ClusterConfig,
     Config,
     Folder,
+    InsertedConfig,
     TrainConfig,
     TransferConfig,
     labelled,
     read_yaml,
     validated,
 )
+
+Rate = Annotated[float, Field(gt=0)]
 
 SCRATCH = "scratch"
 """The model that every method is measured against; always there."""
@@ -45,6 +48,17 @@ class PretrainConfig(Config):
     """Its text, steps, learning rate and seed."""
 
 
+class MethodTrainConfig(Config):
+    """What a method may train otherwise than the comparison says; None: as it says."""
+
+    use_factors: bool | None = None
+    """As in ``train``: whether learning rates follow the change of size. What a baseline makes has no factors."""
+    inserted: InsertedConfig | None = None
+    """As in ``train``: of blocks that ``depth: identity`` has put in."""
+    warmup: int | None = Field(default=None, ge=0)
+    """As in ``train``."""
+
+
 class MethodConfig(Config):
     """One way to make the target: a transfer of ours, or a baseline."""
 
@@ -53,14 +67,21 @@ class MethodConfig(Config):
     calibrate: CalibrateConfig = CalibrateConfig()
     """Keys that are to be others than the comparison's."""
     baseline: str | None = None
-    """A published rule that builds other operators for the same plan."""
+    """A published rule in the place of ours, by its name (``evaluate/baselines``): one, or one about widths joined to
+    one about layers (``hypercloning+stack``)."""
+    seeds: int | None = Field(default=None, ge=1)
+    """How many of the comparison's seeds, the first of them, it is trained with; None: all."""
+    train: MethodTrainConfig = MethodTrainConfig()
+    """Keys of ``train`` that are to be others than the comparison's."""
 
     @model_validator(mode="after")
     def _one_of_two(self) -> MethodConfig:
         if self.baseline is None:
             return self
-        if self.baseline not in BASELINES:
-            raise ValueError(f"unknown baseline {self.baseline!r}; {nearest(self.baseline, BASELINES)}")
+        try:
+            baseline(self.baseline)
+        except RecipeError as error:
+            raise ValueError(str(error)) from None
         if self.transfer.model_fields_set or self.calibrate.model_fields_set:
             raise ValueError(f"baseline {self.baseline!r} builds its own operators; leave transfer and calibrate out")
         return self
@@ -79,10 +100,15 @@ class ComparisonRecipe(Config):
     """New sizes, as in the recipe of a run."""
     methods: dict[str, MethodConfig] = Field(min_length=1)
     """By a name for tables and pictures."""
+    only: tuple[str, ...] = ()
+    """Names of methods that are trained and shown for now; empty: all. What they share with a run of all is kept."""
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
     """Of data order, scratch initialisation and noise; every method is trained once with each."""
+    learning_rates: tuple[Rate, ...] = ()
+    """The grid that every method is tuned on alike, scratch too: with the first seed each is trained at every one, with
+    the others at the one where its held-out loss ended lowest. Empty: ``train.learning_rate`` for all."""
     train: TrainConfig
-    """Training of the target, the same for all methods: text, budget of steps, learning rate."""
+    """Training of the target, the same for all methods: text or images, budget of steps, learning rate."""
     calibrate: CalibrateConfig = CalibrateConfig()
     """The text of methods that take statistics; ``train.text`` where it names none."""
     target_loss: float | None = Field(default=None, gt=0)
@@ -90,12 +116,29 @@ class ComparisonRecipe(Config):
     it, all of its FLOPs count."""
     cluster: ClusterConfig = ClusterConfig()
 
+    def methods_with(self, seed: int) -> dict[str, MethodConfig]:
+        """Those that are trained with a seed."""
+        place = self.seeds.index(seed)
+        chosen = {name: self.methods[name] for name in self.only or self.methods}
+        return {name: m for name, m in chosen.items() if m.seeds is None or place < m.seeds}
+
+    @property
+    def rates(self) -> tuple[float, ...]:
+        """The learning rates that methods are tuned on."""
+        return self.learning_rates or (self.train.learning_rate,)
+
     @model_validator(mode="after")
     def _consistent(self) -> ComparisonRecipe:
         if (self.source is None) == (self.pretrain is None):
             raise ValueError("give a source: a checkpoint (source), or a model to train first (pretrain); not both")
         if taken := {SCRATCH, UNTIED_SCRATCH, SOURCE} & {*self.methods}:
             raise ValueError(f"methods: {min(taken)!r} is always there; leave it out, or give the method another name")
+        if unknown := [name for name in self.only if name not in self.methods]:
+            raise ValueError(f"only: there is no method {unknown[0]!r}; {nearest(unknown[0], self.methods)}")
+        if self.learning_rates and "learning_rate" in self.train.model_fields_set:
+            raise ValueError("give learning_rates, or train.learning_rate for all methods; not both")
+        if len({*self.learning_rates}) < len(self.learning_rates):
+            raise ValueError("learning_rates: one is named twice; leave it out")
         if self.train.steps == 0:
             raise ValueError("train.steps is 0; give the budget that all methods are trained for")
         for where, train in (("train", self.train), ("pretrain.train", self.pretrain and self.pretrain.train)):

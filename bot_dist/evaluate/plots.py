@@ -42,9 +42,9 @@ def loss_curves(runs: list[dict[str, Any]]) -> bytes:
     return _png(figure)
 
 
-def comparison_curves(results: Sequence[Mapping[str, Any]], source_loss: float) -> bytes:
-    """Held-out losses of all trainings of a comparison over optimizer steps, as a PNG: a colour per method, dashed from
-    scratch; what the source has is a line across."""
+def comparison_curves(results: Sequence[Mapping[str, Any]], source_loss: float, *, per: str = "token") -> bytes:
+    """Held-out losses (``per`` token or image) of all trainings of a comparison over optimizer steps, as a PNG: a
+    colour per method, dashed from scratch; what the source has is a line across."""
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
@@ -64,7 +64,7 @@ def comparison_curves(results: Sequence[Mapping[str, Any]], source_loss: float) 
     starts = [result["curve"]["losses"][0] for result in results if not result["scratch"]]
     plot.set_ylim(top=max(starts) + 0.05 * (max(starts) - source_loss))
     plot.set_xlabel("optimizer step")
-    plot.set_ylabel("held-out loss, nats per token")
+    plot.set_ylabel(f"held-out loss, nats per {per}")
     plot.grid(alpha=0.3)
     plot.legend(fontsize="small")
     return _png(figure)

@@ -14,7 +14,8 @@ SHARES = (0, 1 / 8, 1 / 4, 1 / 2, 1)
 
 Result = Mapping[str, Any]
 """What is kept of one training: ``method``, ``seed``, ``scratch`` (whether it began untrained), ``n_parameters``,
-``curve`` (the fields of a Curve), ``notes``."""
+``learning_rate``, ``accuracy`` (at the end; None where none is measured), ``curve`` (the fields of a Curve),
+``notes``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,17 +24,20 @@ class Row:
 
     method: str
     n_parameters: int
+    learning_rate: float
     losses: dict[int, float]
     """Held-out loss by step: mean over the seeds."""
     last: tuple[float, ...]
     """Per seed, the last of them."""
+    accuracy: tuple[float, ...]
+    """Per seed, at the end; empty where none is measured."""
     saved: tuple[float | None, ...]
     """Per seed, the share of scratch's FLOPs that is saved; None where the loss is never reached. Empty for scratch."""
 
 
 def rows(results: Sequence[Result], target_loss: float | None = None) -> list[Row]:
-    """A row per method, in their order; each measured against the model from scratch of as many parameters and the
-    same seed."""
+    """A row per method, in their order, each of one learning rate; measured against the model from scratch of as many
+    parameters and the same seed."""
     curves = [Curve(**result["curve"]) for result in results]
     every = list(zip(results, curves, strict=True))
     scratch = {(r["n_parameters"], r["seed"]): curve for r, curve in every if r["scratch"]}
@@ -45,7 +49,9 @@ def rows(results: Sequence[Result], target_loss: float | None = None) -> list[Ro
             Row(
                 method=method,
                 n_parameters=mine[0][0]["n_parameters"],
+                learning_rate=mine[0][0]["learning_rate"],
                 losses={step: statistics.fmean(c.losses[i] for _, c in mine) for i, step in enumerate(steps)},
+                accuracy=tuple(r["accuracy"] for r, _ in mine if r["accuracy"] is not None),
                 last=tuple(c.losses[-1] for _, c in mine),
                 saved=tuple(
                     flops_saved(c, scratch[r["n_parameters"], r["seed"]], target_loss)
@@ -57,8 +63,22 @@ def rows(results: Sequence[Result], target_loss: float | None = None) -> list[Ro
     return found
 
 
-def notes(results: Sequence[Result]) -> list[str]:
-    """What the user should know: of the plans, and of what is compared with what."""
+def best_rates(results: Sequence[Result]) -> dict[str, float]:
+    """By method, the learning rate at which the held-out loss ends lowest: in the mean over what was trained at it."""
+    ends: dict[str, dict[float, list[float]]] = {}
+    for r in results:
+        ends.setdefault(r["method"], {}).setdefault(r["learning_rate"], []).append(r["curve"]["losses"][-1])
+    return {method: min(by_rate, key=lambda rate: statistics.fmean(by_rate[rate])) for method, by_rate in ends.items()}
+
+
+def at_best(results: Sequence[Result], rates: Mapping[str, float]) -> list[Result]:
+    """Method by method, in the order of ``rates``, what was trained at its learning rate."""
+    return [r for method, rate in rates.items() for r in results if (r["method"], r["learning_rate"]) == (method, rate)]
+
+
+def notes(results: Sequence[Result], rates: Sequence[float] = ()) -> list[str]:
+    """What the user should know: of the plans, of what is compared with what, and where the grid of learning ``rates``
+    may have been too small."""
     said: dict[str, list[str]] = {}
     for result in results:
         for note in result["notes"]:
@@ -66,19 +86,28 @@ def notes(results: Sequence[Result]) -> list[str]:
     found = [f"{'; '.join(dict.fromkeys(methods))}: {note}" for note, methods in said.items()]
     if len({r["n_parameters"] for r in results if r["scratch"]}) > 1:
         found.append("each method is measured against the model from scratch of as many parameters")
+    for rate in sorted({min(rates), max(rates)}) if len(rates) > 1 else ():
+        at_end = [r["method"] for r in results if r["learning_rate"] == rate]
+        if at_end:
+            which = "lowest" if rate == min(rates) else "highest"
+            found.append(f"{'; '.join(dict.fromkeys(at_end))}: best at {rate:g}, the {which} of the learning rates")
     return found
 
 
-def table(found: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
-    """Headings and cells: the loss over the budget, and FLOPs saved."""
+def table(found: Sequence[Row], *, tuned: bool = False) -> tuple[list[str], list[list[str]]]:
+    """Headings and cells: the learning rate, where it was ``tuned``; the loss over the budget, and FLOPs saved."""
     every = list(found[0].losses)
     steps = list(dict.fromkeys(min(every, key=lambda step: abs(step - share * every[-1])) for share in SHARES))
     lines = []
     for row in found:
         numbers = [f"{row.losses[step]:.3f}" for step in steps]
         numbers[-1] += _spread(row.last, ".3f")
-        lines.append([row.method, f"{row.n_parameters:,}", *numbers, _saved(row.saved)])
-    return ["start", "parameters", *(f"loss at {step}" for step in steps), "FLOPs saved"], lines
+        rate = [f"{row.learning_rate:g}"] if tuned else []
+        right = [f"{statistics.fmean(row.accuracy):.1%}{_spread(row.accuracy, '.1%')}"] if row.accuracy else []
+        lines.append([row.method, f"{row.n_parameters:,}", *rate, *numbers, *right, _saved(row.saved)])
+    rate = ["learning rate"] if tuned else []
+    right = [f"right at {steps[-1]}"] if found[0].accuracy else []
+    return ["start", "parameters", *rate, *(f"loss at {step}" for step in steps), *right, "FLOPs saved"], lines
 
 
 def _saved(saved: Sequence[float | None]) -> str:

@@ -65,14 +65,15 @@ def make_plan(
     fitted: Fitted | None = None,
     layers: Sequence[int] = (),
     literal: bool = False,
+    exact: bool = False,
     notes: Sequence[str] = (),
     optimizer_step: int | None = None,
 ) -> TransferPlan:
     """Plan the transfer. ``modules`` describes the source's weights by name; ``whole_rows`` says that the source can't
     read part of a row. With ``details`` the source is read in Mallat's layout, and its bands are put together again.
     ``fitted`` operators take the place of others, ``layers`` of the source that of the layer axis's. ``literal``: they
-    are all that is done, without factors on weights and learning rates. ``notes`` are added to the plan's own. With
-    an ``optimizer_step`` AdamW's moments are carried along, which are those after so many steps.
+    are all that is done, without factors on learning rates and, unless ``exact``, on weights. ``notes`` are added to
+    the plan's own. With an ``optimizer_step`` AdamW's moments are carried along, which are those after so many steps.
 
     Raises PlanError when a policy does not fit, an axis can't be cut over the mesh, or no tile fits the memory limit
     (naming the smallest limit that works).
@@ -90,7 +91,9 @@ def make_plan(
             weight=weight,
             origin=origin,
             axes=axes,
-            factors=() if details or literal else _factors(source, target, weight, config, residual_fitted),
+            factors=()
+            if details or (literal and not exact)
+            else _factors(source, target, weight, config, residual_fitted),
             dtype=known.dtype if config.dtype == "source" else config.dtype,
             chunk=(),
             source_bytes=known.nbytes,

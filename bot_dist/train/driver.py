@@ -72,7 +72,7 @@ def pretrain(
     folder = Path(output).resolve() / "train"
     device = _device(cluster, train.workers)
     with _PREPARING:
-        samples = _samples(runs, train, tokenizer_url, folder, on_event or (lambda event: None))
+        samples = samples_of(runs, train, tokenizer_url, folder, on_event or (lambda event: None))
     folder.mkdir(parents=True, exist_ok=True)
     states = Storage(str(folder / "states"))
     if fresh:
@@ -111,10 +111,14 @@ def pretrain(
     )
 
 
-def _samples(
-    runs: Sequence[TrainRun], train: TrainConfig, tokenizer_url: str, folder: Path, on_event: OnEvent
+def samples_of(
+    runs: Sequence[TrainRun],
+    train: TrainConfig,
+    tokenizer_url: str,
+    folder: Path,
+    on_event: OnEvent = lambda event: None,
 ) -> TokenFile | ImageFile:
-    """What is trained on, prepared."""
+    """What is trained on, prepared: tokens in ``folder``, or where ``train`` says. Raises InputError."""
     if train.images is not None:
         from bot_dist.train.images import prepare_images
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from bot_dist.checkpoint import Storage
+from bot_dist.checkpoint.manifest import digest
 from bot_dist.convert.processor import PROCESSOR, image_processor
 from bot_dist.convert.storage import join, missing, read_file
 from bot_dist.convert.texts.hub import DatasetName
@@ -45,6 +46,10 @@ class ImageSet(Protocol):
     @property
     def classes(self) -> Sequence[str]:
         """Their names."""
+
+    @property
+    def digest(self) -> str:
+        """Identifies them: files by their names and sizes, data sets by their fingerprint."""
 
     def read(self, number: int) -> tuple[Image, int]:
         """An image, and the number of its class. Raises InputError where it is none."""
@@ -169,6 +174,7 @@ class FolderImages:
         if empty := next((name for name in names if not sizes[name]), None):
             raise InputError(f"train.images: {storage.label}/{empty} is empty; leave it out")
         self._url, self._names = url, names
+        self.digest = digest({name: sizes[name] for name in names})
         self.classes: Sequence[str] = sorted({name.partition("/")[0] for name in names})
         self._number = {name: i for i, name in enumerate(self.classes)}
 
@@ -197,6 +203,7 @@ class HubImages:
         kinds = {key: type(feature).__name__ for key, feature in features.items()}
         self._image, self._class = (self._column(kinds, kind) for kind in ("Image", "ClassLabel"))
         self.classes: Sequence[str] = features[self._class].names
+        self.digest: str = self._rows._fingerprint
 
     def _column(self, kinds: dict[str, str], wanted: str) -> str:
         found = [key for key, kind in kinds.items() if kind == wanted]

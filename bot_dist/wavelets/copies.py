@@ -71,9 +71,11 @@ def stack(spec: OperatorSpec) -> Operator:
 
 
 def select(spec: OperatorSpec) -> Operator:
-    """The indices that are named."""
+    """The indices that are named, divided by a power of how often each is."""
     assert len(spec.indices) == spec.n_target, spec
-    return Operator(np.array(spec.indices)[:, None], np.full((spec.n_target, 1), spec.row_sum), spec.n_source)
+    indices = np.array(spec.indices)
+    taps: Taps = spec.row_sum / np.bincount(indices)[indices].astype(np.float64) ** spec.split
+    return Operator(indices[:, None], taps[:, None], spec.n_source)
 
 
 def merge(spec: OperatorSpec) -> Operator:

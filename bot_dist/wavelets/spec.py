@@ -57,7 +57,8 @@ class OperatorSpec:
     policy: Policy = "resample"
     split: float = 0.0
     """``copy``: a value that is copied c times is divided by c ** split: 0 for plain copies, 1 for the measure of a
-    read axis, ½ for the residual width. ``stored`` that selects: the same. ``merge``: c values that are summed are."""
+    read axis, ½ for the residual width. ``select``, ``stored`` that selects: the same. ``merge``: c values that are
+    summed are."""
     speaks: Speaks = "every"
     """``copy``: which of the copies of one index is kept; the rows of the others are zero."""
     indices: tuple[int, ...] = ()

@@ -16,7 +16,7 @@ from bot_dist.convert.byte_tokenizer import save_byte_tokenizer
 from bot_dist.convert.tokenizer import load_tokenizer
 from bot_dist.errors import BotDistError, InputError, RecipeError
 from bot_dist.evaluate.comparison import ComparisonRecipe
-from bot_dist.evaluate.ranking import markdown, notes, rows, table
+from bot_dist.evaluate.ranking import at_best, markdown, notes, rows, table
 from bot_dist.evaluate.savings import Curve, flops_saved
 from bot_dist.families import model_of
 from bot_dist.recipe import ClusterConfig, TrainConfig, validated
@@ -71,7 +71,7 @@ def test_flops_are_counted_until_the_loss_that_scratch_ends_at() -> None:
 def result(method: str, seed: int, *losses: float, parameters: int = 1000, **facts: Any) -> dict[str, Any]:
     made = {"steps": [0, 100, 200, 400], "losses": losses, "flops_per_step": 1.0, "flops_before": 0.0}
     found = {"method": method, "seed": seed, "scratch": False, "n_parameters": parameters, "notes": [], "curve": made}
-    return {**found, **facts}
+    return {**found, "learning_rate": 1e-3, "accuracy": None, **facts}
 
 
 def test_a_table_has_a_row_per_method_over_its_seeds() -> None:
@@ -99,6 +99,10 @@ def test_a_table_has_a_row_per_method_over_its_seeds() -> None:
     ]
     alone = rows(results[:4], target_loss=2.4)
     assert [line[-1] for line in table(alone)[1]] == ["–", "–", "70.0%", "50.0%"]
+    images = rows([{**r, "accuracy": 0.9 + r["seed"] / 10} for r in results])
+    assert [line[-2:] for line in table(images)[1]][2] == ["95.0% ± 7.1%", "75.0% ± 0.0%"]
+    assert table(images)[0][-2:] == ["right at 400", "FLOPs saved"]
+    assert [line[2] for line in table(alone, tuned=True)[1]] == ["0.001"] * 4
     assert markdown(["a", "b"], [["c", "1"]]) == "| a | b |\n| --- | ---: |\n| c | 1 |\n"
 
 
@@ -118,6 +122,11 @@ def test_a_table_has_a_row_per_method_over_its_seeds() -> None:
         ({"pretrain.train.scratch": False}, r"pretrain\.train\.scratch is not for comparisons"),
         ({"train.steps": 0}, r"train\.steps is 0"),
         ({"seeds": []}, "seeds"),
+        ({"train.learning_rate": 1e-3, "learning_rates": [1e-3, 1e-4]}, "give learning_rates, or train.learning_rate"),
+        ({"learning_rates": [1e-3, 1e-3]}, "one is named twice"),
+        ({"learning_rates": [0]}, "greater than 0"),
+        ({"only": ["our"]}, "only: there is no method 'our'; did you mean 'ours'"),
+        ({"methods": {"a": {"train": {"steps": 4}}}}, r"unknown key 'methods\.a\.train\.steps'"),
     ],
 )
 def test_what_is_wrong_with_a_recipe_is_named(
@@ -179,10 +188,10 @@ class Job:
     def decides(self, digests: Any) -> dict[str, Any]:
         return {"start": self.name}
 
-    def begin(self, folder: str) -> TrainRun:
+    def begin(self, folder: str, start: str) -> TrainRun:
         return TrainRun(name=self.name, config={}, url=None, steps=self.train.steps)
 
-    def result(self, folder: str, training: dict[str, Any]) -> dict[str, Any]:
+    def result(self, start: str, training: dict[str, Any]) -> dict[str, Any]:
         return training
 
 
@@ -226,19 +235,24 @@ def test_what_decides_a_trial(recipe: Callable[..., ComparisonRecipe], training:
     source = compare._untrained(recipe().pretrain, tmp_path / "untrained")  # type: ignore[arg-type]
 
     def decided(index: int, **overrides: Any) -> str:
-        trial = compare._trials(recipe(**overrides), source)[index]
+        trial = compare._trials(recipe(**overrides), source, 0)[index]
         return Bench(tmp_path, ClusterConfig(), lambda _: None).key(trial)
 
     scratch, untied, selection, ours = range(4)
-    trials = compare._trials(recipe(seeds=[0, 7]), source)
-    assert [trial.name for trial in trials[:4]] == [
-        "scratch, seed 0",
-        "scratch, head untied, seed 0",
-        "selection, seed 0",
-        "ours, seed 0",
+    trials = compare._trials(recipe(seeds=[7]), source, 7)
+    assert [trial.name for trial in trials] == [
+        "scratch, seed 7, learning rate 0.001",
+        "scratch, head untied, seed 7, learning rate 0.001",
+        "selection, seed 7, learning rate 0.001",
+        "ours, seed 7, learning rate 0.001",
     ]
-    assert [trial.plan.target.tied for trial in trials[:4]] == [True, False, True, False]
-    assert {trial.train.seed for trial in trials[4:]} == {7}
+    assert [trial.plan.target.tied for trial in trials] == [True, False, True, False]
+    assert {trial.train.seed for trial in trials} == {7}
+    bench = Bench(tmp_path, ClusterConfig(), lambda _: None)
+    assert (
+        len({bench._start(trial) for trial in (trials[2], trials[2].at(1e-4), compare._trials(recipe(), source, 0)[2])})
+        == 1
+    )
 
     for index in (scratch, untied, selection, ours):
         assert decided(index) == decided(index, **{"cluster.address": "auto", "output": "elsewhere", "seeds": [0, 7]})
@@ -252,12 +266,97 @@ def test_what_decides_a_trial(recipe: Callable[..., ComparisonRecipe], training:
     assert decided(scratch) == decided(scratch, **{"methods.ours.transfer": {"ridge": 0.1}})
 
 
+def test_methods_are_tuned_with_the_first_seed(
+    recipe: Callable[..., ComparisonRecipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stand-in for training: at which rate each method ends lowest is known, and what is asked for is counted."""
+    made = recipe(seeds=[3, 4, 5], learning_rates=[1e-4, 1e-3, 1e-2], **{"methods.ours": {"seeds": 1}})
+    source = compare._untrained(made.pretrain, tmp_path / "untrained")  # type: ignore[arg-type]
+    best = {"scratch": 1e-2, "scratch, head untied": 1e-2, "selection": 1e-3, "ours": 1e-4}
+    asked: list[tuple[str, int, float]] = []
+
+    class Trained:
+        def results(self, trials: list[compare.Trial]) -> list[dict[str, Any]]:
+            asked.extend((t.method, t.train.seed, t.train.learning_rate) for t in trials)
+            return [
+                result(
+                    t.method,
+                    t.train.seed,
+                    *(5, 4, 3, 2 + abs(best[t.method] - t.train.learning_rate) + t.train.seed / 100),
+                    learning_rate=t.train.learning_rate,
+                    scratch=t.scratch,
+                )
+                for t in trials
+            ]
+
+    results, rates = compare._trained(Trained(), made, source)  # type: ignore[arg-type]
+    assert rates == best
+    assert {*asked} == {(m, 3, rate) for m in best for rate in made.learning_rates} | {
+        (m, seed, best[m]) for m in ("scratch", "selection") for seed in (4, 5)
+    }
+    assert len(asked) == len(results) == 4 * 3 + 2 * 2
+    chosen = at_best(results, rates)
+    assert [(row.method, len(row.last)) for row in rows(chosen)] == [
+        *(("scratch", 3), ("scratch, head untied", 1), ("selection", 3), ("ours", 1))
+    ]
+    alone = recipe(seeds=[3], only=["selection"])
+    assert [trial.method for trial in compare._trials(alone, source, 3)] == ["scratch", "selection"]
+    assert notes(chosen, made.rates) == [
+        "ours: best at 0.0001, the lowest of the learning rates",
+        "scratch; scratch, head untied: best at 0.01, the highest of the learning rates",
+    ]
+
+
+def test_a_method_may_be_trained_otherwise(recipe: Callable[..., ComparisonRecipe], tmp_path: Path) -> None:
+    made = recipe(**{"methods.plain": {"train": {"use_factors": False, "warmup": 2}}})
+    source = compare._untrained(made.pretrain, tmp_path / "untrained")  # type: ignore[arg-type]
+    trained = {t.method: (t.train.use_factors, t.train.warmup) for t in compare._trials(made, source, 0)}
+    assert trained.pop("plain") == (False, 2)
+    assert {*trained.values()} == {(True, 0)}
+
+
 def test_a_new_source_is_of_the_sizes_that_are_named(recipe: Callable[..., ComparisonRecipe], tmp_path: Path) -> None:
     pretrain = recipe(**{"pretrain.fields": {"resid_pdrop": 0.0}}).pretrain
     config = json.loads(Path(compare._untrained(pretrain, tmp_path)).read_text())  # type: ignore[arg-type]
     sizes = {"layer": 3, "embed": 24, "mlp": 96, "qkv": 3, "heads": 3, "head_dim": 8, "vocab": 257, "position": 16}
     assert model_of(config).sizes == sizes
     assert (config["eos_token_id"], config["resid_pdrop"], config["architectures"]) == (256, 0.0, ["GPT2LMHeadModel"])
+
+
+def test_a_masked_model_has_a_token_for_what_is_masked(recipe: Callable[..., ComparisonRecipe], tmp_path: Path) -> None:
+    sizes = {"layers": 3, "embed": 24, "mlp": 96, "heads": 3, "head_dim": 8, "context": 16}
+    pretrain = recipe(**{"pretrain.model_type": "bert", "pretrain.sizes": sizes}).pretrain
+    config = json.loads(Path(compare._untrained(pretrain, tmp_path)).read_text())  # type: ignore[arg-type]
+    assert (config["vocab_size"], config["architectures"]) == (258, ["BertForMaskedLM"])
+    assert load_tokenizer(str(tmp_path)).mask_token_id == 257
+
+
+def test_a_classifier_has_the_classes_of_its_images(recipe: Callable[..., ComparisonRecipe], tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        (tmp_path / "images" / name / "0.png").write_bytes(b"?")
+    overrides: dict[str, Any] = {
+        "pretrain.model_type": "vit",
+        "pretrain.sizes": {"layers": 3, "embed": 24, "mlp": 96, "heads": 3, "head_dim": 8},
+        "pretrain.fields": {"image_size": 8, "patch_size": 2},
+        "pretrain.train.text": [],
+        "train.text": [],
+    }
+    with pytest.raises(InputError, match="vit is trained on images"):
+        compare._untrained(recipe(**overrides).pretrain, tmp_path)  # type: ignore[arg-type]
+    images = str(tmp_path / "images")
+    made = recipe(**overrides, **{"pretrain.train.images": images, "train.images": images})
+    source = compare._untrained(made.pretrain, tmp_path)  # type: ignore[arg-type]
+    config = json.loads(Path(source).read_text())
+    assert (config["label2id"], config["architectures"]) == ({"cat": 0, "dog": 1}, ["ViTForImageClassification"])
+
+    def decided() -> list[str]:
+        bench = Bench(tmp_path, ClusterConfig(), lambda _: None)
+        return [bench.key(trial) for trial in compare._trials(made, source, 0)]
+
+    before = decided()
+    (tmp_path / "images" / "dog" / "0.png").write_bytes(b"other")
+    assert not {*before} & {*decided()}
 
 
 def test_a_token_per_byte(tmp_path: Path) -> None:

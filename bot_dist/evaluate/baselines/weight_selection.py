@@ -1,5 +1,5 @@
 """Weight selection: the small model is made of evenly spaced rows and columns of the large one (Xu et al.,
-*Initializing Models with Larger Ones*, ICLR 2024, arXiv 2311.18823).
+*Initializing Models with Larger Ones*, ICLR 2024, arXiv 2311.18823), and of its first layers.
 
 Along ``heads`` whole heads are selected, so that each still computes what it did. A language model's head maps to the
 same vocabulary, so it is selected along the width like every other map.
@@ -9,33 +9,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from bot_dist.errors import PlanError
-from bot_dist.evaluate.baselines.rule import Rule
+from bot_dist.evaluate.baselines.rule import Rule, only_shrinks
 from bot_dist.families import Model
 from bot_dist.wavelets import OperatorSpec
 
 
-def first_layers(source: Model, target: Model) -> Rule:
-    """As published: the first layers are kept."""
-    return _rule("first layers", source, target, tuple(range(target.sizes["layer"])))
-
-
-def even_layers(source: Model, target: Model) -> Rule:
-    """With layers selected as all other axes are."""
-    return _rule("even layers", source, target, evenly(source.sizes["layer"], target.sizes["layer"]))
-
-
-def evenly(n_source: int, n_target: int) -> tuple[int, ...]:
-    """A stride where it divides, else ``round(linspace(0, n_source − 1, n_target))``."""
-    if n_source % n_target == 0:
-        return tuple(range(0, n_source, n_source // n_target))
-    return tuple(np.round(np.linspace(0, n_source - 1, n_target)).astype(int).tolist())
-
-
-def _rule(which: str, source: Model, target: Model, layers: tuple[int, ...]) -> Rule:
-    for axis, n in source.sizes.items():
-        if target.sizes[axis] > n:
-            raise PlanError(f"axis '{axis}' ({n} → {target.sizes[axis]}): weight selection only shrinks; leave it out")
+def weight_selection(source: Model, target: Model) -> Rule:
+    only_shrinks("weight selection", source, target)
     operators = {
         weight.name: {
             (i, 1): OperatorSpec(
@@ -49,4 +29,12 @@ def _rule(which: str, source: Model, target: Model, layers: tuple[int, ...]) -> 
         }
         for weight in target.weights
     }
-    return Rule(name=f"weight selection (Xu et al.), {which}", operators=operators, layers=layers)
+    layers = tuple(range(target.sizes["layer"]))
+    return Rule(name="weight selection (Xu et al.)", operators=operators, layers=layers)
+
+
+def evenly(n_source: int, n_target: int) -> tuple[int, ...]:
+    """A stride where it divides, else ``round(linspace(0, n_source − 1, n_target))``."""
+    if n_source % n_target == 0:
+        return tuple(range(0, n_source, n_source // n_target))
+    return tuple(np.round(np.linspace(0, n_source - 1, n_target)).astype(int).tolist())

@@ -1,0 +1,107 @@
+"""What a baseline makes that no operators can say: its weights, written as a checkpoint that a plan then reads."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bot_dist.errors import InputError
+from bot_dist.families import Model
+from bot_dist.recipe import Recipe
+
+if TYPE_CHECKING:
+    from bot_dist.calibrate import Statistics, Text
+    from bot_dist.convert.source import Source
+    from bot_dist.evaluate.baselines import Batch, Rule
+
+OnEvent = Callable[[dict[str, Any]], None]
+
+MADE_VERSION = 1
+"""Raised when a rule comes to make other weights."""
+
+
+def make_weights(
+    rule: Rule,
+    recipe: Recipe,
+    source: Source,
+    model: Model,
+    *,
+    text: Callable[[], Text] | None,
+    folder: Path,
+    statistics_folder: str,
+    on_event: OnEvent,
+) -> dict[str, Any]:
+    """Write the model that ``rule`` makes of ``source`` into ``folder``, as safetensors with its configuration.
+
+    Returns what is known of it: ``flops`` that it took, and facts. Raises InputError where the rule takes statistics
+    and there is no ``text``, and as the preparation of training data does, where it learns.
+    """
+    from safetensors.torch import save_file
+
+    from bot_dist.evaluate.baselines import Given
+
+    assert rule.make is not None, rule
+    assert rule.made is not None, rule
+    target = rule.made
+
+    def measured() -> Statistics:
+        from bot_dist.calibrate import default_wanted, statistics
+        from bot_dist.runtime.crew import Crew
+
+        if text is None:
+            raise InputError(f"{rule.name} takes statistics, and there is no text to take them on; name a train.text")
+        found = text()
+        with Crew(recipe.cluster) as crew:
+            return statistics(
+                source,
+                model,
+                found.windows,
+                default_wanted(model),
+                statistics_folder,
+                mask_token=found.mask_token,
+                crew=crew,
+                on_event=lambda event: on_event({**event, "purpose": f"for {rule.name}"}),
+            )
+
+    given = Given(
+        source=source,
+        model=model,
+        target=target,
+        seed=recipe.train.seed,
+        context=recipe.train.context,
+        statistics=measured,
+        batch=_batches(recipe, target),
+    )
+    made = rule.make(given)
+    shutil.rmtree(folder, ignore_errors=True)  # of an attempt that was stopped
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(target.config, indent=1))
+    save_file(made.weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return {"rule": rule.name, "flops": made.flops, **made.facts}
+
+
+def _batches(recipe: Recipe, target: Model) -> Callable[[int], Batch]:
+    """What each step of a training by the recipe sees; prepared when it is first asked for."""
+    prepared: list[Callable[[int], Batch]] = []
+
+    def prepare() -> Callable[[int], Batch]:
+        from bot_dist.train.data import Batches
+        from bot_dist.train.driver import TrainRun, masking, samples_of
+        from bot_dist.train.objectives import objective_of
+
+        train = recipe.train
+        runs = [TrainRun(name="made", config=target.config, url=None, steps=0)]
+        samples = samples_of(runs, train, recipe.source, Path(recipe.output).resolve() / "train")
+        batches: Batches[Any] = Batches(samples.train(), train.batch, train.seed)
+        objective = objective_of(target, seed=train.seed, masking=masking(runs, recipe.source))
+        return lambda step: objective.examples(batches.batch(step, 0, 1), step=step, first=0)
+
+    def batch(step: int) -> Batch:
+        if not prepared:
+            prepared.append(prepare())
+        return prepared[0](step)
+
+    return batch

@@ -1,6 +1,6 @@
 """Writes scikit-learn's handwritten digits as images, a folder for each class: python launch/digits.py FOLDER
 
-They come with the package, which is not run: pip install --no-deps scikit-learn
+They come with the package, of which nothing is run.
 """
 
 import sys

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,7 @@ from bot_dist.errors import InputError
 
 pytestmark = [pytest.mark.ray, pytest.mark.deepspeed, pytest.mark.usefixtures("ray_cluster")]
 
+ROOT = Path(__file__).parents[2]
 COLOURS = {"blue": (20, 40, 220), "green": (30, 200, 60), "red": (220, 30, 40)}
 PROCESSOR = {
     "image_processor_type": "ViTImageProcessor",
@@ -110,3 +114,14 @@ def test_an_image_that_turns_out_to_be_none_is_named(recipe: Callable[..., bot_d
         file.write_bytes(b"no image")
     with pytest.raises(InputError, match=r"red/\d+\.png can't be read as an image"):
         bot_dist.run(recipe())
+
+
+def test_the_digits_that_comparisons_train_on(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, ROOT / "launch" / "digits.py", tmp_path], check=True, cwd=ROOT)
+    found = Counter(path.parent.name for path in tmp_path.glob("*/*.png"))
+    assert {*found} == {*map(str, range(10))}
+    assert sum(found.values()) == 1797
+    with Image.open(tmp_path / "0" / "0000.png") as first:
+        values = np.asarray(first)
+    assert values.shape == (8, 8)
+    assert (values[0, 3], values.max()) == (13 * 255 // 16, 239)

@@ -1,6 +1,6 @@
 """The trainer beside a bare DeepSpeed loop on the same model, batch and stage, as ratios within one run.
 
-python tests/benchmarks/training.py [--steps 20] [--repeat 3] [--stage 3] [--layers 6]
+python -m tests.benchmarks.training [--steps 20] [--repeat 3] [--stage 3] [--layers 6]
 
 The model has SmolLM2-135M's width and vocabulary and fewer layers, in a folder of ``transformers``; two ranks train it.
 The bare loop is what one writes without us: ``from_pretrained`` under ``zero.Init`` (stage 3),

@@ -14,7 +14,7 @@ import json
 import platform
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -378,7 +378,6 @@ def run_family(recipe: Recipe, on_event: OnEvent = ignore) -> dict[str, Any]:
     """
     from bot_dist.evaluate.report import write_index
     from bot_dist.runtime.cluster import connected
-    from bot_dist.train import driver
 
     members = members_of(recipe)
     cpus = max(_checked(member) for member in members.values())
@@ -392,34 +391,46 @@ def run_family(recipe: Recipe, on_event: OnEvent = ignore) -> dict[str, Any]:
             for name, member in members.items()
             if name not in before
         }
-        failures: list[Exception] = []
-        with ThreadPoolExecutor(_places(recipe, len(begun)), "bot_dist-member") as pool:
-            running = {pool.submit(_end, one): name for name, one in begun.items()}
-            left = {*running}
-            try:
-                while left:
-                    completed, left = wait(left, SIGNALS_S, FIRST_COMPLETED)
-                    for ended in completed:
-                        if (failure := ended.exception()) is None:
-                            done[running[ended]] = ended.result()
-                            shown = {name: done[name] for name in members if name in done}
-                            write_index(report, {"recipe": recipe.public(), "members": shown})
-                        elif isinstance(failure, Exception):
-                            failures.append(failure)
-            except BaseException:  # a signal
-                pool.shutdown(wait=False, cancel_futures=True)
-                with driver.stopping():
-                    ended_by = [one.exception() for one in running if not one.cancelled()]
-                failures = [failure for failure in ended_by if isinstance(failure, Exception)]
-                if not failures:
-                    raise
-    if failures:
-        raise failures[0]
+
+        def ended(name: str, facts: dict[str, Any]) -> None:
+            done[name] = facts
+            shown = {name: done[name] for name in members if name in done}
+            write_index(report, {"recipe": recipe.public(), "members": shown})
+
+        _end_all(begun, _places(recipe, len(begun)), ended)
     return {
         "members": {name: done[name] for name in members},
         "report": str(report),
         "complete_before": len(before) == len(members),
     }
+
+
+def _end_all(begun: Mapping[str, _Begun], places: int, on_end: Callable[[str, dict[str, Any]], None]) -> None:
+    """``_end`` of each, so many at once; ``on_end`` takes the facts. Raises the first failure once the others are done;
+    a signal stops all."""
+    from bot_dist.train import driver
+
+    failures: list[BaseException] = []
+    with ThreadPoolExecutor(places, "bot_dist-member") as pool:
+        running = {pool.submit(_end, one): name for name, one in begun.items()}
+        left = {*running}
+        try:
+            while left:
+                completed, left = wait(left, SIGNALS_S, FIRST_COMPLETED)
+                for one in completed:
+                    if (failure := one.exception()) is not None:
+                        failures.append(failure)
+                    else:
+                        on_end(running[one], one.result())
+        except BaseException:  # a signal
+            pool.shutdown(wait=False, cancel_futures=True)
+            with driver.stopping():
+                ended_by = [one.exception() for one in running if not one.cancelled()]
+            failures = [failure for failure in ended_by if failure is not None]
+            if not failures:
+                raise
+    if failures:
+        raise failures[0]
 
 
 def _places(recipe: Recipe, members: int) -> int:

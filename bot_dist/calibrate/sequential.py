@@ -265,14 +265,14 @@ class SequentialShare:
             raise _ReachedError(args[0])
 
         own = self._part(writer.site, layer)
-        passed = {self._part(other.site, layer): name for name, other in self._writers.items()}
-        passed = {part: name for part, name in passed.items() if part is not own}
+        parts = {self._part(other.site, layer): self._put_out[name] for name, other in self._writers.items()}
+        passed = {part: out for part, out in parts.items() if part is not own}
         hooks: list[Any] = [
             module.register_forward_hook(lambda *_: seen[None]),
             self._module(writer.site, layer).register_forward_pre_hook(reached),
         ]
-        for part, name in passed.items():  # what these put out does not matter, and takes time
-            part.forward = lambda *_, name=name, **__: self._put_out[name]
+        for part, out in passed.items():  # what these put out does not matter, and takes time
+            part.forward = lambda *_, out=out, **__: out
         try:
             self._model.block(layer, torch.zeros(len(z), self._work.model.sizes["embed"]))
         except _ReachedError as error:

@@ -198,6 +198,4 @@ def device_of(config: ClusterConfig) -> str:
         import torch
 
         return "cuda" if torch.cuda.is_available() else "cpu"
-    import ray
-
-    return "cuda" if ray.cluster_resources().get("GPU", 0) >= config.tensor * config.data else "cpu"
+    return resources(config, config.tensor * config.data)[0]

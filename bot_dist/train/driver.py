@@ -235,11 +235,10 @@ def _running(mailbox: Any) -> Iterator[None]:
 def stopping() -> Iterator[None]:
     """For the time of the block: the workers of all trainings, which run in other threads, save their states and end
     with an error; so do those that begin now."""
-    import ray
-
     _STOPPED.set()
     try:
-        ray.get([mailbox.stop.remote() for mailbox in [*_RUNNING]])
+        for mailbox in [*_RUNNING]:
+            mailbox.stop.remote()
         yield
     finally:
         _STOPPED.clear()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from bot_dist.errors import InputError
 from bot_dist.families import Model, Weight, model_of
 from bot_dist.making import MADE_VERSION
-from bot_dist.recipe import Recipe, refuse_family
+from bot_dist.recipe import Basis, Recipe, refuse_family
 from bot_dist.sharding import Mesh
 from bot_dist.urls import absolute, label
 
@@ -151,7 +151,7 @@ class Planning:
                 fitted = placed(fitted, adapted.stored)
             notes = notes + _adaptive_notes(recipe, model, axes, grown, basis)
             if axes or grown:
-                notes.append(_calibration_note(recipe, model, target, [*axes, *grown], sequential))
+                notes.append(_calibration_note(recipe, model, target, [*axes, *grown], basis, sequential))
         elif self.rule is not None:
             return self._by_rule(self.rule)
         else:
@@ -306,7 +306,9 @@ def _adaptive_notes(recipe: Recipe, model: Model, axes: Sequence[str], grown: Se
     return notes
 
 
-def _calibration_note(recipe: Recipe, model: Model, target: Model, axes: Sequence[str], sequential: bool) -> str:
+def _calibration_note(
+    recipe: Recipe, model: Model, target: Model, axes: Sequence[str], basis: Basis, sequential: bool
+) -> str:
     """What fitting takes. Raises PlanError where that is more than it may."""
     from bot_dist.calibrate.cost import RATE, calibration_cost
     from bot_dist.errors import PlanError
@@ -314,7 +316,7 @@ def _calibration_note(recipe: Recipe, model: Model, target: Model, axes: Sequenc
     config = recipe.calibrate
     windows = -(-config.tokens // config.context)
     shares = min(recipe.cluster.tensor * recipe.cluster.data, windows) if _has_text(recipe, model) else 0
-    cost = calibration_cost(model, target, axes, config, shares=shares, sequential=sequential)
+    cost = calibration_cost(model, target, axes, config, basis=basis, shares=shares, sequential=sequential)
     if (needed := max(cost.share_bytes, cost.fit_bytes)) > config.memory_limit:
         raise PlanError(
             f"calibrate.memory_limit is {config.memory_limit:,} bytes, and fitting {', '.join(axes)} takes about "

@@ -105,11 +105,12 @@ class TransferConfig(Config):
     details."""
     basis: Basis = "auto"
     """Of the residual width, where it shrinks adaptively: its Karhunen–Loève basis (``rotation``, which unties a tied
-    head), or the coordinates with the most energy (``permutation``). ``auto``: a rotation where the family allows
-    it. Where the width grows, ``rotation`` goes with ``lazy``: new coordinates are at the end of least energy."""
+    head), or its coordinates with the most energy (``permutation``), which predict the others for all that reads them
+    but a tied head. ``auto``: a rotation where the family allows it. Where the width grows, ``rotation`` goes with
+    ``lazy``: new coordinates are at the end of least energy."""
     lifting: Literal["least-squares", "selection"] = "least-squares"
-    """What becomes of the units and heads that are dropped: predicted from those kept, by least squares; or nothing
-    (``selection``, the lazy wavelet)."""
+    """What becomes of units, heads and coordinates that are dropped: predicted from those kept, by least squares; or
+    nothing (``selection``, the lazy wavelet)."""
     ridge: float = Field(default=1e-3, ge=0)
     """Of the least squares that predict what is dropped, over the mean square of what is kept."""
     noise: float = Field(default=0.0, ge=0)

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 OnEvent = Callable[[dict[str, Any]], None]
 
-FIT_VERSION = 4
+FIT_VERSION = 5
 """Raised when the same statistics come to give other operators, or other facts about them."""
 OPTIONS = {"layer": ("layers",), "embed": ("embed",), "heads": ("heads", "kv_heads"), "mlp": ("mlp",)}
 """The target's options that belong to each axis."""
@@ -161,7 +161,7 @@ class Adaptation:
         else:
             self._check_rank(axes)
             apart = [axis for axis in axes if axis == "embed" or not self.sequential]
-            needed = _wanted(model, apart)
+            needed = _wanted(model, apart, lifted=self.basis == "permutation" and not self.sequential)
             found = self._statistics(source, model, self.text.windows, needed, f"for {', '.join(axes)}")
         grows = {*axes} <= {*self.grown}  # the last stage; what grows by other means is there, too
         self.done.target |= self.recipe.target if grows else _options(self.recipe.target, axes)
@@ -344,14 +344,16 @@ def _shrinking_stages(model: Model, recipe: Recipe, axes: Sequence[str]) -> list
     return [*stages, tuple(waiting)] if waiting else stages
 
 
-def _wanted(model: Model, axes: Sequence[str]) -> tuple[str, ...]:
-    """The statistics that the fits of these axes need."""
+def _wanted(model: Model, axes: Sequence[str], *, lifted: bool) -> tuple[str, ...]:
+    """The statistics that the fits of these axes need; ``lifted``: what maps read of the residual stream, too."""
     found = []
     inner = {axis for name in axes if name != "embed" for axis in ORDER[name]}
     for weight in model.weights:
         reads = {use.axis for use in weight.uses if use.role == "read"}
         of_stream = model.family.norm_of(weight) and not weight.into_residual
+        name = weight.name.removesuffix(".weight")
         norm = "embed" in axes and of_stream and not weight.name.endswith(".bias")
-        if norm or (weight.layered and weight.kind == "matrix" and reads & inner):
-            found.append(weight.name.removesuffix(".weight"))
+        first = lifted and "embed" in axes and model.family.read_with(weight) == name
+        if norm or first or (weight.layered and weight.kind == "matrix" and reads & inner):
+            found.append(name)
     return tuple(found)

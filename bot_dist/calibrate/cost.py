@@ -9,7 +9,7 @@ from bot_dist.axes import ITEMSIZE
 from bot_dist.calibrate.moments import default_wanted, sites
 from bot_dist.calibrate.share import ROWS
 from bot_dist.families import Model
-from bot_dist.recipe import CalibrateConfig
+from bot_dist.recipe import Basis, CalibrateConfig
 
 FLOAT32, FLOAT64 = ITEMSIZE["float32"], ITEMSIZE["float64"]
 
@@ -46,12 +46,22 @@ class CalibrationCost:
 
 
 def calibration_cost(
-    model: Model, target: Model, axes: Sequence[str], config: CalibrateConfig, *, shares: int, sequential: bool
+    model: Model,
+    target: Model,
+    axes: Sequence[str],
+    config: CalibrateConfig,
+    *,
+    basis: Basis,
+    shares: int,
+    sequential: bool,
 ) -> CalibrationCost:
     """Of fitting ``axes`` of ``model``, in ``shares`` processes (0: to its weights alone), ``sequential`` or not."""
     sizes, embed = model.sizes, model.sizes["embed"]
     widths = {"embed": embed, "mlp": sizes.get("mlp", 0), "heads": model.attention_width}
-    seen = sites(model, default_wanted(model))
+    wanted = {*default_wanted(model)}
+    if "embed" in axes and basis == "permutation" and not sequential:
+        wanted |= {name for w in model.weights if (name := model.family.read_with(w))}
+    seen = sites(model, wanted)
     in_block = [site.size for site in seen if site.layered]
     if sequential:
         moments = max(max(in_block) ** 2, embed * (embed + target.sizes["embed"]))

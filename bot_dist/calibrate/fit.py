@@ -69,6 +69,12 @@ class Given:
         """Unfused, in float64."""
         return weight_values(self.source, self.model, weight, layer)
 
+    def predictor(self, moment: Array, kept: lifting.Indices, dropped: lifting.Indices) -> Array:
+        """``(n_dropped, n_kept)``, of a signal with this moment ``(n, n)``."""
+        if not self.predicts:
+            return np.zeros((len(dropped), len(kept)))
+        return lifting.predictor(moment, kept, dropped, self.ridge)
+
     def with_norm(self, read: Array, norm: str, layer: int) -> Array:
         """``read`` ``(n_target, n)`` and what a norm does after it: its weight, and its bias, which is constant in the
         target while the mean of what reads it is what the bias would have given."""
@@ -134,8 +140,7 @@ class Rotation:
         norm = name.removeprefix("embed.read.")
         moment = self.given.statistics.moment(norm, layer)
         read = lifting.reading(moment, self.isometry, self.given.ridge)
-        left = np.eye(len(moment)) - read.T @ self.isometry
-        self.errors.setdefault(norm, []).append(float(np.trace(left @ moment @ left.T) / np.trace(moment)))
+        self.errors.setdefault(norm, []).append(_unexplained(moment, self.isometry, read))
         return self.given.with_norm(math.sqrt(len(moment) / self.n_target) * read, norm, layer)
 
     def facts(self) -> dict[str, Any]:
@@ -144,25 +149,39 @@ class Rotation:
 
 @dataclass(frozen=True, kw_only=True)
 class Coordinates:
-    """The coordinates of the residual width that have the most energy."""
+    """The coordinates of the residual width that have the most energy, and the others as these predict them in what
+    each map reads."""
 
     given: Given
     n_target: int
+    errors: dict[str, list[float]] = field(default_factory=dict)
+    """Per map, the share of the energy that stays unexplained, by layer."""
 
     @cached_property
     def isometry(self) -> Array:
         """``(n_target, n)``: the kept coordinates of the stream."""
-        return np.eye(len(self._energies))[lifting.split(self._energies, self.n_target)[0]]
+        return np.eye(len(self._energies))[self._split[0]]
 
     @cached_property
     def _energies(self) -> Array:
         return energies(self.given)
 
+    @cached_property
+    def _split(self) -> tuple[lifting.Indices, lifting.Indices]:
+        return lifting.split(self._energies, self.n_target)
+
     def matrix(self, name: str, layer: int) -> Array:
-        return lifting.split(self._energies, self.n_target)[0].astype(np.float64)
+        kept, dropped = self._split
+        if name == "embed.kept":
+            return kept.astype(np.float64)
+        reader = name.removeprefix("embed.read.")
+        moment = self.given.statistics.moment(reader, layer)
+        read = lifting.lifted(len(moment), kept, dropped, self.given.predictor(moment, kept, dropped))[1]
+        self.errors.setdefault(reader, []).append(_unexplained(moment, self.isometry, read))
+        return read
 
     def facts(self) -> dict[str, Any]:
-        return {**_spectrum(np.sort(self._energies)[::-1], self.n_target), "errors": {}}
+        return {**_spectrum(np.sort(self._energies)[::-1], self.n_target), "errors": self.errors}
 
 
 def energies(given: Given) -> Array:
@@ -175,6 +194,12 @@ def _norms(model: Model) -> list[tuple[str, int]]:
     """The norms of the residual stream, with their layers."""
     names = {name: w for w in model.weights if (name := model.family.norm_of(w)) and not w.into_residual}
     return [(name, layer) for name, w in names.items() for layer in range(model.weight_layers(w))]
+
+
+def _unexplained(moment: Array, isometry: Array, read: Array) -> float:
+    """The share of a signal's energy that is lost where ``readᵀ · isometry · x`` stands for it."""
+    left = np.eye(len(moment)) - read.T @ isometry
+    return float(np.trace(left @ moment @ left.T) / np.trace(moment))
 
 
 def _spectrum(energies: Array, kept: int) -> dict[str, Any]:
@@ -231,9 +256,7 @@ class Lifted:
         given, weight = self.given, self._reader
         n, values = len(moment), given.reading(weight, layer)
         kept, dropped = self._choose(moment, values)
-        predictor = np.zeros((len(dropped), len(kept)))
-        if given.predicts:
-            predictor = lifting.predictor(moment, kept, dropped, given.ridge)
+        predictor = given.predictor(moment, kept, dropped)
         missed = values.copy()  # of what is dropped, all but what the kept ones take over
         missed[kept] = -predictor.T @ values[dropped]
         self.errors.append(lifting.energy(moment, missed.T) / lifting.energy(moment, values.T))

@@ -68,6 +68,8 @@ class WeightStatistics:
     def _strengths(self, reader: Weight, layer: int) -> Array:
         """Mean squares of a map's input coordinates: of the rows that put them out (of values, for heads)."""
         sizes = self._model.sizes
+        if self._model.family.read_with(reader):
+            return np.diag(self._stream())
         if any(use.axis == "mlp" for use in reader.uses):
             writers = self._writers("mlp")
             return cast(Array, np.prod([self._rows(w, layer, "mlp") for w in writers], axis=0))

@@ -140,6 +140,16 @@ class Family:
         first = f"{weight.name.partition('.')[0]}.norm"
         return first if weight.layered and any(self.norm_of(w) == first for w in self.weights) else "norm"
 
+    def read_with(self, weight: Weight) -> str | None:
+        """The first map that reads from the residual stream what a weight reads: ``attn.q`` for all named ``attn.…``;
+        outside blocks each for itself. None for what reads something else, or one place of a text only."""
+        if not _reads_stream(weight):
+            return None
+        part = weight.name.partition(".")[0]
+        if weight.layered:
+            weight = next(w for w in self.weights if w.layered and _reads_stream(w) and w.name.startswith(f"{part}."))
+        return weight.name.removesuffix(".weight")
+
 
 @dataclass(frozen=True)
 class Model:
@@ -258,6 +268,11 @@ class Model:
             if isinstance(model.config.get(key), list):
                 model.config[key] = [model.config[key][i] for i in origin]
         return model
+
+
+def _reads_stream(weight: Weight) -> bool:
+    reads = any(use.axis == "embed" and use.role == "read" for use in weight.uses)
+    return weight.kind == "matrix" and reads and not weight.pooled
 
 
 def size_field(config: Mapping[str, Any], key: str, family: str, default: int | None = None) -> int:

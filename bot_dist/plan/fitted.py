@@ -2,8 +2,9 @@
 
 Shrinking adapts to the signal: units and heads are split into those that are kept and those that are dropped, which
 the kept ones predict (lifting); the residual width is first rotated, where the family allows it, so that its leading
-coordinates hold the most energy (a Karhunen–Loève basis), else its coordinates of most energy are kept. The table names
-the matrices and says where each acts; what is in them is fitted later (``calibrate``).
+coordinates hold the most energy (a Karhunen–Loève basis), else its coordinates of most energy are kept, and maps see
+the dropped ones as these predict them (but a tied head, which is the embedding). The table names the matrices and says
+where each acts; what is in them is fitted later (``calibrate``).
 
 On the residual width the formula of ``rules.py`` holds, write √(n_t/n_s) · Q and read √(n_s/n_t) · Q. A rotation is
 invisible only to a norm without weights: those go into the maps that read, and the norms are constant. LayerNorm never
@@ -127,8 +128,10 @@ def adaptive(
             elif use.axis == RESIDUAL and sequential and weight.layered and weight.into_residual:
                 spec = _named(f"embed.write.{weight.name.removesuffix('.bias').removesuffix('.weight')}")
             elif use.axis == RESIDUAL and "embed" in axes:
-                rotated = basis == "rotation" or (sequential and weight.layered)
-                spec = (_rotated if rotated else _permuted)(source, target, weight, use.role)
+                if basis == "rotation" or (sequential and weight.layered):
+                    spec = _rotated(source, target, weight, use.role)
+                else:
+                    spec = _permuted(source, target, weight, use.role, predicts=not sequential)
             elif use.axis == "mlp" and "mlp" in axes:
                 reads = use.role == "read"
                 spec = _named("mlp.read", lifted=True) if reads else _named("mlp.kept", selects=True)
@@ -139,7 +142,8 @@ def adaptive(
             names = [u.axis for u in weight.uses[i : i + spans]]
             n_source, n_target = (math.prod(model.sizes[name] for name in names) for model in (source, target))
             centred = use.axis == RESIDUAL and source.family.norm == "layer"  # then the all-ones direction may be empty
-            rank = n_target - 1 if centred and spec.policy == "stored" and not (spec.selects or grows) else 0
+            full = grows or spec.selects or spec.lifted
+            rank = n_target - 1 if centred and spec.policy == "stored" and not full else 0
             sized = dataclasses.replace(spec, n_source=n_source, n_target=n_target, rank=rank)
             found.setdefault(weight.name, {})[i, spans] = sized
     return found
@@ -191,10 +195,12 @@ def _rotated(source: Model, target: Model, weight: Weight, role: str) -> Operato
     return _named("embed.write", per_layer=False, gain=root)
 
 
-def _permuted(source: Model, target: Model, weight: Weight, role: str) -> OperatorSpec:
+def _permuted(source: Model, target: Model, weight: Weight, role: str, *, predicts: bool = False) -> OperatorSpec:
     ratio = target.sizes[RESIDUAL] / source.sizes[RESIDUAL]
     root = 1.0 if source.family.post_norm else math.sqrt(ratio)
     gain = 1.0 if source.family.norm_of(weight) else (1 / root if role == "read" else root)
+    if predicts and role == "read" and (reader := source.family.read_with(weight)):
+        return _named(f"embed.read.{reader}", lifted=True, per_layer=weight.layered, gain=gain)
     return _named("embed.kept", selects=True, per_layer=False, gain=gain)
 
 

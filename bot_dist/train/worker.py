@@ -46,7 +46,7 @@ def train_worker(settings: dict[str, Any]) -> list[dict[str, Any]]:
 
     context = ray.train.get_context()
     if settings["device"] == "cpu":
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
+        torch.set_num_threads(max(1, _usable_cpus() // context.get_local_world_size()))
     connect(settings["device"])
     train = TrainConfig(**settings["train"])
     runs, samples = [TrainRun(**fields) for fields in settings["runs"]], settings["samples"]
@@ -413,6 +413,11 @@ class Trainer:
 def seed_of(seed: int, step: int, rank: int) -> int:
     """Of what is random in a step on a rank: of these alone, so that a run that goes on draws what it would have."""
     return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def _usable_cpus() -> int:
+    """CPUs that this process may run on: what a scheduler or ``taskset`` leaves it."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _reset_peak_rss() -> None:

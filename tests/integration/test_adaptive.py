@@ -11,9 +11,11 @@ import pytest
 import torch
 
 import bot_dist
+from bot_dist.calibrate import Adaptation, Text
 from bot_dist.calibrate.fit import Given, Lifted, Rotation
+from bot_dist.calibrate.tokens import task
 from bot_dist.calibrate.weight_only import WeightStatistics
-from bot_dist.checkpoint import CheckpointReader, write_operators
+from bot_dist.checkpoint import CheckpointReader, read_rows, write_operators
 from bot_dist.convert.open import open_source
 from bot_dist.convert.source import Source
 from bot_dist.errors import InputError, PlanError
@@ -204,10 +206,79 @@ def test_actors_fit_and_write_what_one_process_does(
     assert all(torch.equal(tensors(tmp_path / "two")[name], tensor) for name, tensor in two.items())
 
 
-def test_weights_alone_are_fitted_to_where_there_is_no_text(tmp_path: Path, make_pico: Factory) -> None:
+@pytest.mark.parametrize("lifting", ["least-squares", "selection"])
+@pytest.mark.parametrize("kind", ["gemma2", "bert"])
+def test_maps_see_what_a_permutation_drops_as_the_kept_coordinates_predict_it(
+    tmp_path: Path, make_pico: Factory, kind: str, lifting: str
+) -> None:
+    """By least squares, on what each of them reads; a selection sees nothing of it."""
+    pico = make_pico(kind)
+    unsettled(pico.model)
+    pico.model.save_pretrained(pico.folder)
+    source = open_source(pico.url)
+    model = model_of(source.config)
+    target = {"embed": 16, **({"heads": 2} if kind == "bert" else {})}
+    data = {"source": pico.url, "output": str(tmp_path), "target": target}
+    options = {"cluster.executor": "local", "transfer.ridge": 1e-9, "transfer.lifting": lifting}
+    windows = torch.randint(3, model.sizes["vocab"], (16, 32), generator=torch.Generator().manual_seed(3))
+    adaptation = Adaptation(
+        bot_dist.make_recipe(data, options),
+        source,
+        model,
+        known(source, model),
+        Text(windows=windows, held_out=windows[:0], mask_token=3),
+        operators_url=str(tmp_path / "operators"),
+        folder=str(tmp_path / "calibration"),
+        on_event=lambda event: None,
+    )
+    adaptation.run()
+    plan = adaptation.plan()
+    shrunk = TransformedSource(plan, source)
+    inputs, _ = task(windows, model, 3)
+    n = model.sizes["embed"]
+    kept = torch.from_numpy(read_rows(adaptation.done.stored["embed.kept"], (0, 16))[0][:, 0])
+
+    def seen(name: str) -> torch.Tensor:
+        found = torch.zeros(16, n, dtype=torch.float64)
+        if lifting == "least-squares":
+            x = read_by(pico.model, model.inside[name], inputs)
+            found = torch.linalg.lstsq(x[:, kept], x).solution
+        found[:, kept] = torch.eye(16, dtype=torch.float64)
+        return found
+
+    readers = {"gemma2": ["attn.q", "mlp.gate"], "bert": ["attn.q", "mlp.up", "head.transform"]}[kind]
+    assert {*adaptation.done.stored} >= {f"embed.read.{name}" for name in readers}
+    gain = 1.0 if model.family.post_norm else (n / 16) ** 0.5
+    for weight in model.weights:
+        name = weight.name.removesuffix(".weight")
+        for layer in range(model.weight_layers(weight)):
+            parameter, after = (each.parameter(weight, layer) for each in (model, plan.target))
+            if name in readers:
+                _, matrix = read_rows(adaptation.done.stored[f"embed.read.{name}"], (0, 16), layer)
+                torch.testing.assert_close(torch.from_numpy(matrix), seen(parameter.name), rtol=1e-3, atol=1e-3)
+            reads = weight.kind == "matrix" and parameter.axes[-1] == "embed"
+            if reads and parameter.sizes[:-1] == after.sizes[:-1]:  # no other axis has shrunk
+                wanted = gain * source.read(parameter, whole(parameter.sizes)).double() @ seen(parameter.name).T
+                found = shrunk.read(after, whole(after.sizes)).double()
+                torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3)
+
+
+def read_by(model: torch.nn.Module, name: str, inputs: torch.Tensor) -> torch.Tensor:
+    """What a map of a ``transformers`` model reads, ``(tokens, width)`` in float64."""
+    found: list[torch.Tensor] = []
+    module = model.get_submodule(name.removesuffix(".weight"))
+    handle = module.register_forward_pre_hook(lambda _, args: found.append(args[0]))
+    with torch.no_grad():
+        model.eval()(input_ids=inputs)
+    handle.remove()
+    return found[0].flatten(0, -2).double()
+
+
+@pytest.mark.parametrize("basis", ["rotation", "permutation"])
+def test_weights_alone_are_fitted_to_where_there_is_no_text(tmp_path: Path, make_pico: Factory, basis: str) -> None:
     """Said aloud. Images have no text."""
     pico = make_pico("vit")
-    report = adapted(tmp_path, pico.url, {"embed": 16, "heads": 2, "mlp": 24}, [])
+    report = adapted(tmp_path, pico.url, {"embed": 16, "heads": 2, "mlp": 24}, [], **{"transfer.basis": basis})
     assert [stage["axes"] for stage in report["calibrate"]] == [["embed", "heads", "mlp"]]
     notes = CheckpointReader(str(tmp_path / "transferred.zarr")).manifest.provenance["plan"]["notes"]
     assert any("fitted to the weights alone" in note for note in notes)

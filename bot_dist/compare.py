@@ -72,7 +72,7 @@ def compare(recipe: ComparisonRecipe, on_event: OnEvent = pipeline.ignore) -> di
         "results": results,
         "learning_rates": rates,
         "table": {"headings": headings, "lines": lines},
-        "notes": notes(chosen, recipe.rates),
+        "notes": [*notes(chosen, recipe.rates), *(r["diverged"] for r in results if r["diverged"])],
         "versions": pipeline.versions(),
         "command": label(" ".join(sys.argv)),
         "machine": machine(),
@@ -185,7 +185,9 @@ class Trial:
         return found
 
     def begin(self, folder: str, start: str) -> TrainRun:
-        run = TrainRun(name=self.name, config=self.plan.target.config, url=None, steps=self.train.steps)
+        run = TrainRun(
+            name=self.name, config=self.plan.target.config, url=None, steps=self.train.steps, may_diverge=True
+        )
         if self.scratch:
             return run
         recipe = self._transfer(start)
@@ -214,6 +216,7 @@ class Trial:
             "notes": [] if self.scratch else [*self.plan.notes],
             "curve": dataclasses.asdict(curve),
             "accuracy": training["held_out"][-1]["accuracy"],
+            "diverged": training["diverged"],
             "transfer": transfer,
             "training": training,
         }

@@ -68,6 +68,10 @@ class RunError(BotDistError):
     """A stage failed after its input had been accepted."""
 
 
+class DivergedError(RunError):
+    """A loss has become NaN or infinity."""
+
+
 class StoppedError(RunError):
     """A signal has stopped a training, whose state was saved."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ SHARES = (0, 1 / 8, 1 / 4, 1 / 2, 1)
 Result = Mapping[str, Any]
 """What is kept of one training: ``method``, ``seed``, ``scratch`` (whether it began untrained), ``n_parameters``,
 ``learning_rate``, ``accuracy`` (at the end; None where none is measured), ``curve`` (the fields of a Curve),
-``notes``."""
+``diverged`` (None, or where its loss was not finite any more: there the curve ends), ``notes``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,48 +27,58 @@ class Row:
     n_parameters: int
     learning_rate: float
     losses: dict[int, float]
-    """Held-out loss by step: mean over the seeds."""
+    """Held-out loss by step: mean over the seeds; infinity where one has diverged before."""
     last: tuple[float, ...]
-    """Per seed, the last of them."""
+    """Per seed, the last of them; infinity where it has diverged."""
     accuracy: tuple[float, ...]
     """Per seed, at the end; empty where none is measured."""
     saved: tuple[float | None, ...]
-    """Per seed, the share of scratch's FLOPs that is saved; None where the loss is never reached. Empty for scratch."""
+    """Per seed, the share of scratch's FLOPs that is saved; None where the loss is never reached, or the method or
+    scratch has diverged. Empty for scratch."""
 
 
 def rows(results: Sequence[Result], target_loss: float | None = None) -> list[Row]:
     """A row per method, in their order, each of one learning rate; measured against the model from scratch of as many
     parameters and the same seed."""
-    curves = [Curve(**result["curve"]) for result in results]
-    every = list(zip(results, curves, strict=True))
-    scratch = {(r["n_parameters"], r["seed"]): curve for r, curve in every if r["scratch"]}
+    scratch = {(r["n_parameters"], r["seed"]): r for r in results if r["scratch"]}
+    steps = max((r["curve"]["steps"] for r in results), key=len)
     found = []
     for method in dict.fromkeys(r["method"] for r in results):
-        mine = [(r, curve) for r, curve in every if r["method"] == method]
-        steps = mine[0][1].steps
+        mine = [r for r in results if r["method"] == method]
+        losses = [[*r["curve"]["losses"], *[math.inf] * (len(steps) - len(r["curve"]["losses"]))] for r in mine]
         found.append(
             Row(
                 method=method,
-                n_parameters=mine[0][0]["n_parameters"],
-                learning_rate=mine[0][0]["learning_rate"],
-                losses={step: statistics.fmean(c.losses[i] for _, c in mine) for i, step in enumerate(steps)},
-                accuracy=tuple(r["accuracy"] for r, _ in mine if r["accuracy"] is not None),
-                last=tuple(c.losses[-1] for _, c in mine),
+                n_parameters=mine[0]["n_parameters"],
+                learning_rate=mine[0]["learning_rate"],
+                losses={step: statistics.fmean(at) for step, at in zip(steps, zip(*losses, strict=True), strict=True)},
+                accuracy=tuple(r["accuracy"] for r in mine if r["accuracy"] is not None),
+                last=tuple(_end(r) for r in mine),
                 saved=tuple(
-                    flops_saved(c, scratch[r["n_parameters"], r["seed"]], target_loss)
-                    for r, c in mine
-                    if not r["scratch"]
+                    _saved_of(r, scratch[r["n_parameters"], r["seed"]], target_loss) for r in mine if not r["scratch"]
                 ),
             )
         )
     return found
 
 
+def _saved_of(result: Result, scratch: Result, target_loss: float | None) -> float | None:
+    if result["diverged"] or scratch["diverged"]:
+        return None
+    return flops_saved(Curve(**result["curve"]), Curve(**scratch["curve"]), target_loss)
+
+
+def _end(result: Result) -> float:
+    """The last held-out loss; infinity after a divergence."""
+    return math.inf if result["diverged"] else float(result["curve"]["losses"][-1])
+
+
 def best_rates(results: Sequence[Result]) -> dict[str, float]:
-    """By method, the learning rate at which the held-out loss ends lowest: in the mean over what was trained at it."""
+    """By method, the learning rate at which the held-out loss ends lowest: in the mean over what was trained at it,
+    where nothing diverged."""
     ends: dict[str, dict[float, list[float]]] = {}
     for r in results:
-        ends.setdefault(r["method"], {}).setdefault(r["learning_rate"], []).append(r["curve"]["losses"][-1])
+        ends.setdefault(r["method"], {}).setdefault(r["learning_rate"], []).append(_end(r))
     return {method: min(by_rate, key=lambda rate: statistics.fmean(by_rate[rate])) for method, by_rate in ends.items()}
 
 
@@ -100,7 +111,7 @@ def table(found: Sequence[Row], *, tuned: bool = False) -> tuple[list[str], list
     steps = list(dict.fromkeys(min(every, key=lambda step: abs(step - share * every[-1])) for share in SHARES))
     lines = []
     for row in found:
-        numbers = [f"{row.losses[step]:.3f}" for step in steps]
+        numbers = [f"{loss:.3f}" if math.isfinite(loss := row.losses[step]) else "diverged" for step in steps]
         numbers[-1] += _spread(row.last, ".3f")
         rate = [f"{row.learning_rate:g}"] if tuned else []
         right = [f"{statistics.fmean(row.accuracy):.1%}{_spread(row.accuracy, '.1%')}"] if row.accuracy else []
@@ -122,8 +133,8 @@ def _saved(saved: Sequence[float | None]) -> str:
 
 
 def _spread(values: Sequence[float], form: str) -> str:
-    """Their standard deviation, if there are several."""
-    return f" ± {statistics.stdev(values):{form}}" if len(values) > 1 else ""
+    """Their standard deviation, if there are several and all are finite."""
+    return f" ± {statistics.stdev(values):{form}}" if len(values) > 1 and all(map(math.isfinite, values)) else ""
 
 
 def markdown(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
+import inspect
 import logging
 import os
 import shutil
@@ -35,7 +37,30 @@ def connect(device: Device) -> None:
     if device == "cpu":
         # DeepSpeed would compile this op with a C++ compiler, under a lock that a killed worker leaves behind for ever.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    _forget_releases_with_traces()
     deepspeed.init_distributed(dist_backend="nccl" if device == "cuda" else "gloo", verbose=False)
+
+
+def _forget_releases_with_traces() -> None:
+    """Have ZeRO-3 decide anew what it may release, when it drops the trace of modules that it decided by.
+
+    DeepSpeed (0.19.8) caches for good what is released after each module. After a measurement, which has no backward
+    pass to keep weights for, every training step would gather all of them twice.
+    """
+    from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator as Coordinator
+
+    decide = vars(Coordinator).get("_PartitionedParameterCoordinator__params_to_release")
+    cached: Any = decide and inspect.getclosurevars(decide).nonlocals.get("func")
+    clear = Coordinator._clear_trace_structures
+    if not hasattr(cached, "cache_clear") or hasattr(clear, "__wrapped__"):  # another version's; or done before
+        return
+
+    @functools.wraps(clear)
+    def clear_all(coordinator: Any) -> None:
+        clear(coordinator)
+        cached.cache_clear()
+
+    Coordinator._clear_trace_structures = clear_all
 
 
 def start(

@@ -27,6 +27,8 @@ class TrainRun:
     """Replace the store at ``save_url``."""
     inserted: tuple[int, ...] = ()
     """Blocks that the transfer has put in, and that change nothing yet."""
+    may_diverge: bool = False
+    """Whether a loss that is not finite ends this run with what it has shown so far, not the whole training."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +79,8 @@ class RunResult:
     """Of the float32 weights after the last step; None: no steps."""
     probe_path: str | None
     saved_url: str | None
+    diverged: str | None = None
+    """Where a loss became NaN or infinity, and the run ended; None: it did not."""
     tokens_per_s: float | None = None
     """Trained on, in a step of median length; None: no steps."""
     mfu: float | None = None

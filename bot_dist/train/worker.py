@@ -19,7 +19,7 @@ import torch.distributed as dist
 
 from bot_dist.checkpoint import manifest
 from bot_dist.convert.storage import join
-from bot_dist.errors import BotDistError, RunError, StoppedError
+from bot_dist.errors import BotDistError, DivergedError, RunError, StoppedError
 from bot_dist.families import model_of
 from bot_dist.recipe import TrainConfig
 from bot_dist.train.data import Batches
@@ -206,12 +206,19 @@ class Trainer:
         else:
             self._measure(0)
         begun_at = len(self._steps)
-        self._train_steps(digest)
-        if run.save_url:
+        diverged = None
+        try:
+            self._train_steps(digest)
+        except DivergedError as error:
+            if not run.may_diverge:
+                raise
+            diverged = str(error)
+            self._events.add("diverged", run=run.name, step=len(self._steps))
+        if run.save_url and not diverged:
             provenance = {"run": run.name, "steps": run.steps, "source": source.provenance()}
             saving.save(self._module, self._engine, model, run.save_url, attempt, provenance, overwrite=overwrite)
             self._events.add("saved", run=run.name, url=run.save_url)
-        if run.probe_path:
+        if run.probe_path and not diverged:
             self._probe(run.probe_path)
         trained_digest = zero.digest(self._module, self._engine, model) if run.steps else None
         ranks: list[Any] = [None] * self._world
@@ -236,6 +243,7 @@ class Trainer:
             trained_digest=trained_digest,
             probe_path=run.probe_path,
             saved_url=run.save_url,
+            diverged=diverged,
             **(self._speed(statistics.median(step.seconds for step in self._steps)) if self._steps else {}),
         )
 
@@ -392,7 +400,7 @@ class Trainer:
         found = f"loss is {loss:.4g} at step {step} of {run.steps}"
         what = f", above {limit:.4g} (train.spike={train.spike:g})" if math.isfinite(loss) else ""
         many = f", after {skipped} that were skipped (train.max_skipped)" if skipped else ""
-        raise RunError(
+        raise (RunError if math.isfinite(loss) else DivergedError)(
             f"run '{run.name}': {found}{what}{many}; lower train.learning_rate ({train.learning_rate:g}), raise "
             f"train.warmup ({train.warmup}), or leave such steps out (train.on_spike=skip); its batch: samples "
             f"{numbers}; the last good state: {state}"
@@ -406,7 +414,9 @@ class Trainer:
                 if self._held_out  # it was finite before training
                 else f"the weights of {self._run.url or 'the initialisation'} are not finite; make them anew"
             )
-            raise RunError(f"run '{self._run.name}': {what} is {value} at step {step} of {self._run.steps}; {way_out}")
+            raise DivergedError(
+                f"run '{self._run.name}': {what} is {value} at step {step} of {self._run.steps}; {way_out}"
+            )
         return value
 
 

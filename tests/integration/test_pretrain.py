@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import signal
 import statistics
@@ -242,6 +243,22 @@ class TestErrors:
         run = TrainRun(name="transferred", config=hf_config(pico_llama()), url=None, steps=STEPS)
         with pytest.raises(RunError, match=r"run 'transferred': (held-out )?loss is (nan|inf) at step \d of 4; lower"):
             start([run], train.model_copy(update={"learning_rate": 1e17, "warmup": 0}))
+
+    def test_a_run_that_may_diverge_ends_there_and_others_go_on(self, pico_llama, start, train, tmp_path):
+        """As where a comparison tries learning rates."""
+        config, saved = hf_config(pico_llama()), str(tmp_path / "trained.zarr")
+        diverging = TrainRun(name="a", config=config, url=None, steps=STEPS, save_url=saved, may_diverge=True)
+        result = start(
+            [diverging, TrainRun(name="b", config=config, url=None, steps=0)],
+            train.model_copy(update={"learning_rate": 1e17, "warmup": 0, "workers": 2}),
+        )
+        first, second = result.runs
+        assert first.diverged.startswith("run 'a': ")
+        assert second.diverged is None
+        assert 0 < len(first.losses) < STEPS
+        assert all(math.isfinite(step.loss) for step in first.losses)
+        assert first.held_out[0].loss == second.held_out[0].loss
+        assert not (tmp_path / "trained.zarr" / "manifest.json").exists()
 
     def test_a_taken_store_is_refused_before_training(self, pico_llama, start, train, tmp_path):
         taken = tmp_path / "taken"

@@ -155,6 +155,33 @@ def test_every_stage_and_option_trains_as_one_process_does(pico_llama: Any) -> N
     assert results["bfloat16, stage 1"].trained_digest != results["stage 1"].trained_digest
 
 
+def gathers_on_rank(*args: Any) -> list[int]:
+    """How often weights were gathered in each backward pass that gathered any."""
+    from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator as Coordinator
+
+    counts: list[int] = []
+    gather, reset = Coordinator._PartitionedParameterCoordinator__all_gather_params, Coordinator.reset_step
+
+    def counting(coordinator: Any, params: Any, forward: bool) -> None:
+        counts[-1] += not forward
+        gather(coordinator, params, forward)
+
+    def beginning(coordinator: Any) -> None:
+        counts.append(0)
+        reset(coordinator)
+
+    Coordinator._PartitionedParameterCoordinator__all_gather_params, Coordinator.reset_step = counting, beginning
+    train_on_rank(*args)
+    return [count for count in counts if count]
+
+
+def test_a_measurement_does_not_make_later_steps_gather_all_weights_twice(pico_llama: Any) -> None:
+    """The first step drops the trace of the measurement, the second makes one of its own, the third goes by it."""
+    pico, data = pico_llama(num_hidden_layers=1, intermediate_size=5000), text()  # smaller matrices are never released
+    config = json.loads((pico.folder / "config.json").read_text())
+    assert [len(counts) for counts in on_ranks(2, gathers_on_rank, pico.url, config, data, [TRAIN])] == [2, 2]
+
+
 def graphs_on_rank(*args: Any) -> tuple[Any, int]:
     from torch._dynamo.utils import counters
 

@@ -16,7 +16,7 @@ from bot_dist.convert.byte_tokenizer import save_byte_tokenizer
 from bot_dist.convert.tokenizer import load_tokenizer
 from bot_dist.errors import BotDistError, InputError, RecipeError
 from bot_dist.evaluate.comparison import ComparisonRecipe
-from bot_dist.evaluate.ranking import at_best, markdown, notes, rows, table
+from bot_dist.evaluate.ranking import at_best, best_rates, markdown, notes, rows, table
 from bot_dist.evaluate.savings import Curve, flops_saved
 from bot_dist.families import model_of
 from bot_dist.recipe import ClusterConfig, TrainConfig, validated
@@ -71,7 +71,7 @@ def test_flops_are_counted_until_the_loss_that_scratch_ends_at() -> None:
 def result(method: str, seed: int, *losses: float, parameters: int = 1000, **facts: Any) -> dict[str, Any]:
     made = {"steps": [0, 100, 200, 400], "losses": losses, "flops_per_step": 1.0, "flops_before": 0.0}
     found = {"method": method, "seed": seed, "scratch": False, "n_parameters": parameters, "notes": [], "curve": made}
-    return {**found, "learning_rate": 1e-3, "accuracy": None, **facts}
+    return {**found, "learning_rate": 1e-3, "accuracy": None, "diverged": None, **facts}
 
 
 def test_a_table_has_a_row_per_method_over_its_seeds() -> None:
@@ -104,6 +104,22 @@ def test_a_table_has_a_row_per_method_over_its_seeds() -> None:
     assert table(images)[0][-2:] == ["right at 400", "FLOPs saved"]
     assert [line[2] for line in table(alone, tuned=True)[1]] == ["0.001"] * 4
     assert markdown(["a", "b"], [["c", "1"]]) == "| a | b |\n| --- | ---: |\n| c | 1 |\n"
+
+
+def test_what_diverges_has_lost() -> None:
+    results = [
+        result("scratch", 0, 5, 4, 3, 2.0, scratch=True),
+        result("scratch", 1, 5, 4, 3, 2.0, scratch=True),
+        result("ours", 0, 3, 2.5, 2, 1.5),
+        result("ours", 1, 3, 1.0, diverged="run 'ours': loss is nan at step 150"),
+        result("ours", 0, 3, 1.2, learning_rate=1e-2, diverged="run 'ours': loss is nan at step 120"),
+    ]
+    assert best_rates(results) == {"scratch": 1e-3, "ours": 1e-3}
+    assert table(rows(results[:4]))[1][1] == ["ours", "1,000", "3.000", "1.750", *["diverged"] * 2, LOST_ONE]
+    assert table(rows([*results[:2], results[4]]))[1][1] == ["ours", "1,000", "3.000", "1.200", *["diverged"] * 2, LOST]
+
+
+LOST, LOST_ONE = "never reached", "never reached (1 of 2 seeds)"
 
 
 @pytest.mark.parametrize(

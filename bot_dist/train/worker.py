@@ -147,8 +147,6 @@ class Trainer:
         from bot_dist.train import saving, zero
 
         run, model = self._run, self._model
-        if run.steps:
-            self._flops_per_s = self._peak_flops()
         _reset_peak_rss()
         begun = time.perf_counter()
         source = self._source()
@@ -248,7 +246,7 @@ class Trainer:
         )
 
     def _peak_flops(self) -> float:
-        """FLOP/s that all ranks compute at best."""
+        """FLOP/s that all ranks compute at best. A collective, when it is first asked for."""
         from bot_dist.train.engine import dtype_of
         from bot_dist.train.peak import peak_flops
 
@@ -260,7 +258,7 @@ class Trainer:
         """What a step of that length comes to."""
         tokens = self._train.batch * self._data.tokens_per_sample
         flops = tokens * self._model.training_flops_per_token(self._data.tokens_per_sample)
-        return {"tokens_per_s": tokens / seconds, "mfu": flops / seconds / self._flops_per_s}
+        return {"tokens_per_s": tokens / seconds, "mfu": flops / seconds / self._peak_flops()}
 
     def record(self, result: RunResult) -> None:
         """Remember that the run is done, so that it is not done again; rank 0 does it."""

@@ -9,6 +9,7 @@ The bare loop is what one writes without us: ``from_pretrained`` under ``zero.In
 - step: both in the same processes, a step of the one after a step of the other; the median of the pairs but the first.
   The bar is 1.05.
 - start: from nothing but imports until the first step is done, in processes of their own, by turns. The bar is 1.
+- stall: what the training stands still for where a state is saved, over a step of median length. The bar is 0.1.
 - loading: the highest resident memory of rank 0 until the weights are in the engine. Less than 1 is wanted.
 - training: the highest resident memory of a rank until ``STEPS`` steps are done, when ZeRO-3 knows what to prefetch.
 """
@@ -24,7 +25,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -35,6 +36,9 @@ from bot_dist.train.objectives import CausalLM, Data
 from bot_dist.train.optimizer import BETAS
 from bot_dist.train.results import RunResult, TrainRun
 from tests.integration.ranks import on_ranks
+
+if TYPE_CHECKING:
+    from bot_dist.train.worker import Place
 
 WORLD, CONTEXT, BATCH = 2, 128, 4
 STEPS = 4
@@ -103,7 +107,9 @@ class Paired(Batches[torch.Tensor]):
         return tokens
 
 
-def train_ours(folder: str, train: TrainConfig, batches: Batches[torch.Tensor], follow: Any) -> RunResult:
+def train_ours(
+    folder: str, train: TrainConfig, batches: Batches[torch.Tensor], follow: Any, states: Place | None = None
+) -> RunResult:
     from bot_dist.train.events import Events
     from bot_dist.train.worker import Trainer
 
@@ -116,6 +122,7 @@ def train_ours(folder: str, train: TrainConfig, batches: Batches[torch.Tensor], 
         tokenizer_url="",
         events=Events(follow),
         device="cpu",
+        states=states,
     ).run()
 
 
@@ -126,6 +133,30 @@ def step_ratios(folder: str, train: TrainConfig) -> list[float]:
     pairs = [(step.seconds - bare, bare) for step, bare in zip(ours, batches.seconds, strict=True)]
     print(f"step, ours and bare: {', '.join(f'{mine:.2f} {bare:.2f}' for mine, bare in pairs)}")
     return [mine / bare for mine, bare in pairs[1:]]
+
+
+def stalls(folder: str, train: TrainConfig, states: str) -> list[float]:
+    """What each save of a state takes of the loop, over a step."""
+    from bot_dist.train.state import States
+    from bot_dist.train.worker import Place
+
+    seconds: list[float] = []
+    save = States.save
+
+    def timed(*args: Any) -> None:
+        begun = time.perf_counter()
+        save(*args)
+        seconds.append(time.perf_counter() - begun)
+
+    States.save = timed  # type: ignore[method-assign]
+    saving = train.model_copy(update={"save_every": train.steps // 3, "keep": 1})
+    batches = Batches(Tokens(train.steps * BATCH), BATCH, 0)
+    steps = train_ours(folder, saving, batches, lambda event: None, Place(url=states, data="random")).losses
+    step = statistics.median(step.seconds for step in steps)
+    print(
+        f"steps: {', '.join(f'{step.seconds:.2f}' for step in steps)}; saves: {', '.join(f'{s:.2f}' for s in seconds)}"
+    )
+    return [each / step for each in seconds]
 
 
 def start_ours(folder: str, train: TrainConfig) -> dict[str, float]:
@@ -184,6 +215,7 @@ def main() -> None:
         load = os.getloadavg()[0]
         print(f"{platform.machine()}, {os.cpu_count()} cores, load {load:.1f} before; {n / 1e6:.1f} M parameters")
         ratios = {"step": on_ranks(WORLD, step_ratios, folder, train)[0]}
+        ratios["stall"] = on_ranks(WORLD, stalls, folder, train, f"{folder}/states")[0]
         for _ in range(options.repeat):
             ours, bare = (on_ranks(WORLD, start, folder, train)[0] for start in (start_ours, start_bare))
             shown = (f"{name} {ours[name]:.4g}, {bare[name]:.4g}" for name in ours)

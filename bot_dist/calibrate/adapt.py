@@ -323,16 +323,18 @@ def follows(source: Model, recipe: Recipe) -> bool:
 
 
 def _shrinking_stages(model: Model, recipe: Recipe, axes: Sequence[str]) -> list[tuple[str, ...]]:
-    """All axes at once, but after blocks that are merged in pairs; or one after another, but together where the family
-    has no model that is shrunk along one of them alone."""
+    """All axes at once, but after blocks that are merged in pairs, which share operators; or one after another, units
+    first and blocks last (of the orders tried, the one that loses least), but together where the family has no model
+    that is shrunk along one of them alone."""
+    first = [axis for axis in axes if axis == "layer" and recipe.transfer.depth == "pairs"]
+    others = [axis for axis in axes if axis not in first]
     if recipe.calibrate.passes != "each":
-        first = [axis for axis in axes if axis == "layer" and recipe.transfer.depth == "pairs"]
-        return [tuple(stage) for stage in (first, [axis for axis in axes if axis not in first]) if stage]
+        return [tuple(stage) for stage in (first, others) if stage]
     target = recipe.target
     stages: list[tuple[str, ...]] = []
     done: dict[str, int] = {}
     waiting: list[str] = []
-    for axis in axes:
+    for axis in (*first, *reversed(others)):
         waiting.append(axis)
         tried = {**done, **_options(target, waiting)}
         try:

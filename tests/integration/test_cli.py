@@ -175,6 +175,7 @@ def test_adaptive_shrinking_on_the_command_line(
     for shown in ("calibrate, for embed", "held-out loss, after mlp: ", "embed 24 → 12", "mlp 40 → 20", "layer 3 → 2"):
         assert shown in text
     stages = CheckpointReader(str(store)).manifest.provenance["transfer"]["calibrate"]
+    assert [stage["axes"] for stage in stages] == [[], ["mlp"], ["embed"], ["layer"]]
     assert f"{stages[2]['facts']['embed']['energy_kept']:.2%}" in text
     assert f"{stages[-1]['loss']:.3f}" in text
     assert cli("verify", str(store))[0] == 0

@@ -1,9 +1,12 @@
-"""Trainings whose results are kept under a key of everything that decides them, and taken again."""
+"""Trainings, side by side, whose results are kept under a key of everything that decides them, and taken again."""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
 import re
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,6 +17,7 @@ from bot_dist.convert.texts import identities, open_texts
 from bot_dist.recipe import CalibrateConfig, ClusterConfig, TrainConfig
 from bot_dist.runtime.cluster import connected
 from bot_dist.train.driver import TrainRun, pretrain
+from bot_dist.train.side_by_side import places, side_by_side
 from bot_dist.urls import absolute
 
 OnEvent = Callable[[dict[str, Any]], None]
@@ -54,19 +58,16 @@ class Bench:
 
     def __init__(self, output: Path, cluster: ClusterConfig, on_event: OnEvent) -> None:
         self._output, self._cluster, self._on_event = output, cluster, on_event
+        self._telling = threading.Lock()
         self._tokens = str(output / "tokens")
         self._contents: dict[tuple[tuple[str, ...], str], list[list[str]]] = {}
 
     def results(self, jobs: Sequence[Job]) -> list[Result]:
-        """Of every job. What is missing is trained, jobs that are trained alike by the same workers; each result is
-        kept as soon as it is there."""
-        alike: dict[str, list[Job]] = {}
-        for job in jobs:
-            if not (self._folder(job) / RESULT).is_file():
-                how = digest({"training": self._training(job), "tokenizer": job.tokenizer_url})
-                alike.setdefault(how, []).append(job)
-        for group in alike.values():
-            self._train(group)
+        """Of every job. What is missing is trained, as many jobs at once as the cluster has room for; each result is
+        kept as soon as it is there. Raises the first failure once the others are done; a signal stops all, and the same
+        call goes on."""
+        if missing := [job for job in jobs if not (self._folder(job) / RESULT).is_file()]:
+            self._train(missing)
         return [json.loads((self._folder(job) / RESULT).read_text()) for job in jobs]
 
     def key(self, job: Job) -> str:
@@ -74,28 +75,46 @@ class Bench:
         return digest(self._decided_by(job))[:12]
 
     def _train(self, jobs: Sequence[Job]) -> None:
-        by_name = {job.name: job for job in jobs}
-        assert len(by_name) == len(jobs), "events tell runs apart by their names"
+        cluster, workers = self._cluster, max(job.train.workers for job in jobs)
+        with connected(cluster, max(workers, cluster.tensor * cluster.data)):
+            at_once = places(cluster, workers, len(jobs))
+            alike: dict[str, list[tuple[Job, TrainRun]]] = {}
+            for job in jobs:
+                how = digest({"training": self._training(job), "tokenizer": job.tokenizer_url})
+                alike.setdefault(how, []).append((job, self._begin(job)))
+            groups = [group[i::at_once] for group in alike.values() for i in range(min(at_once, len(group)))]
+            works = {group[0][0].name: functools.partial(self._train_alike, group, at_once) for group in groups}
+            side_by_side(works, at_once, lambda name, trained: None)
+
+    def _train_alike(self, begun: Sequence[tuple[Job, TrainRun]], at_once: int) -> None:
+        """By the same workers, one after the other."""
+        by_name = {job.name: job for job, _ in begun}
+        assert len(by_name) == len(begun), "events tell runs apart by their names"
 
         def follow(event: dict[str, Any]) -> None:
             if event["event"] == "run_done":
                 self._keep(by_name[event["run"]], event["result"])
-            self._on_event({"stage": "pretrain", **event})
+            self._tell({"stage": "pretrain", **event})
 
-        train, cluster = jobs[0].train, self._cluster
-        with connected(cluster, max(train.workers, cluster.tensor * cluster.data)):
-            pretrain(
-                [self._begin(job) for job in jobs],
-                train=train.model_copy(update={"token_cache": train.token_cache or self._tokens}),
-                cluster=cluster,
-                tokenizer_url=jobs[0].tokenizer_url,
-                output=str(self._output / f"training-{digest(self._training(jobs[0]))[:12]}"),
-                on_event=follow,
-            )
+        first = begun[0][0]
+        pretrain(
+            [run for _, run in begun],
+            train=first.train.model_copy(update={"token_cache": first.train.token_cache or self._tokens}),
+            cluster=self._cluster,
+            tokenizer_url=first.tokenizer_url,
+            output=str(self._folder(first)),
+            on_event=follow,
+            at_once=at_once,
+        )
+
+    def _tell(self, event: dict[str, Any]) -> None:
+        with self._telling:
+            self._on_event(event)
 
     def _begin(self, job: Job) -> TrainRun:
-        self._on_event({"stage": "compare", "event": "begin", "job": job.name})
-        return job.begin(str(self._folder(job)), self._start(job))
+        self._tell({"stage": "compare", "event": "begin", "job": job.name})
+        folder = str(self._folder(job))
+        return dataclasses.replace(job.begin(folder, self._start(job)), states_url=f"{folder}/states")
 
     def _keep(self, job: Job, training: Result) -> None:
         folder = self._folder(job)

@@ -14,8 +14,7 @@ import json
 import platform
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -37,9 +36,6 @@ if TYPE_CHECKING:
     from bot_dist.plan import TransferPlan
 
 ExportFormat = Literal["safetensors", "dcp", "gguf"]
-
-SIGNALS_S = 1
-"""How long a signal may go unnoticed that has not come to the main thread."""
 
 PACKAGES = ("torch", "deepspeed", "ray", "zarr", "PyWavelets", "transformers")
 
@@ -162,11 +158,14 @@ def _transfer(
     return report
 
 
-def pretrain(recipe: Recipe, on_event: OnEvent = ignore, *, fresh: bool | None = None) -> dict[str, Any]:
+def pretrain(
+    recipe: Recipe, on_event: OnEvent = ignore, *, fresh: bool | None = None, at_once: int = 1
+) -> dict[str, Any]:
     """Continue pretraining from the transferred store; train the same model from scratch beside it, and measure the
     source's held-out loss, as the recipe asks. Returns what was measured.
 
-    A run that was stopped goes on from its newest training state, unless ``fresh`` (None: ``recipe.overwrite``)."""
+    A run that was stopped goes on from its newest training state, unless ``fresh`` (None: ``recipe.overwrite``).
+    ``at_once``: how many trainings, this one among them, share the cluster."""
     from bot_dist.convert.tokenizer import has_tokenizer
     from bot_dist.runtime.cluster import connected
     from bot_dist.train.driver import TrainRun
@@ -207,6 +206,7 @@ def pretrain(recipe: Recipe, on_event: OnEvent = ignore, *, fresh: bool | None =
             output=str(output),
             on_event=lambda event: on_event({"stage": "pretrain", **event}),
             fresh=recipe.overwrite if fresh is None else fresh,
+            at_once=at_once,
         )
     return result.to_json()
 
@@ -339,8 +339,8 @@ def _begin(recipe: Recipe, records: Records, on_event: OnEvent) -> _Begun:
     return _Begun(recipe=recipe, reading=reading, records=records, plan=plan, transferred=done, on_event=on_event)
 
 
-def _end(begun: _Begun) -> dict[str, Any]:
-    """All that comes after it; the facts."""
+def _end(begun: _Begun, at_once: int = 1) -> dict[str, Any]:
+    """All that comes after it, beside others, if there are so many ``at_once``; the facts."""
     from bot_dist.evaluate.report import write_report
     from bot_dist.plan import summarise
 
@@ -349,7 +349,7 @@ def _end(begun: _Begun) -> dict[str, Any]:
     again = begun.reading.model_copy(update={"overwrite": True})  # of what an earlier attempt may have begun
     if (trained := records.load("pretrain")) is None:
         records.claim("pretrain", recipe.trained_url)
-        trained = records.save("pretrain", pretrain(again, on_event, fresh=recipe.overwrite))
+        trained = records.save("pretrain", pretrain(again, on_event, fresh=recipe.overwrite, at_once=at_once))
     if (exported := records.load("export")) is None:
         records.claim("export", recipe.export_dir)
         exported = records.save("export", export(again, on_event, probe=output / "train" / "probe.safetensors"))
@@ -378,6 +378,7 @@ def run_family(recipe: Recipe, on_event: OnEvent = ignore) -> dict[str, Any]:
     """
     from bot_dist.evaluate.report import write_index
     from bot_dist.runtime.cluster import connected
+    from bot_dist.train.side_by_side import places, side_by_side
 
     members = members_of(recipe)
     cpus = max(_checked(member) for member in members.values())
@@ -397,50 +398,15 @@ def run_family(recipe: Recipe, on_event: OnEvent = ignore) -> dict[str, Any]:
             shown = {name: done[name] for name in members if name in done}
             write_index(report, {"recipe": recipe.public(), "members": shown})
 
-        _end_all(begun, _places(recipe, len(begun)), ended)
+        workers = max(member.train.workers for member in members.values())
+        at_once = places(recipe.cluster, workers, len(begun))
+        works = {name: functools.partial(_end, one, at_once) for name, one in begun.items()}
+        side_by_side(works, at_once, ended)
     return {
         "members": {name: done[name] for name in members},
         "report": str(report),
         "complete_before": len(before) == len(members),
     }
-
-
-def _end_all(begun: Mapping[str, _Begun], places: int, on_end: Callable[[str, dict[str, Any]], None]) -> None:
-    """``_end`` of each, so many at once; ``on_end`` takes the facts. Raises the first failure once the others are done;
-    a signal stops all."""
-    from bot_dist.train import driver
-
-    failures: list[BaseException] = []
-    with ThreadPoolExecutor(places, "bot_dist-member") as pool:
-        running = {pool.submit(_end, one): name for name, one in begun.items()}
-        left = {*running}
-        try:
-            while left:
-                completed, left = wait(left, SIGNALS_S, FIRST_COMPLETED)
-                for one in completed:
-                    if (failure := one.exception()) is not None:
-                        failures.append(failure)
-                    else:
-                        on_end(running[one], one.result())
-        except BaseException:  # a signal
-            pool.shutdown(wait=False, cancel_futures=True)
-            with driver.stopping():
-                ended_by = [one.exception() for one in running if not one.cancelled()]
-            failures = [failure for failure in ended_by if failure is not None]
-            if not failures:
-                raise
-    if failures:
-        raise failures[0]
-
-
-def _places(recipe: Recipe, members: int) -> int:
-    """How many members are trained at once, on the connected cluster."""
-    from bot_dist.runtime.cluster import resources
-
-    if members < 2 or recipe.cluster.side_by_side is not None:
-        return recipe.cluster.side_by_side or 1
-    workers = max(member.train.workers for member in members_of(recipe).values())
-    return max(1, min(members, resources(recipe.cluster, workers)[1] // workers))
 
 
 def _tell_member(on_event: OnEvent, name: str, event: dict[str, Any]) -> None:

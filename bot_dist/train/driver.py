@@ -9,7 +9,7 @@ import os
 import posixpath
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -19,6 +19,7 @@ from bot_dist.families import model_of
 from bot_dist.recipe import ClusterConfig, TrainConfig
 from bot_dist.runtime.cluster import resources
 from bot_dist.train.results import PretrainResult, TrainRun, run_result
+from bot_dist.train.side_by_side import per_node, stoppable
 from bot_dist.urls import absolute, label
 
 __all__ = ["PretrainResult", "TrainRun", "pretrain"]
@@ -51,14 +52,17 @@ def pretrain(
     output: str,
     on_event: OnEvent | None = None,
     fresh: bool = False,
+    at_once: int = 1,
 ) -> PretrainResult:
     """Train every run on the same text or images, in the same worker group, one after the other.
 
     Ray must be initialised. ``tokenizer_url`` has the tokenizer, or the image processor. ``on_event`` is called from a
     thread with each event as it happens: ``tokenised``, ``workers_ready``, ``loaded``, ``resumed``, ``state_passed``,
     ``held_out``, ``step``, ``state_saved``, ``saved``, ``finished_before``, ``run_done`` (with the ``result`` of the
-    run). All files go under ``{output}/train``, those of each run as ``Metrics`` has them. Runs go on from their states
-    in ``{output}/train/states``, unless ``fresh``, which removes them and what they have shown.
+    run). All files go under ``{output}/train``, those of each run as ``Metrics`` has them. Runs go on from their
+    states, in ``{output}/train/states`` or where they say, unless ``fresh``, which removes those and what they have
+    shown.
+    ``at_once``: how many trainings, this one among them, share the cluster.
 
     Raises InputError for what the user can put right before anything runs (and where a worker finds it), RunError for
     what failed later.
@@ -86,6 +90,7 @@ def pretrain(
         "tokenizer_url": absolute(tokenizer_url),
         "device": device,
         "states_url": states.url,
+        "beside": per_node(at_once),
         "data": posixpath.basename(samples.url) if train.images is None else label(train.images),
     }
     ready: list[float] = []
@@ -98,7 +103,7 @@ def pretrain(
         if on_event is not None:
             on_event(event)
 
-    with contextlib.closing(metrics), following(follow) as mailbox, _running(mailbox):
+    with contextlib.closing(metrics), following(follow) as mailbox, stoppable(mailbox):
         results = _fit({**settings, "mailbox": mailbox}, train.workers, device, folder)
     return PretrainResult(
         runs=[run_result(data) for data in results],
@@ -215,35 +220,6 @@ def _fit(settings: dict[str, Any], workers: int, device: str, folder: Path) -> l
     return value
 
 
-_RUNNING: list[Any] = []
-"""The mailboxes of trainings."""
-_STOPPED = threading.Event()
-
-
-@contextlib.contextmanager
-def _running(mailbox: Any) -> Iterator[None]:
-    _RUNNING.append(mailbox)
-    try:
-        if _STOPPED.is_set():
-            mailbox.stop.remote()
-        yield
-    finally:
-        _RUNNING.remove(mailbox)
-
-
-@contextlib.contextmanager
-def stopping() -> Iterator[None]:
-    """For the time of the block: the workers of all trainings, which run in other threads, save their states and end
-    with an error; so do those that begin now."""
-    _STOPPED.set()
-    try:
-        for mailbox in [*_RUNNING]:
-            mailbox.stop.remote()
-        yield
-    finally:
-        _STOPPED.clear()
-
-
 def _stop(mailbox: Any) -> None:
     """Let the workers save their states; they say so by failing. Raises what they raise."""
     import ray
@@ -301,5 +277,6 @@ def _absolute_run(run: TrainRun) -> TrainRun:
         run,
         url=run.url and absolute(run.url),
         save_url=run.save_url and absolute(run.save_url),
+        states_url=run.states_url and absolute(run.states_url),
         probe_path=run.probe_path and absolute(run.probe_path),
     )

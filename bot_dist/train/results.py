@@ -21,6 +21,8 @@ class TrainRun:
     """Optimizer steps."""
     save_url: str | None = None
     """Store that takes the trained float32 weights."""
+    states_url: str | None = None
+    """Folder of its training states; None: one with its name, under the training's."""
     probe_path: str | None = None
     """safetensors file that takes the inputs and float32 ``logits`` of one short held-out sample, at the end."""
     overwrite: bool = False

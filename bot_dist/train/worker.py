@@ -46,7 +46,7 @@ def train_worker(settings: dict[str, Any]) -> list[dict[str, Any]]:
 
     context = ray.train.get_context()
     if settings["device"] == "cpu":
-        torch.set_num_threads(max(1, _usable_cpus() // context.get_local_world_size()))
+        torch.set_num_threads(max(1, _usable_cpus() // (context.get_local_world_size() * settings["beside"])))
     connect(settings["device"])
     train = TrainConfig(**settings["train"])
     runs, samples = [TrainRun(**fields) for fields in settings["runs"]], settings["samples"]
@@ -96,7 +96,7 @@ def _trainer(
         tokenizer_url=settings["tokenizer_url"],
         events=events,
         device=settings["device"],
-        states=Place(url=join(settings["states_url"], run.name), data=settings["data"]),
+        states=Place(url=run.states_url or join(settings["states_url"], run.name), data=settings["data"]),
         stopping=stopping,
     )
 

@@ -216,6 +216,7 @@ def training(monkeypatch: pytest.MonkeyPatch) -> Training:
     made = Training()
     monkeypatch.setattr(bench, "pretrain", made)
     monkeypatch.setattr(bench, "connected", lambda *_: contextlib.nullcontext())
+    monkeypatch.setattr(bench, "places", lambda *_: 1)
     return made
 
 
@@ -245,6 +246,24 @@ def test_results_are_kept_and_taken_again(training: Training, tmp_path: Path) ->
     text.write_text("a text")
     results(Job("a", text), Job("a", text, steps=5))
     assert training.asked[2:] == [["a"], ["a"]]
+
+
+def test_jobs_are_shared_out_over_what_the_cluster_has_room_for(
+    training: Training, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that fails does not take others with it."""
+    monkeypatch.setattr(bench, "places", lambda *_: 2)
+    text = tmp_path / "text.txt"
+    text.write_text("a text")
+    jobs = [Job(name, text, steps) for name, steps in (("a", 4), ("b", 4), ("c", 4), ("d", 5))]
+    training.fails_at = "c"
+    with pytest.raises(BotDistError, match="worker 0 died"):
+        Bench(tmp_path / "run", ClusterConfig(), lambda _: None).results(jobs)
+    assert sorted(training.asked) == [["a", "c"], ["b"], ["d"]]
+    training.fails_at = ""
+    found = Bench(tmp_path / "run", ClusterConfig(), lambda _: None).results(jobs)
+    assert [job["name"] for job in found] == ["a", "b", "c", "d"]
+    assert training.asked[3:] == [["c"]]
 
 
 def test_what_decides_a_trial(recipe: Callable[..., ComparisonRecipe], training: Training, tmp_path: Path) -> None:

@@ -191,8 +191,8 @@ class ClusterConfig(Config):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where actors transform and workers train; ``auto`` takes CUDA where it is found."""
     side_by_side: int | None = Field(default=None, ge=1)
-    """How many members of a family are trained at once; None: as many as the cluster has CPUs for (or GPUs, where they
-    train on those)."""
+    """How many members of a family, or runs of a comparison, are trained at once; None: as many as the cluster has CPUs
+    for (or GPUs, where they train on those). Those on one node share its CPUs out."""
 
 
 class CalibrateConfig(Config):

@@ -30,6 +30,9 @@ class Row:
     """Held-out loss by step: mean over the seeds; infinity where one has diverged before."""
     last: tuple[float, ...]
     """Per seed, the last of them; infinity where it has diverged."""
+    equal: tuple[float, ...]
+    """Per seed, the held-out loss when as many FLOPs are spent as scratch spends in all, on the start too; infinity
+    where it has diverged, or the start takes more."""
     accuracy: tuple[float, ...]
     """Per seed, at the end; empty where none is measured."""
     saved: tuple[float | None, ...]
@@ -54,6 +57,7 @@ def rows(results: Sequence[Result], target_loss: float | None = None) -> list[Ro
                 losses={step: statistics.fmean(at) for step, at in zip(steps, zip(*losses, strict=True), strict=True)},
                 accuracy=tuple(r["accuracy"] for r in mine if r["accuracy"] is not None),
                 last=tuple(_end(r) for r in mine),
+                equal=tuple(_at_flops_of(scratch[r["n_parameters"], r["seed"]], r) for r in mine),
                 saved=tuple(
                     _saved_of(r, scratch[r["n_parameters"], r["seed"]], target_loss) for r in mine if not r["scratch"]
                 ),
@@ -66,6 +70,12 @@ def _saved_of(result: Result, scratch: Result, target_loss: float | None) -> flo
     if result["diverged"] or scratch["diverged"]:
         return None
     return flops_saved(Curve(**result["curve"]), Curve(**scratch["curve"]), target_loss)
+
+
+def _at_flops_of(scratch: Result, result: Result) -> float:
+    theirs = Curve(**scratch["curve"])
+    loss = Curve(**result["curve"]).loss_after(theirs.flops_before + theirs.flops_per_step * theirs.steps[-1])
+    return math.inf if result["diverged"] or scratch["diverged"] or loss is None else loss
 
 
 def _end(result: Result) -> float:
@@ -106,19 +116,30 @@ def notes(results: Sequence[Result], rates: Sequence[float] = ()) -> list[str]:
 
 
 def table(found: Sequence[Row], *, tuned: bool = False) -> tuple[list[str], list[list[str]]]:
-    """Headings and cells: the learning rate, where it was ``tuned``; the loss over the budget, and FLOPs saved."""
+    """Headings and cells: the learning rate, where it was ``tuned``; the loss over the budget, and when as many FLOPs
+    are spent as scratch spends; FLOPs saved."""
     every = list(found[0].losses)
     steps = list(dict.fromkeys(min(every, key=lambda step: abs(step - share * every[-1])) for share in SHARES))
     lines = []
     for row in found:
         numbers = [f"{loss:.3f}" if math.isfinite(loss := row.losses[step]) else "diverged" for step in steps]
         numbers[-1] += _spread(row.last, ".3f")
+        equal = statistics.fmean(row.equal)
+        numbers.append(f"{equal:.3f}{_spread(row.equal, '.3f')}" if math.isfinite(equal) else "–")
         rate = [f"{row.learning_rate:g}"] if tuned else []
         right = [f"{statistics.fmean(row.accuracy):.1%}{_spread(row.accuracy, '.1%')}"] if row.accuracy else []
         lines.append([row.method, f"{row.n_parameters:,}", *rate, *numbers, *right, _saved(row.saved)])
     rate = ["learning rate"] if tuned else []
     right = [f"right at {steps[-1]}"] if found[0].accuracy else []
-    return ["start", "parameters", *rate, *(f"loss at {step}" for step in steps), *right, "FLOPs saved"], lines
+    return [
+        "start",
+        "parameters",
+        *rate,
+        *(f"loss at {step}" for step in steps),
+        "at equal FLOPs",
+        *right,
+        "FLOPs saved",
+    ], lines
 
 
 def _saved(saved: Sequence[float | None]) -> str:

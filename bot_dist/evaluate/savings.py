@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
@@ -28,6 +30,12 @@ class Curve:
             if reached <= loss:
                 return self.flops_before + self.flops_per_step * self._step(i, loss)
         return None
+
+    def loss_after(self, flops: float) -> float | None:
+        """Held-out loss when so many FLOPs are spent, linear between measurements; None where making the start takes
+        more."""
+        step = (flops - self.flops_before) / self.flops_per_step
+        return float(np.interp(step, self.steps, self.losses)) if step >= 0 else None
 
     def _step(self, i: int, loss: float) -> float:
         if i == 0:

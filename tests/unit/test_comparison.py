@@ -63,13 +63,15 @@ def test_flops_are_counted_until_the_loss_that_scratch_ends_at() -> None:
     assert flops_saved(curve(3.0, 2.5, 1.5, 1.0, per_step=20.0), scratch) == pytest.approx(1 - 300 / 400)
     assert flops_saved(curve(1.9, 2.5, 1.5, 1.0), scratch) == 1  # there before the first step
     assert flops_saved(curve(3.0, 2.9, 2.8, 2.1), scratch) is None
+    late = curve(5.0, 4.0, 3.0, 2.0, before=30)
+    assert [late.loss_after(flops) for flops in (20, 30, 780, 9999)] == [None, 5, 4.25, 2]
     # At a loss that scratch passes on its way, and at one that it does not reach.
     assert flops_saved(curve(5.0, 5.0, 5.0, 3.0), scratch, loss=3.5) == pytest.approx(1 - 350 / 150)
     assert flops_saved(curve(3.0, 2.5, 1.5, 1.0), scratch, loss=1.5) == pytest.approx(1 - 200 / 400)  # at least
 
 
 def result(method: str, seed: int, *losses: float, parameters: int = 1000, **facts: Any) -> dict[str, Any]:
-    made = {"steps": [0, 100, 200, 400], "losses": losses, "flops_per_step": 1.0, "flops_before": 0.0}
+    made = {"steps": [0, 100, 200, 400][: len(losses)], "losses": losses, "flops_per_step": 1.0, "flops_before": 0.0}
     found = {"method": method, "seed": seed, "scratch": False, "n_parameters": parameters, "notes": [], "curve": made}
     return {**found, "learning_rate": 1e-3, "accuracy": None, "diverged": None, **facts}
 
@@ -85,22 +87,29 @@ def test_a_table_has_a_row_per_method_over_its_seeds() -> None:
         result("ours", 1, 3, 2.5, 2, 1.9, parameters=1200, notes=["the head is untied"]),
         result("theirs", 1, 4, 3, 2.4, 2.2),
     ]
+    results[2]["curve"] |= {"flops_before": 100.0}
     headings, lines = table(rows(results))
-    assert headings == ["start", "parameters", *(f"loss at {step}" for step in (0, 100, 200, 400)), "FLOPs saved"]
+    assert headings == [
+        "start",
+        "parameters",
+        *(f"loss at {step}" for step in (0, 100, 200, 400)),
+        "at equal FLOPs",
+        "FLOPs saved",
+    ]
     assert lines == [
-        ["scratch", "1,000", "5.000", "4.000", "3.000", "2.000 ± 0.000", "–"],
-        ["scratch, head untied", "1,200", "5.000", "4.000", "3.000", "2.500 ± 0.000", "–"],
-        ["ours", "1,200", "3.000", "2.500", "2.000", "1.700 ± 0.283", "75.0% ± 0.0%"],
-        ["theirs", "1,000", "4.000", "3.000", "2.200", "1.850 ± 0.495", "never reached (1 of 2 seeds)"],
+        ["scratch", "1,000", "5.000", "4.000", "3.000", *["2.000 ± 0.000"] * 2, "–"],
+        ["scratch, head untied", "1,200", "5.000", "4.000", "3.000", *["2.500 ± 0.000"] * 2, "–"],
+        ["ours", "1,200", "3.000", "2.500", "2.000", "1.700 ± 0.283", "1.825 ± 0.106", "62.5% ± 17.7%"],
+        ["theirs", "1,000", "4.000", "3.000", "2.200", *["1.850 ± 0.495"] * 2, "never reached (1 of 2 seeds)"],
     ]
     assert notes(results) == [
         "ours: the head is untied",
         "each method is measured against the model from scratch of as many parameters",
     ]
     alone = rows(results[:4], target_loss=2.4)
-    assert [line[-1] for line in table(alone)[1]] == ["–", "–", "70.0%", "50.0%"]
+    assert [line[-1] for line in table(alone)[1]] == ["–", "–", "45.0%", "50.0%"]
     images = rows([{**r, "accuracy": 0.9 + r["seed"] / 10} for r in results])
-    assert [line[-2:] for line in table(images)[1]][2] == ["95.0% ± 7.1%", "75.0% ± 0.0%"]
+    assert [line[-2:] for line in table(images)[1]][2] == ["95.0% ± 7.1%", "62.5% ± 17.7%"]
     assert table(images)[0][-2:] == ["right at 400", "FLOPs saved"]
     assert [line[2] for line in table(alone, tuned=True)[1]] == ["0.001"] * 4
     assert markdown(["a", "b"], [["c", "1"]]) == "| a | b |\n| --- | ---: |\n| c | 1 |\n"
@@ -115,8 +124,16 @@ def test_what_diverges_has_lost() -> None:
         result("ours", 0, 3, 1.2, learning_rate=1e-2, diverged="run 'ours': loss is nan at step 120"),
     ]
     assert best_rates(results) == {"scratch": 1e-3, "ours": 1e-3}
-    assert table(rows(results[:4]))[1][1] == ["ours", "1,000", "3.000", "1.750", *["diverged"] * 2, LOST_ONE]
-    assert table(rows([*results[:2], results[4]]))[1][1] == ["ours", "1,000", "3.000", "1.200", *["diverged"] * 2, LOST]
+    assert table(rows(results[:4]))[1][1] == ["ours", "1,000", "3.000", "1.750", *["diverged"] * 2, "–", LOST_ONE]
+    assert table(rows([*results[:2], results[4]]))[1][1] == [
+        "ours",
+        "1,000",
+        "3.000",
+        "1.200",
+        *["diverged"] * 2,
+        "–",
+        LOST,
+    ]
 
 
 LOST, LOST_ONE = "never reached", "never reached (1 of 2 seeds)"

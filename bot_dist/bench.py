@@ -24,6 +24,7 @@ OnEvent = Callable[[dict[str, Any]], None]
 Result = dict[str, Any]
 """Plain data."""
 RESULT = "result.json"
+STATES = "states"
 """In the folder of its job."""
 Contents = Callable[[TrainConfig | CalibrateConfig], list[list[str]]]
 """What identifies the text or the images that a section of a recipe names."""
@@ -114,7 +115,7 @@ class Bench:
     def _begin(self, job: Job) -> TrainRun:
         self._tell({"stage": "compare", "event": "begin", "job": job.name})
         folder = str(self._folder(job))
-        return dataclasses.replace(job.begin(folder, self._start(job)), states_url=f"{folder}/states")
+        return dataclasses.replace(job.begin(folder, self._start(job)), states_url=f"{folder}/{STATES}")
 
     def _keep(self, job: Job, training: Result) -> None:
         folder = self._folder(job)

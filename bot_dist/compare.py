@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bot_dist import pipeline
-from bot_dist.bench import Bench, Contents, OnEvent, Result
+from bot_dist.bench import STATES, Bench, Contents, OnEvent, Result
 from bot_dist.calibrate import follows
 from bot_dist.calibrate.adapt import FIT_VERSION
 from bot_dist.checkpoint import CheckpointReader, Storage
@@ -55,7 +55,7 @@ def compare(recipe: ComparisonRecipe, on_event: OnEvent = pipeline.ignore) -> di
     pretrained = None
     if recipe.pretrain is not None:
         (pretrained,) = bench.results([SourceTraining(train=recipe.pretrain.train, config_url=source)])
-        source = pretrained["saved_url"]
+        source = _last_state(pretrained) or pretrained["saved_url"]
     (measured,) = bench.results([SourceLoss(train=drafts[0].train, url=source)])
     loss = measured["held_out"][0]["loss"]
     results, rates = _trained(bench, recipe, source)
@@ -249,6 +249,14 @@ def _trained(bench: Bench, recipe: ComparisonRecipe, source: str) -> tuple[list[
     rates = best_rates(results)
     trials = [trial.at(rates[trial.method]) for seed in others for trial in _trials(recipe, source, seed)]
     return results + bench.results(trials), rates
+
+
+def _last_state(pretrained: Result) -> str | None:
+    """The source with AdamW's moments, where ``pretrain.train.save_every`` had its state saved at the end."""
+    from bot_dist.train.state import state_name
+
+    url = Path(pretrained["saved_url"]).parent / STATES / state_name(pretrained["steps"])
+    return str(url) if Storage(str(url)).exists(MANIFEST) else None
 
 
 def _trials(recipe: ComparisonRecipe, source: str, seed: int) -> list[Trial]:

@@ -45,7 +45,8 @@ class PretrainConfig(Config):
     tokenizer: str = "bytes"
     """``bytes``: one token per byte; else a checkpoint or folder with a tokenizer."""
     train: TrainConfig
-    """Its text, steps, learning rate and seed."""
+    """Its text, steps, learning rate and seed; with ``save_every``, of which the steps are a multiple, methods may
+    carry AdamW's moments along (``transfer.moments: auto``)."""
 
 
 class MethodTrainConfig(Config):

@@ -100,6 +100,11 @@ def check_space(url: str, runs: Iterable[TrainRun], train: TrainConfig) -> None:
         )
 
 
+def state_name(step: int) -> str:
+    """Of the folder of a state, among those of its run."""
+    return f"{PREFIX}{step:08d}"
+
+
 @dataclass(frozen=True)
 class _Piece:
     """What a rank has of a parameter."""
@@ -143,7 +148,7 @@ class States:
         return sorted(int(name) for name in names if name.isdigit())
 
     def url_of(self, step: int) -> str:
-        return join(self.url, f"{PREFIX}{step:08d}")
+        return join(self.url, state_name(step))
 
     def save(self, module: torch.nn.Module, engine: Any, progress: Progress) -> None:
         """Copy what this rank owns, and write it in a thread; first wait until the state before is written."""
@@ -333,7 +338,7 @@ class States:
         best = min(measured, key=measured.__getitem__, default=step)
         for old in there[: -self._keep]:
             if old != best:
-                self._storage.remove(f"{PREFIX}{old:08d}")
+                self._storage.remove(state_name(old))
 
     def _agreed(self, mine: list[tuple[Shard, int, int]]) -> list[list[_Piece]]:
         """Per parameter, who gives which piece of it; what several ranks own, the first gives."""

@@ -29,10 +29,14 @@ def test_a_comparison_and_its_rerun(shakespeare: str, tmp_path: Path) -> None:
     sizes = {"layers": 2, "embed": 16, "mlp": 64, "heads": 2, "head_dim": 8, "context": 16}
     train = {"text": [shakespeare], "workers": 1, "context": 16, "batch": 8, "learning_rate": 3e-3, "evaluate_every": 2}
     data = {
-        "pretrain": {"model_type": "gpt2", "sizes": sizes, "train": {**train, "steps": 20}},
+        "pretrain": {"model_type": "gpt2", "sizes": sizes, "train": {**train, "steps": 20, "save_every": 10}},
         "output": str(tmp_path / "run"),
         "target": {"layers": 1, "embed": 8, "mlp": 32, "heads": 1},
-        "methods": {"selection": {"baseline": "weight-selection"}, "ours": {}},
+        "methods": {
+            "selection": {"baseline": "weight-selection"},
+            "ours": {},
+            "warm": {"transfer": {"moments": "auto"}},
+        },
         "calibrate": {"tokens": 256, "context": 16, "held_out": 0},
         "train": {key: value for key, value in train.items() if key != "learning_rate"} | {"steps": 6},
         "learning_rates": [3e-3, 1e-3],
@@ -46,22 +50,26 @@ def test_a_comparison_and_its_rerun(shakespeare: str, tmp_path: Path) -> None:
     assert facts["source"]["held_out_loss"] == pytest.approx(trained[-1]["loss"], abs=1e-6)
     assert trained[-1]["loss"] < trained[0]["loss"]
 
-    methods = ["scratch", "scratch, head untied", "selection", "ours"]
+    methods = ["scratch", "scratch, head untied", "selection", "ours", "warm"]
     assert len(facts["results"]) == 2 * len(methods)
     chosen = [r for r in facts["results"] if r["learning_rate"] == facts["learning_rates"][r["method"]]]
     by_method = {result["method"]: result for result in chosen}
     assert all(r["curve"]["losses"][-1] >= by_method[r["method"]]["curve"]["losses"][-1] for r in facts["results"])
-    assert len([*(tmp_path / "run" / "starts").iterdir()]) == 2
+    assert len([*(tmp_path / "run" / "starts").iterdir()]) == 3
     assert list(by_method) == [line[0] for line in facts["table"]["lines"]] == methods
     assert by_method["ours"]["n_parameters"] == by_method["scratch, head untied"]["n_parameters"]
     assert by_method["selection"]["n_parameters"] == by_method["scratch"]["n_parameters"]
     for result in by_method.values():
         assert result["curve"]["steps"] == [0, 2, 4, 6]
-        assert result["training"]["losses"][-1]["loss"] < result["training"]["losses"][0]["loss"]
+        if result["method"] != "warm":  # so few steps hardly move it
+            assert result["training"]["losses"][-1]["loss"] < result["training"]["losses"][0]["loss"]
         assert result["curve"]["flops_per_step"] == by_method["scratch"]["curve"]["flops_per_step"]
+    assert any("AdamW's moments are carried along, as they are after 20 steps" in n for n in by_method["warm"]["notes"])
+    assert not any("moments are carried" in note for note in by_method["ours"]["notes"])
+    assert by_method["warm"]["curve"]["losses"][0] == by_method["ours"]["curve"]["losses"][0]
     tokens = {name: result["curve"]["flops_before"] for name, result in by_method.items()}
-    per_token = model_of(source.config).flops_per_token(16)
-    assert tokens == {"scratch": 0, "scratch, head untied": 0, "selection": 0, "ours": 3 * 256 * per_token}
+    ours = 3 * 256 * model_of(source.config).flops_per_token(16)
+    assert tokens == {"scratch": 0, "scratch, head untied": 0, "selection": 0, "ours": ours, "warm": ours}
     rates = {tuple(s["learning_rate"] for s in result["training"]["losses"]) for result in facts["results"]}
     assert len(rates) == 2
 

@@ -198,8 +198,9 @@ def _norms(model: Model) -> list[tuple[str, int]]:
 
 def _unexplained(moment: Array, isometry: Array, read: Array) -> float:
     """The share of a signal's energy that is lost where ``readᵀ · isometry · x`` stands for it."""
-    left = np.eye(len(moment)) - read.T @ isometry
-    return float(np.trace(left @ moment @ left.T) / np.trace(moment))
+    cross, total = isometry @ moment, np.trace(moment)
+    left = total - 2 * np.sum(read * cross) + np.sum((cross @ isometry.T @ read) * read)
+    return max(0.0, float(left / total))
 
 
 def _spectrum(energies: Array, kept: int) -> dict[str, Any]:

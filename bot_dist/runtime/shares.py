@@ -5,10 +5,11 @@ After each step, what all shares have found is put together; they go on meanwhil
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Literal, Protocol
+
+from bot_dist.runtime.process import usable_cpus
 
 OnStep = Callable[[int], None]
 """Called with every step, in order, once all shares have done it."""
@@ -49,7 +50,7 @@ def run_in_threads(work: SharedWork, on_step: OnStep) -> None:
     import torch
 
     before = torch.get_num_threads()
-    each = max(1, min(before, os.cpu_count() or 1) // work.shares)
+    each = max(1, min(before, usable_cpus()) // work.shares)
     opened: list[Share] = []
     with ThreadPoolExecutor(work.shares, "bot_dist-share", torch.set_num_threads, (each,)) as pool:
         try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import resource
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -18,6 +17,7 @@ from bot_dist.checkpoint import CheckpointWriter
 from bot_dist.plan import REQUESTS, Step, TransferPlan, step_bytes, step_peak
 from bot_dist.runtime.device import Device
 from bot_dist.runtime.executor import Reader, StepResult
+from bot_dist.runtime.process import peak_rss_bytes
 from bot_dist.runtime.reading import all_done, core, energy, read_step, refuse_nonfinite
 from bot_dist.runtime.transform import transform
 from bot_dist.sharding import Box
@@ -92,7 +92,7 @@ class Worker:
             transform_s=transformed - begun,
             write_s=time.perf_counter() - transformed,
             rank=step.owner,
-            peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            peak_rss_bytes=peak_rss_bytes(),
         )
         self.writer.record(step.id, {**dataclasses.asdict(done), "digests": _nested(digests, bytes.hex)})
         return done

@@ -25,6 +25,7 @@ from bot_dist.convert.text import Encoder
 from bot_dist.convert.texts import Identity, Piece, TextFile
 from bot_dist.convert.token_store import ShardRecord, TokenStore, TokenStoreWriter
 from bot_dist.errors import BotDistError, CheckpointError, CheckpointMissingError, InputError
+from bot_dist.runtime.process import usable_cpus
 from bot_dist.urls import label
 
 OnEvent = Callable[[dict[str, Any]], None]
@@ -159,7 +160,7 @@ def tokenise(work: Tokenising, numbers: Sequence[int]) -> Iterator[tuple[int, Sh
 
 
 def _here(work: Tokenising, numbers: Sequence[int]) -> Iterator[tuple[int, ShardRecord]]:
-    with ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="bot_dist-tokenise") as pool:
+    with ThreadPoolExecutor(usable_cpus(), thread_name_prefix="bot_dist-tokenise") as pool:
         try:
             yield from zip(numbers, pool.map(work.run, numbers), strict=True)
         finally:

@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import math
 import os
-import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from bot_dist.convert.storage import join
 from bot_dist.errors import BotDistError, DivergedError, RunError, StoppedError
 from bot_dist.families import model_of
 from bot_dist.recipe import TrainConfig
+from bot_dist.runtime.process import peak_rss_bytes, reset_peak_rss, usable_cpus
 from bot_dist.train.data import Batches
 from bot_dist.train.events import Events
 from bot_dist.train.moments import fill_moments, steps_before
@@ -46,7 +46,7 @@ def train_worker(settings: dict[str, Any]) -> list[dict[str, Any]]:
 
     context = ray.train.get_context()
     if settings["device"] == "cpu":
-        torch.set_num_threads(max(1, _usable_cpus() // (context.get_local_world_size() * settings["beside"])))
+        torch.set_num_threads(max(1, usable_cpus() // (context.get_local_world_size() * settings["beside"])))
     connect(settings["device"])
     train = TrainConfig(**settings["train"])
     runs, samples = [TrainRun(**fields) for fields in settings["runs"]], settings["samples"]
@@ -147,7 +147,7 @@ class Trainer:
         from bot_dist.train import saving, zero
 
         run, model = self._run, self._model
-        _reset_peak_rss()
+        reset_peak_rss()
         begun = time.perf_counter()
         source = self._source()
         before = steps_before(source, self._train) if run.steps else 0
@@ -220,7 +220,7 @@ class Trainer:
             self._probe(run.probe_path)
         trained_digest = zero.digest(self._module, self._engine, model) if run.steps else None
         ranks: list[Any] = [None] * self._world
-        dist.all_gather_object(ranks, (read_bytes, _peak_rss_bytes()))
+        dist.all_gather_object(ranks, (read_bytes, peak_rss_bytes()))
         if self._states:
             self._states.close()
         engines.stop(self._module, self._engine)
@@ -421,25 +421,3 @@ class Trainer:
 def seed_of(seed: int, step: int, rank: int) -> int:
     """Of what is random in a step on a rank: of these alone, so that a run that goes on draws what it would have."""
     return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> np.uint64(1))
-
-
-def _usable_cpus() -> int:
-    """CPUs that this process may run on: what a scheduler or ``taskset`` leaves it."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _reset_peak_rss() -> None:
-    """Let the kernel's peak of resident memory begin anew, so that a run does not show its predecessor's."""
-    if os.path.exists("/proc/self/clear_refs"):
-        with open("/proc/self/clear_refs", "w") as file:
-            file.write("5")
-
-
-def _peak_rss_bytes() -> int:
-    """Peak resident memory since ``_reset_peak_rss`` (since the process began, on systems without ``/proc``)."""
-    if os.path.exists("/proc/self/status"):
-        with open("/proc/self/status") as file:
-            for line in file:
-                if line.startswith("VmHWM:"):
-                    return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

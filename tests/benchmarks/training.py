@@ -31,6 +31,7 @@ import torch
 
 from bot_dist.families import model_of
 from bot_dist.recipe import TrainConfig
+from bot_dist.runtime.process import peak_rss_bytes, reset_peak_rss
 from bot_dist.train.data import Batches
 from bot_dist.train.objectives import CausalLM, Data
 from bot_dist.train.optimizer import BETAS
@@ -160,13 +161,11 @@ def stalls(folder: str, train: TrainConfig, states: str) -> list[float]:
 
 
 def start_ours(folder: str, train: TrainConfig) -> dict[str, float]:
-    from bot_dist.train.worker import _peak_rss_bytes
-
     loaded: list[int] = []
 
     def follow(event: dict[str, Any]) -> None:
         if event["event"] == "loaded":
-            loaded.append(_peak_rss_bytes())
+            loaded.append(peak_rss_bytes())
 
     few = train.model_copy(update={"steps": STEPS})
     result = train_ours(folder, few, Batches(Tokens(STEPS * BATCH), BATCH, 0), follow)
@@ -178,19 +177,17 @@ def start_ours(folder: str, train: TrainConfig) -> dict[str, float]:
 def start_bare(folder: str, train: TrainConfig) -> dict[str, float]:
     import torch.distributed as dist
 
-    from bot_dist.train.worker import _peak_rss_bytes, _reset_peak_rss
-
-    _reset_peak_rss()
+    reset_peak_rss()
     begun = time.perf_counter()
     bare = Bare(folder, train)
-    loaded = _peak_rss_bytes()
+    loaded = peak_rss_bytes()
     batches = Batches(Tokens(STEPS * BATCH), BATCH, 0)
     bare.step(batches.batch(0, dist.get_rank(), WORLD))
     start = time.perf_counter() - begun
     for step in range(1, STEPS):
         bare.step(batches.batch(step, dist.get_rank(), WORLD))
     peaks: list[Any] = [None] * WORLD
-    dist.all_gather_object(peaks, _peak_rss_bytes())
+    dist.all_gather_object(peaks, peak_rss_bytes())
     return {"start": start, "loading": loaded, "training": max(peaks)}
 
 

@@ -263,7 +263,7 @@ def _trials(recipe: ComparisonRecipe, source: str, seed: int) -> list[Trial]:
     """The trainings of the target with a seed: from scratch, head tied and not if the methods give both, then the
     methods. Everything is planned; raises what planning raises."""
     methods = [_trial(recipe, source, name, seed) for name in recipe.methods_with(seed)]
-    by_tied = {trial.plan.target.tied: trial for trial in methods}
+    by_tied = {trial.plan.target.tied: trial for trial in methods if recipe.methods[trial.method].target is None}
     train = recipe.train.model_copy(update={"seed": seed})
     scratch = [
         dataclasses.replace(
@@ -286,7 +286,7 @@ def _trial(recipe: ComparisonRecipe, source: str, name: str, seed: int) -> Trial
     made = Recipe(
         source=source,
         output=recipe.output,
-        target=recipe.target,
+        target=recipe.target if method.target is None else method.target,
         transfer=method.transfer.model_copy(update=cold),
         cluster=recipe.cluster,
         calibrate=_calibration(recipe, method),

@@ -63,6 +63,8 @@ class MethodTrainConfig(Config):
 class MethodConfig(Config):
     """One way to make the target: a transfer of ours, or a baseline."""
 
+    target: dict[str, StrictInt] | None = None
+    """Sizes of its own: ``{}`` is the source as it is, trained on. None: the comparison's."""
     transfer: TransferConfig = TransferConfig()
     """As in the recipe of a run."""
     calibrate: CalibrateConfig = CalibrateConfig()
@@ -136,6 +138,8 @@ class ComparisonRecipe(Config):
             raise ValueError(f"methods: {min(taken)!r} is always there; leave it out, or give the method another name")
         if unknown := [name for name in self.only if name not in self.methods]:
             raise ValueError(f"only: there is no method {unknown[0]!r}; {nearest(unknown[0], self.methods)}")
+        if all(self.methods[name].target is not None for name in self.only or self.methods):
+            raise ValueError("methods: all have targets of their own; give at least one the comparison's")
         if self.learning_rates and "learning_rate" in self.train.model_fields_set:
             raise ValueError("give learning_rates, or train.learning_rate for all methods; not both")
         if len({*self.learning_rates}) < len(self.learning_rates):

@@ -31,8 +31,8 @@ class Row:
     last: tuple[float, ...]
     """Per seed, the last of them; infinity where it has diverged."""
     equal: tuple[float, ...]
-    """Per seed, the held-out loss when as many FLOPs are spent as scratch spends in all, on the start too; infinity
-    where it has diverged, or the start takes more."""
+    """Per seed, the held-out loss when as many FLOPs are spent as scratch spends in all, on the start too (where the
+    budget ends before, the last); infinity where it has diverged, or the start takes more."""
     accuracy: tuple[float, ...]
     """Per seed, at the end; empty where none is measured."""
     saved: tuple[float | None, ...]
@@ -41,9 +41,7 @@ class Row:
 
 
 def rows(results: Sequence[Result], target_loss: float | None = None) -> list[Row]:
-    """A row per method, in their order, each of one learning rate; measured against the model from scratch of as many
-    parameters and the same seed."""
-    scratch = {(r["n_parameters"], r["seed"]): r for r in results if r["scratch"]}
+    """A row per method, in their order, each of one learning rate; measured against ``scratch_of`` each."""
     steps = max((r["curve"]["steps"] for r in results), key=len)
     found = []
     for method in dict.fromkeys(r["method"] for r in results):
@@ -57,13 +55,18 @@ def rows(results: Sequence[Result], target_loss: float | None = None) -> list[Ro
                 losses={step: statistics.fmean(at) for step, at in zip(steps, zip(*losses, strict=True), strict=True)},
                 accuracy=tuple(r["accuracy"] for r in mine if r["accuracy"] is not None),
                 last=tuple(_end(r) for r in mine),
-                equal=tuple(_at_flops_of(scratch[r["n_parameters"], r["seed"]], r) for r in mine),
-                saved=tuple(
-                    _saved_of(r, scratch[r["n_parameters"], r["seed"]], target_loss) for r in mine if not r["scratch"]
-                ),
+                equal=tuple(_at_flops_of(scratch_of(r, results), r) for r in mine),
+                saved=tuple(_saved_of(r, scratch_of(r, results), target_loss) for r in mine if not r["scratch"]),
             )
         )
     return found
+
+
+def scratch_of(result: Result, results: Sequence[Result]) -> Result:
+    """The model from scratch that a result is measured against: of its seed and as many parameters; where there is none
+    of so many, because a method has a target of its own, the first."""
+    found = [r for r in results if r["scratch"] and r["seed"] == result["seed"]]
+    return next((r for r in found if r["n_parameters"] == result["n_parameters"]), found[0])
 
 
 def _saved_of(result: Result, scratch: Result, target_loss: float | None) -> float | None:
@@ -107,6 +110,12 @@ def notes(results: Sequence[Result], rates: Sequence[float] = ()) -> list[str]:
     found = [f"{'; '.join(dict.fromkeys(methods))}: {note}" for note, methods in said.items()]
     if len({r["n_parameters"] for r in results if r["scratch"]}) > 1:
         found.append("each method is measured against the model from scratch of as many parameters")
+    other = {
+        r["method"]: against
+        for r in results
+        if (against := scratch_of(r, results))["n_parameters"] != r["n_parameters"]
+    }
+    found += [f"{method}: of another size, measured against {against['method']}" for method, against in other.items()]
     for rate in sorted({min(rates), max(rates)}) if len(rates) > 1 else ():
         at_end = [r["method"] for r in results if r["learning_rate"] == rate]
         if at_end:

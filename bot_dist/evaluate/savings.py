@@ -32,8 +32,8 @@ class Curve:
         return None
 
     def loss_after(self, flops: float) -> float | None:
-        """Held-out loss when so many FLOPs are spent, linear between measurements; None where making the start takes
-        more."""
+        """Held-out loss when so many FLOPs are spent, linear between measurements, the last where training ends before;
+        None where making the start takes more."""
         step = (flops - self.flops_before) / self.flops_per_step
         return float(np.interp(step, self.steps, self.losses)) if step >= 0 else None
 

@@ -115,6 +115,23 @@ def test_a_table_has_a_row_per_method_over_its_seeds() -> None:
     assert markdown(["a", "b"], [["c", "1"]]) == "| a | b |\n| --- | ---: |\n| c | 1 |\n"
 
 
+def test_the_source_may_be_trained_on_beside_what_is_made_of_it(
+    recipe: Callable[..., ComparisonRecipe], tmp_path: Path
+) -> None:
+    made = recipe(**{"methods.same": {"target": {}}})
+    source = compare._untrained(made.pretrain, tmp_path / "untrained")  # type: ignore[arg-type]
+    *scratch, _, _, same = compare._trials(made, source, 0)
+    assert same.plan.target.config == same.plan.source.config
+    assert all(trial.plan.target.sizes["layer"] == 2 for trial in scratch)
+    results = [
+        result("scratch", 0, 5, 4, 3, 2.0, scratch=True),
+        result("same", 0, 3, 2.5, 2, 1.5, parameters=500),
+    ]
+    results[1]["curve"] |= {"flops_per_step": 0.5}
+    assert table(rows(results))[1][1][-2:] == ["1.500", "75.0%"]
+    assert notes(results) == ["same: of another size, measured against scratch"]
+
+
 def test_what_diverges_has_lost() -> None:
     results = [
         result("scratch", 0, 5, 4, 3, 2.0, scratch=True),
@@ -159,6 +176,7 @@ LOST, LOST_ONE = "never reached", "never reached (1 of 2 seeds)"
         ({"learning_rates": [1e-3, 1e-3]}, "one is named twice"),
         ({"learning_rates": [0]}, "greater than 0"),
         ({"only": ["our"]}, "only: there is no method 'our'; did you mean 'ours'"),
+        ({"methods": {"a": {"target": {}}}}, "all have targets of their own"),
         ({"methods": {"a": {"train": {"steps": 4}}}}, r"unknown key 'methods\.a\.train\.steps'"),
     ],
 )

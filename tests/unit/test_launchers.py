@@ -142,6 +142,7 @@ def test_a_cluster_file_opens_nothing_without_a_token(name: str) -> None:
     starts = [command for command in starts if "ray start" in command]
     assert len(starts) == 2
     assert all(command.startswith("RAY_AUTH_MODE=token ") for command in starts)
+    assert all("RAY_JOB_STOP_WAIT_TIME_S=120 " in command for command in starts if "--head" in command)
     assert "--dashboard-host=127.0.0.1" in starts[0]
     if name != "local":  # the same token everywhere
         assert config["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"

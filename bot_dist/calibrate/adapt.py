@@ -161,7 +161,8 @@ class Adaptation:
         else:
             self._check_rank(axes)
             apart = [axis for axis in axes if axis == "embed" or not self.sequential]
-            needed = _wanted(model, apart, lifted=self.basis == "permutation" and not self.sequential)
+            lifted = self.basis == "permutation" and "embed" not in self.grown and not self.sequential
+            needed = _wanted(model, apart, lifted=lifted)
             found = self._statistics(source, model, self.text.windows, needed, f"for {', '.join(axes)}")
         grows = {*axes} <= {*self.grown}  # the last stage; what grows by other means is there, too
         self.done.target |= self.recipe.target if grows else _options(self.recipe.target, axes)

@@ -59,7 +59,7 @@ def calibration_cost(
     sizes, embed = model.sizes, model.sizes["embed"]
     widths = {"embed": embed, "mlp": sizes.get("mlp", 0), "heads": model.attention_width}
     wanted = {*default_wanted(model)}
-    if "embed" in axes and basis == "permutation" and not sequential:
+    if "embed" in axes and target.sizes["embed"] < embed and basis == "permutation" and not sequential:
         wanted |= {name for w in model.weights if (name := model.family.read_with(w))}
     seen = sites(model, wanted)
     in_block = [site.size for site in seen if site.layered]

@@ -12,12 +12,10 @@ import torch.nn.functional as F
 
 from bot_dist.errors import InputError
 from bot_dist.families import Model
+from bot_dist.train.loss import IGNORED, cross_entropy
 
 if TYPE_CHECKING:
     from bot_dist.train.data import Batches
-
-IGNORED = -100
-"""Label where nothing is to be predicted."""
 
 MASKED = 0.15
 """Share of the tokens of a sequence that BERT predicts: of these 80 % are masked, 10 % random, 10 % as they were."""
@@ -62,9 +60,8 @@ class Examples:
         return Examples(inputs={k: v.to(device) for k, v in self.inputs.items()}, labels=self.labels.to(device))
 
     def loss(self, logits: torch.Tensor) -> torch.Tensor:
-        """Sum over all labels of the cross-entropy in nats."""
-        flat, labels = logits.float().flatten(0, -2), self.labels.flatten()
-        return F.cross_entropy(flat, labels, ignore_index=IGNORED, reduction="sum")
+        """Sum over all labels of the cross-entropy in nats; its backward pass overwrites the logits."""
+        return cross_entropy(logits.flatten(0, -2), self.labels.flatten())
 
     def n_correct(self, logits: torch.Tensor) -> int:
         return int((logits.argmax(-1) == self.labels).sum())

@@ -10,8 +10,8 @@ The bare loop is what one writes without us: ``from_pretrained`` under ``zero.In
   The bar is 1.05.
 - start: from nothing but imports until the first step is done, in processes of their own, by turns. The bar is 1.
 - stall: what the training stands still for where a state is saved, over a step of median length. The bar is 0.1.
-- loading: the highest resident memory of rank 0 until the weights are in the engine. Less than 1 is wanted.
-- training: the highest resident memory of a rank until ``STEPS`` steps are done, when ZeRO-3 knows what to prefetch.
+- first step, training: the highest resident memory of a rank until the first step is done, and until ``STEPS`` are,
+  when ZeRO-3 knows what to prefetch. Less than 1 is wanted.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from tests.integration.ranks import on_ranks
 if TYPE_CHECKING:
     from bot_dist.train.worker import Place
 
-WORLD, CONTEXT, BATCH = 2, 128, 4
+WORLD, CONTEXT, BATCH = 2, 128, 16
 STEPS = 4
 SMOLLM2 = {
     "vocab_size": 49152,
@@ -160,18 +160,26 @@ def stalls(folder: str, train: TrainConfig, states: str) -> list[float]:
     return [each / step for each in seconds]
 
 
+class Watched(Batches[torch.Tensor]):
+    """Batches that know the highest resident memory until each of them was asked for."""
+
+    def __init__(self) -> None:
+        super().__init__(Tokens(STEPS * BATCH), BATCH, 0)
+        self.peaks: list[int] = []
+
+    def batch(self, step: int, rank: int, world: int) -> torch.Tensor:
+        self.peaks.append(peak_rss_bytes())
+        return super().batch(step, rank, world)
+
+    def memory(self) -> dict[str, float]:
+        return {"first step": self.peaks[1], "training": peak_rss_bytes()}
+
+
 def start_ours(folder: str, train: TrainConfig) -> dict[str, float]:
-    loaded: list[int] = []
-
-    def follow(event: dict[str, Any]) -> None:
-        if event["event"] == "loaded":
-            loaded.append(peak_rss_bytes())
-
-    few = train.model_copy(update={"steps": STEPS})
-    result = train_ours(folder, few, Batches(Tokens(STEPS * BATCH), BATCH, 0), follow)
+    batches = Watched()
+    result = train_ours(folder, train.model_copy(update={"steps": STEPS}), batches, lambda event: None)
     assert result.first_step_s is not None
-    peak = max(result.peak_rss_bytes)
-    return {"start": result.first_step_s, "loading": loaded[0] if loaded else 0, "training": peak}
+    return {"start": result.first_step_s, **batches.memory()}
 
 
 def start_bare(folder: str, train: TrainConfig) -> dict[str, float]:
@@ -179,16 +187,11 @@ def start_bare(folder: str, train: TrainConfig) -> dict[str, float]:
 
     reset_peak_rss()
     begun = time.perf_counter()
-    bare = Bare(folder, train)
-    loaded = peak_rss_bytes()
-    batches = Batches(Tokens(STEPS * BATCH), BATCH, 0)
-    bare.step(batches.batch(0, dist.get_rank(), WORLD))
-    start = time.perf_counter() - begun
-    for step in range(1, STEPS):
+    bare, batches, start = Bare(folder, train), Watched(), 0.0
+    for step in range(STEPS):
         bare.step(batches.batch(step, dist.get_rank(), WORLD))
-    peaks: list[Any] = [None] * WORLD
-    dist.all_gather_object(peaks, peak_rss_bytes())
-    return {"start": start, "loading": loaded, "training": max(peaks)}
+        start = start or time.perf_counter() - begun
+    return {"start": start, **batches.memory()}
 
 
 def save_model(folder: str, layers: int) -> None:
@@ -196,6 +199,10 @@ def save_model(folder: str, layers: int) -> None:
 
     torch.manual_seed(0)
     LlamaForCausalLM(LlamaConfig(**SMOLLM2, num_hidden_layers=layers)).save_pretrained(folder)
+
+
+def _highest(ranks: Sequence[dict[str, float]]) -> dict[str, float]:
+    return {name: max(rank[name] for rank in ranks) for name in ranks[0]}
 
 
 def main() -> None:
@@ -214,7 +221,7 @@ def main() -> None:
         ratios = {"step": on_ranks(WORLD, step_ratios, folder, train)[0]}
         ratios["stall"] = on_ranks(WORLD, stalls, folder, train, f"{folder}/states")[0]
         for _ in range(options.repeat):
-            ours, bare = (on_ranks(WORLD, start, folder, train)[0] for start in (start_ours, start_bare))
+            ours, bare = (_highest(on_ranks(WORLD, start, folder, train)) for start in (start_ours, start_bare))
             shown = (f"{name} {ours[name]:.4g}, {bare[name]:.4g}" for name in ours)
             print(f"ours, bare (seconds, bytes): {'; '.join(shown)}")
             for name in ours:

@@ -166,11 +166,10 @@ class Trial:
         return self.recipe.source
 
     def decides(self, contents: Contents) -> dict[str, Any]:
-        found: dict[str, Any] = {"source": self.plan.source_id, "model": self.plan.target.config}
-        if not self.scratch:
-            found["plan"] = self.plan.digest
-        if self.scratch:
-            return found
+        model = self.plan.target.config
+        if self.scratch:  # the source has the tokenizer
+            return {"source": open_source(absolute(self.recipe.source)).provenance(), "model": model}
+        found: dict[str, Any] = {"source": self.plan.source_id, "model": model, "plan": self.plan.digest}
         if self.adapts:
             found["fit"] = FIT_VERSION
             found["transfer"] = self.recipe.transfer.model_dump(exclude={"memory_limit"})

@@ -69,10 +69,19 @@ PRESETS: dict[str, dict[str, Any]] = {
         "depth": "wavelet",
         "width": "resample",
         "analysis": "wavelet",
+        "noise": 0.0,
     }
     for case, wavelet in {"bert-l2s": "haar", "bert-s2l": "bior6.8", "gpt-l2s": "coif3", "gpt-s2l": "db2"}.items()
 }
 """Named settings: the best wavelet of each case in the ablation of BoT (arXiv 2603.07506), taken literally."""
+
+
+EXACT = ("float32", "float64")
+"""In what is stored so, noise on copies cancels to the last digits."""
+
+
+NOISE = 3.0
+"""Of copies, where nothing else is asked for: what learned best of 0, 0.3, 1, 3 and 10 (``compare_gpt_grow.yaml``)."""
 
 
 class TransferConfig(Config):
@@ -97,7 +106,8 @@ class TransferConfig(Config):
     the whole stack again (``stack``) or each block again (``interpolate``); or shrinking to evenly spaced blocks
     (``even``), or to those that change the residual stream most (``similar``: what is left out changes it least),
     or by making one of two neighbours that change it least (``pairs``).
-    ``auto``: similar where shrinking is adaptive, else wavelet."""
+    ``auto``: growing identity, where neither a wavelet but haar nor the orthonormal gain is asked for; shrinking
+    similar, where that is adaptive; else wavelet."""
     analysis: Literal["auto", "adaptive", "wavelet"] = "auto"
     """How axes shrink. ``adaptive``: by a basis and filters fitted to statistics of the source on a text
     (``calibrate.text``); without one, to its weights alone. ``wavelet``: by the wavelet. ``auto``: adaptive where the
@@ -108,14 +118,16 @@ class TransferConfig(Config):
     head), or its coordinates with the most energy (``permutation``), which predict the others for all that reads them
     but a tied head. ``auto``: a rotation where the family allows it. Where the width grows, ``rotation`` goes with
     ``lazy``: new coordinates are at the end of least energy."""
-    lifting: Literal["least-squares", "selection"] = "least-squares"
+    lifting: Literal["auto", "least-squares", "selection"] = "auto"
     """What becomes of units, heads and coordinates that are dropped: predicted from those kept, by least squares; or
-    nothing (``selection``, the lazy wavelet)."""
+    nothing (``selection``, the lazy wavelet). ``auto``: nothing where what blocks write makes up for it
+    (``calibrate.passes: sequential``), which learns better, else predicted."""
     ridge: float = Field(default=1e-3, ge=0)
     """Of the least squares that predict what is dropped, over the mean square of what is kept."""
-    noise: float = Field(default=0.0, ge=0)
-    """Breaks the symmetry of copies on axes that are read: each weight times 1 + noise · (standard normal, less its
-    mean over the copies), which the function can't see, up to the rounding of the store's dtype."""
+    noise: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
+    """Breaks the symmetry of copies on axes that are read, which would learn alike for ever: each weight times
+    1 + noise · (standard normal, less its mean over the copies). The function can't see it, up to the rounding of the
+    store's dtype. ``auto``: 3 in float32, 0 in what rounds more, with the paper's gain and with kept details."""
     seed: int = Field(default=0, ge=0)
     """Of that noise, and of the untrained weights of ``lazy``."""
     keep_details: bool = False
@@ -158,6 +170,18 @@ class TransferConfig(Config):
         if self.basis != "auto":
             return f"basis {self.basis}"
         return f"depth {self.depth}" if self.depth in ("similar", "pairs") else ""
+
+    def depth_of(self, *, grows: bool) -> str:
+        """The policy of the layer axis; ``auto`` is settled, but for what is fitted."""
+        if self.depth != "auto":
+            return self.depth
+        return "identity" if grows and self.wavelet == "haar" and self.gain != "orthonormal" else "wavelet"
+
+    def noise_of(self, dtype: str) -> float:
+        """The noise on copies that are stored in ``dtype``; ``auto`` is settled, but for which axes make copies."""
+        if self.noise != "auto":
+            return self.noise
+        return NOISE if dtype in EXACT and self.gain != "orthonormal" and not self.keep_details else 0.0
 
     def wavelet_of(self, module: str, axis: str) -> str:
         """The wavelet of one axis of one module: the most specific that is named."""

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 OnEvent = Callable[[dict[str, Any]], None]
 
-FIT_VERSION = 5
+FIT_VERSION = 6
 """Raised when the same statistics come to give other operators, or other facts about them."""
 OPTIONS = {"layer": ("layers",), "embed": ("embed",), "heads": ("heads", "kv_heads"), "mlp": ("mlp",)}
 """The target's options that belong to each axis."""
@@ -172,7 +172,8 @@ class Adaptation:
             facts["layer"] = {"similarity": found.similarity.tolist(), "kept": [*self.done.layers]}
         widths = [axis for axis in axes if axis != "layer"]
         if widths or self.sequential:
-            predicts = self.recipe.transfer.lifting == "least-squares"
+            wanted = self.recipe.transfer.lifting
+            predicts = wanted == "least-squares" or (wanted == "auto" and not self.sequential)
             given = Given(source=source, model=model, statistics=found, ridge=self.ridge, predicts=predicts)
             facts |= self._fit_widths(given, widths)
         self.done.stages.append({"axes": [*axes], "sizes": _changed_sizes(model, self.target()), "facts": facts})

@@ -20,7 +20,7 @@ from bot_dist.calibrate.statistics import Statistics
 from bot_dist.calibrate.weight_only import WeightStatistics, weight_values
 from bot_dist.convert.source import Source
 from bot_dist.families import Model, Weight
-from bot_dist.plan.fitted import NORM_BIAS
+from bot_dist.plan.fitted import norm_bias
 from bot_dist.wavelets import bases, lifting
 
 Array = npt.NDArray[np.float64]
@@ -83,7 +83,7 @@ class Given:
             for w in self.model.weights
             if self.model.family.norm_of(w) == norm
         }
-        return read * parts[False] + parts.get(True, 0.0) / (NORM_BIAS * len(read))
+        return read * parts[False] + parts.get(True, 0.0) / (norm_bias(len(read)) * len(read))
 
     def reading(self, weight: Weight, layer: int) -> Array:
         """What a map that reads units or heads makes of each of their coordinates: ``(n, out)``."""

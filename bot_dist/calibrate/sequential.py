@@ -28,7 +28,7 @@ from bot_dist.calibrate.moments import Moment, Site, normalised
 from bot_dist.calibrate.share import TOKENS, HiddenStates, Scratch, check_finite
 from bot_dist.convert.source import Source
 from bot_dist.families import Model
-from bot_dist.plan.fitted import NORM_BIAS
+from bot_dist.plan.fitted import norm_bias
 
 ENTRY = "entry.safetensors"
 """``s · Q``, ``(n_target, n_source)``: how the stream is entered."""
@@ -256,7 +256,7 @@ class SequentialShare:
         if self._work.reads:
             matrix = self._fit(Step(kind="read", layer=layer, name=norm))[MATRIX]
             biased = getattr(module, "bias", None) is not None
-            seen = (self._normalised(norm, layer, z) + (NORM_BIAS if biased else 0.0)) @ matrix
+            seen = (self._normalised(norm, layer, z) + (norm_bias(len(matrix)) if biased else 0.0)) @ matrix
         else:
             with torch.no_grad():
                 seen = module(z)

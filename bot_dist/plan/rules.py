@@ -98,25 +98,26 @@ def axis_rule(
 
 
 def _layers(family: Family, weight: Weight, n_source: int, n_target: int, config: TransferConfig) -> OperatorSpec:
-    if config.depth in ("identity", "interpolate", "stack") and n_target < n_source:
+    depth = config.depth_of(grows=n_target > n_source)
+    if depth in ("identity", "interpolate", "stack") and n_target < n_source:
         raise PlanError(
-            f"{weight.name}: axis 'layer': depth policy '{config.depth}' only grows, and {n_source} → {n_target} "
+            f"{weight.name}: axis 'layer': depth policy '{depth}' only grows, and {n_source} → {n_target} "
             f"shrinks; use depth 'wavelet' or 'even'"
         )
-    if config.depth in ("even", "similar", "pairs") and n_target > n_source:
+    if depth in ("even", "similar", "pairs") and n_target > n_source:
         raise PlanError(
-            f"{weight.name}: axis 'layer': depth policy '{config.depth}' only shrinks, and {n_source} → {n_target} "
+            f"{weight.name}: axis 'layer': depth policy '{depth}' only shrinks, and {n_source} → {n_target} "
             f"grows; use depth 'identity', 'wavelet', 'interpolate' or 'stack'"
         )
-    if config.depth == "pairs" and 2 * n_target < n_source:
+    if depth == "pairs" and 2 * n_target < n_source:
         raise PlanError(
             f"{weight.name}: axis 'layer': depth policy 'pairs' merges two blocks at most, and {n_source} → {n_target} "
             f"takes more; use {-(-n_source // 2)} layers or more, or depth 'similar'"
         )
-    if config.depth == "stack":
+    if depth == "stack":
         return OperatorSpec(n_source=n_source, n_target=n_target, policy="stack")
-    if config.depth not in ("auto", "wavelet"):
-        speaks = weight.speaking if config.depth == "identity" else "every"
+    if depth != "wavelet":
+        speaks = weight.speaking if depth == "identity" else "every"
         return OperatorSpec(n_source=n_source, n_target=n_target, policy="copy", speaks=speaks)
     return OperatorSpec(
         n_source=n_source,

@@ -69,19 +69,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         "depth": "wavelet",
         "width": "resample",
         "analysis": "wavelet",
-        "noise": 0.0,
     }
     for case, wavelet in {"bert-l2s": "haar", "bert-s2l": "bior6.8", "gpt-l2s": "coif3", "gpt-s2l": "db2"}.items()
 }
 """Named settings: the best wavelet of each case in the ablation of BoT (arXiv 2603.07506), taken literally."""
-
-
-EXACT = ("float32", "float64")
-"""In what is stored so, noise on copies cancels to the last digits."""
-
-
-NOISE = 3.0
-"""Of copies, where nothing else is asked for: what learned best of 0, 0.3, 1, 3 and 10 (``compare_gpt_grow.yaml``)."""
 
 
 class TransferConfig(Config):
@@ -124,10 +115,10 @@ class TransferConfig(Config):
     (``calibrate.passes: sequential``), which learns better, else predicted."""
     ridge: float = Field(default=1e-3, ge=0)
     """Of the least squares that predict what is dropped, over the mean square of what is kept."""
-    noise: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
+    noise: float = Field(default=0.0, ge=0)
     """Breaks the symmetry of copies on axes that are read, which would learn alike for ever: each weight times
     1 + noise · (standard normal, less its mean over the copies). The function can't see it, up to the rounding of the
-    store's dtype. ``auto``: 3 in float32, 0 in what rounds more, with the paper's gain and with kept details."""
+    store's dtype; but rounding grows with it from block to block, so look at the loss before training."""
     seed: int = Field(default=0, ge=0)
     """Of that noise, and of the untrained weights of ``lazy``."""
     keep_details: bool = False
@@ -176,12 +167,6 @@ class TransferConfig(Config):
         if self.depth != "auto":
             return self.depth
         return "identity" if grows and self.wavelet == "haar" and self.gain != "orthonormal" else "wavelet"
-
-    def noise_of(self, dtype: str) -> float:
-        """The noise on copies that are stored in ``dtype``; ``auto`` is settled, but for which axes make copies."""
-        if self.noise != "auto":
-            return self.noise
-        return NOISE if dtype in EXACT and self.gain != "orthonormal" and not self.keep_details else 0.0
 
     def wavelet_of(self, module: str, axis: str) -> str:
         """The wavelet of one axis of one module: the most specific that is named."""

@@ -41,10 +41,10 @@ ORDER = {"layer": ("layer",), "embed": ("embed",), "heads": HEADS, "mlp": ("mlp"
 """What is fitted, in this order, and the axes that each is about."""
 
 
-def norm_bias(n_target: int) -> float:
-    """What a LayerNorm's bias holds after a rotation, along all ``n_target`` coordinates: of length 1, so that what
-    reads it learns as fast from it as from a bias of its own."""
-    return 1 / math.sqrt(n_target)
+def norm_bias(n: int) -> float:
+    """What a LayerNorm's bias holds after a rotation, along all of ``n`` coordinates: of length 1, so that what reads
+    it learns as fast from it as from a bias of its own."""
+    return 1 / math.sqrt(n)
 
 
 def rotation_refused(family: Family) -> str | None:
@@ -192,7 +192,7 @@ def _named(
 def _rotated(source: Model, target: Model, weight: Weight, role: str) -> OperatorSpec:
     root = math.sqrt(target.sizes[RESIDUAL] / source.sizes[RESIDUAL])
     if source.family.norm_of(weight):
-        constant = norm_bias(target.sizes[RESIDUAL]) if role == "write" else weight.neutral
+        constant = norm_bias(min(source.sizes[RESIDUAL], target.sizes[RESIDUAL])) if role == "write" else weight.neutral
         return OperatorSpec(n_source=1, n_target=1, policy="constant", row_sum=constant)
     if role == "read":
         return _named(f"embed.read.{source.family.norm_before(weight)}", per_layer=weight.layered)

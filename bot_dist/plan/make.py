@@ -17,7 +17,7 @@ from bot_dist.plan.moments import moments_of
 from bot_dist.plan.rules import RESIDUAL, axis_rule
 from bot_dist.plan.tiling import tiled
 from bot_dist.plan.transfer import AxisPlan, ModulePlan, TransferPlan
-from bot_dist.recipe import EXACT, TransferConfig
+from bot_dist.recipe import TransferConfig
 from bot_dist.sharding import Cut, Mesh
 from bot_dist.wavelets import OperatorSpec, check_supported, copies_only, filters
 
@@ -87,7 +87,6 @@ def make_plan(
         origin = _origin(source, weight)
         known = modules[origin.name]
         axes = _axes(source, target, weight, config, mesh, details, places.get(weight.name, {}), layers)
-        dtype = known.dtype if config.dtype == "source" else config.dtype
         module = ModulePlan(
             weight=weight,
             origin=origin,
@@ -95,13 +94,13 @@ def make_plan(
             factors=()
             if details or (literal and not exact)
             else _factors(source, target, weight, config, residual_fitted),
-            dtype=dtype,
+            dtype=known.dtype if config.dtype == "source" else config.dtype,
             chunk=(),
             source_bytes=known.nbytes,
             source_dtype=known.dtype,
             whole_rows=whole_rows,
             init_std=target.init_std(weight),
-            noise=config.noise_of(dtype) if any(a.copies for a in axes) and not literal else 0.0,
+            noise=config.noise if any(a.copies for a in axes) else 0.0,
             seed=config.seed,
             learning_rate_factor=known.learning_rate_factor * (1.0 if literal else _learning_rate_factor(weight, axes)),
         )
@@ -112,7 +111,7 @@ def make_plan(
             planned += moments_of(module, inserts=inserts)
     if config.keep_details and not any(module.band for module in planned):
         raise PlanError("transfer.keep_details: no axis shrinks, so nothing is dropped; use keep_details false")
-    if config.noise not in (0, "auto") and not any(module.noise for module in planned):
+    if config.noise and not any(module.noise for module in planned):
         raise PlanError("transfer.noise: no axis that a weight reads grows by copies, so there is no symmetry to break")
     return TransferPlan(
         source=source,
@@ -126,7 +125,7 @@ def make_plan(
         notes=(
             *_notes(source, target, config),
             *_detail_notes(planned, source.sizes["layer"]),
-            *_noise_notes(planned, config),
+            *_dtype_notes(planned),
             *notes,
         ),
     )
@@ -198,7 +197,7 @@ def _axes(
                 spec=spec,
                 tile=cut.tile if cut else n_target,
                 cut=cut,
-                copies=role == "read" and weight.kind == "matrix" and _copies(spec, where, config),
+                copies=config.noise > 0 and role == "read" and weight.kind == "matrix" and _copies(spec, where),
                 fill=rule.fill,
                 centred=rule.centred,
             )
@@ -219,14 +218,11 @@ def _query_slots(source: Model, target: Model, weight: Weight, config: TransferC
     return OperatorSpec(n_source=n, n_target=n, policy="diagonal", diagonal=(factor, *[1.0] * (n - 1)))
 
 
-def _copies(spec: OperatorSpec, where: str, config: TransferConfig) -> bool:
-    """Whether it makes copies that noise is to tell apart. Raises PlanError where noise is asked for and it blurs them
-    instead."""
-    if config.noise == 0 or spec.n_target <= spec.n_source:
-        return False
-    if copies_only(spec):
-        return True
-    if spec.policy == "resample" and config.noise != "auto":
+def _copies(spec: OperatorSpec, where: str) -> bool:
+    """Whether it makes copies, which noise may tell apart. Raises PlanError where it blurs them instead."""
+    if spec.n_target <= spec.n_source or copies_only(spec):
+        return spec.n_target > spec.n_source
+    if spec.policy == "resample":
         raise PlanError(
             f"{where} ({spec.n_source} → {spec.n_target}) is resampled by {spec}, which makes no copies, so "
             f"transfer.noise would be seen; use noise 0, an integer ratio of haar, or width copy"
@@ -352,12 +348,6 @@ def _detail_notes(modules: Sequence[ModulePlan], layers: int) -> list[str]:
     return notes
 
 
-def _noise_notes(modules: Iterable[ModulePlan], config: TransferConfig) -> list[str]:
-    """Where noise is seen, or copies will learn alike because it would be."""
-    rounded = [m for m in modules if m.dtype not in EXACT and any(a.copies for a in m.axes)]
-    dtypes = ", ".join(sorted({m.dtype for m in rounded}))
-    if not rounded or config.gain == "orthonormal" or config.keep_details:
-        return []
-    if any(m.noise for m in rounded):
-        return [f"noise is invisible up to the rounding of {dtypes} only"]
-    return [f"copies in {dtypes} have no noise that tells them apart and learn alike; give dtype float32, or noise 1"]
+def _dtype_notes(modules: Iterable[ModulePlan]) -> list[str]:
+    dtypes = sorted({m.dtype for m in modules if m.noise} - {"float32", "float64"})
+    return [f"noise is invisible up to the rounding of {', '.join(dtypes)} only"] if dtypes else []

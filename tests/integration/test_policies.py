@@ -204,11 +204,7 @@ def test_details_restore_whatever_the_policy_for_growing(tmp_path: Path, pico_gp
     assert_same(exported(restored, tmp_path / "export", source.model), outputs(source.model)["logits"])
 
 
-MIXED = [
-    {"transfer.noise": 0},
-    {"transfer.width": "copy", "transfer.noise": 0},
-    {"transfer.wavelet": "db2", "transfer.gain": "orthonormal"},
-]
+MIXED = [{}, {"transfer.width": "copy"}, {"transfer.wavelet": "db2", "transfer.gain": "orthonormal"}]
 
 
 @pytest.mark.parametrize("options", MIXED, ids=["haar", "copy", "db2"])

@@ -205,7 +205,7 @@ def test_the_manifest_tells_where_it_came_from(tmp_path: Path, pico_llama: PicoF
     reader = transfer(pico.url, tmp_path / "store", {"embed": 12, "layers": 6})
     provenance = reader.manifest.provenance
     assert provenance["source"]["url"] == pico.url
-    assert provenance["plan"]["operators"]["mlp.up"] == {"layer": "haar ×1", "embed": "haar ×1.41"}
+    assert provenance["plan"]["operators"]["mlp.up"] == {"layer": "copy ×1", "embed": "haar ×1.41"}
     assert 0 < provenance["transfer"]["energy_kept"]["attn.q"] < 1
     assert provenance["versions"]["torch"] == torch.__version__.split("+")[0] or "torch" in provenance["versions"]
     assert json.loads((tmp_path / "store" / "zarr.json").read_text())["zarr_format"] == 3

@@ -107,7 +107,7 @@ def make_plan(
         planned += [module, *(detail_bands(module) if config.keep_details else ())]
         if optimizer_step is not None:
             grows = target.sizes["layer"] > source.sizes["layer"]
-            inserts = grows and config.depth_of(grows=grows) == "identity"
+            inserts = grows and config.depth_of(grows=True) == "identity"
             planned += moments_of(module, inserts=inserts)
     if config.keep_details and not any(module.band for module in planned):
         raise PlanError("transfer.keep_details: no axis shrinks, so nothing is dropped; use keep_details false")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -47,7 +48,7 @@ class _CrossEntropy(torch.autograd.Function):
         return logits, None
 
 
-def _parts(logits: torch.Tensor, labels: torch.Tensor) -> Any:
+def _parts(logits: torch.Tensor, labels: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     rows = max(1, PART // logits.shape[1], len(logits) // PARTS)
     return zip(logits.split(rows), labels.split(rows), strict=True)
 

@@ -69,10 +69,15 @@ PRESETS: dict[str, dict[str, Any]] = {
         "depth": "wavelet",
         "width": "resample",
         "analysis": "wavelet",
+        "noise": 0.0,
     }
     for case, wavelet in {"bert-l2s": "haar", "bert-s2l": "bior6.8", "gpt-l2s": "coif3", "gpt-s2l": "db2"}.items()
 }
 """Named settings: the best wavelet of each case in the ablation of BoT (arXiv 2603.07506), taken literally."""
+
+
+NOISE = 3.0
+"""On copies, where nothing else is asked for: what learned best (``compare_gpt_grow.yaml``)."""
 
 
 class TransferConfig(Config):
@@ -115,10 +120,11 @@ class TransferConfig(Config):
     (``calibrate.passes: sequential``), which learns better, else predicted."""
     ridge: float = Field(default=1e-3, ge=0)
     """Of the least squares that predict what is dropped, over the mean square of what is kept."""
-    noise: float = Field(default=0.0, ge=0)
+    noise: Literal["auto"] | Annotated[float, Field(ge=0)] = "auto"
     """Breaks the symmetry of copies on axes that are read, which would learn alike for ever: each weight times
-    1 + noise · (standard normal, less its mean over the copies). The function can't see it, up to the rounding of the
-    store's dtype; but rounding grows with it from block to block, so look at the loss before training."""
+    1 + noise · (standard normal, less its mean over the copies), the same for all copies of a coordinate that a block
+    writes. The function can't see it, up to the rounding of the store's dtype. ``auto``: 3 where axes grow by copies,
+    but not with the paper's gain or kept details."""
     seed: int = Field(default=0, ge=0)
     """Of that noise, and of the untrained weights of ``lazy``."""
     keep_details: bool = False
@@ -167,6 +173,13 @@ class TransferConfig(Config):
         if self.depth != "auto":
             return self.depth
         return "identity" if grows and self.wavelet == "haar" and self.gain != "orthonormal" else "wavelet"
+
+    @property
+    def noise_on_copies(self) -> float:
+        """``noise``, settled, but for whether there are copies."""
+        if self.noise != "auto":
+            return self.noise
+        return 0.0 if self.gain == "orthonormal" or self.keep_details else NOISE
 
     def wavelet_of(self, module: str, axis: str) -> str:
         """The wavelet of one axis of one module: the most specific that is named."""

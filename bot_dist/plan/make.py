@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal
 
 from bot_dist.axes import Role
 from bot_dist.errors import PlanError, RecipeError, nearest
@@ -100,7 +101,7 @@ def make_plan(
             source_dtype=known.dtype,
             whole_rows=whole_rows,
             init_std=target.init_std(weight),
-            noise=config.noise if any(a.copies for a in axes) else 0.0,
+            noise=config.noise_on_copies if any(a.copies == "apart" for a in axes) and not literal else 0.0,
             seed=config.seed,
             learning_rate_factor=known.learning_rate_factor * (1.0 if literal else _learning_rate_factor(weight, axes)),
         )
@@ -111,7 +112,7 @@ def make_plan(
             planned += moments_of(module, inserts=inserts)
     if config.keep_details and not any(module.band for module in planned):
         raise PlanError("transfer.keep_details: no axis shrinks, so nothing is dropped; use keep_details false")
-    if config.noise and not any(module.noise for module in planned):
+    if config.noise not in ("auto", 0) and not any(module.noise for module in planned):
         raise PlanError("transfer.noise: no axis that a weight reads grows by copies, so there is no symmetry to break")
     return TransferPlan(
         source=source,
@@ -197,7 +198,7 @@ def _axes(
                 spec=spec,
                 tile=cut.tile if cut else n_target,
                 cut=cut,
-                copies=config.noise > 0 and role == "read" and weight.kind == "matrix" and _copies(spec, where),
+                copies=_copies(spec, axis, role, where, config) if weight.kind == "matrix" else "",
                 fill=rule.fill,
                 centred=rule.centred,
             )
@@ -218,16 +219,21 @@ def _query_slots(source: Model, target: Model, weight: Weight, config: TransferC
     return OperatorSpec(n_source=n, n_target=n, policy="diagonal", diagonal=(factor, *[1.0] * (n - 1)))
 
 
-def _copies(spec: OperatorSpec, where: str) -> bool:
-    """Whether it makes copies, which noise may tell apart. Raises PlanError where it blurs them instead."""
-    if spec.n_target <= spec.n_source or copies_only(spec):
-        return spec.n_target > spec.n_source
-    if spec.policy == "resample":
+def _copies(
+    spec: OperatorSpec, axis: str, role: Role, where: str, config: TransferConfig
+) -> Literal["", "apart", "alike"]:
+    """What noise does with the copies that it makes. Raises PlanError where noise is asked for, and it blurs what is
+    read instead."""
+    if config.noise_on_copies == 0 or spec.n_target <= spec.n_source:
+        return ""
+    if copies_only(spec) and role in ("read", "write"):
+        return "apart" if role == "read" else "alike" if axis == RESIDUAL else ""
+    if role == "read" and spec.policy == "resample" and config.noise != "auto":
         raise PlanError(
             f"{where} ({spec.n_source} → {spec.n_target}) is resampled by {spec}, which makes no copies, so "
             f"transfer.noise would be seen; use noise 0, an integer ratio of haar, or width copy"
         )
-    return False
+    return ""
 
 
 def _fit(axes: list[AxisPlan], weight: Weight, place: Place, spec: OperatorSpec) -> None:
@@ -244,7 +250,7 @@ def _fit(axes: list[AxisPlan], weight: Weight, place: Place, spec: OperatorSpec)
     if spec.per_layer and not weight.layered:
         raise PlanError(f"{weight.name}: the operator {spec.handle} differs per layer, and this weight has no layers")
     fill = taken[0].fill if spec.padded else "neutral"
-    taken = [dataclasses.replace(a, fill=fill, copies=False, centred=False) for a in taken]
+    taken = [dataclasses.replace(a, fill=fill, copies="", centred=False) for a in taken]
     axes[first] = dataclasses.replace(taken[0], spec=spec, spans=len(taken))
     for i, a in enumerate(taken[1:], start=first + 1):
         axes[i] = dataclasses.replace(a, spec=None, tile=a.n_target, cut=None)
@@ -258,7 +264,7 @@ def _restore(axes: list[AxisPlan], weight: Weight, details: ModuleDetails) -> No
         if shrunk.spec is not None:
             spec = restoring(shrunk.spec)
             check_supported(spec, f"{weight.name}: axis '{axes[first].axis}'")
-            own, *others = (dataclasses.replace(a, copies=False) for a in axes[first:stop])
+            own, *others = (dataclasses.replace(a, copies="") for a in axes[first:stop])
             axes[first] = dataclasses.replace(own, n_source=spec.n_source, spec=spec, spans=stop - first)
             axes[first + 1 : stop] = [
                 dataclasses.replace(a, n_source=1, spec=None, tile=a.n_target, cut=None) for a in others

@@ -54,4 +54,4 @@ def _axis(module: ModulePlan, a: AxisPlan, moment: Moment, inserts: bool) -> Axi
     if spec is not None and not spec.is_identity:
         spec = OperatorSpec(n_source=spec.n_source, n_target=spec.n_target, policy=moment, of=spec)
         check_supported(spec, f"{module.name}: axis '{a.axis}'")
-    return dataclasses.replace(a, spec=spec, fill="neutral", copies=False, centred=a.centred and moment == "exp_avg")
+    return dataclasses.replace(a, spec=spec, fill="neutral", copies="", centred=a.centred and moment == "exp_avg")

@@ -51,8 +51,9 @@ class AxisPlan:
     """Present where tensor parallelism cuts this axis, and its shards."""
     spans: int = 1
     """How many axes the operator acts on together, from this one on."""
-    copies: bool = False
-    """Whether copies along this axis are told apart by noise that the function can't see."""
+    copies: Literal["", "apart", "alike"] = ""
+    """Of noise, where the axis grows by copies: different for those that the weight reads, so that they are told apart;
+    the same for those that it writes, so that they are the same to the last bit and the function can't see it."""
     fill: Fill = "neutral"
     """What target indices hold that take nothing from the source."""
     centred: bool = False

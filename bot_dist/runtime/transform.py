@@ -12,7 +12,7 @@ from bot_dist.checkpoint import read_dual, read_rows
 from bot_dist.draws import normal
 from bot_dist.plan import AxisPlan, ModulePlan, Step, operator_rows
 from bot_dist.sharding import Box
-from bot_dist.wavelets import Operator, OperatorSpec, counts
+from bot_dist.wavelets import Operator, OperatorSpec, counts, origins
 from bot_dist.wavelets.apply import Applied, Stage, apply_operators
 
 
@@ -160,13 +160,22 @@ def _fill(module: ModulePlan, step: Step, values: torch.Tensor) -> None:
 
 
 def _add_noise(module: ModulePlan, step: Step, values: torch.Tensor) -> None:
-    """Multiply by 1 + noise · (ξ − its mean over the copies of each source index), ξ standard normal.
+    """Multiply by 1 + noise · (ξ − its mean over the copies of each source index that is read), ξ standard normal, the
+    same for all copies that are written.
 
-    Copies of a unit carry the same activation and the same weight, so the sum over them does not change.
+    Copies of a unit carry the same activation and the same weight, so the sum over those that are read does not change;
+    and those that are written go on carrying the same to the last bit, so that rounding has nothing to grow from.
     """
-    groups = [_groups(a, target) if a.copies else None for a, target in zip(module.axes, step.target, strict=True)]
-    box = tuple(g[0] if g else target for g, target in zip(groups, step.target, strict=True))
-    drawn = _draw("noise", module, box)
+    axes = list(zip(module.axes, step.target, strict=True))
+    groups = [_groups(a, target) if a.copies == "apart" else None for a, target in axes]
+    origin = [origins(a.n_source, a.n_target)[slice(*target)] if a.copies == "alike" else None for a, target in axes]
+    box = list(step.target)
+    for i, (group, of) in enumerate(zip(groups, origin, strict=True)):
+        if group:
+            box[i] = group[0]
+        elif of is not None:
+            box[i] = int(of[0]), int(of[-1]) + 1
+    drawn = _draw("noise", module, tuple(box))
     mean = drawn
     for i, group in enumerate(groups):
         if group:
@@ -176,7 +185,11 @@ def _add_noise(module: ModulePlan, step: Step, values: torch.Tensor) -> None:
             mean = mean.index_select(i, torch.from_numpy(group[3]))
             start = step.target[i][0] - group[0][0]
             drawn = drawn.narrow(i, start, values.shape[i])
-    values.mul_((drawn - mean).mul_(module.noise).add_(1.0).to(values.device))
+    factors = (drawn - mean).mul_(module.noise).add_(1.0)
+    for i, of in enumerate(origin):
+        if of is not None:
+            factors = factors.index_select(i, torch.from_numpy(of - of[0]))
+    values.mul_(factors.to(values.device))
 
 
 def _groups(a: AxisPlan, target: Range) -> tuple[Range, np.ndarray, np.ndarray, np.ndarray]:

@@ -22,7 +22,7 @@ from bot_dist.plan import make_plan
 from bot_dist.planning import Planning
 from bot_dist.sharding import whole
 from bot_dist.wavelets import OperatorSpec
-from tests.conftest import VARIANTS, outputs
+from tests.conftest import VARIANTS, inputs, outputs
 
 Factory = Callable[..., Any]
 
@@ -81,13 +81,28 @@ def test_noise_on_copies_is_invisible_and_breaks_their_symmetry(width: str, tmp_
     source = pico()
     target = widths(model_of(open_source(source.url).config), 2)
     options = {"transfer.width": width, "transfer.noise": 0.5}
-    plain = tensors(transfer(source.url, tmp_path / "plain", target, **{"transfer.width": width}))
+    plain = tensors(transfer(source.url, tmp_path / "plain", target, **{"transfer.width": width, "transfer.noise": 0}))
     noisy = transfer(source.url, tmp_path / "noisy", target, **options)
     assert_same(exported(noisy, tmp_path / "export", source.model), outputs(source.model)["logits"])
     after = tensors(noisy)
     changed = {w.name: not torch.equal(after[p.name], plain[p.name]) for w, _, p in parameters(noisy)}
     reads = {w.name: w.kind == "matrix" and any(u.role == "read" for u in w.uses) for w, _, _ in parameters(noisy)}
     assert changed == reads
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_copies_in_the_residual_stream_are_the_same_to_the_last_bit(
+    dtype: torch.dtype, tmp_path: Path, pico_llama: Factory
+) -> None:
+    source = pico_llama(num_hidden_layers=24)
+    target = widths(model_of(open_source(source.url).config), 2)
+    grown = transfer(source.url, tmp_path / "grown", target, **{"transfer.noise": 10})
+    export_huggingface(grown, str(tmp_path / "export"))
+    model = type(source.model).from_pretrained(tmp_path / "export", dtype=dtype)
+    with torch.no_grad():
+        states = model(**inputs(model), output_hidden_states=True).hidden_states
+    assert len(states) == 25
+    assert all(torch.equal(h[..., 0::2], h[..., 1::2]) for h in states)
 
 
 def test_the_seed_decides_the_noise(tmp_path: Path, pico_llama: Factory) -> None:
@@ -204,7 +219,11 @@ def test_details_restore_whatever_the_policy_for_growing(tmp_path: Path, pico_gp
     assert_same(exported(restored, tmp_path / "export", source.model), outputs(source.model)["logits"])
 
 
-MIXED = [{}, {"transfer.width": "copy"}, {"transfer.wavelet": "db2", "transfer.gain": "orthonormal"}]
+MIXED = [
+    {"transfer.noise": 0},
+    {"transfer.width": "copy", "transfer.noise": 0},
+    {"transfer.wavelet": "db2", "transfer.gain": "orthonormal"},
+]
 
 
 @pytest.mark.parametrize("options", MIXED, ids=["haar", "copy", "db2"])

@@ -260,11 +260,23 @@ def test_learning_rate_factors_follow_what_is_summed_over() -> None:
     assert {m.learning_rate_factor for m in deep.modules} == {1.0}
 
 
-def test_growing_inserts_blocks_unless_a_wavelet_or_the_papers_gain_is_asked_for() -> None:
+def test_growing_inserts_blocks_and_tells_copies_apart_unless_a_wavelet_or_the_papers_gain_is_asked_for() -> None:
     larger = {**DOUBLE, "layers": 60}
-    assert len(planned(SMOLLM2, larger).inserted_layers) == 30
+    plan = planned(SMOLLM2, larger)
+    assert len(plan.inserted_layers) == 30
+    assert {m.name: m.noise for m in plan.modules} == {m.name: 3.0 * (m.weight.kind == "matrix") for m in plan.modules}
     for literal in ({"gain": "orthonormal"}, {"wavelet": "db2"}, {"preset": "paper-gpt-s2l", "wavelet": "haar"}):
-        assert not planned(SMOLLM2, larger, **literal).inserted_layers
+        plan = planned(SMOLLM2, larger, **literal)
+        assert not plan.inserted_layers
+        assert {m.noise for m in plan.modules} == {0}
+    for silent in (planned(SMOLLM2, larger, noise=0), planned(SMOLLM2, {"layers": 60}), planned(SMOLLM2, HALF)):
+        assert {m.noise for m in silent.modules} == {0}
+
+
+def test_copies_are_told_apart_where_they_are_read_and_the_residual_streams_stay_alike() -> None:
+    copies = {m.name: {a.axis: a.copies for a in m.axes if a.copies} for m in planned(SMOLLM2, DOUBLE).modules}
+    assert copies["mlp.up"] == {"embed": "apart"}
+    assert copies["mlp.down"] == {"embed": "alike", "mlp": "apart"}
 
 
 def test_a_weight_with_one_axis_twice_reads_it_once() -> None:
@@ -275,10 +287,10 @@ def test_a_weight_with_one_axis_twice_reads_it_once() -> None:
 
 
 def test_notes_say_what_a_plan_costs() -> None:
-    assert planned(SMOLLM2, DOUBLE, noise=1, dtype="bfloat16").notes == (
+    assert planned(SMOLLM2, DOUBLE, dtype="bfloat16").notes == (
         "noise is invisible up to the rounding of bfloat16 only",
     )
-    assert not planned(SMOLLM2, DOUBLE, noise=1).notes
+    assert not planned(SMOLLM2, DOUBLE).notes
     assert (
         "'mlp' 1536 → 3072: resampling by db2 does not keep the function"
         in planned(SMOLLM2, DOUBLE, wavelet="db2").notes

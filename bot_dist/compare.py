@@ -267,7 +267,7 @@ def _trials(recipe: ComparisonRecipe, source: str, seed: int) -> list[Trial]:
     scratch = [
         dataclasses.replace(
             by_tied[tied],
-            method=SCRATCH if tied or len(by_tied) == 1 else UNTIED_SCRATCH,
+            method=SCRATCH if tied or not by_tied[tied].plan.source.tied else UNTIED_SCRATCH,
             recipe=by_tied[tied].recipe.model_copy(update={"train": train}),
             baseline=None,
             scratch=True,

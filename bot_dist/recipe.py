@@ -103,7 +103,8 @@ class TransferConfig(Config):
     (``even``), or to those that change the residual stream most (``similar``: what is left out changes it least),
     or by making one of two neighbours that change it least (``pairs``).
     ``auto``: growing identity, where neither a wavelet but haar nor the orthonormal gain is asked for; shrinking
-    similar, where that is adaptive; else wavelet."""
+    adaptively, even where half of the blocks go or more (which is better after training), else similar; else
+    wavelet."""
     analysis: Literal["auto", "adaptive", "wavelet"] = "auto"
     """How axes shrink. ``adaptive``: by a basis and filters fitted to statistics of the source on a text
     (``calibrate.text``); without one, to its weights alone. ``wavelet``: by the wavelet. ``auto``: adaptive where the

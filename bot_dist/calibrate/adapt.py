@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 OnEvent = Callable[[dict[str, Any]], None]
 
-FIT_VERSION = 6
+FIT_VERSION = 7
 """Raised when the same statistics come to give other operators, or other facts about them."""
 OPTIONS = {"layer": ("layers",), "embed": ("embed",), "heads": ("heads", "kv_heads"), "mlp": ("mlp",)}
 """The target's options that belong to each axis."""
@@ -179,10 +179,10 @@ class Adaptation:
         self.done.stages.append({"axes": [*axes], "sizes": _changed_sizes(model, self.target()), "facts": facts})
 
     def _kept_layers(self, similarity: np.ndarray, n_target: int) -> tuple[int, ...]:
-        """The blocks that change the residual stream most; evenly spread ones where that is asked for, or nothing
-        tells them apart; of pairs that become one the first."""
+        """The blocks that change the residual stream most; evenly spread ones where that is asked for, or half of them
+        go, or nothing tells them apart; of pairs that become one the first."""
         n, depth = len(similarity), self.recipe.transfer.depth
-        if depth == "even" or np.ptp(similarity) == 0:
+        if depth == "even" or (depth == "auto" and 2 * n_target <= n) or np.ptp(similarity) == 0:
             return tuple(origins(n, n_target).tolist())
         if depth == "pairs":
             return lifting.paired(1 - similarity, n_target)

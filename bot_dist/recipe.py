@@ -123,9 +123,9 @@ class TransferConfig(Config):
     """Of the least squares that predict what is dropped, over the mean square of what is kept."""
     noise: Literal["auto"] | Annotated[float, Field(ge=0)] = "auto"
     """Breaks the symmetry of copies on axes that are read, which would learn alike for ever: each weight times
-    1 + noise · (standard normal, less its mean over the copies), the same for all copies of a coordinate that a block
-    writes. The function can't see it, up to the rounding of the store's dtype. ``auto``: 3 where axes grow by copies,
-    but not with the paper's gain or kept details."""
+    1 + noise · (standard normal, less its mean over the copies), the same for all copies of a coordinate of the
+    residual stream that is written. The function can't see it, up to the rounding of the store's dtype. ``auto``: 3
+    where axes grow by copies, but not with the paper's gain or kept details."""
     seed: int = Field(default=0, ge=0)
     """Of that noise, and of the untrained weights of ``lazy``."""
     keep_details: bool = False

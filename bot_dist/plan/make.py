@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal
 
 from bot_dist.axes import Role
 from bot_dist.errors import PlanError, RecipeError, nearest
@@ -17,7 +16,7 @@ from bot_dist.plan.fitted import Fitted, Place
 from bot_dist.plan.moments import moments_of
 from bot_dist.plan.rules import RESIDUAL, axis_rule
 from bot_dist.plan.tiling import tiled
-from bot_dist.plan.transfer import AxisPlan, ModulePlan, TransferPlan
+from bot_dist.plan.transfer import AxisPlan, Copies, ModulePlan, TransferPlan
 from bot_dist.recipe import TransferConfig
 from bot_dist.sharding import Cut, Mesh
 from bot_dist.wavelets import OperatorSpec, check_supported, copies_only, filters
@@ -219,15 +218,15 @@ def _query_slots(source: Model, target: Model, weight: Weight, config: TransferC
     return OperatorSpec(n_source=n, n_target=n, policy="diagonal", diagonal=(factor, *[1.0] * (n - 1)))
 
 
-def _copies(
-    spec: OperatorSpec, axis: str, role: Role, where: str, config: TransferConfig
-) -> Literal["", "apart", "alike"]:
+def _copies(spec: OperatorSpec, axis: str, role: Role, where: str, config: TransferConfig) -> Copies:
     """What noise does with the copies that it makes. Raises PlanError where noise is asked for, and it blurs what is
     read instead."""
     if config.noise_on_copies == 0 or spec.n_target <= spec.n_source:
         return ""
-    if copies_only(spec) and role in ("read", "write"):
-        return "apart" if role == "read" else "alike" if axis == RESIDUAL else ""
+    if role == "write":
+        return "alike" if axis == RESIDUAL and copies_only(spec) else ""
+    if role == "read" and copies_only(spec):
+        return "apart"
     if role == "read" and spec.policy == "resample" and config.noise != "auto":
         raise PlanError(
             f"{where} ({spec.n_source} → {spec.n_target}) is resampled by {spec}, which makes no copies, so "

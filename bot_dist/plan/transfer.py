@@ -33,6 +33,9 @@ RESULTS = 1
 Moment = Literal["exp_avg", "exp_avg_sq"]
 """AdamW's first and second moment of a weight, by their names in ``torch.optim``."""
 
+Copies = Literal["", "apart", "alike"]
+"""How noise treats copies along an axis; empty where there is none on them."""
+
 T = TypeVar("T")
 
 
@@ -51,9 +54,9 @@ class AxisPlan:
     """Present where tensor parallelism cuts this axis, and its shards."""
     spans: int = 1
     """How many axes the operator acts on together, from this one on."""
-    copies: Literal["", "apart", "alike"] = ""
+    copies: Copies = ""
     """Of noise, where the axis grows by copies: different for those that the weight reads, so that they are told apart;
-    the same for those that it writes, so that they are the same to the last bit and the function can't see it."""
+    the same for those that it writes into the residual stream, so that they stay the same to the last bit."""
     fill: Fill = "neutral"
     """What target indices hold that take nothing from the source."""
     centred: bool = False

@@ -161,41 +161,36 @@ def _fill(module: ModulePlan, step: Step, values: torch.Tensor) -> None:
 
 def _add_noise(module: ModulePlan, step: Step, values: torch.Tensor) -> None:
     """Multiply by 1 + noise · (ξ − its mean over the copies of each source index that is read), ξ standard normal, the
-    same for all copies that are written.
+    same for all copies that the residual stream is written with.
 
     Copies of a unit carry the same activation and the same weight, so the sum over those that are read does not change;
     and those that are written go on carrying the same to the last bit, so that rounding has nothing to grow from.
     """
-    axes = list(zip(module.axes, step.target, strict=True))
-    groups = [_groups(a, target) if a.copies == "apart" else None for a, target in axes]
-    origin = [origins(a.n_source, a.n_target)[slice(*target)] if a.copies == "alike" else None for a, target in axes]
+    axes = list(enumerate(zip(module.axes, step.target, strict=True)))
+    apart = {i: _groups(a, target) for i, (a, target) in axes if a.copies == "apart"}
+    alike = {i: origins(a.n_source, a.n_target)[slice(*target)] for i, (a, target) in axes if a.copies == "alike"}
     box = list(step.target)
-    for i, (group, of) in enumerate(zip(groups, origin, strict=True)):
-        if group:
-            box[i] = group[0]
-        elif of is not None:
-            box[i] = int(of[0]), int(of[-1]) + 1
+    for i, (widened, *_) in apart.items():
+        box[i] = widened
+    for i, origin in alike.items():
+        box[i] = int(origin[0]), int(origin[-1]) + 1
     drawn = _draw("noise", module, tuple(box))
     mean = drawn
-    for i, group in enumerate(groups):
-        if group:
-            mean = apply_operators(mean, [Stage(i, group[1], group[2])], torch.float32).tensor
-    for i, group in enumerate(groups):
-        if group:
-            mean = mean.index_select(i, torch.from_numpy(group[3]))
-            start = step.target[i][0] - group[0][0]
-            drawn = drawn.narrow(i, start, values.shape[i])
+    for i, (_, indices, taps, _) in apart.items():
+        mean = apply_operators(mean, [Stage(i, indices, taps)], torch.float32).tensor
+    for i, (widened, _, _, which) in apart.items():
+        mean = mean.index_select(i, torch.from_numpy(which))
+        drawn = drawn.narrow(i, step.target[i][0] - widened[0], values.shape[i])
     factors = (drawn - mean).mul_(module.noise).add_(1.0)
-    for i, of in enumerate(origin):
-        if of is not None:
-            factors = factors.index_select(i, torch.from_numpy(of - of[0]))
+    for i, origin in alike.items():
+        factors = factors.index_select(i, torch.from_numpy(origin - origin[0]))
     values.mul_(factors.to(values.device))
 
 
 def _groups(a: AxisPlan, target: Range) -> tuple[Range, np.ndarray, np.ndarray, np.ndarray]:
     """The target range widened to all copies of its source indices; for each of these the copies within that range
     and the taps of their mean; and which mean each index of ``target`` has."""
-    origin = np.arange(*target) * a.n_source // a.n_target
+    origin = origins(a.n_source, a.n_target)[slice(*target)]
     first, last = int(origin[0]), int(origin[-1])
     start, stop = -(-first * a.n_target // a.n_source), -(-(last + 1) * a.n_target // a.n_source)
     copies = counts(a.n_source, a.n_target)[first : last + 1]

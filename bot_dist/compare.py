@@ -141,9 +141,9 @@ class Trial:
     """Of its transfer and its training; its output is where the job's folder will be."""
     plan: TransferPlan
     adapts: bool
-    """Whether the plan lacks what is fitted to the calibration text."""
+    """Whether the plan lacks what is fitted to the calibration data."""
     makes: bool
-    """Whether a baseline makes what the plan reads, from the calibration text or what is trained on."""
+    """Whether a baseline makes what the plan reads, from the calibration data or what is trained on."""
     baseline: Baseline | None
     scratch: bool = False
     """Whether it starts from the family's own initialisation; the plan says of which model."""
@@ -180,6 +180,7 @@ class Trial:
             found["calibrate"] = {
                 **calibrate.model_dump(exclude={"text", "column", "folder"}),
                 "text": contents(calibrate) if calibrate.text else None,
+                "images": contents(self.train) if self.train.images else None,
             }
         return found
 
@@ -229,15 +230,13 @@ class Trial:
         return report
 
     def _calibration_flops(self, transfer: Mapping[str, Any]) -> float:
-        """Of the passes over the calibration text, at most: one for each stage; where the shrunk model follows the
+        """Of the passes over the calibration data, at most: one for each stage; where the shrunk model follows the
         source, a second one of both. What solves and applies operators is not counted."""
         calibrate, source = self.recipe.calibrate, self.plan.source
-        if source.family.objective == "image":  # fitted to the weights alone
-            return 0.0
         passes = sum(bool(stage["axes"]) for stage in transfer.get("calibrate", ()))
         if follows(source, self.recipe):
             passes *= 3
-        return float(passes * calibrate.tokens * source.flops_per_token(calibrate.context))
+        return float(passes * calibrate.tokens * source.flops_per_token(source.tokens_per_sample(calibrate.context)))
 
 
 def _trained(bench: Bench, recipe: ComparisonRecipe, source: str) -> tuple[list[Result], dict[str, float]]:

@@ -13,7 +13,7 @@ from bot_dist.families import Model
 from bot_dist.recipe import Recipe
 
 if TYPE_CHECKING:
-    from bot_dist.calibrate import Statistics, Text
+    from bot_dist.calibrate import CalibrationData, Statistics
     from bot_dist.convert.source import Source
     from bot_dist.evaluate.baselines import Batch, Rule
 
@@ -29,7 +29,7 @@ def make_weights(
     source: Source,
     model: Model,
     *,
-    text: Callable[[], Text] | None,
+    data: Callable[[], CalibrationData] | None,
     folder: Path,
     statistics_folder: str,
     on_event: OnEvent,
@@ -37,7 +37,7 @@ def make_weights(
     """Write the model that ``rule`` makes of ``source`` into ``folder``, as safetensors with its configuration.
 
     Returns what is known of it: ``flops`` that it took, and facts. Raises InputError where the rule takes statistics
-    and there is no ``text``, and as the preparation of training data does, where it learns.
+    and there is no ``data``, and as the preparation of training data does, where it learns.
     """
     from safetensors.torch import save_file
 
@@ -51,17 +51,19 @@ def make_weights(
         from bot_dist.calibrate import default_wanted, statistics
         from bot_dist.runtime.crew import Crew
 
-        if text is None:
-            raise InputError(f"{rule.name} takes statistics, and there is no text to take them on; name a train.text")
-        found = text()
+        if data is None:
+            wanted = "images" if model.family.objective == "image" else "text"
+            raise InputError(
+                f"{rule.name} takes statistics, and there is no {wanted} to take them on; name train.{wanted}"
+            )
+        found = data()
         with Crew(recipe.cluster) as crew:
             return statistics(
                 source,
                 model,
-                found.windows,
+                found.fitted,
                 default_wanted(model),
                 statistics_folder,
-                mask_token=found.mask_token,
                 crew=crew,
                 on_event=lambda event: on_event({**event, "purpose": f"for {rule.name}"}),
             )

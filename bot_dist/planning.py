@@ -18,7 +18,7 @@ from bot_dist.sharding import Mesh
 from bot_dist.urls import absolute, label
 
 if TYPE_CHECKING:
-    from bot_dist.calibrate import Adapted, Text
+    from bot_dist.calibrate import Adapted, CalibrationData
     from bot_dist.checkpoint import MallatSource
     from bot_dist.convert.source import Source
     from bot_dist.evaluate.baselines import Baseline, Rule
@@ -77,7 +77,7 @@ class Planning:
             self.recipe,
             self._opened,
             self._model,
-            text=functools.partial(_text, self.recipe, self._model) if _has_text(self.recipe, self._model) else None,
+            data=functools.partial(_data, self.recipe, self._model) if _has_data(self.recipe, self._model) else None,
             folder=folder,
             statistics_folder=self.recipe.calibrate.folder or _beside(self.recipe, "calibration"),
             on_event=on_event,
@@ -117,7 +117,7 @@ class Planning:
             self._opened,
             self._model,
             self._known,
-            _text(self.recipe, self._model) if _has_text(self.recipe, self._model) else None,
+            _data(self.recipe, self._model) if _has_data(self.recipe, self._model) else None,
             operators_url=f"{url}/{OPERATORS}",
             moments=self.optimizer_step is not None,
             folder=self.recipe.calibrate.folder or _beside(self.recipe, "calibration"),
@@ -145,7 +145,7 @@ class Planning:
                 layers = tuple(origins(model.sizes["layer"], recipe.target["layers"]).tolist())
             rotated = "embed" in (*axes, *grown) and basis == "rotation"
             target = target_model(model, recipe.target, recipe.transfer, rotated=rotated, layers=layers)
-            sequential = _has_text(recipe, model) and follows(model, recipe)
+            sequential = _has_data(recipe, model) and follows(model, recipe)
             fitted = adaptive(model, target, basis, [*axes, *grown], sequential=bool(axes) and sequential)
             if adapted is not None:
                 fitted = placed(fitted, adapted.stored)
@@ -246,7 +246,7 @@ def _adapts(recipe: Recipe) -> bool:
     if transfer.fitted:
         return True
     chosen = transfer.model_fields_set & {"preset", "wavelet", "gain", "depth", "keep_details"}
-    return bool(_calibration_text(recipe)) and not chosen
+    return (bool(_calibration_text(recipe)) or recipe.train.images is not None) and not chosen
 
 
 def _beside(recipe: Recipe, name: str) -> str:
@@ -260,14 +260,39 @@ def _calibration_text(recipe: Recipe) -> tuple[str, ...]:
     return recipe.calibrate.text or recipe.train.text
 
 
-def _has_text(recipe: Recipe, model: Model) -> bool:
-    """Whether there is a text to run through the model; images are none."""
-    return bool(_calibration_text(recipe)) and model.family.objective != "image"
+def _has_data(recipe: Recipe, model: Model) -> bool:
+    """Whether there is a text or there are images to run through the model."""
+    if model.family.objective == "image":
+        return recipe.train.images is not None
+    return bool(_calibration_text(recipe))
 
 
-def _text(recipe: Recipe, model: Model) -> Text:
+def _data(recipe: Recipe, model: Model) -> CalibrationData:
+    return _images(recipe, model) if model.family.objective == "image" else _text(recipe, model)
+
+
+def _images(recipe: Recipe, model: Model) -> CalibrationData:
+    """Of those that may be trained on, which are in an order of their own."""
+    from bot_dist.calibrate import CalibrationData, Samples
+    from bot_dist.train.images import prepare_images
+
+    images = prepare_images(recipe.train, absolute(recipe.source), model.config).train()
+    counts = [-(-n // model.sizes["position"]) for n in (recipe.calibrate.tokens, recipe.calibrate.held_out)]
+    if len(images) < sum(counts):
+        raise InputError(
+            f"calibrate.tokens and calibrate.held_out are {sum(counts):,} images of {model.sizes['position']} tokens, "
+            f"and train.images has {len(images):,} that may be trained on; lower them, or give more images"
+        )
+    fitted, held_out = (
+        Samples.of_images(*images.read(range(first, first + n)), model)
+        for first, n in zip((0, counts[0]), counts, strict=True)
+    )
+    return CalibrationData(fitted=fitted, held_out=held_out)
+
+
+def _text(recipe: Recipe, model: Model) -> CalibrationData:
     """Windows that lie evenly over the text; the held-out ones evenly among them."""
-    from bot_dist.calibrate import Text, windows
+    from bot_dist.calibrate import CalibrationData, Samples, windows
     from bot_dist.convert.tokenizer import load_tokenizer
 
     config = recipe.calibrate
@@ -280,11 +305,11 @@ def _text(recipe: Recipe, model: Model) -> Text:
     column = config.column if config.text else recipe.train.column
     found = windows(_calibration_text(recipe), tokenizer, n * context, context, column, section)
     held = [i * n // held_out for i in range(held_out)]
-    return Text(
-        windows=found[[i for i in range(n) if i not in held]],
-        held_out=found[held],
-        mask_token=tokenizer.mask_token_id,
+    shown, measured = (
+        Samples.of_text(found[numbers], model, tokenizer.mask_token_id)
+        for numbers in ([i for i in range(n) if i not in held], held)
     )
+    return CalibrationData(fitted=shown, held_out=measured)
 
 
 def _adaptive_notes(recipe: Recipe, model: Model, axes: Sequence[str], grown: Sequence[str], basis: str) -> list[str]:
@@ -293,11 +318,11 @@ def _adaptive_notes(recipe: Recipe, model: Model, axes: Sequence[str], grown: Se
 
     verbs = {"shrinking": axes, "growing": grown}
     notes = [f"{verb} is fitted to the source along {', '.join(names)}" for verb, names in verbs.items() if names]
-    if notes and not _has_text(recipe, model):
-        why = "the family is none of language" if model.family.objective == "image" else "there is no calibrate.text"
+    if notes and not _has_data(recipe, model):
+        why = f"there is no {'train.images' if model.family.objective == 'image' else 'calibrate.text'}"
         notes.append(f"it is fitted to the weights alone, for {why}: a start from statistics is much better")
     why_not = sequential_refused(model, model.resized(recipe.target), recipe.transfer)
-    if axes and why_not and recipe.calibrate.passes == "sequential" and _has_text(recipe, model):
+    if axes and why_not and recipe.calibrate.passes == "sequential" and _has_data(recipe, model):
         notes.append(f"shrinking is fitted in one pass, not block by block: {why_not}")
     if "embed" in axes and basis == "permutation" and recipe.transfer.basis == "auto":
         notes.append(
@@ -314,15 +339,16 @@ def _calibration_note(
     from bot_dist.errors import PlanError
 
     config = recipe.calibrate
-    windows = -(-config.tokens // config.context)
-    shares = min(recipe.cluster.tensor * recipe.cluster.data, windows) if _has_text(recipe, model) else 0
+    windows = -(-config.tokens // model.tokens_per_sample(config.context))
+    shares = min(recipe.cluster.tensor * recipe.cluster.data, windows) if _has_data(recipe, model) else 0
     cost = calibration_cost(model, target, axes, config, basis=basis, shares=shares, sequential=sequential)
     if (needed := max(cost.share_bytes, cost.fit_bytes)) > config.memory_limit:
         raise PlanError(
             f"calibrate.memory_limit is {config.memory_limit:,} bytes, and fitting {', '.join(axes)} takes about "
             f"{needed:,} in one process; use calibrate.memory_limit={-(-needed // 2**30)}GiB, or analysis wavelet"
         )
-    text = f"{shares} × {cost.share_bytes / 1e6:,.0f} MB for the text and " if shares else ""
+    what = "images" if model.family.objective == "image" else "text"
+    text = f"{shares} × {cost.share_bytes / 1e6:,.0f} MB for the {what} and " if shares else ""
     files = f"; {cost.scratch_bytes / 1e6:,.0f} MB of scratch files" if shares else ""
     return (
         f"fitting holds {text}{cost.fit_bytes / 1e6:,.0f} MB for the fits{files}; "

@@ -219,14 +219,15 @@ class ClusterConfig(Config):
 
 
 class CalibrateConfig(Config):
-    """The text that adaptive shrinking takes its statistics from."""
+    """What adaptive shrinking takes its statistics from: a text, or, of a model of images, those of ``train.images`` that
+    are not held out."""
 
     text: tuple[str, ...] = ()
     """Files, as of ``train.text``, which is used where this is empty."""
     column: str = "text"
     """As of ``train.column``."""
     tokens: int = Field(default=8192, ge=1)
-    """How many are run through the source, from the start of the text."""
+    """How many are run through the source; an image counts as its patches and the tokens before them."""
     context: int = Field(default=512, ge=2)
     """Tokens per window."""
     passes: Literal["sequential", "one", "each"] = "sequential"

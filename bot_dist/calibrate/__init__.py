@@ -1,8 +1,20 @@
-"""Statistics of a source model from a text, streamed through it block by block, and the operators fitted to them."""
+"""Statistics of a source model on a text or on images, streamed through it block by block, and the operators fitted to
+them."""
 
-from bot_dist.calibrate.adapt import Adaptation, Adapted, Text, follows
+from bot_dist.calibrate.adapt import Adaptation, Adapted, follows
 from bot_dist.calibrate.moments import default_wanted
+from bot_dist.calibrate.samples import CalibrationData, Samples
 from bot_dist.calibrate.statistics import Statistics, statistics
 from bot_dist.calibrate.tokens import windows
 
-__all__ = ["Adaptation", "Adapted", "Statistics", "Text", "default_wanted", "follows", "statistics", "windows"]
+__all__ = [
+    "Adaptation",
+    "Adapted",
+    "CalibrationData",
+    "Samples",
+    "Statistics",
+    "default_wanted",
+    "follows",
+    "statistics",
+    "windows",
+]

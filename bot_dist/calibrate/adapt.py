@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from bot_dist.calibrate.fit import Apart, AxisFit, Coordinates, Given, Lifted, Rotation
 from bot_dist.calibrate.growing import Lengthened, SpreadCoordinates, SpreadUnits
+from bot_dist.calibrate.samples import CalibrationData, Samples
 from bot_dist.calibrate.sequential_fit import Sequential
 from bot_dist.calibrate.statistics import Statistics, statistics
 from bot_dist.calibrate.weight_only import WeightStatistics
@@ -43,26 +44,12 @@ from bot_dist.runtime.transformed import TransformedSource
 from bot_dist.sharding import Mesh
 from bot_dist.wavelets import OperatorSpec, lifting, origins
 
-if TYPE_CHECKING:
-    import torch
-
 OnEvent = Callable[[dict[str, Any]], None]
 
 FIT_VERSION = 7
 """Raised when the same statistics come to give other operators, or other facts about them."""
 OPTIONS = {"layer": ("layers",), "embed": ("embed",), "heads": ("heads", "kv_heads"), "mlp": ("mlp",)}
 """The target's options that belong to each axis."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Text:
-    """What a model is calibrated on."""
-
-    windows: torch.Tensor
-    """LongTensor ``(windows, context)``."""
-    held_out: torch.Tensor
-    """Of the same shape: what the loss is measured on; it may be empty."""
-    mask_token: int | None = None
 
 
 @dataclass(kw_only=True)
@@ -94,14 +81,14 @@ class Adaptation:
         source: Source,
         model: Model,
         modules: Mapping[str, SourceModule],
-        text: Text | None,
+        data: CalibrationData | None,
         *,
         operators_url: str,
         folder: str,
         on_event: OnEvent,
         moments: bool = False,
     ) -> None:
-        self.recipe, self.source, self.model, self.modules, self.text = recipe, source, model, modules, text
+        self.recipe, self.source, self.model, self.modules, self.data = recipe, source, model, modules, data
         self.operators_url, self.folder, self.on_event = operators_url, folder, on_event
         self.moments = moments
         """Whether AdamW's are carried along."""
@@ -109,14 +96,14 @@ class Adaptation:
         self.basis = basis_of(model, target, recipe.transfer.basis)
         self.grown = growing(model, target, recipe.transfer)
         self.ridge = recipe.transfer.ridge
-        self.sequential = text is not None and follows(model, recipe)
+        self.sequential = data is not None and follows(model, recipe)
         shrunk = shrinking(model, target, recipe.transfer)
         self.stages = [*_shrinking_stages(model, recipe, shrunk), *([tuple(self.grown)] if self.grown else [])]
         """The axes that are fitted, in order: those that shrink, then those that grow."""
         self.done = Adapted()
 
     def run(self) -> Adapted:
-        """All stages. Raises InputError where the text is too short or not finite, PlanError where nothing fits."""
+        """All stages. Raises InputError where the samples are too few or not finite, PlanError where nothing fits."""
         with Crew(self.recipe.cluster) as self._crew:
             for axes in self.stages:
                 self._measure()
@@ -156,14 +143,14 @@ class Adaptation:
 
     def _stage(self, axes: tuple[str, ...]) -> None:
         source, model = self._now()
-        if self.text is None:
+        if self.data is None:
             found: Statistics | WeightStatistics = WeightStatistics(source, model)
         else:
             self._check_rank(axes)
             apart = [axis for axis in axes if axis == "embed" or not self.sequential]
             lifted = self.basis == "permutation" and "embed" not in self.grown and not self.sequential
             needed = _wanted(model, apart, lifted=lifted)
-            found = self._statistics(source, model, self.text.windows, needed, f"for {', '.join(axes)}")
+            found = self._statistics(source, model, self.data.fitted, needed, f"for {', '.join(axes)}")
         grows = {*axes} <= {*self.grown}  # the last stage; what grows by other means is there, too
         self.done.target |= self.recipe.target if grows else _options(self.recipe.target, axes)
         facts: dict[str, Any] = {}
@@ -239,16 +226,16 @@ class Adaptation:
 
     def _check_rank(self, axes: tuple[str, ...]) -> None:
         """Raise InputError where there are fewer tokens than coordinates that are to predict others."""
-        assert self.text is not None
+        assert self.data is not None
         target = self.model.resized(self.recipe.target)
         sizes = {**target.sizes, "heads": target.attention_width}
         known = {**self.model.sizes, "heads": self.model.attention_width}
         for axis in axes:
             wanted = sizes.get(axis, 0)
             kept = axis != "layer" and wanted < known.get(axis, 0)
-            if kept and self.text.windows.numel() < wanted:
+            if kept and self.data.fitted.n_positions < wanted:
                 raise InputError(
-                    f"calibrate.tokens: {self.text.windows.numel():,} tokens can't tell {wanted:,} coordinates of "
+                    f"calibrate.tokens: {self.data.fitted.n_positions:,} tokens can't tell {wanted:,} coordinates of "
                     f"'{axis}' apart; use at least {wanted:,}, better ten times as many"
                 )
 
@@ -266,40 +253,38 @@ class Adaptation:
         return Lifted(given=given, axis="heads", n_target=target.attention_width, kv_target=kv_heads)
 
     def _sequential(self, given: Given, fits: Mapping[str, AxisFit]) -> Sequential:
-        assert self.text is not None
+        assert self.data is not None
         return Sequential(
             given,
             fits,
             self.done.layers or tuple(range(self.model.sizes["layer"])),
-            windows=self.text.windows,
+            samples=self.data.fitted,
             folder=self.folder,
             crew=self._crew,
             on_event=lambda event: self.on_event({"stage": "calibrate", **event, "purpose": "block by block"}),
         )
 
     def _statistics(
-        self, source: Source, model: Model, windows: torch.Tensor, wanted: tuple[str, ...], purpose: str
+        self, source: Source, model: Model, samples: Samples, wanted: tuple[str, ...], purpose: str
     ) -> Statistics:
-        """Of one pass over the text, whose events tell its ``purpose``."""
-        assert self.text is not None
+        """Of one pass over the samples, whose events tell its ``purpose``."""
         return statistics(
             source,
             model,
-            windows,
+            samples,
             wanted,
             self.folder,
-            mask_token=self.text.mask_token,
             crew=self._crew,
             on_event=lambda event: self.on_event({**event, "purpose": purpose}),
         )
 
     def _measure(self) -> None:
         """The held-out loss of the model as it is now."""
-        if self.text is None or not len(self.text.held_out):
+        if self.data is None or not len(self.data.held_out):
             return
         name = "+".join(self.done.stages[-1]["axes"]) if self.done.stages else "source"
         purpose = f"loss after {name}" if self.done.stages else "loss of source"
-        loss = self._statistics(*self._now(), self.text.held_out, (), purpose).loss
+        loss = self._statistics(*self._now(), self.data.held_out, (), purpose).loss
         if self.done.stages:
             self.done.stages[-1]["loss"] = loss
         else:

@@ -70,7 +70,7 @@ def calibration_cost(
         moments, streams = sum(n * n for n in in_block), embed
     block = sum(model.parameter(w).size for w in model.weights if w.layered)
     around = max(model.parameter(w).size for w in model.weights if not w.layered)
-    context, vocab = config.context, sizes.get("vocab", 0)
+    context, vocab = model.tokens_per_sample(config.context), sizes.get("vocab", 0)
     n_heads = widths["heads"] // sizes.get("head_dim", 1)
     window = context * (6 * embed + 3 * widths["mlp"] + 4 * widths["heads"] + n_heads * context)
     logits = (context + 2 * ROWS) * vocab if model.head is not None else 0

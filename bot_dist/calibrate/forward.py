@@ -23,7 +23,7 @@ LAYER = "{layer}"
 
 
 class StreamedModel:
-    """Every method takes one sequence, so that results depend neither on how many there are nor on who runs which."""
+    """Every method takes one sample, so that results depend neither on how many there are nor on who runs which."""
 
     def __init__(self, source: Source, model: Model) -> None:
         self.module = _without_weights(model)
@@ -38,15 +38,19 @@ class StreamedModel:
         self._placed: list[tuple[torch.nn.Module, str, torch.nn.Parameter]] = []
         self._values: dict[torch.Tensor, torch.nn.Parameter] = {}
         self._calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+        self._takes = "pixel_values" if model.family.objective == "image" else "input_ids"
+        self._image: torch.Tensor | None = None
+        """Any one: the model of images computes nothing without."""
         inside_blocks = {m for block in self.blocks for m in block.modules()}
         for module in self.module.modules():
             if module not in inside_blocks:
                 module.register_forward_pre_hook(lambda called, _: self._fill(called))
 
-    def before_blocks(self, ids: torch.Tensor) -> torch.Tensor:
-        """Hidden states ``(context, embed)`` that reach the first block, of tokens ``(context,)``.
+    def before_blocks(self, sample: torch.Tensor) -> torch.Tensor:
+        """Hidden states ``(positions, embed)`` that reach the first block, of tokens ``(positions,)`` or pixels
+        ``(channels, height, width)``.
 
-        All sequences must have one length: what the blocks are given besides is remembered from the first.
+        All samples must have one shape: what the blocks are given besides is remembered from the first.
         """
         calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 
@@ -56,27 +60,31 @@ class StreamedModel:
                 raise _ReachedError(hidden)
             return hidden
 
+        if self._takes == "pixel_values":
+            self._image = sample
         with self._stand_in(record), torch.no_grad():
             try:
-                self.module(input_ids=ids[None])
+                self.module(**{self._takes: sample[None]})
             except _ReachedError as reached:
                 self._calls = self._calls or calls
                 return reached.hidden[0]
         raise AssertionError("the model does not call its blocks")
 
     def block(self, layer: int, hidden: torch.Tensor) -> torch.Tensor:
-        """One block's hidden states ``(context, embed)``, of those before it. ``load_block`` comes first."""
+        """One block's hidden states ``(positions, embed)``, of those before it. ``load_block`` comes first."""
         args, kwargs = self._calls[layer]
         with torch.no_grad():
             result: torch.Tensor = self.blocks[layer](hidden[None], *args, **kwargs)
         return result[0]
 
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """``(context, vocab)`` of the hidden states ``(context, embed)`` after the last block."""
+    def after_blocks(self, hidden: torch.Tensor) -> torch.Tensor | None:
+        """Logits, ``(context, vocab)`` or ``(1, classes)``, of the hidden states ``(positions, embed)`` after the last
+        block; None of a model without a head."""
+        given = {"inputs_embeds": hidden[None]} if self._image is None else {"pixel_values": self._image[None]}
         with self._stand_in(lambda *_, **__: hidden[None]), torch.no_grad():
-            found = self.module(inputs_embeds=hidden[None])
-        logits: torch.Tensor = found["logits"] if "logits" in found else found["prediction_logits"]
-        return logits[0]
+            found = self.module(**given)
+        logits: torch.Tensor | None = found.get("logits", found.get("prediction_logits"))
+        return None if logits is None else logits.reshape(-1, logits.shape[-1])
 
     def load_block(self, layer: int) -> None:
         """Read the weights of a block, as float32."""
@@ -130,8 +138,8 @@ def blocks_of(model: Model) -> str:
 
 def path_in(model: Model, name: str) -> str:
     """Where the ``transformers`` model has what files call ``name``: the bare encoder leaves out a prefix."""
-    prefix = model.family.optional_prefix
-    return name.removeprefix(prefix) if model.head is None and prefix else name
+    bare = model.head is None and not model.classifies
+    return name.removeprefix(model.family.optional_prefix) if bare else name
 
 
 def _without_weights(model: Model) -> torch.nn.Module:

@@ -1,4 +1,4 @@
-"""One share of the windows, on their way through the source and, beside it, through the model that it shrinks to.
+"""One share of the samples, on their way through the source and, beside it, through the model that it shrinks to.
 
 The source's stream X goes ahead block by block. The shrunk stream Z follows through the blocks that are kept, each made
 of operators that are fitted where Z arrives: what a norm's readers see (``read``), which units are kept and what reads
@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 
 from bot_dist.calibrate.forward import StreamedModel
 from bot_dist.calibrate.moments import Moment, Site, normalised
-from bot_dist.calibrate.share import TOKENS, HiddenStates, Scratch, check_finite
+from bot_dist.calibrate.share import SAMPLES, HiddenStates, Scratch, check_finite
 from bot_dist.convert.source import Source
 from bot_dist.families import Model
 from bot_dist.plan.fitted import norm_bias
@@ -75,6 +75,8 @@ class SequentialWork(Scratch):
     """Of the source, that are kept."""
     n_target: int
     """Width of the shrunk stream."""
+    positions: int
+    """Of a sample."""
     reads: bool
     """Whether the width shrinks, so that what reads it is fitted."""
     ahead: ClassVar[Literal[0, 1]] = 0
@@ -114,11 +116,11 @@ class SequentialWork(Scratch):
 
 
 class SequentialShare:
-    """Holds one block and one window's activations at a time; streams and what is between steps are in files."""
+    """Holds one block and one sample's activations at a time; streams and what is between steps are in files."""
 
     def __init__(self, work: SequentialWork, share: int) -> None:
         self._work, self._share = work, share
-        self._inputs = load_file(Path(work.scratch) / TOKENS)["inputs"][share :: work.shares]
+        self._inputs = load_file(Path(work.scratch) / SAMPLES)["inputs"][share :: work.shares]
         self._entry = load_file(Path(work.scratch) / ENTRY)[MATRIX]
         self._model = StreamedModel(work.source, work.model)
         self._loaded = -1
@@ -151,8 +153,8 @@ class SequentialShare:
 
     def _enter(self, step: Step) -> dict[str, torch.Tensor]:
         x, z = self._file("source", self._work.model.sizes["embed"]), self._file("shrunk", self._work.n_target)
-        for i, ids in enumerate(self._inputs):
-            hidden = self._model.before_blocks(ids)
+        for i, sample in enumerate(self._inputs):
+            hidden = self._model.before_blocks(sample)
             check_finite(hidden, self._work.source, "before block 0")
             x[i], z[i] = hidden, hidden @ self._entry.T
         for layer in self._work.behind(-1):
@@ -334,10 +336,10 @@ class SequentialShare:
             self._loaded = layer
 
     def _file(self, name: str, width: int) -> HiddenStates:
-        """Of what is kept between steps: ``(context, width)`` per window."""
+        """Of what is kept between steps: ``(positions, width)`` per sample."""
         if name not in self._files:
             path = Path(self._work.scratch) / f"{name.replace(' ', '-')}-{self._share}-{os.getpid()}"
-            self._files[name] = HiddenStates(path, self._inputs.shape[1], width)
+            self._files[name] = HiddenStates(path, self._work.positions, width)
         return self._files[name]
 
 

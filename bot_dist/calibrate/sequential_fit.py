@@ -18,8 +18,9 @@ from safetensors.torch import load_file, save_file
 
 from bot_dist.calibrate.fit import Array, AxisFit, Coordinates, Given, Lifted, Rotation
 from bot_dist.calibrate.moments import sites
+from bot_dist.calibrate.samples import Samples
 from bot_dist.calibrate.sequential import CROSS, ENERGY, ENTRY, KEPT, MATRIX, MOMENT, SequentialWork, Step, Writer
-from bot_dist.calibrate.share import TOKENS, write_whole
+from bot_dist.calibrate.share import SAMPLES, write_whole
 from bot_dist.runtime.crew import Crew
 from bot_dist.wavelets import lifting
 
@@ -32,9 +33,8 @@ WRITING = 10.0
 class Sequential(AbstractContextManager[None]):
     """The operators along all axes of a shrinking, fitted together as soon as the first of them is asked for.
 
-    ``fits`` are by axis, and ``layers`` those of the source that are kept; ``windows`` is ``(windows, context)``. What
-    lies in ``folder`` meanwhile is removed at the end of the context. Raises InputError where activations are not
-    finite.
+    ``fits`` are by axis, and ``layers`` those of the source that are kept. What lies in ``folder``
+    meanwhile is removed at the end of the context. Raises InputError where activations are not finite.
     """
 
     def __init__(
@@ -43,12 +43,12 @@ class Sequential(AbstractContextManager[None]):
         fits: Mapping[str, AxisFit],
         layers: tuple[int, ...],
         *,
-        windows: torch.Tensor,
+        samples: Samples,
         folder: str,
         crew: Crew,
         on_event: OnEvent,
     ) -> None:
-        self._given, self._layers, self._windows = given, layers, windows
+        self._given, self._layers, self._samples = given, layers, samples
         self._folder, self._crew, self._on_event = folder, crew, on_event
         stream, self._lifted = fits.get("embed"), {a: f for a, f in fits.items() if isinstance(f, Lifted)}
         assert stream is None or isinstance(stream, (Rotation, Coordinates))
@@ -73,17 +73,17 @@ class Sequential(AbstractContextManager[None]):
     def _done(self) -> SequentialWork:
         """The work, when all of it has been done."""
         started = time.perf_counter()
-        windows, n = self._windows, len(self._layers)
+        samples, n = self._samples, len(self._layers)
         Path(self._folder).mkdir(parents=True, exist_ok=True)
         self._scratch = tempfile.mkdtemp(prefix="sequential-", suffix=".scratch", dir=self._folder)
-        work = self._work(self._crew.shares(len(windows)))
-        save_file({"inputs": windows.contiguous()}, f"{self._scratch}/{TOKENS}")
+        work = self._work(self._crew.shares(len(samples)))
+        save_file({"inputs": samples.inputs.contiguous()}, f"{self._scratch}/{SAMPLES}")
         save_file({MATRIX: _stored(self._entry)}, f"{self._scratch}/{ENTRY}")
-        self._on_event({"event": "start", "tokens": windows.numel(), "windows": len(windows), "blocks": n})
+        self._on_event({"event": "start", "tokens": samples.n_positions, "windows": len(samples), "blocks": n})
 
         def on_step(index: int) -> None:
             step = work.sequence[index]
-            sums = {name: total.div_(windows.numel()).numpy() for name, total in work.sums(index)}
+            sums = {name: total.div_(samples.n_positions).numpy() for name, total in work.sums(index)}
             if sums:
                 found = {"read": self._read, "inner": self._inner, "write": self._write}[step.kind](step, sums)
                 write_whole(work.fit(step), {name: _stored(values) for name, values in found.items()})
@@ -113,6 +113,7 @@ class Sequential(AbstractContextManager[None]):
             ),
             layers=self._layers,
             n_target=len(self._entry),
+            positions=self._samples.positions,
             reads=self._stream is not None,
             scratch=self._scratch,
             shares=shares,

@@ -1,4 +1,4 @@
-"""One share of the windows, streamed through the whole model step by step; its sums go to files.
+"""One share of the samples, streamed through the whole model step by step; its sums go to files.
 
 Step 0 is what comes before the blocks, steps 1 to n are the blocks, step n + 1 is norm and head.
 """
@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from bot_dist.calibrate.forward import StreamedModel
 from bot_dist.calibrate.moments import Moment, Site, gathering
-from bot_dist.calibrate.tokens import IGNORED
+from bot_dist.calibrate.samples import IGNORED
 from bot_dist.convert.source import Source
 from bot_dist.errors import InputError
 from bot_dist.families import Model
@@ -27,7 +27,7 @@ from bot_dist.urls import label
 
 ROWS = 64
 """Tokens whose probabilities are computed together: all of a window's would take as much memory as its logits."""
-TOKENS = "tokens.safetensors"
+SAMPLES = "samples.safetensors"
 SIMILARITY, CHANGE, LOSS = "block/similarity", "block/change", "loss"
 """Names of sums, besides ``NAME/moment`` and ``NAME/mean``."""
 
@@ -39,7 +39,7 @@ class Scratch:
     scratch: str
     """A folder that all nodes see."""
     shares: int
-    """Share ``i`` has windows ``i``, ``i + shares``, …"""
+    """Share ``i`` has samples ``i``, ``i + shares``, …"""
 
     def part(self, step: int, share: int) -> Path:
         """The file with a share's sums of a step."""
@@ -67,11 +67,13 @@ class Scratch:
 
 @dataclass(frozen=True, kw_only=True)
 class Work(Scratch):
-    """What is to be done, small and picklable: the tokens are in the scratch folder, and so is what comes of them."""
+    """What is to be done, small and picklable: the samples are in the scratch folder, and so is what comes of them."""
 
     source: Source
     model: Model
     sites: tuple[Site, ...]
+    positions: int
+    """Of a sample."""
     ahead: ClassVar[Literal[0, 1]] = 1
     """Steps that a share may be ahead of what is put together."""
 
@@ -92,15 +94,15 @@ def write_whole(path: Path, tensors: dict[str, torch.Tensor]) -> None:
 
 
 class Share:
-    """Holds one block, one window's activations and one block's moments at a time; hidden states are in a file."""
+    """Holds one block, one sample's activations and one block's moments at a time; hidden states are in a file."""
 
     def __init__(self, work: Work, share: int) -> None:
         self._work, self._share = work, share
-        tokens = load_file(Path(work.scratch) / TOKENS)
-        self._inputs, self._labels = tokens["inputs"][share :: work.shares], tokens["labels"][share :: work.shares]
+        samples = load_file(Path(work.scratch) / SAMPLES)
+        self._inputs, self._labels = samples["inputs"][share :: work.shares], samples["labels"][share :: work.shares]
         self._model = StreamedModel(work.source, work.model)
         self._hidden = HiddenStates(
-            Path(work.scratch) / f"hidden-{share}-{os.getpid()}", self._inputs.shape[1], work.model.sizes["embed"]
+            Path(work.scratch) / f"hidden-{share}-{os.getpid()}", work.positions, work.model.sizes["embed"]
         )
         self._left = [site for site in work.sites if not site.layered]
         """Those around the blocks that have not been reached."""
@@ -131,8 +133,8 @@ class Share:
 
     def _before_blocks(self) -> tuple[dict[str, torch.Tensor], dict[str, Moment]]:
         with gathering(self._model.module, self._left) as found:
-            for i, ids in enumerate(self._inputs):
-                hidden = self._model.before_blocks(ids)
+            for i, sample in enumerate(self._inputs):
+                hidden = self._model.before_blocks(sample)
                 check_finite(hidden, self._work.source, "before block 0")
                 self._hidden[i] = hidden
         return {}, found
@@ -153,11 +155,13 @@ class Share:
 
     def _after_blocks(self) -> tuple[dict[str, torch.Tensor], dict[str, Moment]]:
         loss, count = torch.zeros(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
-        if self._work.model.head is None and not self._left:
+        if not self._left and not bool((self._labels != IGNORED).any()):
             return {LOSS: loss, f"{LOSS}/tokens": count}, {}
         with gathering(self._model.module, self._left) as found:
             for i, labels in enumerate(self._labels):
-                logits = self._model.logits(self._hidden[i])
+                logits = self._model.after_blocks(self._hidden[i])
+                if logits is None:
+                    continue
                 for rows, wanted in zip(logits.split(ROWS), labels.split(ROWS), strict=True):
                     loss += F.cross_entropy(rows, wanted, ignore_index=IGNORED, reduction="sum")
                 count += (labels != IGNORED).sum()
@@ -176,26 +180,26 @@ def check_finite(values: torch.Tensor, source: Source, where: str) -> None:
 
 
 class HiddenStates:
-    """Hidden states of every window, ``(context, width)`` in float32, in a file: only those asked for are in memory."""
+    """Hidden states of every sample, ``(positions, width)`` in float32, in a file: only those asked for are in memory."""
 
-    def __init__(self, path: Path, context: int, width: int) -> None:
-        self._shape = context, width
+    def __init__(self, path: Path, positions: int, width: int) -> None:
+        self._shape = positions, width
         self._path, self._file = path, path.open("w+b")
 
-    def __getitem__(self, window: int) -> torch.Tensor:
+    def __getitem__(self, sample: int) -> torch.Tensor:
         values = torch.empty(self._shape)
-        self._seek(window)
+        self._seek(sample)
         read = self._file.readinto(_bytes(values))
-        assert read == values.nbytes, (window, read)
+        assert read == values.nbytes, (sample, read)
         return values
 
-    def __setitem__(self, window: int, values: torch.Tensor) -> None:
+    def __setitem__(self, sample: int, values: torch.Tensor) -> None:
         assert tuple(values.shape) == self._shape, values.shape
-        self._seek(window)
+        self._seek(sample)
         self._file.write(_bytes(values.contiguous()))
 
-    def _seek(self, window: int) -> None:
-        self._file.seek(window * 4 * self._shape[0] * self._shape[1])
+    def _seek(self, sample: int) -> None:
+        self._file.seek(sample * 4 * self._shape[0] * self._shape[1])
 
     def close(self) -> None:
         self._file.close()

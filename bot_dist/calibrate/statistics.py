@@ -15,14 +15,13 @@ from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
-import torch
 import xxhash
 from safetensors.torch import save_file
 
 from bot_dist.calibrate.moments import Site, sites
-from bot_dist.calibrate.share import CHANGE, SIMILARITY, TOKENS, Work
+from bot_dist.calibrate.samples import Samples
+from bot_dist.calibrate.share import CHANGE, SAMPLES, SIMILARITY, Work
 from bot_dist.calibrate.store import StatisticsWriter
-from bot_dist.calibrate.tokens import check_windows, task
 from bot_dist.checkpoint import CheckpointReader, Storage
 from bot_dist.checkpoint.manifest import MANIFEST, digest
 from bot_dist.convert.shapes import Shapes
@@ -42,7 +41,7 @@ ALONE = Crew(ClusterConfig(executor="local"))
 
 
 class Statistics:
-    """Statistics of a model on a text, in a committed store. Raises CheckpointError when there is none."""
+    """Statistics of a model on a text or images, in a committed store. Raises CheckpointError when there is none."""
 
     def __init__(self, url: str) -> None:
         self._reader = CheckpointReader(url)
@@ -56,12 +55,12 @@ class Statistics:
 
     @property
     def tokens(self) -> int:
-        """How many they are means over."""
+        """How many positions they are means over."""
         return int(self._recorded["tokens"])
 
     @property
     def loss(self) -> float | None:
-        """Mean cross entropy of the predicted tokens, in nats; None where the model has no head."""
+        """Mean cross entropy of what is predicted, in nats; None where the model has no head."""
         loss = self._recorded["loss"]
         return None if loss is None else float(loss)
 
@@ -109,32 +108,30 @@ class Statistics:
 def statistics(
     source: Source,
     model: Model,
-    windows: torch.Tensor,
+    samples: Samples,
     wanted: Iterable[str],
     folder: str | Path,
     *,
-    mask_token: int | None = None,
     crew: Crew = ALONE,
     on_event: OnEvent = lambda event: None,
 ) -> Statistics:
-    """Statistics of ``model``, whose weights are in ``source``, on token windows ``(windows, context)``.
+    """Statistics of ``model``, whose weights are in ``source``, on ``samples``.
 
-    ``wanted`` are names of weights without ``.weight``: norms of the residual stream and linear maps. ``mask_token`` is
-    what a masked language model needs. Statistics of the same source, tokens and names that are in ``folder`` (a path
-    that all nodes see) are returned as they are; others are computed by the ``crew``, on CPUs in float32; each of it
-    holds a block, its moments and the activations of a window.
+    ``wanted`` are names of weights without ``.weight``: norms of the residual stream and linear maps.
+    Statistics of the same source, samples and names that are in ``folder`` (a path that all nodes see) are returned as
+    they are; others are computed by the ``crew``, on CPUs in float32; each of it holds a block, its moments and the
+    activations of a sample.
 
     Events: ``cached``; or ``start``, ``block`` after each block, and ``committed``.
 
-    Raises InputError where the model can't take the windows, the names are unknown, or the weights not finite;
-    SourceError when the source is not the model's.
+    Raises InputError where there are no samples, the names are unknown, or the weights not finite; SourceError when the source is not the model's.
     """
     if isinstance(source, Shapes):
         raise InputError(f"{label(source.url)} is a configuration without weights; give the model itself")
-    check_windows(windows, model)
+    if not len(samples):
+        raise InputError("there is nothing to calibrate on: no window and no image; give at least one")
     chosen = sites(model, wanted)
-    inputs, labels = task(windows, model, mask_token)
-    key = _key(source, model, inputs, labels, chosen)
+    key = _key(source, model, samples, chosen)
     folder = absolute(str(folder))
     url = f"{folder}/{key}"
 
@@ -150,11 +147,20 @@ def statistics(
     Path(folder).mkdir(parents=True, exist_ok=True)
     scratch = tempfile.mkdtemp(prefix=f"{key[:8]}-", suffix=".scratch", dir=folder)
     try:
-        save_file({"inputs": inputs.contiguous(), "labels": labels.contiguous()}, f"{scratch}/{TOKENS}")
-        shares = crew.shares(len(windows))
-        work = Work(source=source, model=model, sites=tuple(chosen), scratch=scratch, shares=shares)
-        stored = StatisticsWriter(url, key, work, inputs.numel())
-        event("start", tokens=inputs.numel(), windows=len(inputs), blocks=work.steps - 2, shares=shares)
+        save_file(
+            {"inputs": samples.inputs.contiguous(), "labels": samples.labels.contiguous()}, f"{scratch}/{SAMPLES}"
+        )
+        shares = crew.shares(len(samples))
+        work = Work(
+            source=source,
+            model=model,
+            sites=tuple(chosen),
+            positions=samples.positions,
+            scratch=scratch,
+            shares=shares,
+        )
+        stored = StatisticsWriter(url, key, work, samples.n_positions)
+        event("start", tokens=samples.n_positions, windows=len(samples), blocks=work.steps - 2, shares=shares)
 
         def on_step(step: int) -> None:
             stored.add(step)
@@ -162,7 +168,7 @@ def statistics(
                 event("block", block=step - 1, of=work.steps - 2, seconds=time.perf_counter() - started)
 
         crew.run(work, on_step)
-        stored.commit({"version": VERSION, "context": inputs.shape[1], "source": source.provenance()})
+        stored.commit({"version": VERSION, "context": samples.positions, "source": source.provenance()})
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     result = Statistics(url)
@@ -170,16 +176,16 @@ def statistics(
     return result
 
 
-def _key(source: Source, model: Model, inputs: torch.Tensor, labels: torch.Tensor, chosen: list[Site]) -> str:
-    tokens = xxhash.xxh3_128(repr(tuple(inputs.shape)).encode())
-    for part in (inputs, labels):
-        tokens.update(np.ascontiguousarray(part.numpy()).data)
+def _key(source: Source, model: Model, samples: Samples, chosen: list[Site]) -> str:
+    contents = xxhash.xxh3_128(repr(tuple(samples.inputs.shape)).encode())
+    for part in (samples.inputs, samples.labels):
+        contents.update(np.ascontiguousarray(part.numpy()).data)
     return digest(
         {
             "version": VERSION,
             "source": source.provenance(),
             "config": model.config,
-            "tokens": tokens.hexdigest(),
+            "tokens": contents.hexdigest(),
             "wanted": [site.name for site in chosen],
         }
     )

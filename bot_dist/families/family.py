@@ -211,6 +211,11 @@ class Model:
         return sum(self.weight_layers(w) * self.parameter(w).size for w in self.weights)
 
     @property
+    def classifies(self) -> bool:
+        """Whether it has a head for classes."""
+        return any(use.axis == "class" for weight in self.weights for use in weight.uses)
+
+    @property
     def attention_width(self) -> int:
         """Coordinates of all query heads together."""
         return math.prod(self.sizes.get(axis, 1) for axis in ("kv_heads", "group", "heads", "head_dim"))

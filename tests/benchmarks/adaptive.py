@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 import bot_dist
-from bot_dist.calibrate import Adaptation, Text
+from bot_dist.calibrate import Adaptation, CalibrationData, Samples
 from bot_dist.convert.open import open_source
 from bot_dist.families import model_of
 from bot_dist.planning import known

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import bot_dist
-from bot_dist.calibrate import Adaptation, Text
+from bot_dist.calibrate import Adaptation, CalibrationData, Samples
 from bot_dist.calibrate.fit import Given, Lifted, Rotation
 from bot_dist.calibrate.tokens import task
 from bot_dist.calibrate.weight_only import WeightStatistics
@@ -221,12 +221,13 @@ def test_maps_see_what_a_permutation_drops_as_the_kept_coordinates_predict_it(
     data = {"source": pico.url, "output": str(tmp_path), "target": target}
     options = {"cluster.executor": "local", "transfer.ridge": 1e-9, "transfer.lifting": lifting}
     windows = torch.randint(3, model.sizes["vocab"], (16, 32), generator=torch.Generator().manual_seed(3))
+    shown, nothing = (Samples.of_text(found, model, 3) for found in (windows, windows[:0]))
     adaptation = Adaptation(
         bot_dist.make_recipe(data, options),
         source,
         model,
         known(source, model),
-        Text(windows=windows, held_out=windows[:0], mask_token=3),
+        CalibrationData(fitted=shown, held_out=nothing),
         operators_url=str(tmp_path / "operators"),
         folder=str(tmp_path / "calibration"),
         on_event=lambda event: None,
@@ -234,7 +235,6 @@ def test_maps_see_what_a_permutation_drops_as_the_kept_coordinates_predict_it(
     adaptation.run()
     plan = adaptation.plan()
     shrunk = TransformedSource(plan, source)
-    inputs, _ = task(windows, model, 3)
     n = model.sizes["embed"]
     kept = torch.from_numpy(read_rows(adaptation.done.stored["embed.kept"], (0, 16))[0][:, 0])
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from bot_dist.calibrate.moments import default_wanted
+from bot_dist.calibrate.samples import Samples
 from bot_dist.calibrate.statistics import Statistics, statistics
 from bot_dist.convert.open import open_source
 from bot_dist.errors import InputError, RunError
@@ -30,7 +31,8 @@ def compute(pico: Pico, folder: Path, on_event: OnEvent = lambda event: None, **
     model = model_of(source.config)
     tokens = torch.randint(64, (WINDOWS, 12), generator=torch.Generator().manual_seed(3))
     with Crew(ClusterConfig(**cluster)) as crew:
-        return statistics(source, model, tokens, default_wanted(model), folder, crew=crew, on_event=on_event)
+        samples = Samples.of_text(tokens, model)
+        return statistics(source, model, samples, default_wanted(model), folder, crew=crew, on_event=on_event)
 
 
 def assert_same(one: Statistics, other: Statistics) -> None:

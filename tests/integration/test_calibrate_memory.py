@@ -16,6 +16,7 @@ CALIBRATE = """
 import json, re, sys
 import torch
 from bot_dist.calibrate.moments import default_wanted
+from bot_dist.calibrate.samples import Samples
 from bot_dist.calibrate.statistics import statistics
 from bot_dist.convert.open import open_source
 from bot_dist.families import model_of
@@ -27,7 +28,7 @@ def calibrate(url):
     source = open_source(url)
     model = model_of(source.config)
     windows = torch.randint(64, (8, 64), generator=torch.Generator().manual_seed(0))
-    statistics(source, model, windows, default_wanted(model), sys.argv[3])
+    statistics(source, model, Samples.of_text(windows, model), default_wanted(model), sys.argv[3])
     return 4 * model.n_parameters
 
 torch.set_num_threads(1)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import bot_dist
-from bot_dist.calibrate import Adaptation, Text
+from bot_dist.calibrate import Adaptation, CalibrationData, Samples
 from bot_dist.calibrate.sequential import SequentialShare, SequentialWork
 from bot_dist.convert.open import open_source
 from bot_dist.families import model_of
@@ -52,7 +52,9 @@ def adaptation(folder: Path, pico: Any, target: dict[str, int], **options: Any) 
         source,
         model,
         known(source, model),
-        Text(windows=windows(), held_out=windows()[:0]),
+        CalibrationData(
+            fitted=Samples.of_text(windows(), model), held_out=Samples.of_text(windows()[:0], model)
+        ),
         operators_url=str(folder / "operators"),
         folder=str(folder / "calibration"),
         on_event=lambda event: None,

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 
 from bot_dist.calibrate.forward import StreamedModel, blocks_of, path_in
 from bot_dist.calibrate.moments import default_wanted, sites
+from bot_dist.calibrate.samples import Samples
 from bot_dist.calibrate.statistics import Statistics, statistics
-from bot_dist.calibrate.tokens import task
 from bot_dist.convert.open import open_source
 from bot_dist.errors import InputError, SourceError
 from bot_dist.families import Model, model_of
@@ -61,9 +61,9 @@ def plain(pico: Pico, model: Model, wanted: tuple[str, ...], tokens: torch.Tenso
     around: list[tuple[torch.Tensor, torch.Tensor]] = []
     for block in module.get_submodule(path_in(model, blocks_of(model))):
         block.register_forward_hook(lambda m, args, out: around.append((args[0], out)))
-    inputs, labels = task(tokens, model, MASK)
+    shown = Samples.of_text(tokens, model, MASK)
     with torch.no_grad():
-        found = module(input_ids=inputs)
+        found = module(input_ids=shown.inputs)
     logits = found.get("logits", found.get("prediction_logits"))
     flat = {key: x.reshape(-1, x.shape[-1]) for key, x in seen.items()}
     return {
@@ -71,7 +71,7 @@ def plain(pico: Pico, model: Model, wanted: tuple[str, ...], tokens: torch.Tenso
         "mean": {key: x.mean(0).numpy() for key, x in flat.items()},
         "similarity": [F.cosine_similarity(a, b, dim=-1).mean().item() for a, b in around],
         "change": [((b - a).norm(dim=-1) / a.norm(dim=-1)).square().mean().item() for a, b in around],
-        "loss": None if logits is None else F.cross_entropy(logits.flatten(0, 1), labels.flatten()).item(),
+        "loss": None if logits is None else F.cross_entropy(logits.flatten(0, 1), shown.labels.flatten()).item(),
     }
 
 
@@ -103,7 +103,7 @@ def test_they_are_those_of_the_whole_model(language_pico: Pico, tmp_path: Path) 
     model = model_of(source.config)
     wanted = default_wanted(model)
     assert {"mlp.norm", "mlp.down", "attn.out"} < {*wanted}
-    found = statistics(source, model, windows(), wanted, tmp_path / "statistics", mask_token=MASK)
+    found = statistics(source, model, Samples.of_text(windows(), model, MASK), wanted, tmp_path / "statistics")
     assert found.tokens == 36
     assert {*found.names} == {*wanted}
     agree(found, plain(language_pico, model, wanted, windows()))
@@ -117,7 +117,7 @@ def test_context_beyond_a_sliding_window(make_pico: Callable[..., Pico], tmp_pat
     model = model_of(source.config)
     long = windows(2, 40)
     assert long.shape[1] > model.config["sliding_window"]
-    agree(statistics(source, model, long, ["norm"], tmp_path), plain(pico, model, ("norm",), long))
+    agree(statistics(source, model, Samples.of_text(long, model), ["norm"], tmp_path), plain(pico, model, ("norm",), long))
 
 
 def test_any_map_that_reads(pico_llama: Callable[..., Pico], tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ def test_any_map_that_reads(pico_llama: Callable[..., Pico], tmp_path: Path) -> 
     source = open_source(pico.url)
     model = model_of(source.config)
     wanted = ("attn.q", "head", "mlp.up")
-    agree(statistics(source, model, windows(), wanted, tmp_path), plain(pico, model, wanted, windows()))
+    agree(statistics(source, model, Samples.of_text(windows(), model), wanted, tmp_path), plain(pico, model, wanted, windows()))
 
 
 def test_a_store_is_a_source_too(pico_llama: Callable[..., Pico], tmp_path: Path) -> None:
@@ -138,8 +138,8 @@ def test_a_store_is_a_source_too(pico_llama: Callable[..., Pico], tmp_path: Path
     )
     folder, store = open_source(pico.url), open_source(str(tmp_path / "run" / "transferred.zarr"))
     model = model_of(store.config)
-    of_store = statistics(store, model, windows(), ["mlp.down"], tmp_path / "a")
-    of_folder = statistics(folder, model, windows(), ["mlp.down"], tmp_path / "a")
+    of_store = statistics(store, model, Samples.of_text(windows(), model), ["mlp.down"], tmp_path / "a")
+    of_folder = statistics(folder, model, Samples.of_text(windows(), model), ["mlp.down"], tmp_path / "a")
     assert of_store.url != of_folder.url
     np.testing.assert_array_equal(of_store.moment("mlp.down", 2), of_folder.moment("mlp.down", 2))
     assert of_store.loss == of_folder.loss
@@ -153,7 +153,7 @@ def test_computed_once(pico_llama: Callable[..., Pico], tmp_path: Path) -> None:
 
     def again(tokens: torch.Tensor, *wanted: str) -> tuple[Statistics, list[str]]:
         events.clear()
-        found = statistics(source, model, tokens, wanted, tmp_path, on_event=events.append)
+        found = statistics(source, model, Samples.of_text(tokens, model), wanted, tmp_path, on_event=events.append)
         return found, [event["event"] for event in events]
 
     first, happened = again(windows(), "norm", "mlp.down")
@@ -178,8 +178,8 @@ def test_what_an_interrupted_run_left_is_no_obstacle(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        statistics(source, model, windows(), ["norm", "mlp.down"], tmp_path, on_event=stop)
-    found = statistics(source, model, windows(), ["norm", "mlp.down"], tmp_path)
+        statistics(source, model, Samples.of_text(windows(), model), ["norm", "mlp.down"], tmp_path, on_event=stop)
+    found = statistics(source, model, Samples.of_text(windows(), model), ["norm", "mlp.down"], tmp_path)
     agree(found, plain(pico, model, ("norm", "mlp.down"), windows()))
     assert len([*tmp_path.glob("*.scratch")]) == 0
 
@@ -228,7 +228,7 @@ def test_where_it_stops_being_finite_is_said(
 ) -> None:
     source: Any = Altered(open_source(pico_llama().url), name, float("nan"))
     with pytest.raises(InputError, match=message):
-        statistics(source, model_of(source.config), windows(), ["norm"], tmp_path)
+        statistics(source, model_of(source.config), Samples.of_text(windows(), model_of(source.config)), ["norm"], tmp_path)
 
 
 def test_a_bad_table_is_seen_before_the_blocks(pico_llama: Callable[..., Pico], tmp_path: Path) -> None:
@@ -242,8 +242,8 @@ def test_names_that_have_no_statistics(pico_llama: Callable[..., Pico], tmp_path
     model = model_of(source.config)
     for name in ("mlp.dwon", "embed", "attn.q.norm"):
         with pytest.raises(InputError, match=f"statistics of '{name}' are wanted"):
-            statistics(source, model, windows(), [name], tmp_path)
-    found = statistics(source, model, windows(), ["mlp.down"], tmp_path)
+            statistics(source, model, Samples.of_text(windows(), model), [name], tmp_path)
+    found = statistics(source, model, Samples.of_text(windows(), model), ["mlp.down"], tmp_path)
     with pytest.raises(InputError, match=r"no statistics of 'mlp.up'; known: mlp.down"):
         found.moment("mlp.up")
 
@@ -251,13 +251,13 @@ def test_names_that_have_no_statistics(pico_llama: Callable[..., Pico], tmp_path
 def test_images_are_refused(make_pico: Callable[..., Pico], tmp_path: Path) -> None:
     source = open_source(make_pico("vit").url)
     with pytest.raises(InputError, match=r"calibration of image models needs images.*weight-only"):
-        statistics(source, model_of(source.config), windows(), ["norm"], tmp_path)
+        statistics(source, model_of(source.config), Samples.of_text(windows(), model_of(source.config)), ["norm"], tmp_path)
 
 
 def test_a_configuration_has_no_statistics(pico_llama: Callable[..., Pico], tmp_path: Path) -> None:
     source = open_source(f"{pico_llama().url}/config.json")
     with pytest.raises(InputError, match="configuration without weights"):
-        statistics(source, model_of(source.config), windows(), ["norm"], tmp_path)
+        statistics(source, model_of(source.config), Samples.of_text(windows(), model_of(source.config)), ["norm"], tmp_path)
 
 
 def test_a_source_of_another_model(pico_llama: Callable[..., Pico], tmp_path: Path) -> None:

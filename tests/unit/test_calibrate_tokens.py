@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from bot_dist.calibrate.tokens import IGNORED, check_windows, task, windows
+from bot_dist.calibrate.samples import IGNORED, Samples
+from bot_dist.calibrate.tokens import windows
 from bot_dist.errors import InputError
 from bot_dist.families import Model, model_of
 from tests.conftest import PICOS
@@ -86,33 +87,35 @@ def test_separator_of_an_encoder_ends_a_document(text: str) -> None:
 def test_tokens_of_another_tokenizer() -> None:
     for token in (64, -1):
         with pytest.raises(InputError, match=rf"token {token}, but the model's vocabulary has 64"):
-            check_windows(torch.tensor([[0, token]]), model("llama"))
+            Samples.of_text(torch.tensor([[0, token]]), model("llama"))
 
 
 def test_windows_the_model_can_not_take() -> None:
     with pytest.raises(InputError, match=r"33 tokens, but the model has n_positions=32"):
-        check_windows(torch.zeros(1, 33, dtype=torch.long), model("gpt2"))
-    for shape in ((0, 4), (2, 1), (4,)):
+        Samples.of_text(torch.zeros(1, 33, dtype=torch.long), model("gpt2"))
+    for shape in ((2, 1), (4,)):
         with pytest.raises(InputError, match="calibration windows have shape"):
-            check_windows(torch.zeros(shape, dtype=torch.long), model("llama"))
+            Samples.of_text(torch.zeros(shape, dtype=torch.long), model("llama"))
 
 
 def test_next_tokens_are_predicted() -> None:
-    inputs, labels = task(torch.tensor([[3, 4, 5]]), model("llama"), None)
-    assert inputs.tolist() == [[3, 4, 5]]
-    assert labels.tolist() == [[4, 5, IGNORED]]
+    found = Samples.of_text(torch.tensor([[3, 4, 5]]), model("llama"))
+    assert found.inputs.tolist() == [[3, 4, 5]]
+    assert found.labels.tolist() == [[4, 5, IGNORED]]
+    assert (len(found), found.positions, found.n_positions) == (1, 3, 3)
 
 
 def test_masked_tokens_are_predicted() -> None:
     shown = torch.randint(6, 64, (40, 30), generator=torch.Generator().manual_seed(0))
-    inputs, labels = task(shown, model("bert"), 5)
+    found = Samples.of_text(shown, model("bert"), 5)
+    inputs, labels = found.inputs, found.labels
     chosen = labels != IGNORED
     assert 0.12 < chosen.double().mean().item() < 0.18
     assert torch.equal(inputs == 5, chosen)
     assert torch.equal(torch.where(chosen, labels, inputs), shown)
-    assert torch.equal(task(shown, model("bert"), 5)[0], inputs)
+    assert torch.equal(Samples.of_text(shown, model("bert"), 5).inputs, inputs)
     with pytest.raises(InputError, match="no mask token"):
-        task(shown, model("bert"), None)
+        Samples.of_text(shown, model("bert"))
 
 
 def test_windows_of_a_long_text_are_had_without_all_of_it(tmp_path: Path) -> None:

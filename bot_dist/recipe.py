@@ -219,8 +219,8 @@ class ClusterConfig(Config):
 
 
 class CalibrateConfig(Config):
-    """What adaptive shrinking takes its statistics from: a text, or, of a model of images, those of ``train.images`` that
-    are not held out."""
+    """What adaptive shrinking takes its statistics from: a text, or, for a model of images, those of ``train.images``
+    that are not held out."""
 
     text: tuple[str, ...] = ()
     """Files, as of ``train.text``, which is used where this is empty."""

@@ -180,7 +180,7 @@ def check_finite(values: torch.Tensor, source: Source, where: str) -> None:
 
 
 class HiddenStates:
-    """Hidden states of every sample, ``(positions, width)`` in float32, in a file: only those asked for are in memory."""
+    """Hidden states of every sample, ``(positions, width)`` in float32, in a file: those asked for are in memory."""
 
     def __init__(self, path: Path, positions: int, width: int) -> None:
         self._shape = positions, width

@@ -124,7 +124,8 @@ def statistics(
 
     Events: ``cached``; or ``start``, ``block`` after each block, and ``committed``.
 
-    Raises InputError where there are no samples, the names are unknown, or the weights not finite; SourceError when the source is not the model's.
+    Raises InputError where there are no samples, the names are unknown, or the weights not finite; SourceError when the
+    source is not the model's.
     """
     if isinstance(source, Shapes):
         raise InputError(f"{label(source.url)} is a configuration without weights; give the model itself")

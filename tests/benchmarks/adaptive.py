@@ -37,18 +37,21 @@ CASES: dict[str, tuple[dict[str, int], float | None]] = {
 """Targets, and the excess that is allowed. (387 is 9 × 43: transformers wants the width divisible by the heads.)"""
 
 
-def started(target: dict[str, int], text: Text, folder: Path, options: dict[str, Any]) -> tuple[float, float, int]:
+def started(target: dict[str, int], tokens: Any, folder: Path, options: dict[str, Any]) -> tuple[float, float, int]:
     """Held-out loss of the source and of the shrunk model, and this one's parameters."""
     data = {"source": SOURCE, "output": str(folder), "target": target}
     recipe = bot_dist.make_recipe(data, {"cluster.executor": "local", **options})
     source = open_source(absolute(SOURCE))
     model = model_of(source.config)
+    fitted, held_out = (
+        Samples.of_text(torch.from_numpy(tokens[name].astype(np.int64)), model) for name in ("calibrate", "held_out")
+    )
     adaptation = Adaptation(
         recipe,
         source,
         model,
         known(source, model),
-        text,
+        CalibrationData(fitted=fitted, held_out=held_out),
         operators_url=str(folder / "operators"),
         folder=str(folder / "calibration"),
         on_event=lambda event: None,
@@ -66,16 +69,12 @@ def main() -> None:
     )
     options = parser.parse_args()
     tokens = np.load(Path(__file__).with_name("adaptive_tokens.npz"))
-    text = Text(
-        windows=torch.from_numpy(tokens["calibrate"].astype(np.int64)),
-        held_out=torch.from_numpy(tokens["held_out"].astype(np.int64)),
-    )
     missed = 0
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         for case in options.cases or CASES:
             target, bar = CASES[case]
             before, after, parameters = started(
-                target, text, Path(name), dict(each.split("=", 1) for each in options.set)
+                target, tokens, Path(name), dict(each.split("=", 1) for each in options.set)
             )
             missed += bar is not None and after - before > bar
             allowed = "" if bar is None else f" (bar {bar:.2f})"

@@ -13,7 +13,6 @@ import torch
 import bot_dist
 from bot_dist.calibrate import Adaptation, CalibrationData, Samples
 from bot_dist.calibrate.fit import Given, Lifted, Rotation
-from bot_dist.calibrate.tokens import task
 from bot_dist.calibrate.weight_only import WeightStatistics
 from bot_dist.checkpoint import CheckpointReader, read_rows, write_operators
 from bot_dist.convert.open import open_source
@@ -241,7 +240,7 @@ def test_maps_see_what_a_permutation_drops_as_the_kept_coordinates_predict_it(
     def seen(name: str) -> torch.Tensor:
         found = torch.zeros(16, n, dtype=torch.float64)
         if lifting == "least-squares":
-            x = read_by(pico.model, model.inside[name], inputs)
+            x = read_by(pico.model, model.inside[name], shown.inputs)
             found = torch.linalg.lstsq(x[:, kept], x).solution
         found[:, kept] = torch.eye(16, dtype=torch.float64)
         return found

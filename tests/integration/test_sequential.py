@@ -13,7 +13,7 @@ import bot_dist
 from bot_dist.calibrate import Adaptation, CalibrationData, Samples
 from bot_dist.calibrate.sequential import SequentialShare, SequentialWork
 from bot_dist.convert.open import open_source
-from bot_dist.families import model_of
+from bot_dist.families import Model, model_of
 from bot_dist.planning import known
 from bot_dist.runtime.transformed import TransformedSource
 from bot_dist.sharding import whole
@@ -26,6 +26,8 @@ SMALLER = {
     "gemma": {"embed": 16, "mlp": 24},
     "gpt2": {"layers": 2, "embed": 16, "heads": 2, "mlp": 40},
     "gpt_neox": {"embed": 16, "heads": 2, "mlp": 24},
+    "vit": {"layers": 2, "embed": 16, "heads": 2, "mlp": 24},
+    "deit": {"embed": 16, "heads": 2},
 }
 
 
@@ -42,6 +44,17 @@ def windows(n: int = 12, vocab: int = 64) -> torch.Tensor:
     return torch.randint(3, vocab, (n, CONTEXT), generator=torch.Generator().manual_seed(2))
 
 
+def samples(model: Model, n: int = 12) -> Samples:
+    if model.family.objective != "image":
+        return Samples.of_text(windows(n), model)
+    pixels = torch.randn(n, 3, 12, 12, generator=torch.Generator().manual_seed(2))
+    return Samples.of_images(pixels, torch.zeros(n, dtype=torch.long), model)
+
+
+def outputs(module: torch.nn.Module, sample: torch.Tensor) -> Any:
+    return module(**{"pixel_values" if sample.is_floating_point() else "input_ids": sample[None]})
+
+
 def adaptation(folder: Path, pico: Any, target: dict[str, int], **options: Any) -> Adaptation:
     data = {"source": pico.url, "output": str(folder), "target": target}
     recipe = bot_dist.make_recipe(data, {"cluster.executor": "local", **options})
@@ -52,9 +65,7 @@ def adaptation(folder: Path, pico: Any, target: dict[str, int], **options: Any) 
         source,
         model,
         known(source, model),
-        CalibrationData(
-            fitted=Samples.of_text(windows(), model), held_out=Samples.of_text(windows()[:0], model)
-        ),
+        CalibrationData(fitted=samples(model), held_out=samples(model, 0)),
         operators_url=str(folder / "operators"),
         folder=str(folder / "calibration"),
         on_event=lambda event: None,
@@ -68,7 +79,7 @@ def shrunk(done: Adaptation) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
     plan = done.plan()
     source, target = TransformedSource(plan, done.source), plan.target
     config = transformers.AutoConfig.for_model(**target.config)
-    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    model = getattr(transformers, target.family.architecture(target.config))(config).eval()
     state, found = dict(model.named_parameters()), {}
     with torch.no_grad():
         for _, _, p in target.parameters():
@@ -100,11 +111,15 @@ def test_the_simulated_stream_is_the_shrunk_models(
     assert done.done.sequential
     model, _ = shrunk(done)
     states: list[torch.Tensor] = []
-    norm = next(m for name, m in model.named_modules() if name.endswith(("model.norm", "ln_f", "final_layer_norm")))
+    norm = next(
+        m
+        for name, m in model.named_modules()
+        if name.endswith(("model.norm", "ln_f", "final_layer_norm", "t.layernorm"))
+    )
     norm.register_forward_pre_hook(lambda _, args: states.append(args[0]))
     with torch.no_grad():
-        for ids in windows():
-            model(ids[None])
+        for sample in samples(done.model).inputs:
+            outputs(model, sample)
     for simulated, real in zip(ends, states, strict=True):
         if done.model.family.norm == "layer":  # which does not see the mean, where writers' biases put something
             simulated, real = (x - x.mean(-1, keepdim=True) for x in (simulated, real[0]))
@@ -131,14 +146,14 @@ def running_on(run: Callable[..., None]) -> Callable[..., None]:
     return go
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2", "gpt_neox"])
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "gpt_neox", "vit"])
 def test_what_loses_nothing_changes_nothing(tmp_path: Path, make_pico: Factory, kind: str) -> None:
     """Units that others tell exactly are dropped: same logits, although everything was fitted anew."""
     pico = make_pico(kind)
     unsettled(pico.model)
     with torch.no_grad():
         for name, parameter in pico.model.named_parameters():
-            if any(f"{part}." in name for part in ("gate_proj", "up_proj", "c_fc", "dense_h_to_4h")):
+            if any(f"{part}." in name for part in ("gate_proj", "up_proj", "c_fc", "dense_h_to_4h", "fc1")):
                 units = parameter.T if kind == "gpt2" and parameter.dim() == 2 else parameter
                 units[1::2] = units[::2]
     pico.model.save_pretrained(pico.folder)
@@ -147,9 +162,11 @@ def test_what_loses_nothing_changes_nothing(tmp_path: Path, make_pico: Factory, 
     done.run()
     model, _ = shrunk(done)
     with torch.no_grad():
-        ids = windows()[:2]
-        wanted = pico.model(ids).logits
-        torch.testing.assert_close(model(ids).logits, wanted, rtol=1e-3, atol=1e-3 * wanted.abs().max().item())
+        sample = samples(done.model).inputs[0]
+        wanted = outputs(pico.model, sample).logits
+        torch.testing.assert_close(
+            outputs(model, sample).logits, wanted, rtol=1e-3, atol=1e-3 * wanted.abs().max().item()
+        )
 
 
 def test_any_number_of_shares_and_a_share_that_begins_anew(

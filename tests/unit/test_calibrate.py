@@ -36,18 +36,33 @@ LANGUAGE |= {
 }
 
 
-@pytest.fixture(params=LANGUAGE)
-def language_pico(request: pytest.FixtureRequest, make_pico: Callable[..., Pico]) -> Pico:
-    """A language model of every family and kind."""
-    return make_pico(**LANGUAGE[request.param])
+KINDS = LANGUAGE | {
+    "vit": {"kind": "vit"},
+    "bare vit": {"kind": "vit", "model_class": "ViTModel"},
+    "deit": {"kind": "deit"},
+}
+
+
+@pytest.fixture(params=KINDS)
+def any_pico(request: pytest.FixtureRequest, make_pico: Callable[..., Pico]) -> Pico:
+    """A model of every family and kind."""
+    return make_pico(**KINDS[request.param])
+
+
+def samples(model: Model, n: int = 3) -> Samples:
+    if model.family.objective != "image":
+        return Samples.of_text(windows(n), model, MASK)
+    generator = torch.Generator().manual_seed(3)
+    pixels = torch.randn(n, 3, 12, 12, generator=generator)
+    return Samples.of_images(pixels, torch.randint(7, (n,), generator=generator), model)
 
 
 def windows(n: int = 3, context: int = 12, vocab: int = 64) -> torch.Tensor:
     return torch.randint(vocab, (n, context), generator=torch.Generator().manual_seed(3))
 
 
-def plain(pico: Pico, model: Model, wanted: tuple[str, ...], tokens: torch.Tensor) -> dict[str, Any]:
-    """All statistics by hooks in the whole model, every window at once, in float64."""
+def plain(pico: Pico, model: Model, wanted: tuple[str, ...], shown: Samples) -> dict[str, Any]:
+    """All statistics by hooks in the whole model, every sample at once, in float64."""
     module = copy.deepcopy(pico.model).double().eval()
     seen: dict[tuple[str, int], torch.Tensor] = {}
     for site in sites(model, wanted):
@@ -61,9 +76,9 @@ def plain(pico: Pico, model: Model, wanted: tuple[str, ...], tokens: torch.Tenso
     around: list[tuple[torch.Tensor, torch.Tensor]] = []
     for block in module.get_submodule(path_in(model, blocks_of(model))):
         block.register_forward_hook(lambda m, args, out: around.append((args[0], out)))
-    shown = Samples.of_text(tokens, model, MASK)
+    pixels = shown.inputs.is_floating_point()
     with torch.no_grad():
-        found = module(input_ids=shown.inputs)
+        found = module(**{"pixel_values": shown.inputs.double()} if pixels else {"input_ids": shown.inputs})
     logits = found.get("logits", found.get("prediction_logits"))
     flat = {key: x.reshape(-1, x.shape[-1]) for key, x in seen.items()}
     return {
@@ -71,7 +86,7 @@ def plain(pico: Pico, model: Model, wanted: tuple[str, ...], tokens: torch.Tenso
         "mean": {key: x.mean(0).numpy() for key, x in flat.items()},
         "similarity": [F.cosine_similarity(a, b, dim=-1).mean().item() for a, b in around],
         "change": [((b - a).norm(dim=-1) / a.norm(dim=-1)).square().mean().item() for a, b in around],
-        "loss": None if logits is None else F.cross_entropy(logits.flatten(0, 1), shown.labels.flatten()).item(),
+        "loss": None if logits is None else F.cross_entropy(logits.flatten(0, -2), shown.labels.flatten()).item(),
     }
 
 
@@ -98,15 +113,15 @@ def agree(found: Statistics, wanted: dict[str, Any]) -> None:
         assert found.loss == pytest.approx(wanted["loss"], rel=2e-6)
 
 
-def test_they_are_those_of_the_whole_model(language_pico: Pico, tmp_path: Path) -> None:
-    source = open_source(language_pico.url)
+def test_they_are_those_of_the_whole_model(any_pico: Pico, tmp_path: Path) -> None:
+    source = open_source(any_pico.url)
     model = model_of(source.config)
     wanted = default_wanted(model)
     assert {"mlp.norm", "mlp.down", "attn.out"} < {*wanted}
-    found = statistics(source, model, Samples.of_text(windows(), model, MASK), wanted, tmp_path / "statistics")
-    assert found.tokens == 36
+    found = statistics(source, model, samples(model), wanted, tmp_path / "statistics")
+    assert found.tokens == samples(model).n_positions
     assert {*found.names} == {*wanted}
-    agree(found, plain(language_pico, model, wanted, windows()))
+    agree(found, plain(any_pico, model, wanted, samples(model)))
     assert [path.name for path in (tmp_path / "statistics").iterdir()] == [found.url.rpartition("/")[2]], "scratch left"
 
 
@@ -117,7 +132,10 @@ def test_context_beyond_a_sliding_window(make_pico: Callable[..., Pico], tmp_pat
     model = model_of(source.config)
     long = windows(2, 40)
     assert long.shape[1] > model.config["sliding_window"]
-    agree(statistics(source, model, Samples.of_text(long, model), ["norm"], tmp_path), plain(pico, model, ("norm",), long))
+    agree(
+        statistics(source, model, Samples.of_text(long, model), ["norm"], tmp_path),
+        plain(pico, model, ("norm",), Samples.of_text(long, model)),
+    )
 
 
 def test_any_map_that_reads(pico_llama: Callable[..., Pico], tmp_path: Path) -> None:
@@ -125,7 +143,10 @@ def test_any_map_that_reads(pico_llama: Callable[..., Pico], tmp_path: Path) -> 
     source = open_source(pico.url)
     model = model_of(source.config)
     wanted = ("attn.q", "head", "mlp.up")
-    agree(statistics(source, model, Samples.of_text(windows(), model), wanted, tmp_path), plain(pico, model, wanted, windows()))
+    agree(
+        statistics(source, model, Samples.of_text(windows(), model), wanted, tmp_path),
+        plain(pico, model, wanted, Samples.of_text(windows(), model)),
+    )
 
 
 def test_a_store_is_a_source_too(pico_llama: Callable[..., Pico], tmp_path: Path) -> None:
@@ -180,7 +201,7 @@ def test_what_an_interrupted_run_left_is_no_obstacle(
     with pytest.raises(KeyboardInterrupt):
         statistics(source, model, Samples.of_text(windows(), model), ["norm", "mlp.down"], tmp_path, on_event=stop)
     found = statistics(source, model, Samples.of_text(windows(), model), ["norm", "mlp.down"], tmp_path)
-    agree(found, plain(pico, model, ("norm", "mlp.down"), windows()))
+    agree(found, plain(pico, model, ("norm", "mlp.down"), Samples.of_text(windows(), model)))
     assert len([*tmp_path.glob("*.scratch")]) == 0
 
 
@@ -227,14 +248,16 @@ def test_where_it_stops_being_finite_is_said(
     pico_llama: Callable[..., Pico], tmp_path: Path, name: str, message: str
 ) -> None:
     source: Any = Altered(open_source(pico_llama().url), name, float("nan"))
+    model = model_of(source.config)
     with pytest.raises(InputError, match=message):
-        statistics(source, model_of(source.config), Samples.of_text(windows(), model_of(source.config)), ["norm"], tmp_path)
+        statistics(source, model, Samples.of_text(windows(), model), ["norm"], tmp_path)
 
 
 def test_a_bad_table_is_seen_before_the_blocks(pico_llama: Callable[..., Pico], tmp_path: Path) -> None:
     source: Any = Altered(open_source(pico_llama().url), "model.embed_tokens.weight", float("inf"))
+    model = model_of(source.config)
     with pytest.raises(InputError, match="before block 0: activations hold NaN or infinity"):
-        statistics(source, model_of(source.config), torch.zeros(1, 4, dtype=torch.long), ["norm"], tmp_path)
+        statistics(source, model, Samples.of_text(torch.zeros(1, 4, dtype=torch.long), model), ["norm"], tmp_path)
 
 
 def test_names_that_have_no_statistics(pico_llama: Callable[..., Pico], tmp_path: Path) -> None:
@@ -248,19 +271,22 @@ def test_names_that_have_no_statistics(pico_llama: Callable[..., Pico], tmp_path
         found.moment("mlp.up")
 
 
-def test_images_are_refused(make_pico: Callable[..., Pico], tmp_path: Path) -> None:
-    source = open_source(make_pico("vit").url)
-    with pytest.raises(InputError, match=r"calibration of image models needs images.*weight-only"):
-        statistics(source, model_of(source.config), Samples.of_text(windows(), model_of(source.config)), ["norm"], tmp_path)
+def test_nothing_to_calibrate_on(pico_llama: Callable[..., Pico], tmp_path: Path) -> None:
+    source = open_source(pico_llama().url)
+    model = model_of(source.config)
+    with pytest.raises(InputError, match="nothing to calibrate on"):
+        statistics(source, model, Samples.of_text(windows(0), model), ["norm"], tmp_path)
 
 
 def test_a_configuration_has_no_statistics(pico_llama: Callable[..., Pico], tmp_path: Path) -> None:
     source = open_source(f"{pico_llama().url}/config.json")
+    model = model_of(source.config)
     with pytest.raises(InputError, match="configuration without weights"):
-        statistics(source, model_of(source.config), Samples.of_text(windows(), model_of(source.config)), ["norm"], tmp_path)
+        statistics(source, model, Samples.of_text(windows(), model), ["norm"], tmp_path)
 
 
 def test_a_source_of_another_model(pico_llama: Callable[..., Pico], tmp_path: Path) -> None:
     source = open_source(pico_llama().url)
+    model = model_of({**source.config, "num_hidden_layers": 4})
     with pytest.raises(SourceError):
-        statistics(source, model_of({**source.config, "num_hidden_layers": 4}), windows(), ["norm"], tmp_path)
+        statistics(source, model, Samples.of_text(windows(), model), ["norm"], tmp_path)

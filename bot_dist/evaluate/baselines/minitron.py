@@ -3,8 +3,9 @@ Distillation*, NeurIPS 2024, arXiv 2407.14679), without its distillation.
 
 FFN units and heads are ranked within each layer, coordinates of the residual width over all layers, and those of
 highest rank are kept in their order, weights as they are. Ranked by magnitude: the norm of all weights that belong to
-it. Ranked by activation: the root mean square of what it puts out on a text (of coordinates, what norms put out; of
-heads, what attention gives them); layers by how much they change the residual stream (block importance).
+it. Ranked by activation: the root mean square of what it puts out on a text or on images (of coordinates, what
+norms put out; of heads, what attention gives them); layers by how much they change the residual stream (block
+importance).
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from bot_dist.errors import PlanError
 from bot_dist.evaluate.baselines.rule import Given, Made, Moments, Rule, changed, only_shrinks, refuse_axes
 from bot_dist.families import Model, Weight
 
@@ -32,8 +32,6 @@ def magnitude(source: Model, target: Model) -> Rule:
 
 def activation(source: Model, target: Model) -> Rule:
     _check("activation", source, target)
-    if source.family.objective == "image":
-        raise PlanError("minitron-activation ranks on a text, and this is a model of images; use minitron-magnitude")
     return Rule(name="Minitron, by activation", make=_by_activation, made=target)
 
 
@@ -78,7 +76,7 @@ def _by_activation(given: Given) -> Made:
         shaped = moment.reshape([model.sizes[name] for name in names])
         return np.asarray(np.moveaxis(shaped, names.index(axis), 0).reshape(model.sizes[axis], -1).sum(1))
 
-    flops = float(found.tokens * model.flops_per_token(given.context))
+    flops = float(found.tokens * model.flops_per_token(model.tokens_per_sample(given.context)))
     return _selected(given, energy, 1 - found.similarity, flops=flops)
 
 

@@ -275,7 +275,7 @@ def read_by(model: torch.nn.Module, name: str, inputs: torch.Tensor) -> torch.Te
 
 @pytest.mark.parametrize("basis", ["rotation", "permutation"])
 def test_weights_alone_are_fitted_to_where_there_is_no_text(tmp_path: Path, make_pico: Factory, basis: str) -> None:
-    """Said aloud. Images have no text."""
+    """Said aloud."""
     pico = make_pico("vit")
     report = adapted(tmp_path, pico.url, {"embed": 16, "heads": 2, "mlp": 24}, [], **{"transfer.basis": basis})
     assert [stage["axes"] for stage in report["calibrate"]] == [["embed", "heads", "mlp"]]

@@ -51,6 +51,7 @@ def recipe(tmp_path: Path, images: Path, pico_vit: Callable[..., Any]) -> Callab
         "source": str(source),
         "output": str(tmp_path / "run"),
         "target": {"mlp": 20, "layers": 2},
+        "calibrate": {"tokens": 300, "held_out": 100},
         "train": {
             "images": str(images),
             "steps": 24,
@@ -70,6 +71,9 @@ def test_a_vit_learns_from_folders_and_is_exported_with_its_processor(
     from transformers import AutoImageProcessor, AutoModelForImageClassification
 
     facts = bot_dist.run(recipe())
+    before, after = facts["transfer"]["calibrate"]
+    assert after["axes"] == ["layer", "mlp"]
+    assert after["loss"] == pytest.approx(before["loss"], rel=0.1)  # of a source that was never trained
     (run,) = facts["pretrain"]["runs"]
     assert run["tokens_per_step"] == 8 * 10
     assert run["held_out"][0]["accuracy"] < 0.6
@@ -116,12 +120,16 @@ def test_an_image_that_turns_out_to_be_none_is_named(recipe: Callable[..., bot_d
         bot_dist.run(recipe())
 
 
+def test_too_few_images_to_calibrate_on(recipe: Callable[..., bot_dist.Recipe]) -> None:
+    with pytest.raises(InputError, match=r"are 50 images of 10 tokens, and train\.images has 45 that may be trained on"):
+        bot_dist.run(recipe(**{"calibrate.tokens": 400}))
+
+
 def test_the_digits_that_comparisons_train_on(tmp_path: Path) -> None:
     subprocess.run([sys.executable, ROOT / "launch" / "digits.py", tmp_path], check=True, cwd=ROOT)
     found = Counter(path.parent.name for path in tmp_path.glob("*/*.png"))
     assert {*found} == {*map(str, range(10))}
-    assert sum(found.values()) == 1797
-    with Image.open(tmp_path / "0" / "0000.png") as first:
+    assert (sum(found.values()), found["1"]) == (70_000, 6742 + 1135)
+    with Image.open(tmp_path / "5" / "train-00000.png") as first:
         values = np.asarray(first)
-    assert values.shape == (8, 8)
-    assert (values[0, 3], values.max()) == (13 * 255 // 16, 239)
+    assert (values.shape, values.max(), values[5, 12:15].tolist()) == ((28, 28), 255, [3, 18, 18])

@@ -180,8 +180,9 @@ class Trial:
             found["calibrate"] = {
                 **calibrate.model_dump(exclude={"text", "column", "folder"}),
                 "text": contents(calibrate) if calibrate.text else None,
-                "images": contents(self.train) if self.train.images else None,
             }
+            if self.train.images is not None:
+                found["images"] = contents(self.train)
         return found
 
     def begin(self, folder: str, start: str) -> TrainRun:

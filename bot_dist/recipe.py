@@ -107,9 +107,9 @@ class TransferConfig(Config):
     wavelet."""
     analysis: Literal["auto", "adaptive", "wavelet"] = "auto"
     """How axes shrink. ``adaptive``: by a basis and filters fitted to statistics of the source on a text
-    (``calibrate.text``); without one, to its weights alone. ``wavelet``: by the wavelet. ``auto``: adaptive where the
-    recipe names a text to calibrate or train on, and no preset, wavelet, gain or depth of another kind, and keeps no
-    details."""
+    (``calibrate.text``) or on images (``train.images``); without, to its weights alone. ``wavelet``: by the wavelet.
+    ``auto``: adaptive where the recipe names a text to calibrate or train on, or images, and no preset, wavelet, gain
+    or depth of another kind, and keeps no details."""
     basis: Basis = "auto"
     """Of the residual width, where it shrinks adaptively: its Karhunen–Loève basis (``rotation``, which unties a tied
     head), or its coordinates with the most energy (``permutation``), which predict the others for all that reads them
@@ -233,7 +233,7 @@ class CalibrateConfig(Config):
     passes: Literal["sequential", "one", "each"] = "sequential"
     """``sequential``: block by block, all axes at once, to what the model that is shrunk so far computes beside the
     source, correcting what blocks write; takes two passes over the text, and ``one`` where it can't be done (norms
-    after sublayers, axes that change by other means, no text). ``one``: everything to the source in one pass.
+    after sublayers, axes that change by other means, no data). ``one``: everything to the source in one pass.
     ``each``: FFN, heads, width and blocks in this order, each to the model that the ones before have shrunk; takes a
     pass for each, and loses more than the others."""
     held_out: int = Field(default=4096, ge=0)

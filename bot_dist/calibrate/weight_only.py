@@ -1,4 +1,4 @@
-"""What weights alone tell of a model's activations: for where there is no text to run through it."""
+"""What weights alone tell of a model's activations: for where there is nothing to run through it."""
 
 from __future__ import annotations
 

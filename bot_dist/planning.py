@@ -283,9 +283,9 @@ def _images(recipe: Recipe, model: Model) -> CalibrationData:
             f"calibrate.tokens and calibrate.held_out are {sum(counts):,} images of {model.sizes['position']} tokens, "
             f"and train.images has {len(images):,} that may be trained on; lower them, or give more images"
         )
+    pixels, classes = images.read(range(sum(counts)))
     fitted, held_out = (
-        Samples.of_images(*images.read(range(first, first + n)), model)
-        for first, n in zip((0, counts[0]), counts, strict=True)
+        Samples.of_images(pixels[part], classes[part], model) for part in (slice(counts[0]), slice(counts[0], None))
     )
     return CalibrationData(fitted=fitted, held_out=held_out)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -27,16 +28,16 @@ class CalibrationCost:
     """Of one calibration."""
 
     shares: int
-    """Processes that share out the text; 0 where there is none."""
+    """Processes that share out the samples; 0 where there are none."""
     share_bytes: int
     """Of tensors that one of them holds at its worst moment: a block (or what is around the blocks) in float32, the
-    moments of a step, one window's activations."""
+    moments of a step, one sample's activations, all samples."""
     fit_bytes: int
     """Of matrices that the process holds which fits, one thing after the other."""
     scratch_bytes: int
-    """On storage while it lasts: activations of all windows, sums of a step."""
+    """On storage while it lasts: activations of all samples, sums of a step."""
     pass_flops: float
-    """Of all passes over the text."""
+    """Of all passes over the samples."""
     fit_flops: float
 
     @property
@@ -79,9 +80,10 @@ def calibration_cost(
     stages = len(axes) if config.passes == "each" else 1
     per_token = 2 * block * sizes["layer"] + sum(site.size**2 * site.layers for site in seen)
     measured = 2 * block * sizes["layer"] * config.held_out * (1 + stages)
+    shown = config.tokens * math.prod(sizes.get(axis, 1) for axis in ("channel", "patch_height", "patch_width"))
     return CalibrationCost(
         shares=shares,
-        share_bytes=FLOAT32 * max(block + window, around + logits) + FLOAT64 * moments if shares else 0,
+        share_bytes=FLOAT32 * (max(block + window, around + logits) + shown) + FLOAT64 * moments if shares else 0,
         fit_bytes=FLOAT64 * (SQUARES * largest**2 + 3 * largest * embed),
         scratch_bytes=FLOAT32 * config.tokens * streams + FLOAT64 * moments * shares if shares else 0,
         pass_flops=float(per_token * config.tokens * (4 if sequential else stages) + measured) if shares else 0.0,

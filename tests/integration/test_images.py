@@ -121,7 +121,9 @@ def test_an_image_that_turns_out_to_be_none_is_named(recipe: Callable[..., bot_d
 
 
 def test_too_few_images_to_calibrate_on(recipe: Callable[..., bot_dist.Recipe]) -> None:
-    with pytest.raises(InputError, match=r"are 50 images of 10 tokens, and train\.images has 45 that may be trained on"):
+    with pytest.raises(
+        InputError, match=r"are 50 images of 10 tokens, and train\.images has 45 that may be trained on"
+    ):
         bot_dist.run(recipe(**{"calibrate.tokens": 400}))
 
 

@@ -237,7 +237,7 @@ class CalibrateConfig(Config):
     ``each``: FFN, heads, width and blocks in this order, each to the model that the ones before have shrunk; takes a
     pass for each, and loses more than the others."""
     held_out: int = Field(default=4096, ge=0)
-    """Tokens after those, on which the loss is measured after every stage; 0: it is not measured."""
+    """Further tokens, on which the loss is measured after every stage; 0: it is not measured."""
     memory_limit: Bytes = 2**33
     """Bytes of tensors that one process may hold meanwhile: a block of the source, the moments of what it reads, and
     what is fitted to them. What takes more is refused."""

@@ -44,6 +44,8 @@ class Samples:
         Raises InputError where the model can't take them, or ``mask_token`` is needed and missing.
         """
         family, context = model.family, windows.shape[-1]
+        if family.objective == "image":
+            raise InputError(f"a model of family '{family.name}' takes images, no text; calibrate it on images")
         if windows.ndim != 2 or context < 2:
             raise InputError(f"calibration windows have shape {tuple(windows.shape)}, wanted (windows, at least 2)")
         longest = model.config.get(family.context_field)

@@ -33,8 +33,8 @@ WRITING = 10.0
 class Sequential(AbstractContextManager[None]):
     """The operators along all axes of a shrinking, fitted together as soon as the first of them is asked for.
 
-    ``fits`` are by axis, and ``layers`` those of the source that are kept. What lies in ``folder``
-    meanwhile is removed at the end of the context. Raises InputError where activations are not finite.
+    ``fits`` are by axis, and ``layers`` those of the source that are kept. What lies in ``folder`` meanwhile is
+    removed at the end of the context. Raises InputError where activations are not finite.
     """
 
     def __init__(

@@ -117,10 +117,10 @@ def statistics(
 ) -> Statistics:
     """Statistics of ``model``, whose weights are in ``source``, on ``samples``.
 
-    ``wanted`` are names of weights without ``.weight``: norms of the residual stream and linear maps.
-    Statistics of the same source, samples and names that are in ``folder`` (a path that all nodes see) are returned as
-    they are; others are computed by the ``crew``, on CPUs in float32; each of it holds a block, its moments and the
-    activations of a sample.
+    ``wanted`` are names of weights without ``.weight``: norms of the residual stream and linear maps. Statistics of the
+    same source, samples and names that are in ``folder`` (a path that all nodes see) are returned as they are; others
+    are computed by the ``crew``, on CPUs in float32; each of it holds a block, its moments and the activations of a
+    sample.
 
     Events: ``cached``; or ``start``, ``block`` after each block, and ``committed``.
 

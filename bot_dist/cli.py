@@ -287,7 +287,10 @@ def diff(
 def export(
     url: RecipeOrUrl,
     folder: Annotated[str | None, typer.Argument(metavar="FOLDER|FILE.gguf", help="Where to; needed with URL.")] = None,
-    to: Annotated[Literal["safetensors", "dcp", "gguf"], typer.Option(help="Format of the weights.")] = "safetensors",
+    to: Annotated[
+        Literal["safetensors", "dcp", "gguf"] | None,
+        typer.Option(help="Format of the weights (safetensors; gguf for FILE.gguf).", show_default=False),
+    ] = None,
     dtype: Annotated[
         Literal["f32", "f16", "bf16", "q8_0"] | None,
         typer.Option(help="Of matrices in GGUF (f16).", show_default=False),
@@ -301,6 +304,7 @@ def export(
     """Write a store as a Hugging Face folder or a GGUF file: weights, config and tokenizer."""
     from bot_dist import console, pipeline
 
+    to = to or ("gguf" if folder is not None and folder.endswith(".gguf") else "safetensors")
     options: dict[str, Any] = {"to": to, "dtype": dtype, "max_shard_bytes": _bytes("--max-shard-size", max_shard_size)}
     with console.progress() as on_event:
         if _is_recipe(url):
@@ -317,9 +321,12 @@ def _bytes(option: str, text: str | None) -> int | None:
     from bot_dist.recipe import parse_bytes
 
     try:
-        return parse_bytes(text) if text is not None else None
+        size = parse_bytes(text) if text is not None else None
     except ValueError as error:
         raise InputError(f"{option}: {error}") from None
+    if size == 0:
+        raise InputError(f"{option} is 0; write a number of bytes or for example 2GB")
+    return size
 
 
 def _is_recipe(path: str) -> bool:
@@ -371,7 +378,7 @@ def _plain(arguments: dict[str, Any]) -> list[str]:
         f"{section}.{name}={str(arguments[name]).lower() if arguments[name] is True else arguments[name]}"
         for section, names in _SECTIONS.items()
         for name in names
-        if arguments.get(name) not in (None, False)
+        if arguments.get(name) is not None and arguments[name] is not False
     ]
 
 
@@ -413,7 +420,9 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         _fail(str(error), error.exit_status)
     except Exception as error:
         if hasattr(error, "exit_code") and hasattr(error, "format_message"):  # click's usage errors
-            _fail(error.format_message(), 2)
+            if message := error.format_message():
+                _fail(message, 2)
+            sys.exit(2)  # the help is shown already
         raise
     if status == INTERRUPTED:
         message = "interrupted; nothing unfinished was committed, run the same command again to resume"

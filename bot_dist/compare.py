@@ -62,7 +62,7 @@ def compare(recipe: ComparisonRecipe, on_event: OnEvent = pipeline.ignore) -> di
     chosen = at_best(results, rates)
     headings, lines = table(rows(chosen, recipe.target_loss), tuned=len(recipe.rates) > 1)
     facts = {
-        "recipe": recipe.public(unset=False),
+        "recipe": recipe.public(),
         "source": {
             "url": label(source),
             "held_out_loss": loss,

@@ -5,12 +5,13 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import re
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bot_dist.errors import InputError
+from bot_dist.errors import InputError, SourceError
 from bot_dist.families import Model, Weight, model_of
 from bot_dist.making import MADE_VERSION
 from bot_dist.recipe import Basis, Recipe, refuse_family
@@ -35,6 +36,7 @@ class Planning:
         self.recipe = refuse_family(recipe)
         self._baseline = baseline
         self._opened, self._model = open_checked(recipe)
+        _check_kind_of_data(recipe, self._model)
         self._mallat: MallatSource | None = None
         self._notes: list[str] = []
         self._made: Source | None = None
@@ -156,6 +158,7 @@ class Planning:
             return self._by_rule(self.rule)
         else:
             target = target_model(model, recipe.target, recipe.transfer)
+            notes = notes + _averaged_notes(recipe, model, target)
         if self.optimizer_step is not None:
             notes = [*notes, f"AdamW's moments are carried along, as they are after {self.optimizer_step:,} steps"]
         return make_plan(
@@ -211,7 +214,10 @@ def open_checked(recipe: Recipe) -> tuple[Source, Model]:
     """The recipe's source and its model, which it is checked to hold. Raises SourceError and FamilyError."""
     from bot_dist.convert.open import open_source
 
-    source = open_source(absolute(recipe.source))
+    url = absolute(recipe.source)
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", recipe.source) and not Path(url).parent.exists():
+        raise SourceError(f"{recipe.source}: no such file or folder; for the hub's model write hf://{recipe.source}")
+    source = open_source(url)
     model = model_of(source.config)
     source.check(model)
     return source, model
@@ -243,10 +249,12 @@ def _adapts(recipe: Recipe) -> bool:
     transfer = recipe.transfer
     if transfer.analysis != "auto":
         return transfer.analysis == "adaptive"
-    if transfer.fitted:
-        return True
-    chosen = transfer.model_fields_set & {"preset", "wavelet", "gain", "depth", "keep_details"}
-    return (bool(_calibration_text(recipe)) or recipe.train.images is not None) and not chosen
+    return bool(transfer.fitted) or (_names_data(recipe) and not transfer.averaged_for)
+
+
+def _names_data(recipe: Recipe) -> bool:
+    """Whether the recipe names a text or images."""
+    return bool(_calibration_text(recipe)) or recipe.train.images is not None
 
 
 def _beside(recipe: Recipe, name: str) -> str:
@@ -258,6 +266,17 @@ def _beside(recipe: Recipe, name: str) -> str:
 
 def _calibration_text(recipe: Recipe) -> tuple[str, ...]:
     return recipe.calibrate.text or recipe.train.text
+
+
+def _check_kind_of_data(recipe: Recipe, model: Model) -> None:
+    """Raise InputError where a text is named for a model of images, or images for one of text."""
+    name, text = model.family.name, _calibration_text(recipe)
+    if model.family.objective == "image" and text:
+        key = "calibrate.text" if recipe.calibrate.text else "train.text"
+        raise InputError(f"family '{name}' takes images, and {key} is '{label(text[0])}'; name images in train.images")
+    if model.family.objective != "image" and recipe.train.images is not None:
+        images = label(recipe.train.images)
+        raise InputError(f"family '{name}' takes text, and train.images is '{images}'; name a text in train.text")
 
 
 def _has_data(recipe: Recipe, model: Model) -> bool:
@@ -310,6 +329,17 @@ def _text(recipe: Recipe, model: Model) -> CalibrationData:
         for numbers in ([i for i in range(n) if i not in held], held)
     )
     return CalibrationData(fitted=shown, held_out=measured)
+
+
+def _averaged_notes(recipe: Recipe, model: Model, target: Model) -> list[str]:
+    """What the user should know where axes shrink by averages though the recipe names what they may be fitted to."""
+    from bot_dist.plan import shrinking
+
+    asked = recipe.transfer.averaged_for
+    if recipe.transfer.analysis != "auto" or not (asked and _names_data(recipe)):
+        return []
+    axes = shrinking(model, target, recipe.transfer)
+    return [f"{', '.join(axes)}: averaged, not fitted to the data, for {asked} is asked for"] if axes else []
 
 
 def _adaptive_notes(recipe: Recipe, model: Model, axes: Sequence[str], grown: Sequence[str], basis: str) -> list[str]:

@@ -40,11 +40,22 @@ _MEMBER = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(gt=0)]
 
 
+def _url(text: str) -> str:
+    if not text:
+        raise ValueError("it is empty; give a path or a URL")
+    if slip := re.match(r"(file|s3a?|gs|az|abfss?|hf|https?|package)(:/(?!/)|//)", text):
+        raise ValueError(f"write {slip[1]}://{text[slip.end() :]}, or ./{text} for a path")
+    return text
+
+
 def _folder(path: str) -> str:
     if not path or "://" in path:
         raise ValueError("the output is a folder on a file system that all nodes see; only target_url may be a URL")
     return os.path.expanduser(path)
 
+
+Url = Annotated[str, AfterValidator(_url)]
+"""A path or a URL."""
 
 Folder = Annotated[str, AfterValidator(_folder)]
 """A path on a file system that all nodes see."""
@@ -108,8 +119,8 @@ class TransferConfig(Config):
     analysis: Literal["auto", "adaptive", "wavelet"] = "auto"
     """How axes shrink. ``adaptive``: by a basis and filters fitted to statistics of the source on a text
     (``calibrate.text``) or on images (``train.images``); without, to its weights alone. ``wavelet``: by the wavelet.
-    ``auto``: adaptive where the recipe names a text to calibrate or train on, or images, and no preset, wavelet, gain
-    or depth of another kind, and keeps no details."""
+    ``auto``: adaptive where the recipe names a text to calibrate or train on, or images, unless another wavelet than
+    haar, a gain, ``depth: wavelet`` or ``keep_details`` is asked for."""
     basis: Basis = "auto"
     """Of the residual width, where it shrinks adaptively: its Karhunen–Loève basis (``rotation``, which unties a tied
     head), or its coordinates with the most energy (``permutation``), which predict the others for all that reads them
@@ -168,6 +179,17 @@ class TransferConfig(Config):
         if self.basis != "auto":
             return f"basis {self.basis}"
         return f"depth {self.depth}" if self.depth in ("similar", "pairs") else ""
+
+    @property
+    def averaged_for(self) -> str:
+        """A setting that ``analysis: auto`` takes for the wavelet's, whatever data there are; empty where none is."""
+        if self.wavelet != "haar":
+            return f"wavelet {self.wavelet}"
+        if self.gain != "auto":
+            return f"gain {self.gain}"
+        if self.depth == "wavelet":
+            return "depth wavelet"
+        return "keep_details" if self.keep_details else ""
 
     def depth_of(self, *, grows: bool) -> str:
         """The policy of the layer axis; ``auto`` is settled, but for what is fitted."""
@@ -383,12 +405,12 @@ class MemberConfig(Config):
 class Recipe(Config):
     """One run: source → plan → transfer → continued pretraining → export → report."""
 
-    source: str
+    source: Url
     """Checkpoint to start from: a folder or URL with safetensors, a ``.gguf`` file, or a bot_dist store;
     ``package://PACKAGE/FILE`` names a file inside an installed Python package."""
     output: Folder
     """Folder of the run (a path that all nodes see)."""
-    target_url: str | None = None
+    target_url: Url | None = None
     """Where the transferred store goes, any fsspec URL; None: ``{output}/transferred.zarr``."""
     target: dict[str, StrictInt] = Field(default_factory=dict)
     """New sizes: ``layers``, ``embed``, ``mlp``, ``heads``, ``kv_heads``, … (what the family has); others are kept."""
@@ -396,7 +418,7 @@ class Recipe(Config):
     """Several targets by name, each a run of its own in the folder ``{output}/NAME``: all are transferred, then trained
     one after the other or side by side (``cluster.side_by_side``); ``target``,
     ``transfer`` and ``train`` are what they have in common. ``RECIPE.yaml:NAME`` is one of them."""
-    import_to: str | None = None
+    import_to: Url | None = None
     """Where to import the source to before all else (a folder or URL that all nodes see), so that it is read once from
     where it is, and then from there. None: a family imports a source that is not on a file system, to
     ``{output}/source.zarr``; nothing else does."""
@@ -471,14 +493,30 @@ def load_recipe(path: str | Path, overrides: Iterable[str] | Mapping[str, Any] =
     Raises RecipeError when the file can't be read, a key or value is wrong, or there is no such member.
     """
     path, member = split_member(path)
-    recipe = make_recipe(read_yaml(path), overrides, where=path)
+    data = read_yaml(path)
+    if "methods" in data:
+        raise RecipeError(f"{path} is the recipe of a comparison; write: bot_dist compare {path}")
+    recipe = make_recipe(data, overrides, where=path)
     return member_of(recipe, member, path) if member else recipe
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML in which no key is given twice: of two, the last would win in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            name = str(key.value)
+            if name in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key '{name}' is given twice", key.start_mark)
+            seen.add(name)
+        return super().construct_mapping(node, deep)
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """The keys of a YAML file. Raises RecipeError where there are none to be read."""
     try:
-        data = yaml.safe_load(Path(path).read_text())
+        data = yaml.load(Path(path).read_text(), _UniqueKeys)
     except OSError as error:
         raise RecipeError(f"recipe {path}: {error.strerror}; give the path of a YAML file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -547,12 +585,20 @@ def validated(
     try:
         return model.model_validate(merged)
     except pydantic.ValidationError as error:
-        lines = [
-            f"{where}: {'.'.join(map(str, e['loc']))}: {e['msg'].removeprefix('Value error, ')}"
-            + ("" if e["type"] == "missing" else f" (found {e['input']!r})")
-            for e in error.errors()
-        ]
-        raise RecipeError("\n".join(lines)) from None
+        raise RecipeError("\n".join(_told(where, dict(e)) for e in error.errors())) from None
+
+
+def _told(where: str, error: dict[str, Any]) -> str:
+    """One of pydantic's errors, on one line."""
+    place = ": ".join(filter(None, [where, ".".join(map(str, error["loc"]))]))
+    found, message = error["input"], error["msg"].removeprefix("Value error, ")
+    if error["type"] == "tuple_type":
+        return f"{place}: wanted a list, found {found!r}; write [{found}]"
+    if error["type"] == "model_type":
+        return f"{place}: wanted a section of keys, found {found!r}"
+    if error["type"] == "missing" or (isinstance(found, dict) and error["type"] == "value_error"):
+        return f"{place}: {message}"  # of a section as a whole
+    return f"{place}: {message} (found {found!r})"
 
 
 def _take_from_members(data: Mapping[str, Any], section: str, key: str) -> None:

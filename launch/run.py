@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import sys
 from collections.abc import Sequence
 
@@ -25,8 +26,9 @@ NO_DEPENDENCY = """launch/run.py: {python} has bot_dist, but not {name}, which i
 
 
 def with_verb(arguments: Sequence[str]) -> list[str]:
-    """The command line of ``bot_dist``: ``run`` where no verb is given."""
-    return list(arguments) if arguments and arguments[0] in VERBS else ["run", *arguments]
+    """The command line of ``bot_dist``: ``run`` where a recipe is given and no verb."""
+    recipe = any(re.search(r"\.ya?ml(:|$)", argument) for argument in arguments)
+    return ["run", *arguments] if recipe and arguments[0] not in VERBS else list(arguments)
 
 
 def main() -> None:

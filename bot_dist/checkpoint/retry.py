@@ -24,7 +24,7 @@ CONNECT_S = 10.0
 SILENCE_S = 60.0
 """Longest wait for an answer or for its next bytes, unless the environment's BOT_DIST_STORAGE_TIMEOUT_S has another."""
 
-_CLIENTS = ("obstore", "aiohttp", "huggingface_hub", "requests", "httpx", "httpcore")
+_CLIENTS = ("obstore", "aiohttp", "huggingface_hub", "requests", "httpx", "httpcore", "httpx2", "httpcore2")
 """Client libraries whose errors are not all OSErrors."""
 _LATER = {408, 409, 425, 429}
 """HTTP statuses below 500 that say: not now. 409 is S3's for two conditional writes at once."""

@@ -142,8 +142,9 @@ class ComparisonRecipe(Config):
             raise ValueError("methods: all have targets of their own; give at least one the comparison's")
         if self.learning_rates and "learning_rate" in self.train.model_fields_set:
             raise ValueError("give learning_rates, or train.learning_rate for all methods; not both")
-        if len({*self.learning_rates}) < len(self.learning_rates):
-            raise ValueError("learning_rates: one is named twice; leave it out")
+        for key, values in (("learning_rates", self.learning_rates), ("seeds", self.seeds)):
+            if len({*values}) < len(values):
+                raise ValueError(f"{key}: one is named twice; leave it out")
         if self.train.steps == 0:
             raise ValueError("train.steps is 0; give the budget that all methods are trained for")
         for where, train in (("train", self.train), ("pretrain.train", self.pretrain and self.pretrain.train)):
@@ -152,10 +153,9 @@ class ComparisonRecipe(Config):
                 raise ValueError(f"{where}.{found[0]} is not for comparisons; " + SAID_BY[found[0]])
         return self
 
-    def public(self, *, unset: bool = True) -> dict[str, Any]:
-        """The recipe as plain data, URLs without secrets. Without the keys that were left ``unset`` it makes the same
-        recipe again."""
-        dumped = self.model_dump(mode="json", exclude={"cluster": {"address"}}, exclude_unset=not unset)
+    def public(self) -> dict[str, Any]:
+        """The keys that were set as plain data, which makes the same recipe again; URLs without secrets."""
+        dumped = self.model_dump(mode="json", exclude={"cluster": {"address"}}, exclude_unset=True)
         data: dict[str, Any] = labelled(dumped)
         return data
 
@@ -170,4 +170,7 @@ SAID_BY = {
 
 def load_comparison(path: str | Path, overrides: Iterable[str] | Mapping[str, Any] = ()) -> ComparisonRecipe:
     """Read a YAML recipe and apply overrides, as ``load_recipe`` does. Raises RecipeError."""
-    return validated(ComparisonRecipe, read_yaml(path), overrides, str(path))
+    data = read_yaml(path)
+    if "methods" not in data:
+        raise RecipeError(f"{path} is no recipe of a comparison: it has no methods; write: bot_dist run {path}")
+    return validated(ComparisonRecipe, data, overrides, str(path))

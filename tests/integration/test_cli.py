@@ -19,6 +19,7 @@ import yaml
 
 from bot_dist.checkpoint import CheckpointReader
 from bot_dist.cli import main
+from bot_dist.recipe import load_recipe
 from tests.conftest import default_signals
 
 PicoFactory = Callable[..., Any]
@@ -125,6 +126,7 @@ def test_export_options(cli: Callable[..., tuple[int, str]], tmp_path: Path, pic
     for options, message in (
         (("--to", "pickle"), "'safetensors', 'dcp'"),
         (("--max-shard-size", "much"), "'much' is no size"),
+        (("--max-shard-size", "0"), "--max-shard-size is 0"),
         (("--to", "dcp", "--max-shard-size", "1GB"), "--max-shard-size is for safetensors"),
     ):
         status, text = cli("export", source, str(tmp_path / "no"), *options)
@@ -169,6 +171,12 @@ def test_adaptive_shrinking_on_the_command_line(
     assert (status, "embed.kept" in text) == (0, True)
     status, text = cli("plan", source.url, *sizes, *few, "--analysis", "wavelet")
     assert (status, "fitted" in text, "embed haar" in text) == (0, False, True)
+    default = cli("plan", source.url, *sizes, *few)
+    for written_out in (("--wavelet", "haar"), ("--gain", "auto"), ("--set", "transfer.keep_details=false")):
+        assert cli("plan", source.url, *sizes, *few, *written_out) == default
+    for other, asked in ((("--wavelet", "db2"), "wavelet db2"), (("--keep-details",), "keep_details")):
+        status, text = cli("plan", source.url, *sizes, *few, *other)
+        assert (status, f"averaged, not fitted to the data, for {asked} is asked for" in text) == (0, True)
 
     status, text = cli(*scale(source.url, store, *sizes, *few))
     assert status == 0, text
@@ -225,8 +233,12 @@ def test_a_recipe_with_overrides(cli: Callable[..., tuple[int, str]], tmp_path: 
         yaml.safe_dump({"source": pico_llama().url, "output": str(tmp_path / "run"), "target": {"mlp": 20}})
     )
     local = ("--set", "cluster.executor=local")
+    assert cli("plan", str(recipe))[0] == 0
     status, text = cli("run", str(recipe), "--print-config", "--set", "train.steps=3")
     assert (status, yaml.safe_load(text)["train"]["steps"]) == (0, 3)
+    printed = tmp_path / "printed.yaml"
+    printed.write_text(text)
+    assert load_recipe(printed).digest() == load_recipe(recipe, ["train.steps=3"]).digest()
     assert cli("scale", str(recipe), *local, "--set", "target.embed=48")[0] == 0
     assert CheckpointReader(str(tmp_path / "run" / "transferred.zarr")).config["hidden_size"] == 48
     assert cli("verify", str(recipe))[0] == 0
@@ -251,6 +263,8 @@ BAD = [
     ("policy", None, ["--layers", "2", "--depth", "stack"], "depth policy 'stack' only grows, and 3 → 2 shrinks"),
     ("preset", None, ["--preset", "paper-gpt"], "unknown preset 'paper-gpt'; did you mean 'paper-gpt-s2l'"),
     ("negative size", None, ["--mlp", "-3"], "target mlp is -3; give at least 1"),
+    ("no blocks", None, ["--layers", "0"], "target layers is 0; give at least 1"),
+    ("no actors", None, ["--tensor", "0"], "cluster.tensor"),
     ("memory limit", None, ["--memory-limit", "100"], "the smallest that works is"),
     ("wavelet", None, ["--wavelet", "harr"], "unknown wavelet 'harr'"),
     ("override", None, ["--set", "train.stepz=1"], "unknown key 'train.stepz'"),
@@ -281,6 +295,31 @@ def test_sources_that_are_not_there(cli: Callable[..., tuple[int, str]], tmp_pat
     assert (status, "no such file or folder" in text) == (2, True)
     status, text = cli(*scale("package://no_such_package/model.gguf", tmp_path / "store"))
     assert (status, "no_such_package" in text, "pip install" in text) == (2, True, True)
+    status, text = cli(*scale("some-one/model-1b", tmp_path / "store"))
+    assert (status, "for the hub's model write hf://some-one/model-1b" in text) == (2, True)
+
+
+def test_targets_that_can_not_be(
+    cli: Callable[..., tuple[int, str]], tmp_path: Path, pico_llama: PicoFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    source = pico_llama().url
+    before = {*tmp_path.iterdir()}
+    for target, message in (
+        ("", "target_url: it is empty"),
+        ("s3:/bucket/x", "write s3://bucket/x"),
+        ("http://127.0.0.1:9/x", "holds no checkpoint"),
+    ):
+        status, text = cli("scale", source, target, "--executor", "local")
+        assert (status, message in text) == (2, True), text
+    assert {*tmp_path.iterdir()} == before
+
+
+def test_the_recipe_of_the_other_verb(cli: Callable[..., tuple[int, str]]) -> None:
+    status, text = cli("run", "configs/compare_gpt_grow.yaml")
+    assert (status, "write: bot_dist compare configs/compare_gpt_grow.yaml" in text) == (2, True)
+    status, text = cli("compare", "configs/quickstart.yaml")
+    assert (status, "write: bot_dist run configs/quickstart.yaml" in text) == (2, True)
 
 
 def test_a_misspelt_recipe(cli: Callable[..., tuple[int, str]], tmp_path: Path) -> None:
@@ -313,7 +352,7 @@ def test_a_store_is_exported_for_llama_cpp(
     pytest.importorskip("gguf")
     store, file = tmp_path / "store", tmp_path / "model.gguf"
     assert cli(*scale(pico_llama().url, store))[0] == 0
-    status, text = cli("export", str(store), str(file), "--to", "gguf", "--dtype", "q8_0")
+    status, text = cli("export", str(store), str(file), "--dtype", "q8_0")
     assert (status, "note: 19 of 29 tensors are f16" in text) == (0, True), text
     assert cli("export", str(store), str(file), "--to", "gguf", "--dtype", "f32", "--overwrite")[0] == 0
     status, text = cli("diff", "--quick", str(store), str(file))

@@ -120,6 +120,19 @@ def test_an_image_that_turns_out_to_be_none_is_named(recipe: Callable[..., bot_d
         bot_dist.run(recipe())
 
 
+def test_text_and_images_are_not_mixed_up(
+    recipe: Callable[..., bot_dist.Recipe], pico_llama: Callable[..., Any], tmp_path: Path
+) -> None:
+    for overrides, message in (
+        ({"calibrate.text": ["a.txt"]}, r"family 'vit' takes images, and calibrate\.text is 'a\.txt'"),
+        ({"train.images": None, "train.text": ["a.txt"]}, r"family 'vit' takes images, and train\.text is 'a\.txt'"),
+        ({"source": pico_llama().url}, r"family 'llama' takes text, and train\.images is '.*'; name a text in"),
+    ):
+        with pytest.raises(InputError, match=message):
+            bot_dist.run(recipe(**overrides))
+    assert not (tmp_path / "run" / "transferred.zarr").exists()
+
+
 def test_too_few_images_to_calibrate_on(recipe: Callable[..., bot_dist.Recipe]) -> None:
     with pytest.raises(
         InputError, match=r"are 50 images of 10 tokens, and train\.images has 45 that may be trained on"

@@ -133,7 +133,11 @@ def test_the_digest_is_of_what_is_computed() -> None:
         ("train.seed=-1", r"train\.seed"),
         ("train.clip=.inf", r"train\.clip"),
         ("target.embed=true", r"target\.embed"),
-        ("train=3", "train"),
+        ("train=3", r"train: wanted a section of keys, found 3"),
+        ("train.text=a.txt", r"train\.text: wanted a list, found 'a.txt'; write \[a.txt\]"),
+        ("source=''", "source: it is empty"),
+        ("target_url=s3:/bucket/x", r"target_url: write s3://bucket/x, or \./s3:/bucket/x for a path"),
+        ("target_url=gs//bucket/x", r"target_url: write gs://bucket/x"),
     ],
 )
 def test_values_that_would_fail_later(override: str, message: str) -> None:
@@ -166,6 +170,12 @@ def test_files(tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text("a: [")
     with pytest.raises(RecipeError, match="is no YAML"):
         load_recipe(tmp_path / "bad.yaml")
+    (tmp_path / "twice.yaml").write_text("source: a\noutput: b\ntarget: {layers: 3}\ntarget: {embed: 4}\n")
+    with pytest.raises(RecipeError, match="key 'target' is given twice"):
+        load_recipe(tmp_path / "twice.yaml")
+    (tmp_path / "methods.yaml").write_text("source: a\noutput: b\nmethods: {ours: {}}\n")
+    with pytest.raises(RecipeError, match="is the recipe of a comparison; write: bot_dist compare"):
+        load_recipe(tmp_path / "methods.yaml")
     (tmp_path / "latin.yaml").write_bytes("source: é".encode("latin-1"))
     with pytest.raises(RecipeError, match="is no YAML"):
         load_recipe(tmp_path / "latin.yaml")

@@ -177,9 +177,19 @@ def obstore_error(text: str) -> Exception:
     )
 
 
+def hub_client_error() -> Exception:
+    """No connection, as the client says it that ``hf://`` is read by."""
+    from huggingface_hub.utils import get_session
+
+    with pytest.raises(Exception, match=r"[Cc]onnect") as caught:
+        get_session().get("http://127.0.0.1:9", timeout=5)
+    return caught.value
+
+
 TRANSIENT = [
     ConnectionResetError(),
     TimeoutError(),
+    hub_client_error(),
     obstore_error("HTTP error: error sending request"),
     obstore_error("Server returned non-2xx status code: 429 Too Many Requests: "),
     obstore_error("Server returned non-2xx status code: 409 Conflict: <Code>ConditionalRequestConflict</Code>"),

@@ -13,8 +13,11 @@ from typing import Any, Protocol
 
 from bot_dist.checkpoint import Storage
 from bot_dist.checkpoint.manifest import digest
+from bot_dist.convert.processor import image_processor
+from bot_dist.convert.text import Encoder
 from bot_dist.convert.texts import identities, open_texts
-from bot_dist.recipe import CalibrateConfig, ClusterConfig, TrainConfig
+from bot_dist.convert.tokenizer import load_tokenizer
+from bot_dist.recipe import HOW_TRAINED, CalibrateConfig, ClusterConfig, TrainConfig
 from bot_dist.runtime.cluster import connected
 from bot_dist.train.driver import TrainRun, pretrain
 from bot_dist.train.side_by_side import places, side_by_side
@@ -62,6 +65,7 @@ class Bench:
         self._telling = threading.Lock()
         self._tokens = str(output / "tokens")
         self._contents: dict[tuple[tuple[str, ...], str], list[list[str]]] = {}
+        self._takers: dict[str, str] = {}
 
     def results(self, jobs: Sequence[Job]) -> list[Result]:
         """Of every job. What is missing is trained, as many jobs at once as the cluster has room for; each result is
@@ -137,10 +141,19 @@ class Bench:
 
     def _training(self, job: Job) -> dict[str, Any]:
         """How and on what it is trained."""
-        settings = job.train.model_dump(
-            exclude={"text", "column", "images", "token_cache", "peak_flops", "scratch", "source_loss"}
-        )
-        return {**settings, "text": self._contents_of(job.train)}
+        named = {"text", "column", "images", "scratch", "source_loss"}
+        settings = job.train.model_dump(exclude=named | (HOW_TRAINED - {"evaluate_every"}))
+        return {**settings, "text": self._contents_of(job.train), "taken by": self._taken_by(job)}
+
+    def _taken_by(self, job: Job) -> str:
+        """What identifies the tokenizer, or how images are made what the model takes."""
+        url = absolute(job.tokenizer_url)
+        if url not in self._takers:
+            if job.train.images is not None:
+                self._takers[url] = digest(image_processor(url, {}))
+            else:
+                self._takers[url] = Encoder(load_tokenizer(url)).digest
+        return self._takers[url]
 
     def _contents_of(self, section: TrainConfig | CalibrateConfig) -> list[list[str]]:
         images = section.images if isinstance(section, TrainConfig) else None

@@ -7,19 +7,18 @@ import json
 import os
 import platform
 import re
+import shutil
 import sys
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bot_dist import pipeline
 from bot_dist.bench import STATES, Bench, Contents, OnEvent, Result
-from bot_dist.calibrate import follows
 from bot_dist.calibrate.adapt import FIT_VERSION
 from bot_dist.checkpoint import CheckpointReader, Storage
-from bot_dist.checkpoint.manifest import MANIFEST, digest
+from bot_dist.checkpoint.manifest import MANIFEST
 from bot_dist.convert.open import open_source
 from bot_dist.errors import InputError
 from bot_dist.evaluate.baselines import Baseline, baseline
@@ -51,6 +50,8 @@ def compare(recipe: ComparisonRecipe, on_event: OnEvent = pipeline.ignore) -> di
     drafts = _trials(recipe, source, recipe.seeds[0])
     check(recipe.train, {trial.name: trial.plan.target.config for trial in drafts}, source)
     for trial in drafts:
+        if not trial.scratch and recipe.methods[trial.method].train.inserted is not None:
+            pipeline.check_inserted(trial.recipe, trial.plan.inserted_layers)
         bench.key(trial)  # reads the texts
     pretrained = None
     if recipe.pretrain is not None:
@@ -100,7 +101,7 @@ class SourceTraining:
         return str(Path(self.config_url).parent)
 
     def decides(self, contents: Contents) -> dict[str, Any]:
-        return {path.name: digest({"text": path.read_text()}) for path in sorted(Path(self.tokenizer_url).iterdir())}
+        return {"model": json.loads(Path(self.config_url).read_text())}
 
     def begin(self, folder: str, start: str) -> TrainRun:
         config, url = json.loads(Path(self.config_url).read_text()), f"{folder}/source.zarr"
@@ -145,6 +146,8 @@ class Trial:
     makes: bool
     """Whether a baseline makes what the plan reads, from the calibration data or what is trained on."""
     baseline: Baseline | None
+    calibration_flops: float
+    """That fitting takes, at most."""
     scratch: bool = False
     """Whether it starts from the family's own initialisation; the plan says of which model."""
 
@@ -163,18 +166,20 @@ class Trial:
 
     @property
     def tokenizer_url(self) -> str:
-        return self.recipe.source
+        """Beside the configuration of a source that is not trained yet."""
+        return self.recipe.source.removesuffix("/config.json")
 
     def decides(self, contents: Contents) -> dict[str, Any]:
         model = self.plan.target.config
-        if self.scratch:  # the source has the tokenizer
-            return {"source": open_source(absolute(self.recipe.source)).provenance(), "model": model}
+        if self.scratch:
+            return {"model": model}
         found: dict[str, Any] = {"source": self.plan.source_id, "model": model, "plan": self.plan.digest}
         if self.adapts:
             found["fit"] = FIT_VERSION
-            found["transfer"] = self.recipe.transfer.model_dump(exclude={"memory_limit"})
+            found["transfer"] = self.recipe.transfer.model_dump()
         if self.makes:
-            found["learned on"] = [self.train.batch, self.train.context, self.train.seed, contents(self.train)]
+            train = self.train.model_dump(include={"batch", "context", "seed", "held_out"})
+            found["learned on"] = {**train, "data": contents(self.train)}
         if self.adapts or self.makes:
             calibrate = self.recipe.calibrate
             found["calibrate"] = {
@@ -206,7 +211,7 @@ class Trial:
             steps=[held_out["step"] for held_out in training["held_out"]],
             losses=[held_out["loss"] for held_out in training["held_out"]],
             flops_per_step=float(training["tokens_per_step"] * model.training_flops_per_token(context)),
-            flops_before=self._calibration_flops(transfer) + transfer.get("made", {}).get("flops", 0.0),
+            flops_before=self.calibration_flops + transfer.get("made", {}).get("flops", 0.0),
         )
         return {
             "method": self.method,
@@ -216,7 +221,7 @@ class Trial:
             "n_parameters": model.n_parameters,
             "notes": [] if self.scratch else [*self.plan.notes],
             "curve": dataclasses.asdict(curve),
-            "accuracy": training["held_out"][-1]["accuracy"],
+            "accuracy": None if training["diverged"] else training["held_out"][-1]["accuracy"],
             "diverged": training["diverged"],
             "transfer": transfer,
             "training": training,
@@ -229,15 +234,6 @@ class Trial:
         """What the transfer reported, as its store keeps it."""
         report: Result = CheckpointReader(self._transfer(start).transferred_url).manifest.provenance["transfer"]
         return report
-
-    def _calibration_flops(self, transfer: Mapping[str, Any]) -> float:
-        """Of the passes over the calibration data, at most: one for each stage; where the shrunk model follows the
-        source, a second one of both. What solves and applies operators is not counted."""
-        calibrate, source = self.recipe.calibrate, self.plan.source
-        passes = sum(bool(stage["axes"]) for stage in transfer.get("calibrate", ()))
-        if follows(source, self.recipe):
-            passes *= 3
-        return float(passes * calibrate.tokens * source.flops_per_token(source.tokens_per_sample(calibrate.context)))
 
 
 def _trained(bench: Bench, recipe: ComparisonRecipe, source: str) -> tuple[list[Result], dict[str, float]]:
@@ -262,7 +258,10 @@ def _trials(recipe: ComparisonRecipe, source: str, seed: int) -> list[Trial]:
     """The trainings of the target with a seed: from scratch, head tied and not if the methods give both, then the
     methods. Everything is planned; raises what planning raises."""
     methods = [_trial(recipe, source, name, seed) for name in recipe.methods_with(seed)]
-    by_tied = {trial.plan.target.tied: trial for trial in methods if recipe.methods[trial.method].target is None}
+    of_target = [trial for trial in methods if recipe.methods[trial.method].target is None]
+    if not of_target:  # they are measured against scratch all the same
+        of_target = [_trial(recipe, source, recipe.of_target[0], seed)]
+    by_tied = {trial.plan.target.tied: trial for trial in of_target}
     train = recipe.train.model_copy(update={"seed": seed})
     scratch = [
         dataclasses.replace(
@@ -270,6 +269,7 @@ def _trials(recipe: ComparisonRecipe, source: str, seed: int) -> list[Trial]:
             method=SCRATCH if tied or not by_tied[tied].plan.source.tied else UNTIED_SCRATCH,
             recipe=by_tied[tied].recipe.model_copy(update={"train": train}),
             baseline=None,
+            calibration_flops=0.0,
             scratch=True,
         )
         for tied in sorted(by_tied, reverse=True)
@@ -304,6 +304,7 @@ def _trial(recipe: ComparisonRecipe, source: str, name: str, seed: int) -> Trial
         adapts=planning.adapts,
         makes=planning.rule is not None and planning.rule.make is not None,
         baseline=rule,
+        calibration_flops=planning.calibration_flops,
     )
 
 
@@ -323,7 +324,8 @@ def _untrained(pretrain: PretrainConfig, folder: Path) -> str:
     from bot_dist.evaluate.untrained import family_of, labels, untrained_config, vocabulary
 
     objective = family_of(pretrain.model_type).objective
-    folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)  # of another tokenizer
+    folder.mkdir(parents=True)
     if objective == "image":
         from bot_dist.train.images import open_images
 

@@ -74,6 +74,7 @@ def make_weights(
         target=target,
         seed=recipe.train.seed,
         context=recipe.train.context,
+        calibration_context=recipe.calibrate.context,
         statistics=measured,
         batch=_batches(recipe, target),
     )

@@ -176,7 +176,7 @@ def pretrain(
     url = recipe.transferred_url
     store = _committed(url)
     config, inserted = store.config, tuple(store.manifest.provenance.get("plan", {}).get("inserted_layers", ()))
-    _check_inserted(recipe, inserted)
+    check_inserted(recipe, inserted)
     steps = recipe.train.steps
     for read in (recipe.source, url):
         keep_apart(read, recipe.trained_url)
@@ -421,7 +421,7 @@ def _checked(recipe: Recipe) -> int:
 
     plan = plan_transfer(recipe)
     driver.check(recipe.train, {"transferred": plan.target.config}, recipe.source)
-    _check_inserted(recipe, plan.inserted_layers)
+    check_inserted(recipe, plan.inserted_layers)
     return max(plan.mesh.size, recipe.train.workers)
 
 
@@ -430,7 +430,8 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES}
 
 
-def _check_inserted(recipe: Recipe, inserted: Sequence[int]) -> None:
+def check_inserted(recipe: Recipe, inserted: Sequence[int]) -> None:
+    """Raise InputError where inserted blocks are to learn otherwise, and there are none."""
     if not inserted and recipe.train.inserted != InsertedConfig():
         raise InputError(
             "train.inserted is about blocks that a transfer has put in, and this one puts none in; leave it out, or "

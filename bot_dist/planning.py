@@ -20,6 +20,7 @@ from bot_dist.urls import absolute, label
 
 if TYPE_CHECKING:
     from bot_dist.calibrate import Adapted, CalibrationData
+    from bot_dist.calibrate.cost import CalibrationCost
     from bot_dist.checkpoint import MallatSource
     from bot_dist.convert.source import Source
     from bot_dist.evaluate.baselines import Baseline, Rule
@@ -40,6 +41,7 @@ class Planning:
         self._mallat: MallatSource | None = None
         self._notes: list[str] = []
         self._made: Source | None = None
+        self._cost: CalibrationCost | None = None
         if baseline is None:
             self._mallat, self._notes = _with_details(recipe, self._opened, self._model)
 
@@ -52,6 +54,12 @@ class Planning:
     def draft(self) -> TransferPlan:
         """The plan; where something is to be fitted, one that says where. Reads no weight and writes nothing."""
         return self._planned(None)
+
+    @cached_property
+    def calibration_flops(self) -> float:
+        """That fitting takes, at most, measuring what it has come to left out."""
+        _ = self.draft
+        return self._cost.flops if self._cost else 0.0
 
     @cached_property
     def adapts(self) -> bool:
@@ -153,7 +161,8 @@ class Planning:
                 fitted = placed(fitted, adapted.stored)
             notes = notes + _adaptive_notes(recipe, model, axes, grown, basis)
             if axes or grown:
-                notes.append(_calibration_note(recipe, model, target, [*axes, *grown], basis, sequential))
+                self._cost = _calibration_cost(recipe, model, target, [*axes, *grown], basis, sequential)
+                notes.append(_calibration_note(self._cost, model))
         elif self.rule is not None:
             return self._by_rule(self.rule)
         else:
@@ -361,11 +370,11 @@ def _adaptive_notes(recipe: Recipe, model: Model, axes: Sequence[str], grown: Se
     return notes
 
 
-def _calibration_note(
+def _calibration_cost(
     recipe: Recipe, model: Model, target: Model, axes: Sequence[str], basis: Basis, sequential: bool
-) -> str:
+) -> CalibrationCost:
     """What fitting takes. Raises PlanError where that is more than it may."""
-    from bot_dist.calibrate.cost import RATE, calibration_cost
+    from bot_dist.calibrate.cost import calibration_cost
     from bot_dist.errors import PlanError
 
     config = recipe.calibrate
@@ -377,12 +386,18 @@ def _calibration_note(
             f"calibrate.memory_limit is {config.memory_limit:,} bytes, and fitting {', '.join(axes)} takes about "
             f"{needed:,} in one process; use calibrate.memory_limit={-(-needed // 2**30)}GiB, or analysis wavelet"
         )
-    what = "images" if model.family.objective == "image" else "text"
+    return cost
+
+
+def _calibration_note(cost: CalibrationCost, model: Model) -> str:
+    from bot_dist.calibrate.cost import RATE
+
+    shares, what = cost.shares, "images" if model.family.objective == "image" else "text"
     text = f"{shares} × {cost.share_bytes / 1e6:,.0f} MB for the {what} and " if shares else ""
     files = f"; {cost.scratch_bytes / 1e6:,.0f} MB of scratch files" if shares else ""
     return (
         f"fitting holds {text}{cost.fit_bytes / 1e6:,.0f} MB for the fits{files}; "
-        f"{(cost.pass_flops + cost.fit_flops) / 1e12:,.1f} TFLOP, {cost.seconds:,.0f} s at {RATE / 1e9:.0f} GFLOP/s"
+        f"{(cost.flops + cost.measure_flops) / 1e12:,.1f} TFLOP, {cost.seconds:,.0f} s at {RATE / 1e9:.0f} GFLOP/s"
     )
 
 

@@ -37,13 +37,21 @@ class CalibrationCost:
     scratch_bytes: int
     """On storage while it lasts: activations of all samples, sums of a step."""
     pass_flops: float
-    """Of all passes over the samples."""
+    """Of all passes over the samples, at most: where the shrunk model follows the source, three forward ones and two
+    that sum moments."""
     fit_flops: float
+    measure_flops: float
+    """Of measuring held-out losses."""
 
     @property
     def seconds(self) -> float:
         """At ``RATE``."""
-        return (self.pass_flops / max(1, self.shares) + self.fit_flops) / RATE
+        return ((self.pass_flops + self.measure_flops) / max(1, self.shares) + self.fit_flops) / RATE
+
+    @property
+    def flops(self) -> float:
+        """Of what the start is made by."""
+        return self.pass_flops + self.fit_flops
 
 
 def calibration_cost(
@@ -78,16 +86,17 @@ def calibration_cost(
     fitted = {widths[axis] for axis in axes if axis in widths} | ({embed} if sequential else set())
     largest = max(fitted, default=0)
     stages = len(axes) if config.passes == "each" else 1
-    per_token = 2 * block * sizes["layer"] + sum(site.size**2 * site.layers for site in seen)
-    measured = 2 * block * sizes["layer"] * config.held_out * (1 + stages)
+    forward, summed = 2 * block * sizes["layer"], sum(2 * site.size**2 * site.layers for site in seen)
+    passes = 3 * forward + 2 * summed if sequential else stages * (forward + summed)
     shown = config.tokens * math.prod(sizes.get(axis, 1) for axis in ("channel", "patch_height", "patch_width"))
     return CalibrationCost(
         shares=shares,
         share_bytes=FLOAT32 * (max(block + window, around + logits) + shown) + FLOAT64 * moments if shares else 0,
         fit_bytes=FLOAT64 * (SQUARES * largest**2 + 3 * largest * embed),
         scratch_bytes=FLOAT32 * config.tokens * streams + FLOAT64 * moments * shares if shares else 0,
-        pass_flops=float(per_token * config.tokens * (4 if sequential else stages) + measured) if shares else 0.0,
+        pass_flops=float(passes * config.tokens) if shares else 0.0,
         fit_flops=_fit_flops(widths, axes, sizes["layer"], sequential),
+        measure_flops=float(forward * config.held_out * (1 + stages)) if shares else 0.0,
     )
 
 

@@ -105,7 +105,7 @@ class ComparisonRecipe(Config):
     """By a name for tables and pictures."""
     only: tuple[str, ...] = ()
     """Names of methods that are trained and shown for now; empty: all. What they share with a run of all is kept."""
-    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(default=(0,), min_length=1)
     """Of data order, scratch initialisation and noise; every method is trained once with each."""
     learning_rates: tuple[Rate, ...] = ()
     """The grid that every method is tuned on alike, scratch too: with the first seed each is trained at every one, with
@@ -126,6 +126,11 @@ class ComparisonRecipe(Config):
         return {name: m for name, m in chosen.items() if m.seeds is None or place < m.seeds}
 
     @property
+    def of_target(self) -> list[str]:
+        """Methods that make the comparison's target."""
+        return [name for name in self.only or self.methods if self.methods[name].target is None]
+
+    @property
     def rates(self) -> tuple[float, ...]:
         """The learning rates that methods are tuned on."""
         return self.learning_rates or (self.train.learning_rate,)
@@ -138,7 +143,7 @@ class ComparisonRecipe(Config):
             raise ValueError(f"methods: {min(taken)!r} is always there; leave it out, or give the method another name")
         if unknown := [name for name in self.only if name not in self.methods]:
             raise ValueError(f"only: there is no method {unknown[0]!r}; {nearest(unknown[0], self.methods)}")
-        if all(self.methods[name].target is not None for name in self.only or self.methods):
+        if not self.of_target:
             raise ValueError("methods: all have targets of their own; give at least one the comparison's")
         if self.learning_rates and "learning_rate" in self.train.model_fields_set:
             raise ValueError("give learning_rates, or train.learning_rate for all methods; not both")
@@ -147,6 +152,15 @@ class ComparisonRecipe(Config):
                 raise ValueError(f"{key}: one is named twice; leave it out")
         if self.train.steps == 0:
             raise ValueError("train.steps is 0; give the budget that all methods are trained for")
+        if self.pretrain is not None and self.pretrain.train.steps == 0:
+            raise ValueError("pretrain.train.steps is 0; say how long the source is trained")
+        for name, method in self.methods.items():
+            carries = "moments" in method.transfer.model_fields_set and method.transfer.moments == "auto"
+            if carries and self.pretrain is not None and not _saved_at_the_end(self.pretrain.train):
+                raise ValueError(
+                    f"methods: {name!r} carries AdamW's moments along, and the source is saved without them: give "
+                    f"pretrain.train.save_every, and steps that it divides"
+                )
         for where, train in (("train", self.train), ("pretrain.train", self.pretrain and self.pretrain.train)):
             own = {"scratch", "source_loss"} | ({"seed"} if where == "train" else set())
             if train and (found := sorted(own & train.model_fields_set)):
@@ -158,6 +172,11 @@ class ComparisonRecipe(Config):
         dumped = self.model_dump(mode="json", exclude={"cluster": {"address"}}, exclude_unset=True)
         data: dict[str, Any] = labelled(dumped)
         return data
+
+
+def _saved_at_the_end(train: TrainConfig) -> bool:
+    """Whether a training state is saved after the last step."""
+    return bool(train.save_every) and train.steps % train.save_every == 0
 
 
 SAID_BY = {

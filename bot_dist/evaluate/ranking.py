@@ -136,10 +136,10 @@ def table(found: Sequence[Row], *, tuned: bool = False) -> tuple[list[str], list
         equal = statistics.fmean(row.equal)
         numbers.append(f"{equal:.3f}{_spread(row.equal, '.3f')}" if math.isfinite(equal) else "–")
         rate = [f"{row.learning_rate:g}"] if tuned else []
-        right = [f"{statistics.fmean(row.accuracy):.1%}{_spread(row.accuracy, '.1%')}"] if row.accuracy else []
+        right = [_right(row.accuracy)] if any(other.accuracy for other in found) else []
         lines.append([row.method, f"{row.n_parameters:,}", *rate, *numbers, *right, _saved(row.saved)])
     rate = ["learning rate"] if tuned else []
-    right = [f"right at {steps[-1]}"] if found[0].accuracy else []
+    right = [f"right at {steps[-1]}"] if any(row.accuracy for row in found) else []
     return [
         "start",
         "parameters",
@@ -149,6 +149,10 @@ def table(found: Sequence[Row], *, tuned: bool = False) -> tuple[list[str], list
         *right,
         "FLOPs saved",
     ], lines
+
+
+def _right(accuracy: Sequence[float]) -> str:
+    return f"{statistics.fmean(accuracy):.1%}{_spread(accuracy, '.1%')}" if accuracy else "–"
 
 
 def _saved(saved: Sequence[float | None]) -> str:

@@ -201,11 +201,11 @@ class Trainer:
         started_s = time.perf_counter() - begun
         if progress:
             self._steps, self._held_out = progress.losses, progress.held_out
-        else:
-            self._measure(0)
         begun_at = len(self._steps)
         diverged = None
         try:
+            if not progress:
+                self._measure(0)
             self._train_steps(digest)
         except DivergedError as error:
             if not run.may_diverge:
@@ -398,7 +398,7 @@ class Trainer:
         found = f"loss is {loss:.4g} at step {step} of {run.steps}"
         what = f", above {limit:.4g} (train.spike={train.spike:g})" if math.isfinite(loss) else ""
         many = f", after {skipped} that were skipped (train.max_skipped)" if skipped else ""
-        raise (RunError if math.isfinite(loss) else DivergedError)(
+        raise (RunError if math.isfinite(loss) and not run.may_diverge else DivergedError)(
             f"run '{run.name}': {found}{what}{many}; lower train.learning_rate ({train.learning_rate:g}), raise "
             f"train.warmup ({train.warmup}), or leave such steps out (train.on_spike=skip); its batch: samples "
             f"{numbers}; the last good state: {state}"

@@ -171,6 +171,9 @@ LOST, LOST_ONE = "never reached", "never reached (1 of 2 seeds)"
         ({"pretrain.train.scratch": False}, r"pretrain\.train\.scratch is not for comparisons"),
         ({"train.steps": 0}, r"train\.steps is 0"),
         ({"seeds": []}, "seeds"),
+        ({"seeds": [-1]}, r"seeds\.0"),
+        ({"pretrain.train.steps": 0}, r"pretrain\.train\.steps is 0"),
+        ({"methods.ours.transfer": {"moments": "auto"}}, "'ours' carries AdamW's moments along, and the source is"),
         ({"train.learning_rate": 1e-3, "learning_rates": [1e-3, 1e-4]}, "give learning_rates, or train.learning_rate"),
         ({"learning_rates": [1e-3, 1e-3]}, "one is named twice"),
         ({"seeds": [0, 1, 0]}, "seeds: one is named twice"),
@@ -233,7 +236,7 @@ class Job:
     """A job without a transfer."""
 
     def __init__(self, name: str, text: Path, steps: int = 4) -> None:
-        self.name, self.tokenizer_url = name, "nowhere"
+        self.name, self.tokenizer_url = name, str(text.parent)
         self.train = TrainConfig(text=(str(text),), steps=steps)
 
     def decides(self, digests: Any) -> dict[str, Any]:
@@ -247,8 +250,9 @@ class Job:
 
 
 @pytest.fixture
-def training(monkeypatch: pytest.MonkeyPatch) -> Training:
+def training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Training:
     made = Training()
+    save_byte_tokenizer(tmp_path)
     monkeypatch.setattr(bench, "pretrain", made)
     monkeypatch.setattr(bench, "connected", lambda *_: contextlib.nullcontext())
     monkeypatch.setattr(bench, "places", lambda *_: 1)
@@ -334,6 +338,52 @@ def test_what_decides_a_trial(recipe: Callable[..., ComparisonRecipe], training:
     assert decided(selection) == decided(selection, **{"calibrate.tokens": 64})
     assert decided(ours) != decided(ours, **{"methods.ours.transfer": {"ridge": 0.1}})
     assert decided(scratch) == decided(scratch, **{"methods.ours.transfer": {"ridge": 0.1}})
+    for kept in ("train.save_every", "train.keep", "train.accumulate"):
+        assert decided(ours) == decided(ours, **{kept: 2})
+    assert decided(ours) != decided(ours, **{"train.evaluate_every": 1})
+
+
+def test_what_learns_on_training_data_depends_on_what_is_held_out(
+    recipe: Callable[..., ComparisonRecipe], training: Training, tmp_path: Path
+) -> None:
+    sizes = {"layers": 4, "embed": 32, "mlp": 128, "heads": 4}
+    learned = {"methods": {"ligo": {"baseline": "ligo"}}, "target": sizes}
+    source = compare._untrained(recipe().pretrain, tmp_path / "untrained")  # type: ignore[arg-type]
+    bench = Bench(tmp_path, ClusterConfig(), lambda _: None)
+
+    def start(**overrides: Any) -> str:
+        return bench._start(compare._trials(recipe(**learned, **overrides), source, 0)[-1])
+
+    assert start() != start(**{"train.held_out": 9})
+
+
+def test_another_tokenizer_makes_other_results(
+    recipe: Callable[..., ComparisonRecipe], training: Training, tmp_path: Path
+) -> None:
+    source = compare._untrained(recipe().pretrain, tmp_path / "untrained")  # type: ignore[arg-type]
+
+    def keys() -> list[str]:
+        return [
+            Bench(tmp_path, ClusterConfig(), lambda _: None).key(trial)
+            for trial in compare._trials(recipe(), source, 0)
+        ]
+
+    before, path = keys(), Path(source).parent / "tokenizer.json"
+    text = path.read_text()
+    path.write_text(text.replace('"a":', '"swapped":').replace('"b":', '"a":').replace('"swapped":', '"b":'))
+    assert path.read_text() != text
+    assert not {*before} & {*keys()}
+
+
+def test_a_seed_without_the_target_has_its_scratch(
+    recipe: Callable[..., ComparisonRecipe], training: Training, tmp_path: Path
+) -> None:
+    made = recipe(seeds=[0, 1], methods={"ours": {"seeds": 1}, "same": {"target": {}}})
+    source = compare._untrained(made.pretrain, tmp_path / "untrained")  # type: ignore[arg-type]
+    assert [(t.method, t.train.seed) for t in compare._trials(made, source, 1)] == [
+        ("scratch, head untied", 1),
+        ("same", 1),
+    ]
 
 
 def test_methods_are_tuned_with_the_first_seed(
@@ -413,10 +463,10 @@ def test_a_classifier_has_the_classes_of_its_images(recipe: Callable[..., Compar
         "train.text": [],
     }
     with pytest.raises(InputError, match="vit is trained on images"):
-        compare._untrained(recipe(**overrides).pretrain, tmp_path)  # type: ignore[arg-type]
+        compare._untrained(recipe(**overrides).pretrain, tmp_path / "untrained")  # type: ignore[arg-type]
     images = str(tmp_path / "images")
     made = recipe(**overrides, **{"pretrain.train.images": images, "train.images": images})
-    source = compare._untrained(made.pretrain, tmp_path)  # type: ignore[arg-type]
+    source = compare._untrained(made.pretrain, tmp_path / "untrained")  # type: ignore[arg-type]
     config = json.loads(Path(source).read_text())
     assert (config["label2id"], config["architectures"]) == ({"cat": 0, "dog": 1}, ["ViTForImageClassification"])
 

@@ -76,7 +76,7 @@ def _by_activation(given: Given) -> Made:
         shaped = moment.reshape([model.sizes[name] for name in names])
         return np.asarray(np.moveaxis(shaped, names.index(axis), 0).reshape(model.sizes[axis], -1).sum(1))
 
-    flops = float(found.tokens * model.flops_per_token(model.tokens_per_sample(given.context)))
+    flops = float(found.tokens * model.flops_per_token(model.tokens_per_sample(given.calibration_context)))
     return _selected(given, energy, 1 - found.similarity, flops=flops)
 
 

@@ -51,6 +51,8 @@ class Given:
     seed: int
     context: int
     """Tokens per sequence that the target is trained on."""
+    calibration_context: int
+    """Tokens per sequence that statistics are taken on."""
     statistics: Callable[[], Moments]
     """Of the source on the calibration text, one pass. Raises InputError where there is none."""
     batch: Callable[[int], Batch]

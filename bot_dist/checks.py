@@ -16,7 +16,7 @@ from bot_dist.urls import absolute
 if TYPE_CHECKING:
     from bot_dist.checkpoint import CheckpointReader, Damage
     from bot_dist.checkpoint.verification import Part, Verification
-    from bot_dist.convert.compare import Comparison
+    from bot_dist.convert.diff import Diff
 
 OnEvent = Callable[[dict[str, Any]], None]
 
@@ -94,18 +94,18 @@ def _verify_contents(
     return found, f"{gigabytes:.2f} GB by {n} {workers} in {seconds:.1f} s, {gigabytes / seconds:.2f} GB/s"
 
 
-def diff(first: str, second: str, on_event: OnEvent = ignore, *, quick: bool = False) -> Comparison:
+def diff(first: str, second: str, on_event: OnEvent = ignore, *, quick: bool = False) -> Diff:
     """Compare two stores, or any two sources: configuration, parameters and values. ``quick`` reads no values, and
     leaves undecided what digests don't tell."""
     from bot_dist.checkpoint.verification import default_threads
-    from bot_dist.convert.compare import compare_metadata, compare_values
+    from bot_dist.convert.diff import diff_metadata, diff_values
     from bot_dist.convert.open import open_source
 
     a, b = open_source(first), open_source(second)
-    found = compare_metadata(a, b)
+    found = diff_metadata(a, b)
     if quick or not found.undecided:
         return found
     on_event({"stage": "diff", "event": "start", "elements": sum(found.undecided.values())})
-    return compare_values(
+    return diff_values(
         a, b, found, default_threads(), lambda n: on_event({"stage": "diff", "event": "read", "elements": n})
     )

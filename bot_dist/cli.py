@@ -278,7 +278,7 @@ def diff(
             found = checks.diff(first, second, on_event, quick=quick)
     except BotDistError as error:
         raise InputError(str(error)) from error
-    console.show_comparison(first, second, found)
+    console.show_diff(first, second, found)
     if not found.equal:
         raise typer.Exit(1)
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from bot_dist.checkpoint import Manifest
     from bot_dist.checkpoint.summary import OperatorRow
     from bot_dist.checkpoint.verification import Verification
-    from bot_dist.convert.compare import Comparison
+    from bot_dist.convert.diff import Diff
     from bot_dist.evaluate.comparison import ComparisonRecipe
     from bot_dist.plan import Simulation, TransferPlan
     from bot_dist.recipe import Recipe
@@ -379,7 +379,7 @@ def show_verification(url: str, found: Verification) -> None:
     console.print(f"{label(url)}: {verdict} ({found.read})", markup=False)
 
 
-def show_comparison(first: str, second: str, found: Comparison) -> None:
+def show_diff(first: str, second: str, found: Diff) -> None:
     if found.config:
         table = Table("configuration", "first", "second", title_justify="left")
         for key, pair in found.config.items():

@@ -48,7 +48,7 @@ class Difference:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparison:
+class Diff:
     """What tells two sources apart."""
 
     config: dict[str, tuple[Any, Any]]
@@ -67,7 +67,7 @@ class Comparison:
         return not self.config and not self.parameters
 
 
-def compare_metadata(a: Source, b: Source) -> Comparison:
+def diff_metadata(a: Source, b: Source) -> Diff:
     """What configurations, shapes, dtypes and digests tell. No value is read.
 
     Raises SourceError when a source is not the model that its configuration describes.
@@ -93,7 +93,7 @@ def compare_metadata(a: Source, b: Source) -> Comparison:
     configs = [_config(source) for source in (a, b)]
     keys = sorted({*configs[0], *configs[1]})
     pairs = {key: (configs[0].get(key), configs[1].get(key)) for key in keys}
-    return Comparison(
+    return Diff(
         config={key: (x, y) for key, (x, y) in pairs.items() if x != y},
         parameters=differences,
         by_digests=equal,
@@ -102,9 +102,7 @@ def compare_metadata(a: Source, b: Source) -> Comparison:
     )
 
 
-def compare_values(
-    a: Source, b: Source, found: Comparison, threads: int, progress: Callable[[int], None]
-) -> Comparison:
+def diff_values(a: Source, b: Source, found: Diff, threads: int, progress: Callable[[int], None]) -> Diff:
     """``found`` with the undecided parameters decided, by reading both sources.
 
     ``progress`` gets the elements of every piece. Each thread holds a piece of either source.

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from bot_dist import checks, pipeline
-from bot_dist.convert import compare
-from bot_dist.convert.compare import Comparison
+from bot_dist.convert import diff
+from bot_dist.convert.diff import Diff
 from bot_dist.errors import CheckpointError
 from bot_dist.recipe import make_recipe
 from tests.conftest import Pico
@@ -39,8 +39,8 @@ def stored(tmp_path: Path) -> Stored:
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every parameter of a pico model takes several of them."""
-    monkeypatch.setattr(compare, "PIECE", 200)
-    monkeypatch.setattr(compare, "_BLOCK", 64)
+    monkeypatch.setattr(diff, "PIECE", 200)
+    monkeypatch.setattr(diff, "_BLOCK", 64)
 
 
 def edit(folder: Path, **changes: Callable[[torch.Tensor], torch.Tensor]) -> None:
@@ -53,7 +53,7 @@ def edit(folder: Path, **changes: Callable[[torch.Tensor], torch.Tensor]) -> Non
     save_file(tensors, path, {"format": "pt"})
 
 
-def differing(found: Comparison) -> dict[str, str]:
+def differing(found: Diff) -> dict[str, str]:
     return {difference.name: difference.what for difference in found.parameters}
 
 

@@ -141,6 +141,9 @@ def plan(
     cluster = parse_hardware(hardware) if hardware is not None else None
     for member in _members(resolved):
         planned = pipeline.plan_transfer(member)
+        pipeline.check_data(member)
+        if member.train.text or member.train.images:
+            pipeline.check_training(member, planned)
         console.show_plan(planned, member)
         if cluster is not None:
             console.show_simulation(simulate(planned, cluster))

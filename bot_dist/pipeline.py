@@ -417,12 +417,27 @@ def _tell_member(on_event: OnEvent, name: str, event: dict[str, Any]) -> None:
 
 def _checked(recipe: Recipe) -> int:
     """How many CPUs a run takes, when nothing is found wrong with it before anything is read or written."""
+    plan = plan_transfer(recipe)
+    check_data(recipe)
+    check_training(recipe, plan)
+    return max(plan.mesh.size, recipe.train.workers)
+
+
+def check_data(recipe: Recipe) -> None:
+    """Raise InputError where a text that the recipe names is not there or no text."""
+    from bot_dist.convert.texts import open_texts
+
+    for section, named in (("calibrate", recipe.calibrate), ("train", recipe.train)):
+        if named.text:
+            open_texts(named.text, named.column, section)
+
+
+def check_training(recipe: Recipe, plan: TransferPlan) -> None:
+    """Raise InputError where the model that a plan makes can't be trained as the recipe says."""
     from bot_dist.train import driver
 
-    plan = plan_transfer(recipe)
     driver.check(recipe.train, {"transferred": plan.target.config}, recipe.source)
     check_inserted(recipe, plan.inserted_layers)
-    return max(plan.mesh.size, recipe.train.workers)
 
 
 def versions() -> dict[str, str]:

@@ -315,6 +315,22 @@ def test_targets_that_can_not_be(
     assert {*tmp_path.iterdir()} == before
 
 
+def test_a_plan_is_refused_as_its_run_would_be(
+    cli: Callable[..., tuple[int, str]], shakespeare: str, pico_llama: PicoFactory
+) -> None:
+    command = ("plan", pico_llama().url, "--embed", "12", "--set", "train.context=16")
+    text = f"train.text=[{shakespeare}]"
+    status, shown = cli(*command, "--set", text)
+    assert status == 0, shown
+    for options, message in (
+        (("--calibrate", "none.txt"), "none.txt"),
+        (("--set", "train.text=[none.txt]"), "none.txt"),
+        (("--set", text, "--set", "train.batch=3"), "train.batch is 3 sequences, not divisible over 2 copies"),
+    ):
+        status, shown = cli(*command, *options)
+        assert (status, message in shown) == (2, True), shown
+
+
 def test_the_recipe_of_the_other_verb(cli: Callable[..., tuple[int, str]]) -> None:
     status, text = cli("run", "configs/compare_gpt_grow.yaml")
     assert (status, "write: bot_dist compare configs/compare_gpt_grow.yaml" in text) == (2, True)

@@ -229,8 +229,9 @@ def test_readme_commands_are_found_and_checked() -> None:
     assert not unknown_in(["bot_dist", "run", "configs/quickstart.yaml"])
 
 
-def test_readme_names_only_what_exists() -> None:
+def test_readmes_name_only_what_exists() -> None:
     commands = readme_commands((ROOT / "README.md").read_text())
     assert ["bash", "launch/quickstart.sh"] in commands
+    commands += readme_commands((ROOT / "configs" / "README.md").read_text())
     unknown = {shlex.join(command): missing for command in commands if (missing := unknown_in(command))}
-    assert not unknown, f"the README's commands name what is not there: {unknown}"
+    assert not unknown, f"the READMEs' commands name what is not there: {unknown}"

@@ -61,8 +61,8 @@ def comparison_curves(results: Sequence[Mapping[str, Any]], source_loss: float, 
             label=result["method"] if result["seed"] == results[0]["seed"] else None,
         )
     plot.axhline(source_loss, color=_COLOURS["source"], linestyle=":", label=f"the source: {source_loss:.3f}")
-    starts = [result["curve"]["losses"][0] for result in results if not result["scratch"]]
-    plot.set_ylim(top=max(starts) + 0.05 * (max(starts) - source_loss))
+    if starts := [loss for result in results if not result["scratch"] for loss in result["curve"]["losses"][:1]]:
+        plot.set_ylim(top=max(starts) + 0.05 * (max(starts) - source_loss))
     plot.set_xlabel("optimizer step")
     plot.set_ylabel(f"held-out loss, nats per {per}")
     plot.grid(alpha=0.3)

@@ -76,9 +76,11 @@ def _saved_of(result: Result, scratch: Result, target_loss: float | None) -> flo
 
 
 def _at_flops_of(scratch: Result, result: Result) -> float:
+    if result["diverged"] or scratch["diverged"]:  # its curve may be empty
+        return math.inf
     theirs = Curve(**scratch["curve"])
     loss = Curve(**result["curve"]).loss_after(theirs.flops_before + theirs.flops_per_step * theirs.steps[-1])
-    return math.inf if result["diverged"] or scratch["diverged"] or loss is None else loss
+    return math.inf if loss is None else loss
 
 
 def _end(result: Result) -> float:

@@ -16,6 +16,7 @@ from bot_dist.convert.byte_tokenizer import save_byte_tokenizer
 from bot_dist.convert.tokenizer import load_tokenizer
 from bot_dist.errors import BotDistError, InputError, RecipeError
 from bot_dist.evaluate.comparison import ComparisonRecipe
+from bot_dist.evaluate.plots import comparison_curves
 from bot_dist.evaluate.ranking import at_best, best_rates, markdown, notes, rows, table
 from bot_dist.evaluate.savings import Curve, flops_saved
 from bot_dist.families import model_of
@@ -73,6 +74,13 @@ def result(method: str, seed: int, *losses: float, parameters: int = 1000, **fac
     made = {"steps": [0, 100, 200, 400][: len(losses)], "losses": losses, "flops_per_step": 1.0, "flops_before": 0.0}
     found = {"method": method, "seed": seed, "scratch": False, "n_parameters": parameters, "notes": [], "curve": made}
     return {**found, "learning_rate": 1e-3, "accuracy": None, "diverged": None, **facts}
+
+
+def test_a_start_that_is_not_finite_has_a_row_and_no_curve() -> None:
+    lost = result("ours", 0, diverged="run 'ours': held-out loss is nan at step 0")
+    results = [result("scratch", 0, 5, 4, 3, 2.0, scratch=True), lost]
+    assert table(rows(results))[1][1][2:] == [*["diverged"] * 4, "–", "never reached"]
+    assert comparison_curves(results, 1.5).startswith(b"\x89PNG")
 
 
 def test_a_table_has_a_row_per_method_over_its_seeds() -> None:

@@ -81,6 +81,25 @@ def test_copies_and_identity_blocks_keep_the_function(
     assert (ours - theirs).abs().max() < 1e-5 * max(1.0, theirs.abs().max().item())
 
 
+@pytest.mark.parametrize("kind", [kind for kind in WIDTHS if kind != "gemma"])
+def test_noise_on_copies_cancels(
+    kind: str, make_pico: Callable[..., Pico], transfer: Callable[..., CheckpointReader], tmp_path: Path
+) -> None:
+    """HyperCloning's optional noise: its power is a tenth of the weights', and the function stays what it was."""
+    pico = make_pico(kind)
+    target = {**WIDTHS[kind], "layers": 5}
+    quiet, noisy = (transfer(pico, name, target) for name in ("hypercloning+llama-pro", "hypercloning-noise+llama-pro"))
+    ours, theirs = outputs(loaded(noisy, tmp_path / "export"))["logits"], outputs(pico.model)["logits"]
+    assert (ours - theirs).abs().max() < 1e-5 * max(1.0, theirs.abs().max().item())
+    made, was = tensors(noisy), tensors(quiet)
+    power = {name: ((made[name] - w).square().mean() / w.square().mean()).item() for name, w in was.items() if w.any()}
+    maps = {name for name, p in power.items() if p > 0}
+    assert 2 * target["layers"] <= len(maps) < len(power)
+    for name in maps:
+        assert was[name].dim() >= 2, name
+        assert power[name] == pytest.approx(0.1, rel=0.5), name
+
+
 def test_layers_alone(pico_gpt2: Callable[..., Pico], transfer: Callable[..., CheckpointReader]) -> None:
     pico = pico_gpt2(n_layer=3)
 
@@ -251,7 +270,8 @@ def test_frequencies_of_a_model(pico_gpt2: Callable[..., Pico], transfer: Callab
         ("hypercloning", {"mlp": 40}, r"axis 'mlp' \(96 → 40\): bert2BERT only grows|HyperCloning"),
         ("stack", {"layers": 6, "mlp": 192}, r"axis 'mlp' .* says nothing of it; join it .* hypercloning\+stack"),
         ("stack", {"layers": 2}, r"axis 'layer' \(3 → 2\): stacking .* only grows"),
-        ("bert2bert-aki", {"layers": 6}, r"join it: bert2bert-aki\+stack"),
+        ("bert2bert-aki", {"layers": 6}, r"axis 'layer' \(3 → 6\): bert2BERT, AKI grows widths; join it"),
+        ("hypercloning-noise", {"mlp": 100}, r"axis 'mlp' \(96 → 100\): HyperCloning is for integer ratios"),
         ("weight-selection", {"mlp": 120}, r"axis 'mlp' \(96 → 120\): weight selection only shrinks"),
         ("minitron-magnitude", {"mlp": 120}, r"axis 'mlp' \(96 → 120\): selection by magnitude only shrinks"),
         ("ligo", {"context": 64}, r"axis 'position' \(32 → 64\): LiGO says nothing of it; keep its size"),

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from bot_dist.errors import PlanError, RecipeError, nearest
 from bot_dist.evaluate.baselines.aki import aki
-from bot_dist.evaluate.baselines.copying import fpi, hypercloning
+from bot_dist.evaluate.baselines.copying import fpi, hypercloning, hypercloning_noise
 from bot_dist.evaluate.baselines.depth import even_layers, interpolate, llama_pro, stack
 from bot_dist.evaluate.baselines.front import front
 from bot_dist.evaluate.baselines.ligo import ligo
@@ -27,6 +27,7 @@ BASELINES: Mapping[str, Baseline] = {
     "minitron-magnitude": magnitude,
     "minitron-activation": activation,
     "hypercloning": hypercloning,
+    "hypercloning-noise": hypercloning_noise,
     "bert2bert-fpi": fpi,
     "bert2bert-aki": aki,
     "ligo": ligo,

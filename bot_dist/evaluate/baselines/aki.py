@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from bot_dist.evaluate.baselines.copying import check_copied, copied
+from bot_dist.evaluate.baselines.copying import along, check_copied, copied
 from bot_dist.evaluate.baselines.rule import Given, Made, Rule
 from bot_dist.families import Model, Weight
 
@@ -16,7 +16,7 @@ NAME = "bert2BERT, AKI"
 
 
 def aki(source: Model, target: Model) -> Rule:
-    check_copied(NAME, source, target)
+    check_copied(NAME, "bert2bert-aki", source, target)
     return Rule(name=NAME, make=_make, made=target)
 
 
@@ -33,7 +33,5 @@ def _grown(given: Given, weight: Weight) -> torch.Tensor:
     new = torch.zeros((1,) * values.dim(), dtype=torch.bool)
     for dim, use in enumerate(weight.uses, start=1):
         if use.role != "read":
-            shape = [1] * values.dim()
-            shape[dim] = values.shape[dim]
-            new = new | (torch.arange(values.shape[dim]) >= given.model.sizes[use.axis]).view(shape)
+            new = new | along(dim, torch.arange(values.shape[dim]) >= given.model.sizes[use.axis], values)
     return torch.where(new, above, values)

@@ -31,7 +31,7 @@ def hypercloning(source: Model, target: Model) -> Rule:
 
 def hypercloning_noise(source: Model, target: Model) -> Rule:
     _whole_ratios(source, target)
-    check_copied("HyperCloning with noise", source, target)
+    check_copied("HyperCloning with noise", "hypercloning-noise", source, target)
     return Rule(name=f"HyperCloning, noise of {NOISE:g} dB", make=_noisy, made=target)
 
 
@@ -39,15 +39,15 @@ def fpi(source: Model, target: Model) -> Rule:
     return Rule(name="bert2BERT, FPI", operators=_copies("bert2BERT", source, target), exact=True)
 
 
-def check_copied(what: str, source: Model, target: Model) -> None:
-    """Raise PlanError where ``copied`` can't say what a rule about widths does."""
+def check_copied(what: str, key: str, source: Model, target: Model) -> None:
+    """Raise PlanError where ``copied`` can't say what a rule about widths, which recipes call ``key``, does."""
     only_grows(what, source, target)
     refuse_axes(what, source, target, "head_dim", "position")
     if any(w.root_width or w.offset for w in target.weights):
         raise PlanError(f"{what}: the embeddings of family '{target.family.name}' are scaled; use another baseline")
     if "layer" in changed(source, target):
         before, after = changed(source, target)["layer"]
-        raise PlanError(f"axis 'layer' ({before} → {after}): {what} grows widths; join it with +stack")
+        raise PlanError(f"axis 'layer' ({before} → {after}): {what} grows widths; join it: {key}+stack")
 
 
 def copied(given: Given, weight: Weight) -> torch.Tensor:
@@ -61,12 +61,15 @@ def copied(given: Given, weight: Weight) -> torch.Tensor:
         origin = torch.arange(n_target) % n_source
         values = values.index_select(dim, origin)
         if use.role == "read":
-            shape = [1] * values.dim()
-            shape[dim] = n_target
-            values = values / origin.bincount()[origin].view(shape)
+            values = values / along(dim, origin.bincount()[origin], values)
     if given.target.tied and weight.name in given.target.family.before_head:
         values = values * (source["embed"] / target["embed"])
     return values
+
+
+def along(dim: int, vector: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """A vector in a shape that broadcasts along a dimension of ``values``."""
+    return vector.view([-1 if i == dim else 1 for i in range(values.dim())])
 
 
 def _whole_ratios(source: Model, target: Model) -> None:
@@ -97,11 +100,9 @@ def _noise(values: torch.Tensor, dim: int, n_source: int, drawn: torch.Generator
     copy = index // n_source
     sign = torch.where(copy % 2 == 0, 1.0, -1.0)
     sign[(copy % 2 == 0) & (index + n_source >= len(index))] = 0.0
-    shape = [1] * values.dim()
-    shape[dim] = len(index)
     power = values.square().mean(dim=tuple(range(1, values.dim())), keepdim=True) / 10 ** (NOISE / 10)
     noise = torch.randn(values.shape, generator=drawn) * power.sqrt()
-    return noise.index_select(dim, index - n_source * (copy % 2)) * sign.view(shape)
+    return noise.index_select(dim, index - n_source * (copy % 2)) * along(dim, sign, values)
 
 
 def _copies(what: str, source: Model, target: Model) -> Fitted:

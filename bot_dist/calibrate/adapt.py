@@ -46,7 +46,7 @@ from bot_dist.wavelets import OperatorSpec, lifting, origins
 
 OnEvent = Callable[[dict[str, Any]], None]
 
-FIT_VERSION = 7
+FIT_VERSION = 8
 """Raised when the same statistics come to give other operators, or other facts about them."""
 OPTIONS = {"layer": ("layers",), "embed": ("embed",), "heads": ("heads", "kv_heads"), "mlp": ("mlp",)}
 """The target's options that belong to each axis."""
@@ -191,9 +191,10 @@ class Adaptation:
         wanted = operators(self._table(target, axes))
 
         def matrix(name: str, layer: int) -> Any:
+            if not wanted[name].per_layer:
+                return fit.matrix(name, 0)
             if layer not in position:  # of the source, and left out
-                spec = wanted[name]  # anything that can be undone
-                return np.arange(spec.n_target) if spec.selects else np.eye(spec.n_target, spec.n_source)
+                return _any_operator(wanted[name])
             return fit.matrix(name, position[layer])
 
         key = digest(
@@ -290,6 +291,13 @@ class Adaptation:
         else:
             self.done.stages.append({"axes": [], "sizes": {}, "facts": {}, "loss": loss})
         self.on_event({"stage": "calibrate", "event": "loss", "after": name, "loss": loss})
+
+
+def _any_operator(spec: OperatorSpec) -> np.ndarray:
+    """One that can be undone."""
+    if spec.policy == "constant":
+        return np.ones(())
+    return np.arange(spec.n_target) if spec.selects else np.eye(spec.n_target, spec.n_source)
 
 
 def _changed_sizes(before: Model, after: Model) -> dict[str, list[int]]:

@@ -30,7 +30,7 @@ class AxisFit(Protocol):
     """The operators along one axis."""
 
     def matrix(self, name: str, layer: int) -> Array:
-        """One matrix ``(n_target, n_source)``, or the ``(n_target,)`` source indices that are kept."""
+        """A matrix ``(n_target, n_source)``, the ``(n_target,)`` source indices that are kept, or a constant ``()``."""
 
     def facts(self) -> dict[str, Any]:
         """What was found: plain data for events and reports."""
@@ -76,14 +76,31 @@ class Given:
         return lifting.predictor(moment, kept, dropped, self.ridge)
 
     def with_norm(self, read: Array, norm: str, layer: int) -> Array:
-        """``read`` ``(n_target, n)`` and what a norm does after it: its weight, and its bias, which is constant in the
-        target while the mean of what reads it is what the bias would have given."""
-        parts = {
+        """``read`` ``(n_target, n)`` and what a norm does after it: its weight over ``gain``, and its bias, which is
+        constant in the target while the mean of what reads it is what the bias would have given."""
+        parts = self._norm(norm, layer)
+        bias = parts.get(True, 0.0) / (norm_bias(len(read)) * len(read))
+        return read * (parts[False] / self.gain(norm, layer)) + bias
+
+    def gain(self, norm: str, layer: int) -> float:
+        """What a norm's weight is in the target, in all coordinates: the source's root mean square, as the nearest
+        power of two, which takes no rounding in any dtype."""
+        size = float(np.sqrt(np.mean(np.square(self._norm(norm, layer)[False]))))
+        return 2.0 ** round(math.log2(size)) if size > 0 else 1.0
+
+    def stored_gain(self, name: str, layer: int) -> Array:
+        """``gain`` as the weight holds it, of the norm that ``embed.gain.NORM`` names."""
+        norm = name.removeprefix("embed.gain.")
+        parts = (w for w in self.model.weights if self.model.family.norm_of(w) == norm)
+        return np.array(self.gain(norm, layer) - next(w.offset for w in parts if not w.name.endswith(".bias")))
+
+    def _norm(self, norm: str, layer: int) -> dict[bool, Array]:
+        """A norm's weight, under False, and its bias, if it has one, under True."""
+        return {
             w.name.endswith(".bias"): self.weight(w, layer) + w.offset
             for w in self.model.weights
             if self.model.family.norm_of(w) == norm
         }
-        return read * parts[False] + parts.get(True, 0.0) / (norm_bias(len(read)) * len(read))
 
     def reading(self, weight: Weight, layer: int) -> Array:
         """What a map that reads units or heads makes of each of their coordinates: ``(n, out)``."""
@@ -137,6 +154,8 @@ class Rotation:
     def matrix(self, name: str, layer: int) -> Array:
         if name == "embed.write":
             return self.isometry
+        if name.startswith("embed.gain."):
+            return self.given.stored_gain(name, layer)
         norm = name.removeprefix("embed.read.")
         moment = self.given.statistics.moment(norm, layer)
         read = lifting.reading(moment, self.isometry, self.given.ridge)

@@ -34,7 +34,7 @@ ENTRY = "entry.safetensors"
 """``s · Q``, ``(n_target, n_source)``: how the stream is entered."""
 CROSS, MOMENT, ENERGY = "cross", "moment", "energy"
 """Names of sums."""
-MATRIX, KEPT = "matrix", "kept"
+MATRIX, KEPT, GAIN = "matrix", "kept", "gain"
 """Names of what is fitted."""
 
 Kind = Literal["enter", "source", "read", "inner", "write"]
@@ -256,9 +256,10 @@ class SequentialShare:
         module = self._module(self._norms[norm], layer)
         z = self._before(step)[i]
         if self._work.reads:
-            matrix = self._fit(Step(kind="read", layer=layer, name=norm))[MATRIX]
+            fitted = self._fit(Step(kind="read", layer=layer, name=norm))
             biased = getattr(module, "bias", None) is not None
-            seen = (self._normalised(norm, layer, z) + (norm_bias(len(matrix)) if biased else 0.0)) @ matrix
+            bias = norm_bias(self._work.n_target) if biased else 0.0
+            seen = (fitted[GAIN] * self._normalised(norm, layer, z) + bias) @ fitted[MATRIX]
         else:
             with torch.no_grad():
                 seen = module(z)

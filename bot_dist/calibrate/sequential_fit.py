@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from bot_dist.calibrate.fit import Array, AxisFit, Coordinates, Given, Lifted, Rotation
 from bot_dist.calibrate.moments import sites
 from bot_dist.calibrate.samples import Samples
-from bot_dist.calibrate.sequential import CROSS, ENERGY, ENTRY, KEPT, MATRIX, MOMENT, SequentialWork, Step, Writer
+from bot_dist.calibrate.sequential import CROSS, ENERGY, ENTRY, GAIN, KEPT, MATRIX, MOMENT, SequentialWork, Step, Writer
 from bot_dist.calibrate.share import SAMPLES, write_whole
 from bot_dist.runtime.crew import Crew
 from bot_dist.wavelets import lifting
@@ -129,6 +129,8 @@ class Sequential(AbstractContextManager[None]):
             if kind == "read":
                 return _loaded(found[MATRIX])
             return fit.selected(name, found[KEPT].numpy())
+        if kind == "gain":
+            return self._given.stored_gain(name, layer)
         if not place:
             assert self._stream is not None
             return self._stream.matrix(name, layer)
@@ -150,7 +152,9 @@ class Sequential(AbstractContextManager[None]):
         if self._given.model.family.norm == "layer":
             prior = prior - prior.mean(1, keepdims=True)  # LayerNorm puts nothing out there, and biases are carried
         found = self._regression(step.name, sums, self._given.ridge, prior)
-        return {MATRIX: self._given.with_norm(found.T, step.name, max(step.layer, 0))}
+        norm, layer = step.name, max(step.layer, 0)
+        gain = np.array(self._given.gain(norm, layer))
+        return {MATRIX: self._given.with_norm(found.T, norm, layer), GAIN: gain}
 
     def _inner(self, step: Step, sums: dict[str, Array]) -> dict[str, np.ndarray]:
         kept, read = self._by_reader[step.name].split(step.layer, sums[MOMENT])

@@ -43,7 +43,7 @@ not as an error.
 from bot_dist.checkpoint.layout import StoredParameter, array_layout, store_layout
 from bot_dist.checkpoint.mallat import MallatSource
 from bot_dist.checkpoint.manifest import FORMAT_VERSION, Manifest
-from bot_dist.checkpoint.operators import read_dual, read_rows, write_operators
+from bot_dist.checkpoint.operators import read_constant, read_dual, read_rows, write_operators
 from bot_dist.checkpoint.reader import CheckpointReader, Damage
 from bot_dist.checkpoint.storage import Storage
 from bot_dist.checkpoint.writer import CheckpointWriter, attempt_of
@@ -59,6 +59,7 @@ __all__ = [
     "StoredParameter",
     "array_layout",
     "attempt_of",
+    "read_constant",
     "read_dual",
     "read_rows",
     "store_layout",

@@ -2,7 +2,8 @@
 
 A plan names one by ``URL#NAME`` and its digest. The store has the format of a checkpoint, so every block is checked.
 An array is ``(target, source)``, or ``(layer, target, source)`` with one matrix per source layer; where an operator
-only selects, it is the source index that each target index takes, with ``source`` of size 1. Values are float32: what
+only selects, it is the source index that each target index takes, with ``source`` of size 1. A constant is one number,
+with ``target`` of size 1, too. Values are float32: what
 they are rounded to when they are applied.
 
 Where a matrix NAME has to be undone, what is needed for it lies beside it: ``NAME.split``, the source indices that a
@@ -56,14 +57,14 @@ def write_operators(
     """Store fitted operators, and return what stands for them in plans.
 
     ``operators`` are by name, without handle and digest; ``matrix(name, layer)`` gives one at a time, layer by layer:
-    ``(n_target, n_source)``, or ``(n_target,)`` source indices. ``undone`` says whether what undoes them is stored too,
-    ``moments`` whether what AdamW's moments take is.
+    ``(n_target, n_source)``, ``(n_target,)`` source indices, or the number of a constant. ``undone`` says whether what
+    undoes them is stored too, ``moments`` whether what AdamW's moments take is.
     ``provenance()`` is asked for after all of them, and recorded. ``attempt`` identifies what they are fitted to: a
     store that was committed under that name is taken as it is. Raises CheckpointExistsError when something else is
     there, and PlanError where one can't be undone.
     """
     if not Storage(url).exists(MANIFEST):
-        matrices = {name: spec for name, spec in operators.items() if not spec.selects}
+        matrices = {name: s for name, s in operators.items() if s.policy == "stored" and not s.selects}
         beside = {name: _beside(name, spec) for name, spec in matrices.items() if undone and not spec.padded}
         carrying = {name + MOMENTS: spec for name, spec in matrices.items() if moments}
         stored = {**operators, **dict(beside.values()), **carrying}
@@ -117,6 +118,8 @@ def _tensor(values: npt.NDArray[np.generic], spec: OperatorSpec) -> torch.Tensor
 
 
 def _shape(spec: OperatorSpec) -> tuple[int, int]:
+    if spec.policy == "constant":
+        return 1, 1
     return spec.n_target, 1 if spec.selects else spec.n_source
 
 
@@ -161,6 +164,12 @@ def read_rows(spec: OperatorSpec, rows: Range, layer: int = 0) -> tuple[Indices,
         predicted = _read(of, "", (found[own].min(), found[own].max() + 1), layer)
         taps[own, of.n_target :] = -predicted[:, others]
     return _dense(taps)
+
+
+def read_constant(spec: OperatorSpec, layer: int = 0) -> float:
+    """The number that a fitted constant is, of a source layer. Raises CheckpointError when it is not what was
+    stored."""
+    return float(_read(spec, "", (0, 1), layer)[0, 0])
 
 
 def _read_moments(of: OperatorSpec, rows: Range, layer: int) -> tuple[Indices, Matrices]:

@@ -35,8 +35,8 @@ def operator_rows(spec: OperatorSpec) -> int:
 
 def dual_bytes(spec: OperatorSpec, layers: int) -> int:
     """On storage, of what is kept beside a fitted matrix to undo it; next to nothing where it takes source indices as
-    they are."""
-    if not spec.inverted:
+    they are, and beside a constant."""
+    if spec.policy == "constant" or not spec.inverted:
         return 0
     return FLOAT32 * (spec.n_target + spec.n_details) * spec.n_source * (layers if spec.per_layer else 1)
 

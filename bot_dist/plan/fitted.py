@@ -7,7 +7,8 @@ the dropped ones as these predict them (but a tied head, which is the embedding)
 where each acts; what is in them is fitted later (``calibrate``).
 
 On the residual width the formula of ``rules.py`` holds, write √(n_t/n_s) · Q and read √(n_s/n_t) · Q. A rotation is
-invisible only to a norm without weights: those go into the maps that read, and the norms are constant. LayerNorm never
+invisible only to a norm without weights: those go into the maps that read, and the norms are constant. What they are
+is their weights' mean size, so that the maps that read keep theirs, and Adam's steps theirs beside it. LayerNorm never
 puts out the all-ones direction, so that carries the norm's biases: they are constant, and the maps that read have what
 the biases would have given them as their mean.
 
@@ -154,23 +155,23 @@ def adaptive(
 
 
 def operators(fitted: Fitted) -> dict[str, OperatorSpec]:
-    """The matrices that must be fitted, by name."""
-    return {spec.name: dataclasses.replace(spec, handle="", row_sum=1.0, split=0.0) for _, _, spec in _stored(fitted)}
+    """What must be fitted, by name."""
+    return {spec.name: dataclasses.replace(spec, handle="", row_sum=1.0, split=0.0) for _, _, spec in _kept(fitted)}
 
 
 def placed(fitted: Fitted, stored: Mapping[str, OperatorSpec]) -> dict[str, dict[Place, OperatorSpec]]:
-    """The table with the matrices that have been fitted."""
+    """The table with what has been fitted."""
     found = {name: dict(places) for name, places in fitted.items()}
-    for module, place, spec in _stored(fitted):
+    for module, place, spec in _kept(fitted):
         kept = stored[spec.name]
         found[module][place] = dataclasses.replace(spec, handle=kept.handle, digest=kept.digest)
     return found
 
 
-def _stored(fitted: Fitted) -> Iterator[tuple[str, Place, OperatorSpec]]:
+def _kept(fitted: Fitted) -> Iterator[tuple[str, Place, OperatorSpec]]:
     for module, places in fitted.items():
         for place, spec in places.items():
-            if spec.policy == "stored":
+            if spec.handle:
                 yield module, place, spec
 
 
@@ -191,9 +192,12 @@ def _named(
 
 def _rotated(source: Model, target: Model, weight: Weight, role: str) -> OperatorSpec:
     root = math.sqrt(target.sizes[RESIDUAL] / source.sizes[RESIDUAL])
-    if source.family.norm_of(weight):
-        constant = norm_bias(min(source.sizes[RESIDUAL], target.sizes[RESIDUAL])) if role == "write" else weight.neutral
-        return OperatorSpec(n_source=1, n_target=1, policy="constant", row_sum=constant)
+    if norm := source.family.norm_of(weight):
+        constant = OperatorSpec(n_source=1, n_target=1, policy="constant")
+        if role == "write":
+            bias = norm_bias(min(source.sizes[RESIDUAL], target.sizes[RESIDUAL]))
+            return dataclasses.replace(constant, row_sum=bias)
+        return dataclasses.replace(constant, handle=f"embed.gain.{norm}", per_layer=weight.layered)
     if role == "read":
         return _named(f"embed.read.{source.family.norm_before(weight)}", per_layer=weight.layered)
     return _named("embed.write", per_layer=False, gain=root)

@@ -51,6 +51,8 @@ def _axis(module: ModulePlan, a: AxisPlan, moment: Moment, inserts: bool) -> Axi
     spec = a.spec
     if spec is not None and inserts and spec.speaks == "every":
         spec = dataclasses.replace(spec, speaks="first")
+    if spec is not None and spec.policy == "constant":
+        spec = dataclasses.replace(spec, handle="", digest="", per_layer=False)  # gradients know nothing of its value
     if spec is not None and not spec.is_identity:
         spec = OperatorSpec(n_source=spec.n_source, n_target=spec.n_target, policy=moment, of=spec)
         check_supported(spec, f"{module.name}: axis '{a.axis}'")

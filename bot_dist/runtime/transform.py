@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from bot_dist.axes import Range
-from bot_dist.checkpoint import read_dual, read_rows
+from bot_dist.checkpoint import read_constant, read_dual, read_rows
 from bot_dist.draws import normal
 from bot_dist.plan import AxisPlan, ModulePlan, Step, operator_rows
 from bot_dist.sharding import Box
@@ -61,8 +61,9 @@ def _centred(tensor: torch.Tensor, along: int) -> torch.Tensor:
 
 
 def _apply_fitted(axes: tuple[AxisPlan, ...], i: int, step: Step, tensor: torch.Tensor) -> torch.Tensor:
-    """A fitted operator, or what undoes one, a block of its matrix at a time, in float32. It may act on several axes
-    together and differ per layer; of all its axes, source and (but for the first) target are whole."""
+    """A fitted operator, a block of its matrix at a time, or what undoes one, or a fitted constant, in float32. It may
+    act on several axes together and differ per layer; of all its axes, source and (but for the first) target are
+    whole."""
     a = axes[i]
     assert a.spec is not None
     matrix = a.spec.matrix
@@ -78,7 +79,9 @@ def _apply_fitted(axes: tuple[AxisPlan, ...], i: int, step: Step, tensor: torch.
         parts = [(0, joined, result)]
     along = i - matrix.per_layer
     for layer, part, into in parts:
-        if a.restores and matrix.inverted:
+        if a.constant:
+            into.fill_(read_constant(matrix, layer))
+        elif a.restores and matrix.inverted:
             _apply_dual(a.spec, layer, part, into, along, (start, stop))
         else:
             _apply_rows(a.spec, layer, part, into, along, (start, stop))

@@ -38,7 +38,8 @@ class OperatorSpec:
     - ``stack``: target index i takes source index i mod n_source.
     - ``select``: target index i takes source index ``indices[i]``.
     - ``merge``: target index i takes the sum of the source indices from ``indices[i]`` to the next of these.
-    - ``constant``: nothing is taken from the source; all indices hold ``row_sum`` (growing, the old ones).
+    - ``constant``: nothing is taken from the source; all indices hold ``row_sum`` (growing, the old ones), or one
+      number that was fitted and is kept elsewhere.
     - ``diagonal``: a factor per index.
     - ``detail``: what the shrinking operator ``of`` drops.
     - ``restore``: undoes ``of``, on its target and its details one after the other.
@@ -69,11 +70,11 @@ class OperatorSpec:
     """``detail``, ``restore``: the shrinking operator that they belong to. ``exp_avg``, ``exp_avg_sq``: that of the
     weights."""
     handle: str = ""
-    """``stored``: where the matrix is kept."""
+    """``stored``: where the matrix is kept. ``constant``: where the number is, if it is."""
     digest: str = ""
-    """``stored``: of the matrix."""
+    """Of what is kept there."""
     per_layer: bool = False
-    """``stored``: whether there is one matrix per layer."""
+    """Whether there is one per layer."""
     selects: bool = False
     """``stored``: whether each target index takes one source index: those that are kept; growing, some repeatedly."""
     lifted: bool = False
@@ -85,13 +86,13 @@ class OperatorSpec:
 
     @property
     def name(self) -> str:
-        """``stored``: what the matrix is called where it is kept."""
+        """What it is called where it is kept."""
         return self.handle.rpartition("#")[2]
 
     @property
     def fitted(self) -> bool:
-        """Whether it is a matrix that is kept elsewhere, or one that belongs to such a matrix."""
-        return self.matrix.policy == "stored"
+        """Whether it is kept elsewhere, or belongs to a matrix that is."""
+        return self.matrix.policy == "stored" or bool(self.matrix.handle)
 
     @property
     def matrix(self) -> OperatorSpec:
@@ -149,7 +150,7 @@ class OperatorSpec:
             gain = f" ×{self.row_sum:.3g}" if self.row_sum != 1 else ""
             return f"fitted {self.name}{gain}{ROOTS[self.split]}"
         if self.policy == "constant":
-            return f"= {self.row_sum:g}"
+            return f"= fitted {self.name}" if self.handle else f"= {self.row_sum:g}"
         return f"{self.policy} of {self.of}" if self.of is not None else self.policy
 
 

@@ -38,6 +38,29 @@ def unsettled(model: torch.nn.Module) -> None:
             parameter.add_(noise * (0.3 if parameter.dim() == 1 else 0.1))
 
 
+def with_quiet_norms(model: torch.nn.Module) -> None:
+    """Norms whose gains lie from 1/16 to 2, each with its own."""
+    gains = iter(
+        torch.rand(len([*model.parameters()]), generator=torch.Generator().manual_seed(3)).mul(5).sub(4).exp2()
+    )
+    with torch.no_grad():
+        for name, module in model.named_modules():
+            weight = getattr(module, "weight", None)
+            if weight is not None and weight.dim() == 1 and ("norm" in name.lower() or "ln_" in name):
+                offset = 1.0 if "Gemma" in type(module).__name__ else 0.0
+                weight.copy_((weight + offset) * next(gains) - offset)
+
+
+def norm_weights(source: Source, model: Model) -> list[torch.Tensor]:
+    """What the norms of the residual stream multiply by, block by block."""
+    return [
+        source.read(p, whole(p.sizes)).double() + weight.offset
+        for weight in model.weights
+        if model.family.norm_of(weight) and not weight.name.endswith(".bias")
+        for p in (model.parameter(weight, layer) for layer in range(model.weight_layers(weight)))
+    ]
+
+
 def loaded(source: Source, target: Model, kind: type[torch.nn.Module]) -> torch.nn.Module:
     """The plan's target in ``transformers``."""
     from transformers import AutoConfig
@@ -104,6 +127,7 @@ def in_new_basis(source: Any, model: Model, folder: Path) -> TransferPlan:
 def test_a_rotation_of_the_whole_width_changes_nothing(tmp_path: Path, make_pico: Factory, kind: str) -> None:
     pico = make_pico(kind)
     unsettled(pico.model)
+    with_quiet_norms(pico.model)
     pico.model.save_pretrained(pico.folder)
     source = open_source(pico.url)
     model = model_of(source.config)
@@ -112,6 +136,11 @@ def test_a_rotation_of_the_whole_width_changes_nothing(tmp_path: Path, make_pico
     rotated = loaded(TransformedSource(plan, source), target, type(pico.model))
     wanted, found = output(pico.model.eval()), output(rotated)
     assert (found - wanted).abs().max() < 1e-5 * wanted.abs().max()
+    gains = {"was": norm_weights(source, model), "is": norm_weights(TransformedSource(plan, source), target)}
+    assert all((weight == weight[0]).all() for weight in gains["is"])  # of the size that it had
+    sizes = [weight.square().mean().sqrt().log2().round() for weight in gains["was"]]
+    assert [weight[0].log2() for weight in gains["is"]] == sizes
+    assert min(sizes) < -2
     if model.tied:
         assert not target.tied
         assert any("the head is untied" in note for note in plan.notes)

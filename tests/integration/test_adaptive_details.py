@@ -15,7 +15,7 @@ from bot_dist.checkpoint import CheckpointReader
 from bot_dist.convert.open import open_source
 from bot_dist.families import model_of
 from bot_dist.sharding import whole
-from tests.integration.test_adaptive import SMALLER, adapted, unsettled, with_tokenizer
+from tests.integration.test_adaptive import SMALLER, adapted, unsettled, with_quiet_norms, with_tokenizer
 
 Factory = Callable[..., Any]
 STORE = "transferred.zarr"
@@ -64,6 +64,7 @@ def source(make_pico: Factory, pico_tokenizer: Path) -> Callable[..., str]:
     def make(kind: str, **config: Any) -> str:
         pico = make_pico(kind, **config)
         unsettled(pico.model)
+        with_quiet_norms(pico.model)
         pico.model.save_pretrained(pico.folder)
         return with_tokenizer(pico, pico_tokenizer)
 

@@ -2,8 +2,8 @@
 
 A plan names one by ``URL#NAME`` and its digest. The store has the format of a checkpoint, so every block is checked.
 An array is ``(target, source)``, or ``(layer, target, source)`` with one matrix per source layer; where an operator
-only selects, it is the source index that each target index takes, with ``source`` of size 1. A constant is one number,
-with ``target`` of size 1, too. Values are float32: what
+only selects, it is the source index that each target index takes, with ``source`` of size 1. A constant is ``(value,)``
+of size 1, or ``(layer, value)``. Values are float32: what
 they are rounded to when they are applied.
 
 Where a matrix NAME has to be undone, what is needed for it lies beside it: ``NAME.split``, the source indices that a
@@ -35,7 +35,7 @@ from bot_dist.wavelets import OperatorSpec, dropped, dual, dual_matrix, origins,
 if TYPE_CHECKING:
     import torch
 
-AXES = ("layer", "target", "source")
+AXES, OF_CONSTANTS = ("layer", "target", "source"), ("layer", "value")
 SUFFIXES = SPLIT, DUAL, MOMENTS = ".split", ".dual", ".moments"
 """Of the arrays beside a matrix."""
 
@@ -117,16 +117,17 @@ def _tensor(values: npt.NDArray[np.generic], spec: OperatorSpec) -> torch.Tensor
     return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32).reshape(_shape(spec)))
 
 
-def _shape(spec: OperatorSpec) -> tuple[int, int]:
+def _shape(spec: OperatorSpec) -> tuple[int, ...]:
     if spec.policy == "constant":
-        return 1, 1
+        return (1,)
     return spec.n_target, 1 if spec.selects else spec.n_source
 
 
 def _layout(name: str, spec: OperatorSpec, layers: int) -> StoredParameter:
+    axes = OF_CONSTANTS if spec.policy == "constant" else AXES
     if spec.per_layer:
-        return array_layout(name, (layers, *_shape(spec)), AXES, "float32")
-    return array_layout(name, _shape(spec), AXES[1:], "float32")
+        return array_layout(name, (layers, *_shape(spec)), axes, "float32")
+    return array_layout(name, _shape(spec), axes[1:], "float32")
 
 
 def read_rows(spec: OperatorSpec, rows: Range, layer: int = 0) -> tuple[Indices, Matrices]:
@@ -197,7 +198,8 @@ def _read(spec: OperatorSpec, suffix: str, rows: Range, layer: int) -> Matrices:
     """Rows of a fitted operator, or of an array beside it, in float64."""
     reader, name = _opened(spec)
     parameter = reader.parameter(name + suffix)
-    box = ((int(rows[0]), int(rows[1])), (0, parameter.sizes[-1]))
+    within = ((0, n) for n in parameter.sizes[1 + spec.per_layer :])
+    box = ((int(rows[0]), int(rows[1])), *within)
     found = reader.read(parameter, ((layer, layer + 1), *box) if spec.per_layer else box)
     return cast(Matrices, found.numpy().reshape(-1, parameter.sizes[-1]).astype(np.float64))
 

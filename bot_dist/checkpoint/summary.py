@@ -43,6 +43,9 @@ class Totals:
     nbytes: int
 
 
+Kind = Literal["matrix", "selection", "constant"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class OperatorRow:
     """One operator that was fitted to a store's source."""
@@ -50,9 +53,9 @@ class OperatorRow:
     store: str
     """Where it is kept, within the store that was made with it: ``operators/NAME``."""
     name: str
-    kind: Literal["matrix", "selection"]
+    kind: Kind
     shape: tuple[int, ...]
-    """``(target, source)``; of a selection ``(target,)``: the source indices that are taken."""
+    """``(target, source)``; of a selection ``(target,)``: the source indices that are taken; of a constant ``()``."""
     layers: int | None
     """Source layers, where there is one for each; None where there is one for all."""
     dtype: str
@@ -71,14 +74,17 @@ def operator_rows(reader: CheckpointReader) -> list[OperatorRow]:
     for folder in reader.manifest.operators:
         operators = CheckpointReader(f"{reader.url}/{folder}")
         for name, stored in operators.manifest.parameters.items():
-            *layered, target, source = stored.parameter.sizes
+            parameter = stored.parameter
+            layers = parameter.sizes[0] if parameter.axes[0] == "layer" else None
+            *target, last = parameter.sizes[layers is not None :]
+            kind: Kind = "constant" if not target else "selection" if last == 1 else "matrix"
             rows.append(
                 OperatorRow(
                     store=folder,
                     name=name,
-                    kind="selection" if source == 1 else "matrix",
-                    shape=(target,) if source == 1 else (target, source),
-                    layers=layered[0] if layered else None,
+                    kind=kind,
+                    shape=(*target, last) if kind == "matrix" else tuple(target),
+                    layers=layers,
                     dtype=stored.dtype,
                     nbytes=stored.nbytes,
                     digest=operator_digest(operators, name),

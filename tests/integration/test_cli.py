@@ -193,6 +193,7 @@ def test_adaptive_shrinking_on_the_command_line(
     assert (status, "embed.write" in text, "attn.out:embed" in text, "selection" in text) == (0, True, True, True)
     status, text = cli("inspect", str(store), "--operators", "--json")
     rows = {row["name"]: row for row in json.loads(text)}
+    assert (rows["embed.gain.attn.norm"]["kind"], rows["embed.gain.attn.norm"]["shape"]) == ("constant", [])
     assert (rows["mlp.kept"]["kind"], rows["mlp.kept"]["shape"], rows["mlp.kept"]["layers"]) == ("selection", [20], 3)
     assert rows["mlp.kept"]["used_for"] == [["mlp.gate", "mlp"], ["mlp.up", "mlp"]]
     read = rows["embed.read.norm"]

@@ -25,7 +25,7 @@ class StoredParameter:
     shard: tuple[int, ...]
     chunk: tuple[int, ...]
     learning_rate_factor: float = 1.0
-    """On Adam's learning rate for this parameter, inverse on its weight decay: what its growth asks for."""
+    """On Adam's learning rate for this parameter, inverse on its weight decay: what its change of size asks for."""
 
     def __post_init__(self) -> None:
         assert self.dtype in ITEMSIZE, self.dtype

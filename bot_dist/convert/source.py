@@ -38,7 +38,7 @@ class Source(Protocol):
         """Bytes that the whole parameter takes on storage."""
 
     def learning_rate_factor(self, parameter: Parameter) -> float:
-        """What an earlier growth asks Adam's learning rate to be multiplied by; 1 where there was none."""
+        """What an earlier change of size asks Adam's learning rate to be multiplied by; 1 where there was none."""
 
     def read(self, parameter: Parameter, box: Box) -> torch.Tensor:
         """The box (ranges over the unfused axes) as a contiguous CPU tensor of the box's shape."""

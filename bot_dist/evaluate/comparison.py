@@ -53,7 +53,7 @@ class MethodTrainConfig(Config):
     """What a method may train otherwise than the comparison says; None: as it says."""
 
     use_factors: bool | None = None
-    """As in ``train``: whether learning rates follow what grows. What a baseline makes has no factors."""
+    """As in ``train``: whether learning rates follow the change of size. What a baseline makes has no factors."""
     inserted: InsertedConfig | None = None
     """As in ``train``: of blocks that ``depth: identity`` has put in."""
     warmup: int | None = Field(default=None, ge=0)

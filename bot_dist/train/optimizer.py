@@ -1,4 +1,4 @@
-"""AdamW and its parameter groups: every parameter moves at the rate that its growth asks for."""
+"""AdamW and its parameter groups: every parameter moves at the rate that its change of size asks for."""
 
 from __future__ import annotations
 

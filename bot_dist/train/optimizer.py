@@ -26,7 +26,7 @@ def parameter_groups(
     """Parameters of ``module`` by what their steps have in common.
 
     ``factors`` multiply the learning rate of a parameter (by its name in files) and divide its weight decay, so that a
-    step of a model that has grown moves its function as far as one of its source; weights decay as fast as
+    step of a model that has changed its size moves its function as far as one of its source; weights decay as fast as
     ever. ``inserted`` blocks follow ``train.inserted`` besides. A group holds ``params``, ``weight_decay``, and for
     ``set_rates`` its ``factor`` and whether it is ``inserted``.
     """

@@ -338,7 +338,7 @@ class TrainConfig(Config):
     decay: int | None = Field(default=None, ge=1)
     """Steps in which ``stable`` falls, at the end; None: a fifth of all."""
     use_factors: bool = True
-    """Multiply each parameter's learning rate, and divide its weight decay, by what its growth asks for."""
+    """Multiply each parameter's learning rate, and divide its weight decay, by what its change of size asks for."""
     moments: Literal["auto", "none"] = "auto"
     """``auto``: AdamW begins with the moments that the transfer has carried, where there are some, and goes on counting
     its steps; the schedule begins anew. ``none``: it begins cold."""

@@ -298,11 +298,15 @@ def _learning_rate_factor(weight: Weight, axes: tuple[AxisPlan, ...]) -> float:
     roles: list[Role] = [use.role for use in weight.uses]
     if weight.layered:
         roles.insert(0, "layer")
-    return math.prod(
-        rules.learning_rate_factor(weight, role, a.n_source, a.n_target, a.spec)
-        for a, role in zip(axes, roles, strict=True)
-        if not a.restores
-    )
+    factor = 1.0
+    restored = [(a.spec.of, role) for a, role in zip(axes, roles, strict=True) if a.spec is not None and a.spec.of]
+    for of, role in restored:  # from what the store has
+        factor /= rules.learning_rate_factor(weight, role, of.n_source, of.n_target, of)
+    if restored:
+        return factor
+    for a, role in zip(axes, roles, strict=True):
+        factor *= rules.learning_rate_factor(weight, role, a.n_source, a.n_target, a.spec)
+    return factor
 
 
 def _notes(source: Model, target: Model, config: TransferConfig) -> tuple[str, ...]:

@@ -177,11 +177,10 @@ def learning_rate_factor(weight: Weight, role: Role, n_source: int, n_target: in
     """What one axis of ``weight`` multiplies Adam's learning rate by (and divides weight decay by).
 
     Adam moves every weight by the learning rate, whatever its gradient, and a read axis of n_target terms adds
-    n_target of those moves: where it grows, scaled by n_source/n_target, a step in function space stays what it was.
-    The same holds for residual writers where more layers take shorter steps. Where an axis shrinks, a factor would
-    raise the rate above the one that was asked for: there is none.
+    n_target of those moves: scaled by n_source/n_target, a step in function space stays what it was. The same holds
+    for residual writers where more layers take shorter steps.
     """
-    if weight.kind != "matrix" or n_source >= n_target:
+    if weight.kind != "matrix" or n_source == n_target:
         return 1.0
     ratio = n_source / n_target
     if role == "layer" and spec is not None:

@@ -437,7 +437,7 @@ def show_store(url: str, manifest: Manifest) -> None:
 
 
 def show_operators(url: str, rows: Sequence[OperatorRow]) -> None:
-    """One row per matrix that was fitted for a store."""
+    """One row per operator that was fitted for a store."""
     if not rows:
         console.print(f"{label(url)} holds no fitted operators", markup=False)
         return

@@ -137,7 +137,7 @@ class Planning:
 
     def _planned(self, adapted: Adapted | None) -> TransferPlan:
         from bot_dist.calibrate import follows
-        from bot_dist.plan import adaptive, basis_of, growing, make_plan, placed, shrinking, target_model
+        from bot_dist.plan import adaptive, averages, basis_of, growing, make_plan, placed, shrinking, target_model
         from bot_dist.wavelets import origins
 
         recipe, model, notes = self.recipe, self._model, self._notes
@@ -156,7 +156,14 @@ class Planning:
             rotated = "embed" in (*axes, *grown) and basis == "rotation"
             target = target_model(model, recipe.target, recipe.transfer, rotated=rotated, layers=layers)
             sequential = _has_data(recipe, model) and follows(model, recipe)
-            fitted = adaptive(model, target, basis, [*axes, *grown], sequential=bool(axes) and sequential)
+            fitted = adaptive(
+                model,
+                target,
+                basis,
+                [*axes, *grown],
+                sequential=bool(axes) and sequential,
+                averaged=averages(model, target, recipe.transfer),
+            )
             if adapted is not None:
                 fitted = placed(fitted, adapted.stored)
             notes = notes + _adaptive_notes(recipe, model, axes, grown, basis)

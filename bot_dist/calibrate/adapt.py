@@ -29,6 +29,7 @@ from bot_dist.plan import (
     SourceModule,
     TransferPlan,
     adaptive,
+    averages,
     basis_of,
     growing,
     make_plan,
@@ -95,6 +96,7 @@ class Adaptation:
         target = model.resized(recipe.target)
         self.basis = basis_of(model, target, recipe.transfer.basis)
         self.grown = growing(model, target, recipe.transfer)
+        self.averaged = averages(model, target, recipe.transfer)
         self.ridge = recipe.transfer.ridge
         self.sequential = data is not None and follows(model, recipe)
         shrunk = shrinking(model, target, recipe.transfer)
@@ -133,7 +135,7 @@ class Adaptation:
         )
 
     def _table(self, target: Model, axes: list[str]) -> Fitted:
-        return adaptive(self.model, target, self.basis, axes, sequential=self.done.sequential)
+        return adaptive(self.model, target, self.basis, axes, sequential=self.done.sequential, averaged=self.averaged)
 
     def _now(self) -> tuple[Source, Model]:
         if not self.done.target:
@@ -161,7 +163,14 @@ class Adaptation:
         if widths or self.sequential:
             wanted = self.recipe.transfer.lifting
             predicts = wanted == "least-squares" or (wanted == "auto" and not self.sequential)
-            given = Given(source=source, model=model, statistics=found, ridge=self.ridge, predicts=predicts)
+            given = Given(
+                source=source,
+                model=model,
+                statistics=found,
+                ridge=self.ridge,
+                predicts=predicts,
+                averaged=self.averaged,
+            )
             facts |= self._fit_widths(given, widths)
         self.done.stages.append({"axes": [*axes], "sizes": _changed_sizes(model, self.target()), "facts": facts})
 
@@ -191,11 +200,11 @@ class Adaptation:
         wanted = operators(self._table(target, axes))
 
         def matrix(name: str, layer: int) -> Any:
-            if not wanted[name].per_layer:
-                return fit.matrix(name, 0)
-            if layer not in position:  # of the source, and left out
-                return _any_operator(wanted[name])
-            return fit.matrix(name, position[layer])
+            spec = wanted[name]
+            if spec.per_layer and layer not in position:  # of the source, and left out
+                return _any_operator(spec)
+            found = given.stored_gain if spec.policy == "constant" else fit.matrix
+            return found(name, position[layer] if spec.per_layer else 0)
 
         key = digest(
             {

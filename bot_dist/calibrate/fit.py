@@ -30,7 +30,7 @@ class AxisFit(Protocol):
     """The operators along one axis."""
 
     def matrix(self, name: str, layer: int) -> Array:
-        """A matrix ``(n_target, n_source)``, the ``(n_target,)`` source indices that are kept, or a constant ``()``."""
+        """A matrix ``(n_target, n_source)``, or the ``(n_target,)`` source indices that are kept."""
 
     def facts(self) -> dict[str, Any]:
         """What was found: plain data for events and reports."""
@@ -64,6 +64,8 @@ class Given:
     """Over the mean square of what is kept."""
     predicts: bool = True
     """Whether what is dropped is predicted from what is kept."""
+    averaged: bool = False
+    """Whether the target's blocks are averages of blocks that differ."""
 
     def weight(self, weight: Weight, layer: int = 0) -> Array:
         """Unfused, in float64."""
@@ -83,16 +85,21 @@ class Given:
         return read * (parts[False] / self.gain(norm, layer)) + bias
 
     def gain(self, norm: str, layer: int) -> float:
-        """What a norm's weight is in the target, in all coordinates: the source's root mean square, as the nearest
-        power of two, which takes no rounding in any dtype."""
-        size = float(np.sqrt(np.mean(np.square(self._norm(norm, layer)[False]))))
-        return 2.0 ** round(math.log2(size)) if size > 0 else 1.0
+        """What a norm multiplies by in the target, in all coordinates: the source's root mean square (where blocks are
+        averaged, that of all of them), as the nearest power of two from 2⁻⁸ to 2⁸. No dtype rounds these, nor them
+        less 1; it is 1 where there is no size to keep."""
+        layers = range(self.model.weight_layers(self._weight_of(norm))) if self.averaged else [layer]
+        size = math.sqrt(np.mean([np.mean(np.square(self._norm(norm, i)[False])) for i in layers]))
+        return 2.0 ** max(-8, min(8, round(math.log2(size)))) if 0 < size < math.inf else 1.0
 
     def stored_gain(self, name: str, layer: int) -> Array:
         """``gain`` as the weight holds it, of the norm that ``embed.gain.NORM`` names."""
         norm = name.removeprefix("embed.gain.")
+        return np.array(self.gain(norm, layer) - self._weight_of(norm).offset)
+
+    def _weight_of(self, norm: str) -> Weight:
         parts = (w for w in self.model.weights if self.model.family.norm_of(w) == norm)
-        return np.array(self.gain(norm, layer) - next(w.offset for w in parts if not w.name.endswith(".bias")))
+        return next(w for w in parts if not w.name.endswith(".bias"))
 
     def _norm(self, norm: str, layer: int) -> dict[bool, Array]:
         """A norm's weight, under False, and its bias, if it has one, under True."""
@@ -123,7 +130,8 @@ class Rotation:
     """The residual width in its Karhunen–Loève basis.
 
     The ``n_target`` leading coordinates are kept, and each norm's readers see the others as the kept ones predict them
-    there: ``√(n_s/n_t) · A_read · diag(g)``, with ``A_read`` of ``lifting.reading`` and g the norm's weight.
+    there: ``√(n_s/n_t) · A_read · diag(g)``, with ``A_read`` of ``lifting.reading`` and g the norm's weight over
+    its gain.
     """
 
     given: Given
@@ -154,8 +162,6 @@ class Rotation:
     def matrix(self, name: str, layer: int) -> Array:
         if name == "embed.write":
             return self.isometry
-        if name.startswith("embed.gain."):
-            return self.given.stored_gain(name, layer)
         norm = name.removeprefix("embed.read.")
         moment = self.given.statistics.moment(norm, layer)
         read = lifting.reading(moment, self.isometry, self.given.ridge)

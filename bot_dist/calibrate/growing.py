@@ -27,8 +27,6 @@ class Lengthened:
 
     def matrix(self, name: str, layer: int) -> Array:
         """``(n_target, n)``: rows of zeros after those of the rotation, which predicts nothing."""
-        if name.startswith("embed.gain."):
-            return self.given.stored_gain(name, layer)
         rotation, n = self._rotation, self._rotation.n_target
         found = rotation.isometry
         if name != "embed.write":

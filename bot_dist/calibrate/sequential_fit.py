@@ -129,8 +129,6 @@ class Sequential(AbstractContextManager[None]):
             if kind == "read":
                 return _loaded(found[MATRIX])
             return fit.selected(name, found[KEPT].numpy())
-        if kind == "gain":
-            return self._given.stored_gain(name, layer)
         if not place:
             assert self._stream is not None
             return self._stream.matrix(name, layer)

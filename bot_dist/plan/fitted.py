@@ -7,9 +7,10 @@ the dropped ones as these predict them (but a tied head, which is the embedding)
 where each acts; what is in them is fitted later (``calibrate``).
 
 On the residual width the formula of ``rules.py`` holds, write √(n_t/n_s) · Q and read √(n_s/n_t) · Q. A rotation is
-invisible only to a norm without weights: those go into the maps that read, and the norms are constant. What they are
-is their weights' mean size, so that the maps that read keep theirs, and Adam's steps theirs beside it. LayerNorm never
-puts out the all-ones direction, so that carries the norm's biases: they are constant, and the maps that read have what
+invisible only to a norm without weights: those go into the maps that read, and the norms are constant. They keep the
+size that their weights had, as a power of two, so that the maps that read keep theirs, and Adam's steps theirs beside
+it; where blocks are averaged, all blocks' norms the same, for what reads them is averaged apart. LayerNorm never puts
+out the all-ones direction, so that carries the norm's biases: they are constant, and the maps that read have what
 the biases would have given them as their mean.
 
 What grows can be fitted too: its loudest units, heads or coordinates have the most copies (``spread``), each copy being
@@ -105,6 +106,14 @@ def growing(source: Model, target: Model, config: TransferConfig) -> list[str]:
     return found
 
 
+def averages(source: Model, target: Model, config: TransferConfig) -> bool:
+    """Whether the target's blocks are averages of blocks that differ."""
+    before, after = source.sizes["layer"], target.sizes["layer"]
+    if after > before:
+        return config.depth_of(grows=True) == "wavelet"
+    return after < before and config.depth == "wavelet"
+
+
 def sequential_refused(source: Model, target: Model, config: TransferConfig) -> str | None:
     """Why a fit can't follow the shrunk model block by block; None where it can."""
     if refused := rotation_refused(source.family):
@@ -117,11 +126,17 @@ def sequential_refused(source: Model, target: Model, config: TransferConfig) -> 
 
 
 def adaptive(
-    source: Model, target: Model, basis: Basis, axes: Collection[str], *, sequential: bool = False
+    source: Model,
+    target: Model,
+    basis: Basis,
+    axes: Collection[str],
+    *,
+    sequential: bool = False,
+    averaged: bool = False,
 ) -> dict[str, dict[Place, OperatorSpec]]:
     """The fitted operators along ``axes`` (``embed``, ``mlp``, ``heads``), with names for handles and without digests;
-    ``basis`` is what ``basis_of`` gave. ``sequential``: with what corrects the maps that write into the stream. What
-    grows is spread, but the residual width in a rotated basis."""
+    ``basis`` is what ``basis_of`` gave. ``sequential``: with what corrects the maps that write into the stream;
+    ``averaged``: of ``averages``. What grows is spread, but the residual width in a rotated basis."""
     found: dict[str, dict[Place, OperatorSpec]] = {}
     for weight in target.weights:
         for i, use in enumerate(weight.uses):
@@ -134,7 +149,7 @@ def adaptive(
                 spec = _named(f"embed.write.{weight.name.removesuffix('.bias').removesuffix('.weight')}")
             elif use.axis == RESIDUAL and "embed" in axes:
                 if basis == "rotation" or (sequential and weight.layered):
-                    spec = _rotated(source, target, weight, use.role)
+                    spec = _rotated(source, target, weight, use.role, averaged)
                 else:
                     spec = _permuted(source, target, weight, use.role, predicts=not sequential)
             elif use.axis == "mlp" and "mlp" in axes:
@@ -190,14 +205,14 @@ def _named(
     )
 
 
-def _rotated(source: Model, target: Model, weight: Weight, role: str) -> OperatorSpec:
+def _rotated(source: Model, target: Model, weight: Weight, role: str, averaged: bool) -> OperatorSpec:
     root = math.sqrt(target.sizes[RESIDUAL] / source.sizes[RESIDUAL])
     if norm := source.family.norm_of(weight):
         constant = OperatorSpec(n_source=1, n_target=1, policy="constant")
         if role == "write":
             bias = norm_bias(min(source.sizes[RESIDUAL], target.sizes[RESIDUAL]))
             return dataclasses.replace(constant, row_sum=bias)
-        return dataclasses.replace(constant, handle=f"embed.gain.{norm}", per_layer=weight.layered)
+        return dataclasses.replace(constant, handle=f"embed.gain.{norm}", per_layer=weight.layered and not averaged)
     if role == "read":
         return _named(f"embed.read.{source.family.norm_before(weight)}", per_layer=weight.layered)
     return _named("embed.write", per_layer=False, gain=root)

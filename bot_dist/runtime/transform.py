@@ -115,7 +115,7 @@ def _apply_dual(
 
 def _untaken(a: AxisPlan, target: Range) -> np.ndarray:
     """Which target indices take nothing from the source, as rows of the operator without a tap: booleans over the
-    range. Fitted operators always take something, but for new units."""
+    range. Fitted operators always have something to put there, but for new units."""
     if a.spec is not None and a.spec.padded:
         return np.arange(*target) >= a.n_source
     if not a.changes or a.alone:

@@ -106,7 +106,11 @@ def in_new_basis(source: Any, model: Model, folder: Path) -> TransferPlan:
     stored = write_operators(
         str(folder / "operators"),
         operators(table),
-        lambda name, layer: fits[name.partition(".")[0]].matrix(name, layer),
+        lambda name, layer: (
+            given.stored_gain(name, layer)
+            if name.startswith("embed.gain.")
+            else fits[name.partition(".")[0]].matrix(name, layer)
+        ),
         layers=sizes["layer"],
         attempt="all",
     )
@@ -372,3 +376,26 @@ def test_two_neighbours_become_one_block(
     assert not bot_dist.verify(str(tmp_path / "two" / "transferred.zarr")).damaged
     with pytest.raises(PlanError, match="'pairs' merges two blocks at most"):
         adapted(tmp_path / "three", source, {"layers": 1}, [shakespeare], **{"transfer.depth": "pairs"})
+
+
+def test_averaged_blocks_are_those_of_the_same_function(tmp_path: Path, make_pico: Factory) -> None:
+    """Where some norms are quieter, and what reads them is as much louder."""
+    pico = make_pico("llama")
+    made = {}
+    for name in ("alike", "apart"):
+        if name == "apart":
+            for block in list(pico.model.model.layers)[::2]:
+                readers = [getattr(block.self_attn, f"{letter}_proj") for letter in "qkv"]
+                for module in (block.input_layernorm, block.post_attention_layernorm):
+                    module.weight.data.div_(4)
+                for module in (*readers, block.mlp.gate_proj, block.mlp.up_proj):
+                    module.weight.data.mul_(4)
+        pico.model.save_pretrained(pico.folder)
+        data = {"source": pico.url, "output": str(tmp_path / name), "target": {"layers": 2, "embed": 16}}
+        options = {"cluster.executor": "local", "transfer.analysis": "adaptive", "transfer.depth": "wavelet"}
+        bot_dist.transfer(bot_dist.make_recipe(data, options))
+        made[name] = tensors(tmp_path / name)
+    block = "model.layers.0"
+    for norm, reader in (("input_layernorm", "self_attn.q_proj"), ("post_attention_layernorm", "mlp.up_proj")):
+        alike, apart = (t[f"{block}.{norm}.weight"] * t[f"{block}.{reader}.weight"] for t in made.values())
+        torch.testing.assert_close(apart, alike, rtol=1e-4, atol=1e-6)

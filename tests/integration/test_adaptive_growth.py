@@ -16,7 +16,7 @@ from bot_dist.convert.open import open_source
 from bot_dist.errors import PlanError, RecipeError
 from bot_dist.families import model_of
 from tests.conftest import outputs
-from tests.integration.test_adaptive import ROTATED, adapted, tensors, unsettled, with_tokenizer
+from tests.integration.test_adaptive import ROTATED, adapted, tensors, unsettled, with_quiet_norms, with_tokenizer
 
 Factory = Callable[..., Any]
 GROUPED = {"num_attention_heads": 6, "num_key_value_heads": 3}
@@ -24,6 +24,7 @@ GROUPED = {"num_attention_heads": 6, "num_key_value_heads": 3}
 
 def settled(pico: Any, tokenizer: Path) -> str:
     unsettled(pico.model)
+    with_quiet_norms(pico.model)
     pico.model.save_pretrained(pico.folder)
     return with_tokenizer(pico, tokenizer)
 

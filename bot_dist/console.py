@@ -450,7 +450,7 @@ def show_operators(url: str, rows: Sequence[OperatorRow]) -> None:
             table.add_row(
                 row.name,
                 row.kind,
-                shape(row.shape),
+                shape(row.shape) or "–",
                 str(row.layers) if row.layers is not None else "all",
                 row.dtype,
                 size(row.nbytes),

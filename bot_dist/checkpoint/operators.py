@@ -3,8 +3,7 @@
 A plan names one by ``URL#NAME`` and its digest. The store has the format of a checkpoint, so every block is checked.
 An array is ``(target, source)``, or ``(layer, target, source)`` with one matrix per source layer; where an operator
 only selects, it is the source index that each target index takes, with ``source`` of size 1. A constant is ``(value,)``
-of size 1, or ``(layer, value)``. Values are float32: what
-they are rounded to when they are applied.
+of size 1, or ``(layer, value)``. Values are float32: what they are rounded to when they are applied.
 
 Where a matrix NAME has to be undone, what is needed for it lies beside it: ``NAME.split``, the source indices that a
 lifted one takes as they are, or else ``NAME.dual`` (``wavelets.dual``). Where AdamW's moments are carried, so does

@@ -80,7 +80,11 @@ class Given:
     def with_norm(self, read: Array, norm: str, layer: int) -> Array:
         """``read`` ``(n_target, n)`` and what a norm does after it: its weight over ``gain``, and its bias, which is
         constant in the target while the mean of what reads it is what the bias would have given."""
-        parts = self._norm(norm, layer)
+        parts = {
+            w.name.endswith(".bias"): self.weight(w, layer) + w.offset
+            for w in self.model.weights
+            if self.model.family.norm_of(w) == norm
+        }
         bias = parts.get(True, 0.0) / (norm_bias(len(read)) * len(read))
         return read * (parts[False] / self.gain(norm, layer)) + bias
 
@@ -88,8 +92,9 @@ class Given:
         """What a norm multiplies by in the target, in all coordinates: the source's root mean square (where blocks are
         averaged, that of all of them), as the nearest power of two from 2⁻⁸ to 2⁸. No dtype rounds these, nor them
         less 1; it is 1 where there is no size to keep."""
-        layers = range(self.model.weight_layers(self._weight_of(norm))) if self.averaged else [layer]
-        size = math.sqrt(np.mean([np.mean(np.square(self._norm(norm, i)[False])) for i in layers]))
+        weight = self._weight_of(norm)
+        layers = range(self.model.weight_layers(weight)) if self.averaged else [layer]
+        size = math.sqrt(np.mean([np.mean(np.square(self.weight(weight, i) + weight.offset)) for i in layers]))
         return 2.0 ** max(-8, min(8, round(math.log2(size)))) if 0 < size < math.inf else 1.0
 
     def stored_gain(self, name: str, layer: int) -> Array:
@@ -100,14 +105,6 @@ class Given:
     def _weight_of(self, norm: str) -> Weight:
         parts = (w for w in self.model.weights if self.model.family.norm_of(w) == norm)
         return next(w for w in parts if not w.name.endswith(".bias"))
-
-    def _norm(self, norm: str, layer: int) -> dict[bool, Array]:
-        """A norm's weight, under False, and its bias, if it has one, under True."""
-        return {
-            w.name.endswith(".bias"): self.weight(w, layer) + w.offset
-            for w in self.model.weights
-            if self.model.family.norm_of(w) == norm
-        }
 
     def reading(self, weight: Weight, layer: int) -> Array:
         """What a map that reads units or heads makes of each of their coordinates: ``(n, out)``."""

@@ -1,0 +1,184 @@
+"""From YAML files and overrides to recipes, and from a family to its members."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar, get_args, get_origin
+
+import pydantic
+import yaml
+from pydantic import BaseModel
+
+from bot_dist.errors import RecipeError, nearest
+from bot_dist.recipe.config import PRESETS, Config, Recipe
+
+ConfigModel = TypeVar("ConfigModel", bound=Config)
+
+
+def refuse_family(recipe: Recipe) -> Recipe:
+    """The recipe, which has to be of one run. Raises RecipeError."""
+    if recipe.family:
+        raise RecipeError(
+            f"this recipe holds a family ({', '.join(recipe.family)}): name one of it, as in RECIPE.yaml:"
+            f"{next(iter(recipe.family))}; run and plan take all of it"
+        )
+    return recipe
+
+
+def split_member(path: str | Path) -> tuple[str, str]:
+    """The file of a recipe, and the member that ``RECIPE.yaml:NAME`` names, empty where it names none."""
+    match = re.fullmatch(r"(.*\.ya?ml):([^/]*)", str(path))
+    return (match[1], match[2]) if match else (str(path), "")
+
+
+def load_recipe(path: str | Path, overrides: Iterable[str] | Mapping[str, Any] = ()) -> Recipe:
+    """Read a YAML recipe and apply overrides (``"train.steps=0"`` strings, or a mapping of dotted keys). Of a family,
+    ``RECIPE.yaml:NAME`` is the recipe of one member.
+
+    Raises RecipeError when the file can't be read, a key or value is wrong, or there is no such member.
+    """
+    path, member = split_member(path)
+    data = read_yaml(path)
+    if "methods" in data:
+        raise RecipeError(f"{path} is the recipe of a comparison; write: bot_dist compare {path}")
+    recipe = make_recipe(data, overrides, where=path)
+    return member_of(recipe, member, path) if member else recipe
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML in which no key is given twice: of two, the last would win in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            name = str(key.value)
+            if name in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key '{name}' is given twice", key.start_mark)
+            seen.add(name)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The keys of a YAML file. Raises RecipeError where there are none to be read."""
+    try:
+        data = yaml.load(Path(path).read_text(), _UniqueKeys)
+    except OSError as error:
+        raise RecipeError(f"recipe {path}: {error.strerror}; give the path of a YAML file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"recipe {path} is no YAML: {error}") from None
+    if not isinstance(data, dict):
+        raise RecipeError(f"recipe {path} holds a {type(data).__name__}; wanted keys such as 'source' and 'target'")
+    return data
+
+
+def members_of(recipe: Recipe, where: str = "recipe") -> dict[str, Recipe]:
+    """The recipes of a family's members. They share statistics and tokens. Raises RecipeError."""
+    shared = recipe.model_dump(exclude_unset=True, exclude={"family"})
+    if recipe.import_to is None and re.match(r"(?!file:|package:)\w+://", recipe.source):
+        shared["import_to"] = f"{recipe.output}/source.zarr"
+    found = {}
+    for name, member in recipe.family.items():
+        preset = PRESETS.get(str(member.transfer.get("preset")), {})  # wins over what all have in common
+        own = {
+            "target": {**recipe.target, **member.target},
+            "transfer": {**shared.get("transfer", {}), **preset, **member.transfer},
+            "train": {"token_cache": f"{recipe.output}/tokens", **shared.get("train", {}), **member.train},
+            "calibrate": {"folder": f"{recipe.output}/calibration", **shared.get("calibrate", {})},
+            "output": f"{recipe.output}/{name}",
+            **({"target_url": f"{recipe.target_url}/{name}"} if recipe.target_url else {}),
+        }
+        found[name] = make_recipe({**shared, **own}, where=f"{where}: family.{name}")
+    return found
+
+
+def member_of(recipe: Recipe, name: str, where: str = "recipe") -> Recipe:
+    """The recipe of one member. Raises RecipeError when there is none of this name."""
+    if name not in recipe.family:
+        raise RecipeError(
+            f"{where} has no member {name!r}; "
+            + (nearest(name, recipe.family) if recipe.family else "it holds no family: leave the name out")
+        )
+    return members_of(recipe, where)[name]
+
+
+def make_recipe(
+    data: Mapping[str, Any], overrides: Iterable[str] | Mapping[str, Any] = (), where: str = "recipe"
+) -> Recipe:
+    """A validated recipe from plain data. Raises RecipeError."""
+    recipe = validated(Recipe, data, overrides, where)
+    members_of(recipe, where)  # whatever is wrong with one of them is said now
+    return recipe
+
+
+def validated(
+    model: type[ConfigModel], data: Mapping[str, Any], overrides: Iterable[str] | Mapping[str, Any], where: str
+) -> ConfigModel:
+    """The configuration of plain data with overrides. Raises RecipeError."""
+    merged: dict[str, Any] = copy.deepcopy(dict(data))
+    items = overrides.items() if isinstance(overrides, Mapping) else map(_split_override, overrides)
+    for dotted, value in items:
+        *parents, key = dotted.split(".")
+        node = merged
+        for parent in parents:
+            node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                raise RecipeError(f"override {dotted}: '{parent}' is no section")
+        node[key] = value
+        if len(parents) == 1 and parents[0] != "family":
+            _take_from_members(merged, parents[0], key)
+    _reject_unknown_keys(model, merged, where)
+    try:
+        return model.model_validate(merged)
+    except pydantic.ValidationError as error:
+        raise RecipeError("\n".join(_told(where, dict(e)) for e in error.errors())) from None
+
+
+def _told(where: str, error: dict[str, Any]) -> str:
+    """One of pydantic's errors, on one line."""
+    place = ": ".join(filter(None, [where, ".".join(map(str, error["loc"]))]))
+    found, message = error["input"], error["msg"].removeprefix("Value error, ")
+    if error["type"] == "tuple_type":
+        return f"{place}: wanted a list, found {found!r}; write [{found}]"
+    if error["type"] == "model_type":
+        return f"{place}: wanted a section of keys, found {found!r}"
+    if error["type"] == "missing" or (isinstance(found, dict) and error["type"] == "value_error"):
+        return f"{place}: {message}"  # of a section as a whole
+    return f"{place}: {message} (found {found!r})"
+
+
+def _take_from_members(data: Mapping[str, Any], section: str, key: str) -> None:
+    """An override holds for every member: none keeps a value of its own."""
+    members = data.get("family")
+    for member in members.values() if isinstance(members, dict) else ():
+        if isinstance(member, dict) and isinstance(member.get(section), dict):
+            member[section].pop(key, None)
+
+
+def _split_override(text: str) -> tuple[str, Any]:
+    key, sign, value = text.partition("=")
+    if not sign:
+        raise RecipeError(f"override {text!r} has no '='; write for example train.steps=0")
+    try:
+        return key, yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise RecipeError(f"override {text!r}: the value is no YAML") from None
+
+
+def _reject_unknown_keys(model: type[BaseModel], data: Mapping[str, Any], where: str, path: str = "") -> None:
+    for key, value in data.items():
+        if key not in model.model_fields:
+            raise RecipeError(f"{where}: unknown key '{path}{key}'; {nearest(str(key), model.model_fields)}")
+        annotation = model.model_fields[key].annotation
+        section = next((t for t in (annotation, *get_args(annotation)) if _is_section(t)), None)
+        named = value.items() if get_origin(annotation) is dict and isinstance(value, Mapping) else [("", value)]
+        for name, inner in named:
+            if section is not None and isinstance(inner, Mapping):
+                inside = f"{path}{key}.{name}." if name else f"{path}{key}."
+                _reject_unknown_keys(section, inner, where, inside)
+
+
+def _is_section(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)

@@ -29,7 +29,7 @@ def make_weights(
     source: Source,
     model: Model,
     *,
-    data: Callable[[], CalibrationData] | None,
+    data: Callable[[], CalibrationData | None],
     folder: Path,
     statistics_folder: str,
     on_event: OnEvent,
@@ -51,12 +51,11 @@ def make_weights(
         from bot_dist.calibrate import default_wanted, statistics
         from bot_dist.runtime.crew import Crew
 
-        if data is None:
+        if (found := data()) is None:
             wanted = "images" if model.family.objective == "image" else "text"
             raise InputError(
                 f"{rule.name} takes statistics, and there is no {wanted} to take them on; name train.{wanted}"
             )
-        found = data()
         with Crew(recipe.cluster) as crew:
             return statistics(
                 source,

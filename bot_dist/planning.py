@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from bot_dist.errors import InputError, SourceError
 from bot_dist.families import Model, Weight, model_of
+from bot_dist.inputs import calibration_data, check_kind_of_data, has_data, names_data
 from bot_dist.making import MADE_VERSION
 from bot_dist.recipe import Basis, Recipe, refuse_family
 from bot_dist.sharding import Mesh
 from bot_dist.urls import absolute, label
 
 if TYPE_CHECKING:
-    from bot_dist.calibrate import Adapted, CalibrationData
+    from bot_dist.calibrate import Adapted
     from bot_dist.calibrate.cost import CalibrationCost
     from bot_dist.checkpoint import MallatSource
     from bot_dist.convert.source import Source
@@ -37,7 +38,7 @@ class Planning:
         self.recipe = refuse_family(recipe)
         self._baseline = baseline
         self._opened, self._model = open_checked(recipe)
-        _check_kind_of_data(recipe, self._model)
+        check_kind_of_data(recipe, self._model)
         self._mallat: MallatSource | None = None
         self._notes: list[str] = []
         self._made: Source | None = None
@@ -87,7 +88,7 @@ class Planning:
             self.recipe,
             self._opened,
             self._model,
-            data=functools.partial(_data, self.recipe, self._model) if _has_data(self.recipe, self._model) else None,
+            data=functools.partial(calibration_data, self.recipe, self._model),
             folder=folder,
             statistics_folder=self.recipe.calibrate.folder or _beside(self.recipe, "calibration"),
             on_event=on_event,
@@ -127,7 +128,7 @@ class Planning:
             self._opened,
             self._model,
             self._known,
-            _data(self.recipe, self._model) if _has_data(self.recipe, self._model) else None,
+            calibration_data(self.recipe, self._model),
             operators_url=f"{url}/{OPERATORS}",
             moments=self.optimizer_step is not None,
             folder=self.recipe.calibrate.folder or _beside(self.recipe, "calibration"),
@@ -155,7 +156,7 @@ class Planning:
                 layers = tuple(origins(model.sizes["layer"], recipe.target["layers"]).tolist())
             rotated = "embed" in (*axes, *grown) and basis == "rotation"
             target = target_model(model, recipe.target, recipe.transfer, rotated=rotated, layers=layers)
-            sequential = _has_data(recipe, model) and follows(model, recipe)
+            sequential = has_data(recipe, model) and follows(model, recipe)
             fitted = adaptive(
                 model,
                 target,
@@ -265,12 +266,7 @@ def _adapts(recipe: Recipe) -> bool:
     transfer = recipe.transfer
     if transfer.analysis != "auto":
         return transfer.analysis == "adaptive"
-    return bool(transfer.fitted) or (_names_data(recipe) and not transfer.averaged_for)
-
-
-def _names_data(recipe: Recipe) -> bool:
-    """Whether the recipe names a text or images."""
-    return bool(_calibration_text(recipe)) or recipe.train.images is not None
+    return bool(transfer.fitted) or (names_data(recipe) and not transfer.averaged_for)
 
 
 def _beside(recipe: Recipe, name: str) -> str:
@@ -280,79 +276,12 @@ def _beside(recipe: Recipe, name: str) -> str:
     return str(Path(recipe.output).resolve() / name)
 
 
-def _calibration_text(recipe: Recipe) -> tuple[str, ...]:
-    return recipe.calibrate.text or recipe.train.text
-
-
-def _check_kind_of_data(recipe: Recipe, model: Model) -> None:
-    """Raise InputError where a text is named for a model of images, or images for one of text."""
-    name, text = model.family.name, _calibration_text(recipe)
-    if model.family.objective == "image" and text:
-        key = "calibrate.text" if recipe.calibrate.text else "train.text"
-        raise InputError(f"family '{name}' takes images, and {key} is '{label(text[0])}'; name images in train.images")
-    if model.family.objective != "image" and recipe.train.images is not None:
-        images = label(recipe.train.images)
-        raise InputError(f"family '{name}' takes text, and train.images is '{images}'; name a text in train.text")
-
-
-def _has_data(recipe: Recipe, model: Model) -> bool:
-    """Whether there is a text or there are images to run through the model."""
-    if model.family.objective == "image":
-        return recipe.train.images is not None
-    return bool(_calibration_text(recipe))
-
-
-def _data(recipe: Recipe, model: Model) -> CalibrationData:
-    return _images(recipe, model) if model.family.objective == "image" else _text(recipe, model)
-
-
-def _images(recipe: Recipe, model: Model) -> CalibrationData:
-    """Of those that may be trained on, which are in an order of their own."""
-    from bot_dist.calibrate import CalibrationData, Samples
-    from bot_dist.train.images import prepare_images
-
-    images = prepare_images(recipe.train, absolute(recipe.source), model.config).train()
-    counts = [-(-n // model.sizes["position"]) for n in (recipe.calibrate.tokens, recipe.calibrate.held_out)]
-    if len(images) < sum(counts):
-        raise InputError(
-            f"calibrate.tokens and calibrate.held_out are {sum(counts):,} images of {model.sizes['position']} tokens, "
-            f"and train.images has {len(images):,} that may be trained on; lower them, or give more images"
-        )
-    pixels, classes = images.read(range(sum(counts)))
-    fitted, held_out = (
-        Samples.of_images(pixels[part], classes[part], model) for part in (slice(counts[0]), slice(counts[0], None))
-    )
-    return CalibrationData(fitted=fitted, held_out=held_out)
-
-
-def _text(recipe: Recipe, model: Model) -> CalibrationData:
-    """Windows that lie evenly over the text; the held-out ones evenly among them."""
-    from bot_dist.calibrate import CalibrationData, Samples, windows
-    from bot_dist.convert.tokenizer import load_tokenizer
-
-    config = recipe.calibrate
-    tokenizer = load_tokenizer(absolute(recipe.source))
-    longest = model.config.get(model.family.context_field) or config.context
-    context = min(config.context, int(longest))
-    held_out, fitted = config.held_out // context, -(-config.tokens // context)
-    n = held_out + fitted
-    section = "calibrate" if config.text else "train"
-    column = config.column if config.text else recipe.train.column
-    found = windows(_calibration_text(recipe), tokenizer, n * context, context, column, section)
-    held = [i * n // held_out for i in range(held_out)]
-    shown, measured = (
-        Samples.of_text(found[numbers], model, tokenizer.mask_token_id)
-        for numbers in ([i for i in range(n) if i not in held], held)
-    )
-    return CalibrationData(fitted=shown, held_out=measured)
-
-
 def _averaged_notes(recipe: Recipe, model: Model, target: Model) -> list[str]:
     """What the user should know where axes shrink by averages though the recipe names what they may be fitted to."""
     from bot_dist.plan import shrinking
 
     asked = recipe.transfer.averaged_for
-    if recipe.transfer.analysis != "auto" or not (asked and _names_data(recipe)):
+    if recipe.transfer.analysis != "auto" or not (asked and names_data(recipe)):
         return []
     axes = shrinking(model, target, recipe.transfer)
     return [f"{', '.join(axes)}: averaged, not fitted to the data, for {asked} is asked for"] if axes else []
@@ -364,11 +293,11 @@ def _adaptive_notes(recipe: Recipe, model: Model, axes: Sequence[str], grown: Se
 
     verbs = {"shrinking": axes, "growing": grown}
     notes = [f"{verb} is fitted to the source along {', '.join(names)}" for verb, names in verbs.items() if names]
-    if notes and not _has_data(recipe, model):
+    if notes and not has_data(recipe, model):
         why = f"there is no {'train.images' if model.family.objective == 'image' else 'calibrate.text'}"
         notes.append(f"it is fitted to the weights alone, for {why}: a start from statistics is much better")
     why_not = sequential_refused(model, model.resized(recipe.target), recipe.transfer)
-    if axes and why_not and recipe.calibrate.passes == "sequential" and _has_data(recipe, model):
+    if axes and why_not and recipe.calibrate.passes == "sequential" and has_data(recipe, model):
         notes.append(f"shrinking is fitted in one pass, not block by block: {why_not}")
     if "embed" in axes and basis == "permutation" and recipe.transfer.basis == "auto":
         notes.append(
@@ -386,7 +315,7 @@ def _calibration_cost(
 
     config = recipe.calibrate
     windows = -(-config.tokens // model.tokens_per_sample(config.context))
-    shares = min(recipe.cluster.tensor * recipe.cluster.data, windows) if _has_data(recipe, model) else 0
+    shares = min(recipe.cluster.tensor * recipe.cluster.data, windows) if has_data(recipe, model) else 0
     cost = calibration_cost(model, target, axes, config, basis=basis, shares=shares, sequential=sequential)
     if (needed := max(cost.share_bytes, cost.fit_bytes)) > config.memory_limit:
         raise PlanError(

@@ -29,7 +29,7 @@ FLOORS = [  # of the architecture, lowest first; the names of one line do not im
     {"checkpoint"},
     {"convert", "runtime"},
     {"calibrate", "evaluate", "train"},
-    {"making"},
+    {"inputs", "making"},
     {"bench", "planning"},
     {"checks", "pipeline"},
     {"compare"},

@@ -1,0 +1,89 @@
+"""What a recipe gives to run through its source before anything is planned: a text, or images."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from bot_dist.errors import InputError
+from bot_dist.families import Model
+from bot_dist.recipe import Recipe
+from bot_dist.urls import absolute, label
+
+if TYPE_CHECKING:
+    from bot_dist.calibrate import CalibrationData
+
+
+def calibration_text(recipe: Recipe) -> tuple[str, ...]:
+    return recipe.calibrate.text or recipe.train.text
+
+
+def names_data(recipe: Recipe) -> bool:
+    """Whether the recipe names a text or images, whatever its source takes."""
+    return bool(calibration_text(recipe)) or recipe.train.images is not None
+
+
+def has_data(recipe: Recipe, model: Model) -> bool:
+    """Whether there is a text or there are images to run through the model."""
+    if model.family.objective == "image":
+        return recipe.train.images is not None
+    return bool(calibration_text(recipe))
+
+
+def check_kind_of_data(recipe: Recipe, model: Model) -> None:
+    """Raise InputError where a text is named for a model of images, or images for one of text."""
+    name, text = model.family.name, calibration_text(recipe)
+    if model.family.objective == "image" and text:
+        key = "calibrate.text" if recipe.calibrate.text else "train.text"
+        raise InputError(f"family '{name}' takes images, and {key} is '{label(text[0])}'; name images in train.images")
+    if model.family.objective != "image" and recipe.train.images is not None:
+        images = label(recipe.train.images)
+        raise InputError(f"family '{name}' takes text, and train.images is '{images}'; name a text in train.text")
+
+
+def calibration_data(recipe: Recipe, model: Model) -> CalibrationData | None:
+    """Read; None where the recipe names none for such a model. Raises InputError where there is less than
+    ``calibrate.tokens`` and ``calibrate.held_out``."""
+    if not has_data(recipe, model):
+        return None
+    return _images(recipe, model) if model.family.objective == "image" else _text(recipe, model)
+
+
+def _images(recipe: Recipe, model: Model) -> CalibrationData:
+    """Of those that may be trained on, which are in an order of their own."""
+    from bot_dist.calibrate import CalibrationData, Samples
+    from bot_dist.train.images import prepare_images
+
+    images = prepare_images(recipe.train, absolute(recipe.source), model.config).train()
+    counts = [-(-n // model.sizes["position"]) for n in (recipe.calibrate.tokens, recipe.calibrate.held_out)]
+    if len(images) < sum(counts):
+        raise InputError(
+            f"calibrate.tokens and calibrate.held_out are {sum(counts):,} images of {model.sizes['position']} tokens, "
+            f"and train.images has {len(images):,} that may be trained on; lower them, or give more images"
+        )
+    pixels, classes = images.read(range(sum(counts)))
+    fitted, held_out = (
+        Samples.of_images(pixels[part], classes[part], model) for part in (slice(counts[0]), slice(counts[0], None))
+    )
+    return CalibrationData(fitted=fitted, held_out=held_out)
+
+
+def _text(recipe: Recipe, model: Model) -> CalibrationData:
+    """Windows that lie evenly over the text; the held-out ones evenly among them."""
+    from bot_dist.calibrate import CalibrationData, Samples, windows
+    from bot_dist.convert.tokenizer import load_tokenizer
+
+    config = recipe.calibrate
+    tokenizer = load_tokenizer(absolute(recipe.source))
+    longest = model.config.get(model.family.context_field) or config.context
+    context = min(config.context, int(longest))
+    held_out, fitted = config.held_out // context, -(-config.tokens // context)
+    n = held_out + fitted
+    section = "calibrate" if config.text else "train"
+    column = config.column if config.text else recipe.train.column
+    found = windows(calibration_text(recipe), tokenizer, n * context, context, column, section)
+    held = [i * n // held_out for i in range(held_out)]
+    shown, measured = (
+        Samples.of_text(found[numbers], model, tokenizer.mask_token_id)
+        for numbers in ([i for i in range(n) if i not in held], held)
+    )
+    return CalibrationData(fitted=shown, held_out=measured)

@@ -2,9 +2,10 @@
 
 python tests/benchmarks/adaptive.py [--folder DIR] [--tokens 2048] [--set transfer.depth=even …] [CASE …]
 
-Calibrated on 8,192 tokens, or fewer, and measured on 4,096 of another chapter, in windows of 512: ``adaptive_tokens.npz``, from
-the HTML of Debian's ``anarchism`` package (An Anarchist FAQ, sections B1, D1, D3; I2). A bar is the excess over the
-source's loss that is allowed. Exits 1 when one is missed. Takes about two minutes a case on 2 cores.
+Calibrated on 8,192 tokens, or fewer, and measured on 4,096 of another chapter, in windows of 512:
+``adaptive_tokens.npz``, from the HTML of Debian's ``anarchism`` package (An Anarchist FAQ, sections B1, D1, D3; I2). A
+bar is the excess over the source's loss that is allowed. Exits 1 when one is missed. Takes about two minutes a case on
+2 cores.
 """
 
 from __future__ import annotations

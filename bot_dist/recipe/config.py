@@ -237,7 +237,8 @@ class CalibrateConfig(Config):
     column: str = "text"
     """As of ``train.column``."""
     tokens: int = Field(default=8192, ge=1)
-    """How many are run through the source; an image counts as its patches and the tokens before them."""
+    """How many are run through the source; an image counts as its patches and the tokens before them. Up to some ten
+    times the residual width, more of them make a better start; training soon evens out what fewer cost."""
     context: int = Field(default=512, ge=2)
     """Tokens per window."""
     passes: Literal["sequential", "one", "each"] = "sequential"

@@ -1,6 +1,6 @@
 """How SmolLM2-135M starts when it is shrunk adaptively, before any training: held-out loss over the source's.
 
-python tests/benchmarks/adaptive.py [--folder DIR] [--tokens 2048] [--set transfer.depth=even …] [CASE …]
+python -m tests.benchmarks.adaptive [--folder DIR] [--tokens 2048] [--set transfer.depth=even …] [CASE …]
 
 Calibrated on 8,192 tokens, or fewer, and measured on 4,096 of another chapter, in windows of 512:
 ``adaptive_tokens.npz``, from the HTML of Debian's ``anarchism`` package (An Anarchist FAQ, sections B1, D1, D3; I2). A

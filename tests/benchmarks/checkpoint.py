@@ -1,6 +1,6 @@
 """Saving and loading a store beside what others do with the same bytes, in one run, as ratios.
 
-python tests/benchmarks/checkpoint.py [--folder DIR] [--repeat N]
+python -m tests.benchmarks.checkpoint [--folder DIR] [--repeat N]
 
 Shapes are SmolLM2-135M's in float32 (538 MB). Compared are: a copy of one file, in and out, with fsync; safetensors,
 loaded and its tensors copied into memory of their own; torch DCP's save (it syncs its files) and load; and zstd on

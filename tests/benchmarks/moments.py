@@ -1,6 +1,6 @@
 """What AdamW's moments are worth in a transfer: a run that goes on with them beside one that begins cold.
 
-python tests/benchmarks/moments.py [--source-steps 1500] [--steps 100] [--rate 1e-3] [--warmup 0] [--seeds 3]
+python -m tests.benchmarks.moments [--source-steps 1500] [--steps 100] [--rate 1e-3] [--warmup 0] [--seeds 3]
 
 A byte-level GPT of 2 layers and width 64 is trained on Shakespeare at a constant rate. Its last training state is
 brought to each size below with its moments, and each is trained on at the same rate, without warm-up or with one, with
@@ -22,7 +22,7 @@ from bot_dist.compare import machine
 from bot_dist.convert.byte_tokenizer import save_byte_tokenizer
 from bot_dist.convert.open import open_source
 from bot_dist.convert.tokenizer import load_tokenizer
-from bot_dist.evaluate.untrained import untrained_config
+from bot_dist.evaluate.untrained import untrained_config, vocabulary
 from bot_dist.families import model_of
 from bot_dist.recipe import TrainConfig
 from bot_dist.train.data import prepare_tokens
@@ -86,7 +86,7 @@ def main() -> None:
         tokenizer = folder / "tokenizer"
         tokenizer.mkdir(parents=True, exist_ok=True)
         save_byte_tokenizer(tokenizer)
-        config = untrained_config("gpt2", SIZES, PLAIN, load_tokenizer(str(tokenizer)))
+        config = untrained_config("gpt2", SIZES, PLAIN, vocabulary(load_tokenizer(str(tokenizer))))
         (tokenizer / "config.json").write_text(json.dumps(config))
         train = TrainConfig(
             text=TEXT,

@@ -19,8 +19,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import s3fs
-
 from bot_dist.checkpoint import Storage
 from bot_dist.checkpoint.storage import Request
 from tests.chaos.seaweed import s3_server
@@ -34,17 +32,16 @@ PIECES = 128
 
 
 def by_s3fs(url: str) -> Storage:
-    """A ``Storage`` on s3fs."""
+    """A ``Storage`` on s3fs, which takes a file in one piece."""
+    from s3fs import S3FileSystem
+
+    class Joined(S3FileSystem):
+        def pipe_file(self, path: str, value: list[bytes], **options: object) -> None:
+            super().pipe_file(path, b"".join(value), **options)
+
     storage = Storage(url)
-    storage.fs = _Joined()
+    storage.fs = Joined()
     return storage
-
-
-class _Joined(s3fs.S3FileSystem):
-    """s3fs, which takes a file in one piece."""
-
-    def pipe_file(self, path: str, value: list[bytes], **options: object) -> None:
-        super().pipe_file(path, b"".join(value), **options)
 
 
 def in_threads(call: Callable[[int], None]) -> None:

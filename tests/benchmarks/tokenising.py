@@ -1,6 +1,6 @@
 """Tokenising a text into its store beside a plain loop over ``tokenizers``, in one run, as ratios of tokens per second.
 
-python tests/benchmarks/tokenising.py [--mb 100] [--repeat 3] [--folder DIR]
+python -m tests.benchmarks.tokenising [--mb 100] [--repeat 3] [--folder DIR]
 
 The text is Shakespeare's plays, again and again, as JSON lines of a scene's length. The loop is what one writes without
 us: JSON lines read, ``encode_batch_fast`` of 1,000 documents at a time by as many threads as there are cores, their

@@ -1,6 +1,6 @@
 """A whole transfer beside copying the same bytes, one actor beside two, and mergekit; in one run, as ratios.
 
-python tests/benchmarks/transfer.py [--folder DIR] [--memory DIR] [--repeat N] [--mergekit BIN]
+python -m tests.benchmarks.transfer [--folder DIR] [--memory DIR] [--repeat N] [--mergekit BIN]
 
 The source has SmolLM2-135M's shapes, in float32 (538 MB of safetensors); it grows to twice its width (1.9 GB of
 zarr). ``--folder`` is on the disk to be measured, ``--memory`` on a file system in memory. ``--mergekit`` is the
@@ -26,7 +26,6 @@ from typing import Any
 
 import ray
 import torch
-from checkpoint import SMOLLM2
 from safetensors.torch import save_file
 
 import bot_dist
@@ -34,6 +33,7 @@ from bot_dist.families import model_of
 from bot_dist.recipe import ClusterConfig
 from bot_dist.runtime.cluster import connected
 from bot_dist.runtime.ray_executor import RayExecutor, ShardActor
+from tests.benchmarks.checkpoint import SMOLLM2
 
 TWICE = {"embed": 1152, "mlp": 3072, "heads": 18, "kv_heads": 6}
 BLOCK = 2**24

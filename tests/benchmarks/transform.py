@@ -1,6 +1,6 @@
 """How fast operators are applied, next to copying the same bytes, PyWavelets and ptwt (``pip install ptwt``).
 
-``python tests/benchmarks/transform.py [--quick]``. A case's speed is bytes in and out per second. It is divided by that
+``python -m tests.benchmarks.transform [--quick]``. A case's speed is bytes in and out per second. It is divided by that
 of ``Tensor.copy_`` between two tensors of the module's size and dtype, timed in turn with it, both on targets that are
 already in memory (``reused``) and on fresh ones (``fresh``: allocated within the time, in huge pages for both, as
 ``apply_operators`` does it). Other loads on the machine take from both sides of a ratio.
@@ -8,10 +8,10 @@ already in memory (``reused``) and on fresh ones (``fresh``: allocated within th
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import math
 import platform
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -198,7 +198,9 @@ def versus(
 
 
 def main() -> None:
-    quick = "--quick" in sys.argv[1:]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="on smaller modules, less often")
+    quick = parser.parse_args().quick
     layers, repeats = (6, 3) if quick else (MODULE[0], 5)
     torch.set_num_threads(THREADS)
     lines = Path("/proc/cpuinfo").read_text().splitlines()

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything a change must pass: bash launch/test.sh [pytest options, such as -m slow or tests/unit]
+# Everything a change must pass: bash launch/test.sh [pytest options, such as -m slow, tests/unit or --cov]
 set -euo pipefail
 bash "$(dirname "${BASH_SOURCE[0]}")/setup.sh" gguf,dev
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -13,4 +13,4 @@ if [[ ! ${CI:-} ]] && ! several_machines; then
     echo "test: without the launch tests of several machines: they need root, iproute2, openssh-server and rsync"
     markers+=" and not namespaces"
 fi
-exec "$python" -m pytest -m "$markers" --cov --cov-report=term "$@"
+exec "$python" -m pytest -m "$markers" "$@"

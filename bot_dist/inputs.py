@@ -1,4 +1,4 @@
-"""What a recipe gives to run through its source before anything is planned: a text, or images."""
+"""What a recipe gives to run through its source, for what is fitted to it: a text, or images."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ if TYPE_CHECKING:
     from bot_dist.calibrate import CalibrationData
 
 
-def calibration_text(recipe: Recipe) -> tuple[str, ...]:
+def _calibration_text(recipe: Recipe) -> tuple[str, ...]:
     return recipe.calibrate.text or recipe.train.text
 
 
 def names_data(recipe: Recipe) -> bool:
     """Whether the recipe names a text or images, whatever its source takes."""
-    return bool(calibration_text(recipe)) or recipe.train.images is not None
+    return bool(_calibration_text(recipe)) or recipe.train.images is not None
 
 
 def has_data(recipe: Recipe, model: Model) -> bool:
     """Whether there is a text or there are images to run through the model."""
     if model.family.objective == "image":
         return recipe.train.images is not None
-    return bool(calibration_text(recipe))
+    return bool(_calibration_text(recipe))
 
 
 def check_kind_of_data(recipe: Recipe, model: Model) -> None:
     """Raise InputError where a text is named for a model of images, or images for one of text."""
-    name, text = model.family.name, calibration_text(recipe)
+    name, text = model.family.name, _calibration_text(recipe)
     if model.family.objective == "image" and text:
         key = "calibrate.text" if recipe.calibrate.text else "train.text"
         raise InputError(f"family '{name}' takes images, and {key} is '{label(text[0])}'; name images in train.images")
@@ -80,7 +80,7 @@ def _text(recipe: Recipe, model: Model) -> CalibrationData:
     n = held_out + fitted
     section = "calibrate" if config.text else "train"
     column = config.column if config.text else recipe.train.column
-    found = windows(calibration_text(recipe), tokenizer, n * context, context, column, section)
+    found = windows(_calibration_text(recipe), tokenizer, n * context, context, column, section)
     held = [i * n // held_out for i in range(held_out)]
     shown, measured = (
         Samples.of_text(found[numbers], model, tokenizer.mask_token_id)

@@ -41,7 +41,7 @@ def test_a_comparison_and_its_rerun(shakespeare: str, tmp_path: Path) -> None:
         "calibrate": {"tokens": 256, "context": 16, "held_out": 0},
         "train": {key: value for key, value in train.items() if key != "learning_rate"} | {"steps": 6},
         "learning_rates": [3e-3, 1e-3],
-        "cluster": {"executor": "local", "device": "cpu"},
+        "cluster": {"executor": "local", "device": "cpu", "side_by_side": 2},
     }
     facts = compare(validated(ComparisonRecipe, data, {}, "recipe"))
 

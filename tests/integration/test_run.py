@@ -163,7 +163,9 @@ def test_members_are_trained_side_by_side_and_stopped_together(recipe: Callable[
     assert {*saved} == {"small", "large"}, "each was at work before the other was done"
 
 
-def test_what_no_run_has_made_is_not_replaced(recipe: Callable[..., bot_dist.Recipe], tmp_path: Path) -> None:
+def test_what_no_run_has_made_is_not_replaced_and_found_before_anything_is_done(
+    recipe: Callable[..., bot_dist.Recipe], tmp_path: Path
+) -> None:
     mine = tmp_path / "run" / "export" / "model.safetensors"
     mine.parent.mkdir(parents=True)
     mine.write_bytes(b"three years of work")
@@ -171,6 +173,7 @@ def test_what_no_run_has_made_is_not_replaced(recipe: Callable[..., bot_dist.Rec
         with pytest.raises(CheckpointExistsError, match="is not empty"):
             bot_dist.run(recipe(**{"train.steps": 0, "train.scratch": False}))
     assert mine.read_bytes() == b"three years of work"
+    assert not (tmp_path / "run" / "transferred.zarr").exists()
 
 
 @pytest.mark.parametrize(

@@ -310,7 +310,7 @@ def run(recipe: Recipe, on_event: OnEvent = ignore) -> dict[str, Any]:
     if recipe.family:
         return run_family(recipe, on_event)
     cpus = _checked(recipe)
-    records = _records(recipe)
+    records = Records(Path(recipe.output), recipe)
     if (facts := records.load("facts")) is not None:
         return {**facts, "complete_before": True}
     with connected(recipe.cluster, cpus):
@@ -382,7 +382,7 @@ def run_family(recipe: Recipe, on_event: OnEvent = ignore) -> dict[str, Any]:
 
     members = members_of(recipe)
     cpus = max(_checked(member) for member in members.values())
-    records = {name: _records(member) for name, member in members.items()}
+    records = {name: Records(Path(member.output), member) for name, member in members.items()}
     before = {name: facts for name in members if (facts := records[name].load("facts")) is not None}
     done = {name: {**facts, "complete_before": True} for name, facts in before.items()}
     report = Path(recipe.output) / "report.html"
@@ -419,14 +419,6 @@ def _checked(recipe: Recipe) -> int:
     check_data(recipe)
     check_training(recipe, plan)
     return max(plan.mesh.size, recipe.train.workers)
-
-
-def _records(recipe: Recipe) -> Records:
-    """Of a run that may write where its last stages will; that is seen before its first begins."""
-    records = Records(Path(recipe.output), recipe)
-    records.claim("pretrain", recipe.trained_url)
-    records.claim("export", recipe.export_dir)
-    return records
 
 
 def check_data(recipe: Recipe) -> None:

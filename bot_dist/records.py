@@ -13,18 +13,22 @@ from bot_dist.recipe import Recipe
 class Records:
     """The folder ``{output}/stages``.
 
-    Raises InputError when the output belongs to another recipe or can't be written, unless ``recipe.overwrite``, which
+    Raises InputError when the output belongs to another recipe or can't be written, and CheckpointExistsError when it
+    holds what no attempt of this run has made where the last stages will write; unless ``recipe.overwrite``, which
     forgets what was recorded.
     """
 
     def __init__(self, output: Path, recipe: Recipe) -> None:
         self._folder = output / "stages"
-        self._overwrite = recipe.overwrite
         found = self.load("recipe")
         if found is not None and not recipe.overwrite and found["digest"] != recipe.digest():
             raise InputError(
                 f"{output} holds a run of another recipe; give another output (--set output=DIR) or --overwrite"
             )
+        if found is None and not recipe.overwrite:
+            for made in map(Path, (recipe.trained_url, recipe.export_dir)):
+                if made.exists() and any(made.iterdir()):
+                    raise CheckpointExistsError(f"{made} is not empty; give another output or --overwrite")
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -48,14 +52,3 @@ class Records:
         partial.write_text(json.dumps(result, indent=1))
         partial.replace(self._folder / f"{name}.json")
         return result
-
-    def claim(self, stage: str, folder: str) -> None:
-        """Remember that this run writes ``folder``, and may overwrite it from now on.
-
-        Raises CheckpointExistsError when it holds what no attempt of this run has made.
-        """
-        if self.load(f"{stage}-begun") is None:
-            path = Path(folder)
-            if path.exists() and any(path.iterdir()) and not self._overwrite:
-                raise CheckpointExistsError(f"{folder} is not empty; give another output or --overwrite")
-            self.save(f"{stage}-begun", {"folder": folder})

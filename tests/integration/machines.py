@@ -166,7 +166,7 @@ def install(machine: Machine) -> None:
     script = (VENV / "bin/ray").read_text()
     (venv / "bin/ray").write_text(f"#!{venv}/bin/python\n{script.partition(chr(10))[2]}")
     (venv / "bin/ray").chmod(0o755)
-    pins = "cat launch/constraints.txt launch/inputs.txt pyproject.toml - | sha256sum"
+    pins = "cat launch/constraints.txt launch/hashes.txt launch/inputs.txt pyproject.toml - | sha256sum"
     stamp = subprocess.run(["bash", "-c", pins], cwd=ROOT, input=f"{clone}\n", capture_output=True, text=True).stdout
     (venv / "installed-gguf").write_text(stamp)
 

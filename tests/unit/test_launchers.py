@@ -83,9 +83,41 @@ def quickstart_in(folder: Path, **environment: str) -> subprocess.CompletedProce
 def test_setup_without_python_says_what_is_needed_and_makes_nothing(tmp_path: Path) -> None:
     result = quickstart_in(tmp_path / "clone", PYTHON="/no/such/python")
     assert result.returncode == 1
-    assert "'/no/such/python' is no Python 3.11" in result.stderr
-    assert "PYTHON=/path/to/python3.11" in result.stderr
+    assert "'/no/such/python' is no Python from 3.11 to 3.13" in result.stderr
+    assert "PYTHON=/path/to/python3.12" in result.stderr
     assert not (tmp_path / "clone/.venv").exists()
+
+
+def test_setup_takes_the_newest_python_that_fits_and_says_what_it_will_download(tmp_path: Path) -> None:
+    for name, version in {
+        "python3.13": (3, 9),
+        "python3.12": (3, 12),
+        "python3.11": (3, 11),
+        "python3": (3, 14),
+    }.items():
+        stub = tmp_path / "bin" / name
+        stub.parent.mkdir(exist_ok=True)
+        stub.write_text(
+            f'#!/bin/sh\n[ "$1" = -m ] && exit 7\nexec {sys.executable} -c "import sys, platform; '
+            f"sys.version_info = ({version[0]}, {version[1]}, 0); platform.python_version = lambda: '{name}'; $2\"\n"
+        )
+        stub.chmod(0o755)
+    result = quickstart_in(tmp_path / "clone", PATH=f"{tmp_path / 'bin'}:/usr/bin:/bin", PYTHON="")
+    assert result.returncode == 7, "its venv is what fails"
+    assert "with Python python3.12 and pip: downloads" in result.stdout
+    assert "0.9 GB" in result.stdout
+
+
+def test_every_pin_but_torchs_has_digests() -> None:
+    def pins(name: str) -> set[str]:
+        lines = (ROOT / "launch" / name).read_text().lower().replace("_", "-").splitlines()
+        return {line.split()[0] for line in lines if re.match(r"[a-z]\S*==", line)}
+
+    assert pins("hashes.txt") == {
+        p for p in pins("constraints.txt") | pins("inputs.txt") if not p.startswith("torch==")
+    }
+    entries = re.split(r"\n(?=\S)", (ROOT / "launch/hashes.txt").read_text())
+    assert all("--hash=sha256:" in entry for entry in entries if not entry.startswith("#"))
 
 
 def test_setup_refuses_a_path_that_ray_cannot_start_workers_from(tmp_path: Path) -> None:

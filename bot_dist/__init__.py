@@ -1,11 +1,17 @@
 """bot_dist: grow and shrink pretrained transformers by wavelets.
 
 >>> import bot_dist
+>>> small = bot_dist.resize("hf://ORGANISATION/MODEL", layers=24, embed=288, mlp=768)
+>>> small.export("hf://USER/MODEL-SMALL")
+
+or, of a recipe:
+
 >>> recipe = bot_dist.load_recipe("configs/quickstart.yaml", {"train.steps": 0})
 >>> facts = bot_dist.run(recipe)
 
-``plan_transfer``, ``transfer``, ``pretrain`` and ``export`` are the stages of ``run``; ``verify`` checks a store, and
-``diff`` compares any two checkpoints.
+``Checkpoint(URL)`` gives any checkpoint as a state dict or a ``transformers`` model. ``plan_transfer``, ``transfer``,
+``pretrain`` and ``export`` are the stages of ``run``; ``verify`` checks a store, and ``diff`` compares any two
+checkpoints.
 """
 
 from __future__ import annotations
@@ -15,27 +21,33 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bot_dist.checkpoint import CheckpointReader
     from bot_dist.checks import diff, verify
-    from bot_dist.pipeline import export, plan_transfer, pretrain, run, transfer
+    from bot_dist.pipeline import export, export_store, plan_transfer, pretrain, run, transfer
     from bot_dist.recipe import Recipe, load_recipe, make_recipe
+    from bot_dist.resizing import Checkpoint, resize
 
 _HOME = {
+    "Checkpoint": "bot_dist.resizing",
     "CheckpointReader": "bot_dist.checkpoint",
     "Recipe": "bot_dist.recipe",
     "diff": "bot_dist.checks",
     "load_recipe": "bot_dist.recipe",
     "make_recipe": "bot_dist.recipe",
+    "resize": "bot_dist.resizing",
     "verify": "bot_dist.checks",
-} | dict.fromkeys(("export", "plan_transfer", "pretrain", "run", "transfer"), "bot_dist.pipeline")
+} | dict.fromkeys(("export", "export_store", "plan_transfer", "pretrain", "run", "transfer"), "bot_dist.pipeline")
 
 __all__ = [
+    "Checkpoint",
     "CheckpointReader",
     "Recipe",
     "diff",
     "export",
+    "export_store",
     "load_recipe",
     "make_recipe",
     "plan_transfer",
     "pretrain",
+    "resize",
     "run",
     "transfer",
     "verify",

@@ -32,7 +32,7 @@ FLOORS = [  # of the architecture, lowest first; the names of one line do not im
     {"inputs", "making"},
     {"bench", "planning"},
     {"checks", "pipeline"},
-    {"compare"},
+    {"compare", "resizing"},
     {"console", "__init__"},
     {"cli"},
 ]

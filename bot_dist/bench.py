@@ -17,6 +17,7 @@ from bot_dist.convert.processor import image_processor
 from bot_dist.convert.text import Encoder
 from bot_dist.convert.texts import identities, open_texts
 from bot_dist.convert.tokenizer import load_tokenizer
+from bot_dist.parsing import parse_object
 from bot_dist.recipe import HOW_TRAINED, CalibrateConfig, ClusterConfig, TrainConfig
 from bot_dist.runtime.cluster import connected
 from bot_dist.train.driver import TrainRun, pretrain
@@ -73,7 +74,8 @@ class Bench:
         call goes on."""
         if missing := [job for job in jobs if not (self._folder(job) / RESULT).is_file()]:
             self._train(missing)
-        return [json.loads((self._folder(job) / RESULT).read_text()) for job in jobs]
+        paths = [self._folder(job) / RESULT for job in jobs]
+        return [parse_object(path.read_bytes(), str(path)) for path in paths]
 
     def key(self, job: Job) -> str:
         """Identifies the job's result. Raises SourceError where its data is not there."""

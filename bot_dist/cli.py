@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import signal
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
-from bot_dist.errors import BotDistError, InputError
+from bot_dist.errors import BotDistError, InputError, presentable
 
 if TYPE_CHECKING:
     from bot_dist.recipe import Recipe
@@ -280,7 +281,7 @@ def diff(
         with console.progress() as on_event:
             found = checks.diff(first, second, on_event, quick=quick)
     except BotDistError as error:
-        raise InputError(str(error)) from error
+        raise InputError(*error.args) from error
     console.show_diff(first, second, found)
     if not found.equal:
         raise typer.Exit(1)
@@ -424,9 +425,12 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     except Exception as error:
         if hasattr(error, "exit_code") and hasattr(error, "format_message"):  # click's usage errors
             if message := error.format_message():
-                _fail(message, 2)
+                _fail(presentable(message), 2)
             sys.exit(2)  # the help is shown already
-        raise
+        if isinstance(error, MemoryError):
+            _fail(presentable(f"there is not enough memory: {error or 'none is left'}"), 1)
+        sys.stderr.writelines(f"{presentable(line)}\n" for line in traceback.format_exc().splitlines())
+        sys.exit(1)
     if status == INTERRUPTED:
         message = "interrupted; nothing unfinished was committed, run the same command again to resume"
         _fail(message, 128 + stopped_by[-1])

@@ -25,6 +25,7 @@ from bot_dist.evaluate.baselines import Baseline, baseline
 from bot_dist.evaluate.comparison import SCRATCH, SOURCE, UNTIED_SCRATCH, ComparisonRecipe, MethodConfig, PretrainConfig
 from bot_dist.evaluate.ranking import at_best, best_rates, markdown, notes, rows, table
 from bot_dist.evaluate.savings import Curve
+from bot_dist.parsing import parse_object
 from bot_dist.plan import TransferPlan
 from bot_dist.planning import Planning
 from bot_dist.recipe import CalibrateConfig, Recipe, TrainConfig
@@ -101,10 +102,13 @@ class SourceTraining:
         return str(Path(self.config_url).parent)
 
     def decides(self, contents: Contents) -> dict[str, Any]:
-        return {"model": json.loads(Path(self.config_url).read_text())}
+        return {"model": self._config()}
+
+    def _config(self) -> dict[str, Any]:
+        return parse_object(Path(self.config_url).read_bytes(), self.config_url)
 
     def begin(self, folder: str, start: str) -> TrainRun:
-        config, url = json.loads(Path(self.config_url).read_text()), f"{folder}/source.zarr"
+        config, url = self._config(), f"{folder}/source.zarr"
         return TrainRun(name=self.name, config=config, url=None, steps=self.train.steps, save_url=url, overwrite=True)
 
     def result(self, start: str, training: Result) -> Result:

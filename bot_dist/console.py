@@ -7,13 +7,13 @@ import itertools
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import yaml
 from rich import box
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -23,8 +23,10 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.segment import Segment
 from rich.table import Table
 
+from bot_dist.errors import presentable
 from bot_dist.recipe import members_of
 from bot_dist.urls import label
 
@@ -45,9 +47,22 @@ PIPE_WIDTH = 120
 MOST_FOREIGN = 10
 """Files that are no part of a store, named one by one."""
 
-console = Console(highlight=False, soft_wrap=True)
+
+class _Terminal(Console):
+    """Escapes what is not printable in names and texts out of files, which could move the cursor or worse."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            text, style, control = segment
+            if control or text.isprintable() or text.strip("\n").isprintable():
+                yield segment
+            else:
+                yield Segment("\n".join(presentable(line) for line in text.split("\n")), style)
+
+
+console = _Terminal(highlight=False, soft_wrap=True)
 if not console.is_terminal:
-    console = Console(highlight=False, soft_wrap=True, width=PIPE_WIDTH)
+    console = _Terminal(highlight=False, soft_wrap=True, width=PIPE_WIDTH)
 
 
 def show_recipe(recipe: Recipe | ComparisonRecipe) -> None:

@@ -3,7 +3,8 @@
 Every message names the thing, what was found, what was wanted, and the way out. The command line prints
 the message alone and exits with the class's ``exit_status``; a traceback means a bug in bot_dist.
 
-All of them are built from one string, so that they survive the pickling between actors.
+All of them are built from one string, or one per line, so that they survive the pickling between actors. What they say
+is often a stranger's: names of tensors, URLs, values. So each is shown ``presentable``, wherever it is.
 """
 
 from __future__ import annotations
@@ -11,11 +12,38 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from bot_dist.urls import label
+
+MOST_CHARACTERS = 1_900
+"""Of a message."""
+_MOST_SEARCHED = 10 * MOST_CHARACTERS
+"""Characters of a text that are searched for secrets, half of them at each end; the rest is left out unseen."""
+
+
+def presentable(text: str) -> str:
+    """A text from anywhere, on one line: without secrets of URLs, with what is not printable escaped, and what is too
+    long for a person left out of its middle."""
+    n, half = len(text), _MOST_SEARCHED // 2
+    ends = [text] if n <= _MOST_SEARCHED else [text[:half].rpartition(" ")[0], text[-half:].partition(" ")[2]]
+    text = " … ".join(map(label, ends))
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    if n <= MOST_CHARACTERS and len(text) <= MOST_CHARACTERS:
+        return text
+    half = MOST_CHARACTERS // 2
+    return f"{text[:half]} … ({n:,} characters) … {text[-half:]}"
+
 
 class BotDistError(Exception):
     """Something bot_dist expected might go wrong did go wrong."""
 
     exit_status = 1
+
+    def __str__(self) -> str:
+        lines = [presentable(str(line)) for line in self.args]
+        while len(lines) > 1 and sum(map(len, lines)) + len(lines) > MOST_CHARACTERS:
+            lines.pop()
+        return "\n".join(lines)
 
 
 class InputError(BotDistError):

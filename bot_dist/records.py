@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bot_dist.errors import CheckpointExistsError, InputError
+from bot_dist.parsing import parse_object
 from bot_dist.recipe import Recipe
 
 
@@ -43,8 +44,7 @@ class Records:
         path = self._folder / f"{name}.json"
         if not path.is_file():
             return None
-        result: dict[str, Any] = json.loads(path.read_text())
-        return result
+        return parse_object(path.read_bytes(), str(path), InputError)
 
     def save(self, name: str, result: dict[str, Any]) -> dict[str, Any]:
         """Record a result, atomically, and return it."""

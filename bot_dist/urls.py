@@ -8,12 +8,23 @@ import re
 DATASETS = "hf-datasets://"
 """Of what Hugging Face's ``datasets`` loads by name; its query says which part, and holds no secret."""
 
+_SLIPPED = r"\b(?:https?|s3a?|gs|gcs|az|abfss?|hf|ray|file|s?ftp)//"
+"""A scheme without its colon."""
+_SECRETS = (
+    (rf"([:;]//+|{_SLIPPED})[^/\s@:]*:\S*@", r"\1"),  # USER:PASSWORD@, whatever the password holds
+    (r"(?<!\S)((?:[^\s:]|:(?=//))*?)[^\s:/@'\"=]*:(?!//)\S*@", r"\1"),  # behind a slip of the scheme, or without one
+    (rf"({_SLIPPED}|:/+)[^/\s@]*@", r"\1"),  # USER@
+    (rf"((?:(?<!hf-datasets):/|{_SLIPPED})[^\s?#]*)[?#]\S*", r"\1"),
+)
+"""Patterns of what may be secret in a URL, well formed or not, and what is left of each."""
+
 
 def label(text: str) -> str:
     """A URL, or a text with URLs in it, without users, passwords and queries (but those of data sets): as it may
-    appear in messages, logs and manifests."""
-    text = re.sub(r"://[^/\s@]*@", "://", text)
-    return re.sub(r"((?<!hf-datasets)://[^\s?#]*)[?#]\S*", r"\1", text)
+    appear in messages, logs and manifests. Nothing is left of what may be a password or a part of a path."""
+    for secret, left in _SECRETS:
+        text = re.sub(secret, left, text)
+    return text
 
 
 def absolute(url: str) -> str:

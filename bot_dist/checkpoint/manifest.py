@@ -16,6 +16,7 @@ from bot_dist.checkpoint.layout import StoredParameter
 from bot_dist.checkpoint.shards import DIGEST_BYTES
 from bot_dist.checkpoint.storage import Storage
 from bot_dist.errors import CheckpointError, CheckpointMissingError
+from bot_dist.parsing import parse_object
 from bot_dist.sharding import Box
 
 FORMAT_VERSION = 1
@@ -104,7 +105,7 @@ class Manifest:
                 f"if its transfer was interrupted, run the same command again to resume it"
             )
         try:
-            body = json.loads(storage.read(MANIFEST))
+            body = parse_object(storage.read(MANIFEST), where, ValueError)
             found, version = body.pop("digest"), body["format_version"]
         except (ValueError, KeyError, AttributeError):
             raise CheckpointError(f"{where} is damaged: not the JSON of a manifest") from None

@@ -18,6 +18,7 @@ from bot_dist.checkpoint.manifest import MANIFEST
 from bot_dist.checkpoint.reader import CheckpointReader, Damage
 from bot_dist.checkpoint.writer import GROUP, root_metadata
 from bot_dist.errors import CheckpointError
+from bot_dist.parsing import parse_object
 from bot_dist.sharding import Box
 
 PART_BYTES = 2**28
@@ -185,7 +186,7 @@ def _metadata_paths(reader: CheckpointReader) -> Iterator[str]:
 def _metadata(reader: CheckpointReader, path: str, wanted: bytes) -> list[Damage]:
     """What is wrong with a ``zarr.json``. Only plain zarr needs it."""
     try:
-        if json.loads(reader.storage.read(path)) == json.loads(wanted):
+        if parse_object(reader.storage.read(path), path, ValueError) == json.loads(wanted):
             return []
         problem = "not what the manifest says; plain zarr will misread the array"
     except ValueError:

@@ -19,6 +19,7 @@ from bot_dist.checkpoint.localfile import PARTIAL
 from bot_dist.checkpoint.manifest import ATTEMPTS, FORMAT_VERSION, MANIFEST, OPERATORS, Manifest, StoredFile, digest
 from bot_dist.checkpoint.storage import Request, Storage
 from bot_dist.errors import CheckpointError, CheckpointExistsError
+from bot_dist.parsing import parse_object
 from bot_dist.sharding import Box, box_shape
 
 if TYPE_CHECKING:
@@ -90,7 +91,9 @@ class CheckpointWriter:
     def open(cls, url: str, attempt: str) -> CheckpointWriter:
         """Open an attempt that another process created and nobody has committed."""
         storage = Storage(url)
-        layout = json.loads(storage.read(f"{ATTEMPTS}/{attempt}/{LAYOUT}"))
+        layout = parse_object(
+            storage.read(f"{ATTEMPTS}/{attempt}/{LAYOUT}"), f"{storage.label}/{LAYOUT}", CheckpointError
+        )
         parameters = {name: StoredParameter.from_json(name, data) for name, data in layout["parameters"].items()}
         return cls(storage, attempt, parameters, layout["config"])
 
@@ -153,7 +156,7 @@ class CheckpointWriter:
     def record_of(self, step: str) -> dict[str, Any] | None:
         """What was recorded of a step; None when the record is damaged."""
         try:
-            body = json.loads(self.storage.read(f"{self.folder}/{STEPS}/{step}.json"))
+            body = parse_object(self.storage.read(f"{self.folder}/{STEPS}/{step}.json"), step, ValueError)
             intact = body.pop("digest") == digest(body) and body["step"] == step
             result: dict[str, Any] = body["result"]
         except (ValueError, KeyError, TypeError, AttributeError):  # torn by a crash of the machine
@@ -279,7 +282,7 @@ def _is_store(storage: Storage) -> bool:
     if not storage.exists(GROUP):
         return False
     try:
-        return "bot_dist" in json.loads(storage.read(GROUP))["attributes"]
+        return "bot_dist" in parse_object(storage.read(GROUP), GROUP, ValueError)["attributes"]
     except (ValueError, KeyError, TypeError):
         return False
 

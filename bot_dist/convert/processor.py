@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 from bot_dist.checkpoint import CheckpointReader
 from bot_dist.convert.open import is_store
 from bot_dist.convert.storage import join, read_file, size_bytes, write_file
-from bot_dist.errors import SourceError
+from bot_dist.parsing import parse_object
 from bot_dist.urls import label
 
 PROCESSOR = "preprocessor_config.json"
@@ -26,17 +25,13 @@ VIT = {
 
 def image_processor(url: str, model_config: Mapping[str, Any]) -> dict[str, Any]:
     """The ``preprocessor_config.json`` of a model folder or a store; where there is none, what ViT does, at the model's
-    size. Raises SourceError when it is no JSON."""
+    size. Raises SourceError when it is no JSON object."""
     data = _read(url)
     if data is None:
         size = model_config.get("image_size", 224)
         height, width = size if isinstance(size, list | tuple) else (size, size)
         return {**VIT, "size": {"height": height, "width": width}}
-    try:
-        config: dict[str, Any] = json.loads(data)
-    except ValueError as error:
-        raise SourceError(f"{label(url)}: {PROCESSOR} is no JSON: {error}; get it again") from None
-    return config
+    return parse_object(data, f"{label(url)}: {PROCESSOR}")
 
 
 def save_image_processor(source_url: str, attempt_url: str) -> bool:

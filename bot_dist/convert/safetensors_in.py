@@ -7,10 +7,8 @@ in them is checked here before anything is read by it.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import re
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -19,6 +17,7 @@ from bot_dist.convert.location import near_names, safe_relative
 from bot_dist.convert.storage import join, list_names, missing, read_file, read_range, size_bytes, version
 from bot_dist.errors import SourceError
 from bot_dist.families import Family, family_of
+from bot_dist.parsing import parse_object
 from bot_dist.urls import label
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -89,7 +88,7 @@ def read_header(url: str) -> tuple[dict[str, TensorEntry], dict[str, Any]]:
     if 8 + length > len(head):
         head += read_range(url, len(head), 8 + length, "header")
     header = head[8 : 8 + length]
-    entries = _entries(url, _parse(header, url, "safetensors header"), 8 + length)
+    entries = _entries(url, parse_object(header, f"{label(url)}: safetensors header"), 8 + length)
     _check_layout(url, entries, 8 + length, size)
     return entries, {"bytes": size, "header_sha256": hashlib.sha256(header).hexdigest(), "version": version(url)}
 
@@ -158,7 +157,7 @@ def _renamed(name: str, family: Family) -> str:
 
 
 def _read_index(url: str) -> dict[str, str]:
-    weight_map = _parse(read_file(url), url, "index").get("weight_map")
+    weight_map = parse_object(read_file(url), f"{label(url)}: index").get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise SourceError(f"{label(url)}: no 'weight_map' of tensors to files")
     for tensor, name in weight_map.items():
@@ -174,7 +173,7 @@ def read_config(folder: str, url: str) -> dict[str, Any]:
     """``config.json`` of the folder; without one, an error that says what is at ``url`` instead."""
     path = join(folder, "config.json")
     if size_bytes(path) is not None:
-        return _parse(read_file(path), path, "configuration")
+        return parse_object(read_file(path), f"{label(path)}: configuration")
     if size_bytes(url) is None and list_names(url) is None:
         raise missing(url)
     raise SourceError(f"{label(folder)}: no config.json{near_names('config.json', list_names(folder) or ())}")
@@ -194,25 +193,3 @@ def _no_weights(folder: str) -> SourceError:
             f"if you trust it, convert it: AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder)"
         )
     return SourceError(f"{label(folder)}: neither {SINGLE} nor {INDEX}{near_names(SINGLE, names)}")
-
-
-def _parse(data: bytes, url: str, what: str) -> dict[str, Any]:
-    """A JSON object without duplicate keys."""
-
-    def unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-        result: dict[str, Any] = {}
-        for key, value in pairs:
-            if key in result:
-                raise ValueError(f"key {key!r} appears twice")
-            result[key] = value
-        return result
-
-    try:
-        parsed = json.loads(data, object_pairs_hook=unique)
-    except (ValueError, RecursionError) as error:
-        raise SourceError(
-            f"{label(url)}: {what} is no valid JSON: {error}; the file is damaged, get it again"
-        ) from error
-    if not isinstance(parsed, dict):
-        raise SourceError(f"{label(url)}: {what} is a JSON {type(parsed).__name__}, wanted an object")
-    return parsed

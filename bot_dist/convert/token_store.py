@@ -29,6 +29,7 @@ from bot_dist.checkpoint import Storage
 from bot_dist.checkpoint.manifest import MANIFEST, digest
 from bot_dist.checkpoint.storage import Request
 from bot_dist.errors import CheckpointError, CheckpointMissingError
+from bot_dist.parsing import parse_object
 
 FORMAT = "bot_dist tokens 1"
 CHUNK = 2**16
@@ -84,7 +85,7 @@ class TokenStoreWriter:
     def _intact(self, number: str) -> ShardRecord | None:
         """The record of a shard; None where it, or the shard, is not whole: nothing of it was synced."""
         try:
-            record = ShardRecord(**json.loads(self.storage.read(f"{number}.json")))
+            record = ShardRecord(**parse_object(self.storage.read(f"{number}.json"), number, ValueError))
             data = self.storage.read(f"{number}.bin")
         except (ValueError, TypeError, CheckpointError):
             return None
@@ -113,7 +114,7 @@ class TokenStore:
         if not self.storage.exists(MANIFEST):
             raise CheckpointMissingError(f"{self.storage.label}: no tokens were committed there; run the same again")
         try:
-            body = json.loads(self.storage.read(MANIFEST))
+            body = parse_object(self.storage.read(MANIFEST), MANIFEST, ValueError)
             intact = body.pop("digest") == digest(body) and body["format"] == FORMAT
         except (ValueError, KeyError, TypeError, AttributeError):
             intact = False
@@ -189,7 +190,7 @@ class TokenStore:
             record = self.storage.read(f"{shard}.json")
             if xxhash.xxh3_128_hexdigest(record) != self._records[shard]:
                 raise self._damaged(f"{shard}.json")
-            chunks = json.loads(record)["chunks"]
+            chunks = parse_object(record, f"{self.storage.label}/{shard}.json", CheckpointError)["chunks"]
             self._digests[shard] = [chunks[i : i + 16] for i in range(0, len(chunks), 16)]
         return self._digests[shard][at]
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from bot_dist.families import model_of
+from bot_dist.parsing import parse_object
 
 
 def compare_logits(folder: str, probe: Path) -> dict[str, Any]:
@@ -20,7 +20,7 @@ def compare_logits(folder: str, probe: Path) -> dict[str, Any]:
 
     inputs = load_file(probe)
     expected = inputs.pop("logits")
-    config = json.loads((Path(folder) / "config.json").read_text())
+    config = parse_object((Path(folder) / "config.json").read_bytes(), f"{folder}/config.json")
     architecture: Any = getattr(transformers, model_of(config).family.architecture(config))
     model, info = architecture.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
     with torch.no_grad():

@@ -19,7 +19,7 @@ _UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 
 def parse_bytes(value: object) -> int:
     """``"512 MiB"``, ``"2GB"`` or a number of bytes, in bytes."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(value))
+    match = re.fullmatch(r"\s*(\d{1,18}(?:\.\d{1,18})?)\s*([A-Za-z]*)\s*", str(value))
     if not match or match[2].upper() not in _UNITS:
         raise ValueError(f"{value!r} is no size; write a number of bytes or for example 512 MiB")
     return int(float(match[1]) * _UNITS[match[2].upper()])
@@ -28,7 +28,8 @@ def parse_bytes(value: object) -> int:
 _MEMBER = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 """Names of members: of folders, too."""
 
-Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(gt=0)]
+MOST_BYTES = 2**60
+Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(gt=0, le=MOST_BYTES)]
 
 
 def _url(text: str) -> str:

@@ -9,11 +9,16 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
 
 import pydantic
-import yaml
 from pydantic import BaseModel
 
 from bot_dist.errors import RecipeError, nearest
+from bot_dist.parsing import parse_yaml
 from bot_dist.recipe.config import PRESETS, Config, Recipe
+
+LARGEST = 2**53
+"""Whole number in a recipe: what every program holds exactly."""
+_UNWRITABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
+"""Control characters, and bytes that are no UTF-8."""
 
 ConfigModel = TypeVar("ConfigModel", bound=Config)
 
@@ -48,27 +53,15 @@ def load_recipe(path: str | Path, overrides: Iterable[str] | Mapping[str, Any] =
     return member_of(recipe, member, path) if member else recipe
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML in which no key is given twice: of two, the last would win in silence."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key, _ in node.value:
-            name = str(key.value)
-            if name in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key '{name}' is given twice", key.start_mark)
-            seen.add(name)
-        return super().construct_mapping(node, deep)
-
-
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """The keys of a YAML file. Raises RecipeError where there are none to be read."""
     try:
-        data = yaml.load(Path(path).read_text(), _UniqueKeys)
+        text = Path(path).read_text()
     except OSError as error:
         raise RecipeError(f"recipe {path}: {error.strerror}; give the path of a YAML file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise RecipeError(f"recipe {path} is no YAML: {error}") from None
+    data = parse_yaml(text, f"recipe {path}", RecipeError)
     if not isinstance(data, dict):
         raise RecipeError(f"recipe {path} holds a {type(data).__name__}; wanted keys such as 'source' and 'target'")
     return data
@@ -130,10 +123,11 @@ def validated(
         if len(parents) == 1 and parents[0] != "family":
             _take_from_members(merged, parents[0], key)
     _reject_unknown_keys(model, merged, where)
+    _reject_odd_values(merged, where)
     try:
         return model.model_validate(merged)
     except pydantic.ValidationError as error:
-        raise RecipeError("\n".join(_told(where, dict(e)) for e in error.errors())) from None
+        raise RecipeError(*(_told(where, dict(e)) for e in error.errors())) from None
 
 
 def _told(where: str, error: dict[str, Any]) -> str:
@@ -161,10 +155,7 @@ def _split_override(text: str) -> tuple[str, Any]:
     key, sign, value = text.partition("=")
     if not sign:
         raise RecipeError(f"override {text!r} has no '='; write for example train.steps=0")
-    try:
-        return key, yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise RecipeError(f"override {text!r}: the value is no YAML") from None
+    return key, parse_yaml(value, f"override {text!r}: the value", RecipeError)
 
 
 def _reject_unknown_keys(model: type[BaseModel], data: Mapping[str, Any], where: str, path: str = "") -> None:
@@ -178,6 +169,17 @@ def _reject_unknown_keys(model: type[BaseModel], data: Mapping[str, Any], where:
             if section is not None and isinstance(inner, Mapping):
                 inside = f"{path}{key}.{name}." if name else f"{path}{key}."
                 _reject_unknown_keys(section, inner, where, inside)
+
+
+def _reject_odd_values(value: Any, where: str, path: str = "") -> None:
+    """No key holds what no path can, or a number that arithmetic would choke on."""
+    if isinstance(value, Mapping | list | tuple):
+        for key, inner in value.items() if isinstance(value, Mapping) else enumerate(value):
+            _reject_odd_values(inner, where, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, int) and abs(value) > LARGEST:
+        raise RecipeError(f"{where}: {path} is {value}, wanted a number of at most {LARGEST:,}")
+    elif isinstance(value, str) and (odd := _UNWRITABLE.search(value)):
+        raise RecipeError(f"{where}: {path} holds the character {odd[0]!r}, which is in no path and no name")
 
 
 def _is_section(annotation: Any) -> bool:

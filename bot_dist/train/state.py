@@ -34,6 +34,7 @@ from bot_dist.convert.storage import join
 from bot_dist.convert.tokenizer import save_tokenizer
 from bot_dist.errors import CheckpointError, CheckpointMissingError, InputError
 from bot_dist.families import Model, model_of
+from bot_dist.parsing import parse_object
 from bot_dist.recipe import HOW_TRAINED, TrainConfig
 from bot_dist.train.moments import array_name, read_state
 from bot_dist.train.results import HeldOut, Step, TrainRun
@@ -223,7 +224,7 @@ class States:
         saved = saved_url is None or Storage(saved_url).exists(manifest.MANIFEST)
         if self._rank == 0 and saved and self._storage.exists(RESULT):
             try:
-                found = [json.loads(self._storage.read(RESULT))]
+                found = [parse_object(self._storage.read(RESULT), RESULT, ValueError)]
             except ValueError:
                 found = ["damaged"]
         record = self._shared(found[0])

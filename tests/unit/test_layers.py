@@ -21,8 +21,10 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "bot_dist"
 
 FLOORS = [  # of the architecture, lowest first; the names of one line do not import each other
-    {"errors", "urls"},
-    {"axes", "recipe"},
+    {"urls"},
+    {"errors"},
+    {"axes", "parsing"},
+    {"recipe"},
     {"records"},
     {"families", "wavelets", "sharding"},
     {"draws", "plan"},

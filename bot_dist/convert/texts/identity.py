@@ -13,6 +13,7 @@ from bot_dist.checkpoint import Storage
 from bot_dist.convert.storage import etag, is_local, open_file, version
 from bot_dist.convert.texts.pieces import TextFile
 from bot_dist.errors import CheckpointError
+from bot_dist.parsing import parse_object
 
 KNOWN = "digests.json"
 """File of a folder that remembers the digests of local files, and the versions that they are of."""
@@ -61,6 +62,6 @@ def _identity(url: str, known: Identity | None) -> Identity:
 def _known(storage: Storage) -> dict[str, Identity]:
     """What is remembered, by path; nothing where that can't be read."""
     try:
-        return {url: Identity(*both) for url, both in json.loads(storage.read(KNOWN)).items()}
+        return {url: Identity(*both) for url, both in parse_object(storage.read(KNOWN), KNOWN, ValueError).items()}
     except (ValueError, TypeError, AttributeError, CheckpointError):
         return {}

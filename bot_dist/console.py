@@ -28,6 +28,7 @@ from rich.table import Table
 
 from bot_dist.errors import presentable
 from bot_dist.recipe import members_of
+from bot_dist.units import size
 from bot_dist.urls import label
 
 if TYPE_CHECKING:
@@ -487,12 +488,3 @@ def show_manifest(manifest: Manifest) -> None:
 
 def shape(sizes: Sequence[int]) -> str:
     return "×".join(map(str, sizes))
-
-
-def size(n: float) -> str:
-    """Bytes for people, in powers of 1000."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if abs(n) < 1000:
-            return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"
-        n /= 1000
-    return f"{n:.1f} TB"

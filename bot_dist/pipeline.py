@@ -12,6 +12,7 @@ import functools
 import importlib.metadata
 import json
 import platform
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -138,6 +139,7 @@ def _transfer(
     report = {"seconds": time.perf_counter() - started, "tokenizer": tokenizer, **tally.report()}
     if adapted is not None:
         report["calibrate"] = adapted.stages
+        report["fitting_s"] = adapted.seconds
     if made is not None:
         report["made"] = made
     provenance: dict[str, Any] = {
@@ -439,8 +441,25 @@ def check_training(recipe: Recipe, plan: TransferPlan) -> None:
 
 
 def versions() -> dict[str, str]:
-    """Of the packages that results depend on."""
-    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES}
+    """Of the packages that results depend on, and the commit of this one, where it is in a clone."""
+    own = importlib.metadata.version("bot_dist")
+    if (commit := _commit()) is not None:
+        own += f" at {commit}"
+    packages = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {"bot_dist": own, "python": platform.python_version()} | packages
+
+
+@functools.cache
+def _commit() -> str | None:
+    """The commit that this package is at, with ``-dirty`` where files differ from it; None where it is in no clone."""
+    root = Path(__file__).parents[1]
+    if not (root / ".git").exists():
+        return None
+    git = ("git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*")
+    try:
+        return subprocess.run(git, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
 
 
 def check_inserted(recipe: Recipe, inserted: Sequence[int]) -> None:

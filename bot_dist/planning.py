@@ -6,6 +6,7 @@ import functools
 import hashlib
 import json
 import re
+import time
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -99,8 +100,10 @@ class Planning:
     def fitted(self, on_event: OnEvent) -> tuple[TransferPlan, Adapted | None]:
         """The plan with all that is fitted to the source's statistics, and what that is; None where nothing is."""
         _ = self.draft  # whatever is wrong with it is said before anything is fitted
+        started = time.perf_counter()
         if not self.adapts or (adapted := self._adapted(on_event)) is None:
             return self.draft, None
+        adapted.seconds = time.perf_counter() - started
         return self._planned(adapted), adapted
 
     @cached_property

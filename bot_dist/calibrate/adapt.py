@@ -66,6 +66,8 @@ class Adapted:
     """Whether what is written into the residual stream is corrected."""
     stages: list[dict[str, Any]] = field(default_factory=list)
     """Facts for the report, in order."""
+    seconds: float = 0.0
+    """That it took."""
 
     def stores(self) -> dict[str, str]:
         """Names of the stores that hold the operators, and the digest of each one's manifest."""

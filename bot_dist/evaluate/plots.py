@@ -8,35 +8,45 @@ from typing import Any
 
 from bot_dist.evaluate.shrinking import Stages, losses, prediction_errors, spectrum
 
-_COLOURS = {"transferred": "#0b6e99", "scratch": "#b35c00", "source": "#555555"}
+_COLOURS = {"transferred": "#2a86c0", "scratch": "#cf6f16", "source": "#808080"}
+_INK = "#7a7a7a"
+"""Of texts and axes. Pictures are transparent, and all their tones are read on a light page and on a dark one."""
+
+_LINES = {"transferred": ("-", "o"), "scratch": ("--", "s")}
+"""Line and marker of each run, so that no curve is told by its colour alone."""
+_MARKERS = "osD^v<>PX*"
 
 
 def loss_curves(runs: list[dict[str, Any]]) -> bytes:
-    """Training loss (thin) and held-out loss (marked) of every run over optimizer steps, as a PNG; the source's
-    held-out loss is a line across."""
+    """Training loss (thin) and held-out loss (marked, its first and last value beside it) of every run over optimizer
+    steps, as a PNG; the source's held-out loss is a line across."""
     from matplotlib.figure import Figure
 
     images = runs[0]["held_out"][0]["accuracy"] is not None
 
-    figure = Figure(figsize=(8, 4.2), layout="constrained")
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
     plot = figure.subplots()
     for run in runs:
         colour = _COLOURS[run["name"]]
-        held_out = run["held_out"]
+        held_out = [(h["step"], h["loss"]) for h in run["held_out"]]
         if run["steps"] == 0 and len(runs) > 1:
-            loss = held_out[0]["loss"]
-            plot.axhline(loss, color=colour, linestyle=":", label=f"{run['name']}, held out: {loss:.3f}")
+            plot.axhline(held_out[0][1], color=colour, linestyle=":", label=f"{run['name']}: {held_out[0][1]:.3f}")
             continue
-        plot.plot([s["step"] - 1 for s in run["losses"]], [s["loss"] for s in run["losses"]], color=colour, alpha=0.45)
+        line, marker = _LINES[run["name"]]
         plot.plot(
-            [h["step"] for h in held_out],
-            [h["loss"] for h in held_out],
+            [s["step"] - 1 for s in run["losses"]],
+            [s["loss"] for s in run["losses"]],
             color=colour,
-            marker="o",
-            label=f"{run['name']}, held out: {held_out[0]['loss']:.3f} → {held_out[-1]['loss']:.3f}",
+            linestyle=line,
+            linewidth=1,
+            alpha=0.5,
         )
+        plot.plot(*zip(*held_out, strict=True), color=colour, linestyle=line, marker=marker, label=run["name"])
+        for at in {held_out[0], held_out[-1]}:
+            plot.annotate(f"{at[1]:.3f}", at, xytext=(0, 7), textcoords="offset points", ha="center")
+    plot.margins(0.08)
     plot.set_xlabel("optimizer step")
-    plot.set_ylabel(f"loss, nats per {'image' if images else 'token'}")
+    plot.set_ylabel(f"loss, nats per {'image' if images else 'token'} (marked: held out)")
     plot.grid(alpha=0.3)
     plot.legend()
     return _png(figure)
@@ -44,7 +54,7 @@ def loss_curves(runs: list[dict[str, Any]]) -> bytes:
 
 def comparison_curves(results: Sequence[Mapping[str, Any]], source_loss: float, *, per: str = "token") -> bytes:
     """Held-out losses (``per`` token or image) of all trainings of a comparison over optimizer steps, as a PNG: a
-    colour per method, dashed from scratch; what the source has is a line across."""
+    colour and a marker per method, dashed from scratch; what the source has is a line across."""
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
@@ -58,6 +68,9 @@ def comparison_curves(results: Sequence[Mapping[str, Any]], source_loss: float, 
             curve["losses"],
             color=colormaps["tab20"](index % 20),
             linestyle="--" if result["scratch"] else "-",
+            marker=_MARKERS[index % len(_MARKERS)],
+            markersize=4,
+            markevery=0.1,
             label=result["method"] if result["seed"] == results[0]["seed"] else None,
         )
     plot.axhline(source_loss, color=_COLOURS["source"], linestyle=":", label=f"the source: {source_loss:.3f}")
@@ -139,6 +152,16 @@ def _losses(plot: Any, stages: Stages) -> None:
 
 
 def _png(figure: Any) -> bytes:
+    from matplotlib.text import Text
+
+    for plot in figure.axes:
+        plot.tick_params(which="both", colors=_INK)
+        plot.spines[:].set_color(_INK)
+        plot.patch.set_alpha(0)
+        if (legend := plot.get_legend()) is not None:
+            legend.get_frame().set_alpha(0)
+    for text in figure.findobj(Text):
+        text.set_color(_INK)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130)
+    figure.savefig(buffer, format="png", dpi=150, transparent=True)
     return buffer.getvalue()

@@ -12,14 +12,25 @@ import yaml
 
 from bot_dist.evaluate.plots import energy_bars, loss_curves, shrinking
 from bot_dist.evaluate.shrinking import HEADINGS, Stages, cells, prediction_errors, ranges, stage_rows
+from bot_dist.units import count, duration, size
 
 _STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
-table { border-collapse: collapse; margin: .5rem 0; }
-th, td { padding: .2rem .7rem; border-bottom: 1px solid #ddd; text-align: left; vertical-align: top; }
-td.number { text-align: right; font-variant-numeric: tabular-nums; }
-pre { background: #f5f5f5; padding: .7rem; overflow-x: auto; }
-img { max-width: 100%; }
+:root { color-scheme: light dark; --ink: light-dark(#1f2328, #d8dce2); --page: light-dark(#fff, #14161a);
+  --line: light-dark(#d9dce1, #333842); --soft: light-dark(#f4f5f7, #1d2026); --link: light-dark(#0b62a8, #7bbcf0); }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 64rem; margin: 1.5rem auto; padding: 0 1rem;
+  color: var(--ink); background: var(--page); }
+h1 { font-size: 1.5rem; overflow-wrap: anywhere; }
+h2 { font-size: 1.15rem; margin-top: 2rem; }
+a { color: var(--link); }
+.verdict { font-size: 1.05rem; border-left: .3rem solid #2a86c0; background: var(--soft); padding: .6rem 1rem; }
+.verdict p { margin: .3rem 0; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; margin: .5rem 0; font-size: .9rem; }
+th, td { padding: .2rem .7rem .2rem 0; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
+td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+pre, blockquote { background: var(--soft); padding: .7rem; margin: .5rem 0; overflow-x: auto; }
+blockquote { white-space: pre-wrap; overflow-wrap: anywhere; }
+img { max-width: 100%; height: auto; }
 """
 
 
@@ -30,8 +41,9 @@ def write_report(path: Path, facts: dict[str, Any]) -> Path:
     (path.parent / "loss_curves.png").write_bytes(curves)
     sections = [
         _header(facts),
+        f'<div class="verdict">{"".join(f"<p>{html.escape(line)}</p>" for line in verdict(facts))}</div>',
         "<h2>Loss curves</h2>",
-        _image(curves, "loss curves"),
+        _image(curves, "training and held-out loss of every run by optimizer step"),
         _losses(facts["pretrain"]),
         "<h2>Stages</h2>",
         _stages(facts),
@@ -52,8 +64,9 @@ def _write(path: Path, title: str, sections: Iterable[str]) -> None:
     body = "\n".join(sections)
     partial = path.with_name(f"{path.name}.partial")
     partial.write_text(
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(f'bot_dist: {title}')}</title>"
-        f"<style>{_STYLE}</style><body>{body}</body></html>\n"
+        f"<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
+        f"<title>{html.escape(f'bot_dist: {title}')}</title><style>{_STYLE}</style>"
+        f"<body><main>{body}</main></body></html>\n"
     )
     partial.replace(path)
 
@@ -101,6 +114,62 @@ def _header(facts: dict[str, Any]) -> str:
     )
 
 
+def verdict(facts: Mapping[str, Any]) -> list[str]:
+    """What a run gave, beside the source, and what it cost: a sentence or two each."""
+    plan, transfer, pretrain = facts["plan"], facts["transfer"], facts["pretrain"]
+    return [
+        f"{count(plan['n_source'])} parameters became {count(plan['n_target'])} "
+        f"({plan['n_target'] / plan['n_source']:.0%}), and a token's forward "
+        f"{count(plan['flops_source'], 'FLOP')} are {count(plan['flops_target'], 'FLOP')}.",
+        _gave(pretrain["runs"], _source_when_fitted(transfer)),
+        _cost(facts),
+    ]
+
+
+def _gave(runs: Sequence[Mapping[str, Any]], source_when_fitted: float | None) -> str:
+    """Held-out losses, in a sentence or two."""
+    held_out = {run["name"]: run["held_out"] for run in runs}
+    first, last = held_out["transferred"][0], held_out["transferred"][-1]
+    text = f"Its held-out loss is {last['loss']:.3f}"
+    if last["step"]:
+        text += f" after {last['step']} steps, and was {first['loss']:.3f} before them"
+    if "scratch" in held_out:
+        text += f"; trained from scratch alike, it is {held_out['scratch'][-1]['loss']:.3f}"
+    if "source" in held_out:
+        source = held_out["source"][0]["loss"]
+        return f"{text}. The source's own is {source:.3f}: {_apart(last['loss'] - source)}."
+    if source_when_fitted is not None:
+        return (
+            f"{text}. The source's own was not measured there; on the calibration text it is {source_when_fitted:.3f}."
+        )
+    return f"{text}. The source's own was not measured (train.source_loss: true does)."
+
+
+def _apart(difference: float) -> str:
+    return f"the target's is {abs(difference):.3f} {'above' if difference > 0 else 'below'} it"
+
+
+def _source_when_fitted(transfer: Mapping[str, Any]) -> float | None:
+    return next((row.loss for row in stage_rows(transfer.get("calibrate") or ()) if row.name == "source"), None)
+
+
+def _cost(facts: Mapping[str, Any]) -> str:
+    transfer, pretrain, export = facts["transfer"], facts["pretrain"], facts["export"]
+    parts = {
+        "fitting": transfer.get("fitting_s", 0.0),
+        "transfer": transfer["seconds"],
+        "training": pretrain["total_s"],
+        "export": export["seconds"],
+    }
+    each = ", ".join(f"{name} {duration(s)}" for name, s in parts.items() if s >= 0.05)
+    peak = max((n for run in pretrain["runs"] for n in run["peak_rss_bytes"]), default=0)
+    return (
+        f"It took {duration(sum(parts.values()))}: {each or 'nothing to speak of'}. "
+        f"Resident were at most {size(max(transfer['actor_peak_rss_bytes']))} in a shard actor, and {size(peak)} in a "
+        "training worker."
+    )
+
+
 def _losses(pretrain: dict[str, Any]) -> str:
     rows = [
         (
@@ -141,6 +210,7 @@ def _stages(facts: dict[str, Any]) -> str:
     transfer, pretrain, export = facts["transfer"], facts["pretrain"], facts["export"]
     saved = sum(run["n_parameters"] * 4 for run in pretrain["runs"] if run["saved_url"])
     rows = [
+        ("fitting", transfer.get("fitting_s", 0.0), 0, 0),
         ("transfer", transfer["seconds"], transfer["bytes_read"], transfer["bytes_written"]),
         ("pretrain", pretrain["total_s"], sum(sum(run["bytes_read"]) for run in pretrain["runs"]), saved),
         ("export", export["seconds"], export["weight_bytes"], export["weight_bytes"]),
@@ -224,7 +294,7 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """An HTML table; every cell but a row's first is right-aligned when it looks like a number."""
     head = "".join(f"<th>{html.escape(h)}</th>" for h in headings)
     body = "".join("<tr>" + "".join(map(_cell, row)) + "</tr>" for row in rows)
-    return f"<table><tr>{head}</tr>{body}</table>"
+    return f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>'
 
 
 def _cell(text: str) -> str:

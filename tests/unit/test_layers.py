@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "bot_dist"
 
 FLOORS = [  # of the architecture, lowest first; the names of one line do not import each other
-    {"urls"},
+    {"units", "urls"},
     {"errors"},
     {"axes", "parsing"},
     {"recipe"},

@@ -12,8 +12,9 @@ from rich.console import Console
 
 from bot_dist import console
 from bot_dist.evaluate.plots import shrinking
-from bot_dist.evaluate.report import write_report
+from bot_dist.evaluate.report import verdict, write_report
 from bot_dist.evaluate.shrinking import losses, prediction_errors, ranges, spectrum, stage_rows
+from bot_dist.units import count, duration
 
 SOURCE: dict[str, Any] = {"axes": [], "sizes": {}, "facts": {}, "loss": 3.0}
 LAYER: dict[str, Any] = {
@@ -158,3 +159,45 @@ def test_a_bar_per_pass_over_the_text(monkeypatch: pytest.MonkeyPatch) -> None:
     assert bars["calibrate, for embed"].fields["note"] == "2,048 tokens"
     assert "found done" in bars["calibrate, loss after embed"].fields["note"]
     assert "held-out loss, after embed: 4.250" in terminal.file.getvalue()
+
+
+def test_the_verdict_says_what_it_gave_beside_the_source_and_what_it_cost() -> None:
+    facts = facts_of_a_run(calibrate=STAGES, seconds=100.0, fitting_s=3600.0)
+    size, gave, cost = verdict(facts)
+    assert size.startswith("1 parameters became 1 (100%)")
+    assert gave == (
+        "Its held-out loss is 4.500. The source's own was not measured there; on the calibration text it is 3.000."
+    )
+    assert cost.startswith("It took 1 h 2 min: fitting 1 h 0 min, transfer 1 min 40 s. Resident were at most 0 B")
+    (run,) = facts["pretrain"]["runs"]
+    source = run | {"name": "source", "held_out": [{"step": 0, "loss": 3.25, "accuracy": None}]}
+    scratch = run | {"name": "scratch", "held_out": [{"step": 9, "loss": 6.0, "accuracy": None}]}
+    trained = run | {"held_out": [*run["held_out"], {"step": 9, "loss": 3.0, "accuracy": None}]}
+    facts["pretrain"]["runs"] = [source, trained, scratch]
+    assert verdict(facts)[1] == (
+        "Its held-out loss is 3.000 after 9 steps, and was 4.500 before them; trained from scratch alike, it is 6.000. "
+        "The source's own is 3.250: the target's is 0.250 below it."
+    )
+    bare = facts_of_a_run()
+    assert verdict(bare)[1].endswith("was not measured (train.source_loss: true does).")
+
+
+def test_a_report_fits_narrow_and_dark_screens(tmp_path: Path) -> None:
+    text = write_report(tmp_path / "report.html", facts_of_a_run()).read_text()
+    assert "width=device-width" in text
+    assert "light-dark(" in text
+    assert text.count("<table>") == text.count('<div class="wide"><table>')
+
+
+@pytest.mark.parametrize(
+    ("n", "text"),
+    [(0, "0"), (999, "999"), (134_515_008, "134.5 M"), (999_999, "1.0 M"), (2e18, "2.0 E"), (7e19, "70.0 E")],
+)
+def test_counts(n: float, text: str) -> None:
+    assert count(n) == text
+
+
+def test_units_join_their_prefix() -> None:
+    assert count(139.4e9, "FLOP") == "139.4 GFLOP"
+    assert count(12, "FLOP") == "12 FLOP"
+    assert [duration(s) for s in (0.04, 59.94, 363, 7500)] == ["0.0 s", "59.9 s", "6 min 3 s", "2 h 5 min"]

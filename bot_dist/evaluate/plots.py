@@ -24,7 +24,7 @@ def loss_curves(runs: list[dict[str, Any]]) -> bytes:
 
     images = runs[0]["held_out"][0]["accuracy"] is not None
 
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    figure = Figure(figsize=(6.2, 4), layout="constrained")
     plot = figure.subplots()
     for run in runs:
         colour = _COLOURS[run["name"]]

@@ -103,15 +103,9 @@ def _member(facts: dict[str, Any]) -> Sequence[str]:
 
 
 def _header(facts: dict[str, Any]) -> str:
-    recipe, plan = facts["recipe"], facts["plan"]
+    recipe = facts["recipe"]
     sizes = ", ".join(f"{name} {size}" for name, size in recipe["target"].items()) or "all sizes kept"
-    return (
-        f"<h1>{html.escape(recipe['source'])}</h1><p>Target: {html.escape(sizes)}. Parameters "
-        f"{plan['n_source']:,} → {plan['n_target']:,}; forward FLOPs per token {plan['flops_source'] / 1e6:,.0f} M → "
-        f"{plan['flops_target'] / 1e6:,.0f} M at context {plan['context']}. Wavelet "
-        f"{html.escape(str(recipe['transfer']['wavelet']))}, gain {recipe['transfer']['gain']}, depth "
-        f"{recipe['transfer']['depth']}.</p>"
-    )
+    return f"<h1>{html.escape(recipe['source'])}</h1><p>Target: {html.escape(sizes)}.</p>"
 
 
 def verdict(facts: Mapping[str, Any]) -> list[str]:
@@ -119,8 +113,9 @@ def verdict(facts: Mapping[str, Any]) -> list[str]:
     plan, transfer, pretrain = facts["plan"], facts["transfer"], facts["pretrain"]
     return [
         f"{count(plan['n_source'])} parameters became {count(plan['n_target'])} "
-        f"({plan['n_target'] / plan['n_source']:.0%}), and a token's forward "
-        f"{count(plan['flops_source'], 'FLOP')} are {count(plan['flops_target'], 'FLOP')}.",
+        f"({plan['n_target'] / plan['n_source']:.0%}); a token's forward pass takes "
+        f"{count(plan['flops_target'], 'FLOP')} instead of {count(plan['flops_source'], 'FLOP')} at context "
+        f"{plan['context']}.",
         _gave(pretrain["runs"], _source_when_fitted(transfer)),
         _cost(facts),
     ]

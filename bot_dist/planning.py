@@ -55,7 +55,11 @@ class Planning:
     @cached_property
     def draft(self) -> TransferPlan:
         """The plan; where something is to be fitted, one that says where. Reads no weight and writes nothing."""
-        return self._planned(None)
+        from bot_dist.convert.configuration import check_configuration
+
+        plan = self._planned(None)
+        check_configuration(plan.target.config, "the target")
+        return plan
 
     @cached_property
     def calibration_flops(self) -> float:

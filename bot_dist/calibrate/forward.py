@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from bot_dist.axes import Parameter
+from bot_dist.convert.configuration import RUN, transformers_config
 from bot_dist.convert.source import Source
 from bot_dist.families import Model
 from bot_dist.sharding import whole
@@ -148,8 +149,7 @@ def _without_weights(model: Model) -> torch.nn.Module:
     from accelerate import init_empty_weights  # type: ignore[import-untyped]
     from transformers.initialization import no_init_weights
 
-    fields = {k: v for k, v in model.config.items() if k not in ("model_type", "dtype", "torch_dtype")}
-    config = transformers.AutoConfig.for_model(model.config["model_type"], **{**fields, "use_cache": False})
+    config = transformers_config(model.config, **RUN)
     architecture: Any = getattr(transformers, model.family.architecture(model.config))
     with no_init_weights(), init_empty_weights(include_buffers=False):
         module: torch.nn.Module = architecture._from_config(config, dtype=torch.float32)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from bot_dist.checkpoint.localfile import room_for, sync
+from bot_dist.convert.configuration import transformers_config
 from bot_dist.convert.gguf_out import Encoding, plan_gguf, write_gguf
 from bot_dist.convert.location import PACKAGE
 from bot_dist.convert.processor import PROCESSOR, image_processor
@@ -37,9 +38,6 @@ STAGING = ".bot_dist-export-"
 
 MARKERS = ("config.json", ".metadata")
 """Without these a folder is no model to ``transformers``, and no checkpoint to DCP."""
-
-_FOREIGN = ("torch_dtype", "auto_map", "_name_or_path", "transformers_version")
-"""Configuration of the source's files, not of the model."""
 
 _WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?|__\d+_\d+\.distcp")
 _TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -248,12 +246,9 @@ def _write_safetensors(
 
 def huggingface_config(model: Model) -> dict[str, Any]:
     """The model's configuration as ``transformers`` writes it, with every default."""
-    import transformers
-
-    kept = {key: value for key, value in model.config.items() if key not in _FOREIGN}
-    kept["architectures"] = [model.family.architecture(model.config)]
-    config: dict[str, Any] = transformers.AutoConfig.for_model(**kept).to_dict()
-    return config
+    config = transformers_config(model.config, architectures=[model.family.architecture(model.config)])
+    found: dict[str, Any] = config.to_dict()
+    return found
 
 
 def _write_configs(folder: Path, model: Model, dtype: torch.dtype) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from bot_dist.convert.configuration import check_configuration
 from bot_dist.convert.location import resolve
 from bot_dist.convert.source import Source
 from bot_dist.convert.storage import join, size_bytes
+from bot_dist.urls import label
 
 
 def is_store(url: str) -> bool:
@@ -13,10 +15,17 @@ def is_store(url: str) -> bool:
 
 
 def open_source(url: str) -> Source:
-    """A ``.gguf`` file, a bot_dist store, safetensors (a folder or a file), or the shapes of a ``config.json``.
+    """A ``.gguf`` file, a bot_dist store, safetensors (a folder or a file), or the shapes of a ``config.json``; with a
+    configuration that the installed ``transformers`` takes.
 
     Raises SourceError, FamilyError, MissingPackageError, or CheckpointError for a store that is not complete.
     """
+    source = _opened(url)
+    check_configuration(source.config, label(url))
+    return source
+
+
+def _opened(url: str) -> Source:
     if resolve(url).endswith(".gguf"):
         from bot_dist.convert.gguf_in import open_gguf
 

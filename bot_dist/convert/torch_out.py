@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from bot_dist.convert.configuration import transformers_config
 from bot_dist.convert.export import huggingface_config
 from bot_dist.convert.source import Source, read_flat
 from bot_dist.families import model_of
@@ -37,7 +38,7 @@ def transformers_model(source: Source) -> PreTrainedModel:
 
     model = model_of(source.config)
     weights = state_dict(source)
-    config = transformers.AutoConfig.for_model(**huggingface_config(model))
+    config = transformers_config(huggingface_config(model))
     architecture: Any = getattr(transformers, model.family.architecture(source.config))
     dtype = functools.reduce(torch.promote_types, {tensor.dtype for tensor in weights.values()})
     made: PreTrainedModel = architecture.from_pretrained(None, config=config, state_dict=weights, dtype=dtype).eval()

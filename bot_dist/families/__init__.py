@@ -48,7 +48,7 @@ def family_of(config: Mapping[str, Any]) -> Family:
         if model_type in family.model_types:
             return family
     known = [t for f in FAMILIES.values() for t in f.model_types]
-    if model_type in NOT_EXPRESSED:
+    if isinstance(model_type, str) and model_type in NOT_EXPRESSED:
         raise FamilyError(f"config.json: architecture {model_type!r} is not known: {NOT_EXPRESSED[model_type]}")
     raise FamilyError(
         f"config.json: unknown architecture {model_type!r}; {nearest(str(model_type), known)}"

@@ -76,6 +76,11 @@ class Weight:
         return tuple(use for dim in self.dims for use in dim)
 
 
+MOST_LAYERS = 10_000
+LARGEST_AXIS = 2**24
+"""More than any model has: what has more is damaged, or made to take all memory."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Family:
     """A declaration of one model family."""
@@ -160,7 +165,12 @@ class Model:
 
     @cached_property
     def sizes(self) -> dict[str, int]:
-        return self.family.sizes(self.config)
+        """Of all axes. Raises FamilyError for sizes that no model has."""
+        sizes = self.family.sizes(self.config)
+        for axis, size in sizes.items():
+            if size > (most := MOST_LAYERS if axis == "layer" else LARGEST_AXIS):
+                raise FamilyError(f"config.json: {axis} is {size:,}, wanted at most {most:,}")
+        return sizes
 
     @property
     def tied(self) -> bool:
@@ -266,6 +276,8 @@ class Model:
                 )
             if size < 1:
                 raise FamilyError(f"target {option} is {size}; give at least 1")
+            if size > (most := MOST_LAYERS if option == "layers" else LARGEST_AXIS):
+                raise FamilyError(f"target {option} is {size:,}; give at most {most:,}")
         model = Model(self.family, self.family.resize(self.config, target))
         n_source, n_target = self.sizes["layer"], model.sizes["layer"]
         origin = layers or [i % n_source if depth == "stack" else i * n_source // n_target for i in range(n_target)]

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import torch
 
+from bot_dist.convert.configuration import RUN, transformers_config
 from bot_dist.errors import InputError
 from bot_dist.families import Model
 from bot_dist.recipe import TrainConfig
@@ -155,8 +156,7 @@ def _build(model: Model, ds_config: dict[str, Any], dtype: torch.dtype) -> torch
     from transformers.initialization import no_init_weights
     from transformers.integrations.deepspeed import prevent_arange_dtype_change
 
-    fields = {k: v for k, v in model.config.items() if k not in ("model_type", "dtype", "torch_dtype")}
-    config = transformers.AutoConfig.for_model(model.config["model_type"], **{**fields, "use_cache": False})
+    config = transformers_config(model.config, **RUN)
     architecture: Any = getattr(transformers, model.family.architecture(model.config))
     partitioned = (
         deepspeed.zero.Init(config_dict_or_path=ds_config)

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from bot_dist.convert.configuration import RUN, transformers_config
 from bot_dist.errors import PlanError
 from bot_dist.evaluate.baselines.rule import Batch, Given, Made, Rule, changed, only_grows, refuse_axes
 from bot_dist.families import Model, Weight
@@ -73,8 +74,7 @@ def _loss(module: torch.nn.Module, growth: Growth, batch: Batch) -> torch.Tensor
 def _module(model: Model) -> torch.nn.Module:
     import transformers
 
-    fields = {key: value for key, value in model.config.items() if key not in ("model_type", "dtype", "torch_dtype")}
-    config = transformers.AutoConfig.for_model(model.config["model_type"], **{**fields, "use_cache": False})
+    config = transformers_config(model.config, **RUN)
     architecture: Any = getattr(transformers, model.family.architecture(model.config))
     module: torch.nn.Module = architecture(config)
     return module.float().train()

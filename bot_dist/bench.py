@@ -154,8 +154,8 @@ class Bench:
             if job.train.images is not None:
                 self._takers[url] = digest(image_processor(url, {}))
             else:
-                self._takers[url] = Encoder(load_tokenizer(url)).digest
-        return self._takers[url]
+                self._takers[url] = Encoder(load_tokenizer(url), bos=bos, eos=eos).digest
+        return self._takers[key]
 
     def _contents_of(self, section: TrainConfig | CalibrateConfig) -> list[list[str]]:
         images = section.images if isinstance(section, TrainConfig) else None

@@ -9,8 +9,9 @@ is often a stranger's: names of tensors, URLs, values. So each is shown ``presen
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 from bot_dist.urls import label
 
@@ -111,3 +112,23 @@ def nearest(word: str, known: Iterable[str]) -> str:
     known = sorted(known)
     near = difflib.get_close_matches(word, known, n=3, cutoff=0.6)
     return f"did you mean {' or '.join(map(repr, near))}?" if near else f"known: {', '.join(known)}"
+
+
+def some(names: Iterable[str], most: int = 8) -> str:
+    """A few of the names, quoted, and how many there are where that is not all."""
+    names = [*names]
+    shown = ", ".join(repr(name if len(name) <= 40 else f"{name[:39]}…") for name in names[:most])
+    return f"{shown}, … ({len(names):,} in all)" if len(names) > most else shown or "none"
+
+
+@contextlib.contextmanager
+def blamed(make: Callable[[str], BotDistError]) -> Iterator[None]:
+    """What a library raises over an input meanwhile, of whatever class, becomes the error that ``make`` makes of its
+    first line. Errors of ours pass, and so does what ends the process."""
+    try:
+        yield
+    except (BotDistError, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:  # panics of Rust are no Exception
+        line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise make(line[:200]) from None

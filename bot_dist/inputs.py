@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from bot_dist.errors import InputError
 from bot_dist.families import Model
-from bot_dist.recipe import Recipe
+from bot_dist.recipe import Recipe, TrainConfig
 from bot_dist.urls import absolute, label
 
 if TYPE_CHECKING:
     from bot_dist.calibrate import CalibrationData
+    from bot_dist.convert.texts import TextFile
 
 
 def _calibration_text(recipe: Recipe) -> tuple[str, ...]:
@@ -68,22 +70,46 @@ def _images(recipe: Recipe, model: Model) -> CalibrationData:
 
 
 def _text(recipe: Recipe, model: Model) -> CalibrationData:
-    """Windows that lie evenly over the text; the held-out ones evenly among them."""
+    """Windows that lie evenly over the text, none of what training holds out of it."""
     from bot_dist.calibrate import CalibrationData, Samples, windows
+    from bot_dist.convert.text import Encoder
+    from bot_dist.convert.texts import open_texts
     from bot_dist.convert.tokenizer import load_tokenizer
 
     config = recipe.calibrate
+    section, named = ("calibrate", config) if config.text else ("train", recipe.train)
     tokenizer = load_tokenizer(absolute(recipe.source))
     longest = model.config.get(model.family.context_field) or config.context
     context = min(config.context, int(longest))
-    held_out, fitted = config.held_out // context, -(-config.tokens // context)
-    n = held_out + fitted
-    section = "calibrate" if config.text else "train"
-    column = config.column if config.text else recipe.train.column
-    found = windows(_calibration_text(recipe), tokenizer, n * context, context, column, section)
-    held = [i * n // held_out for i in range(held_out)]
+    texts = open_texts(named.text, named.column, section, named.document_limit)
+    parts = windows(
+        texts,
+        Encoder(tokenizer, section, named.bos, named.eos),
+        -(-config.tokens // context),
+        config.held_out // context,
+        context,
+        masked=model.family.objective == "masked",
+        withheld=_held_from_training(recipe.train, texts, tokenizer),
+    )
     shown, measured = (
-        Samples.of_text(found[numbers], model, tokenizer.mask_token_id)
-        for numbers in ([i for i in range(n) if i not in held], held)
+        Samples.of_text(part, model, tokenizer.mask_token_id, tokenizer.all_special_ids) for part in parts
     )
     return CalibrationData(fitted=shown, held_out=measured)
+
+
+def _held_from_training(train: TrainConfig, texts: Sequence[TextFile], tokenizer: Any) -> dict[str, int]:
+    """How many tokens at the ends of those texts, by URL, training measures its held-out loss on."""
+    from bot_dist.convert.excerpts import tokens_at_ends
+    from bot_dist.convert.text import Encoder
+    from bot_dist.convert.texts import open_texts
+
+    if not train.text:
+        return {}
+    trained = open_texts(train.text, train.column, "train", train.document_limit)
+    same = {(absolute(text.url), text.kind) for text in trained} & {(absolute(text.url), text.kind) for text in texts}
+    if not same:
+        return {}
+    encoder = Encoder(tokenizer, "train", train.bos, train.eos)
+    found = tokens_at_ends(trained, encoder, train.held_out * train.context)
+    held = {absolute(url): n for url, n in found.items()}
+    return {text.url: held.get(absolute(text.url), 0) for text in texts if (absolute(text.url), text.kind) in same}

@@ -429,7 +429,7 @@ def check_data(recipe: Recipe) -> None:
 
     for section, named in (("calibrate", recipe.calibrate), ("train", recipe.train)):
         if named.text:
-            open_texts(named.text, named.column, section)
+            open_texts(named.text, named.column, section, named.document_limit)
 
 
 def check_training(recipe: Recipe, plan: TransferPlan) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -37,9 +38,11 @@ class Samples:
         return len(self) * self.positions
 
     @classmethod
-    def of_text(cls, windows: torch.Tensor, model: Model, mask_token: int | None = None) -> Samples:
+    def of_text(
+        cls, windows: torch.Tensor, model: Model, mask_token: int | None = None, special: Sequence[int] = ()
+    ) -> Samples:
         """Windows ``(windows, context)``, possibly none. Causal models predict the next token; masked ones ``MASKED``
-        of the tokens, which ``mask_token`` stands for, always the same ones.
+        of the tokens, which ``mask_token`` stands for, always the same ones, but no ``special`` ones.
 
         Raises InputError where the model can't take them, or ``mask_token`` is needed and missing.
         """
@@ -70,6 +73,7 @@ class Samples:
                 "the tokenizer has no mask token, which a masked language model needs; give it a 'mask_token'"
             )
         chosen = torch.rand(windows.shape, generator=torch.Generator().manual_seed(SEED)) < MASKED
+        chosen &= ~torch.isin(windows, torch.tensor([*special], dtype=windows.dtype))
         return cls(
             inputs=torch.where(chosen, mask_token, windows),
             labels=torch.where(chosen, windows, nothing),

@@ -10,6 +10,7 @@ import glob
 import io
 import os
 import posixpath
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -188,7 +189,11 @@ def write_file(url: str, data: bytes) -> None:
 
 
 def missing(url: str) -> SourceError:
-    """The error for a path at which there is nothing: it names what is beside it."""
+    """The error for a path at which there is no file: it names what is beside it, or in it where it is a folder."""
+    if (names := list_names(url)) is not None:
+        kinds = Counter(posixpath.splitext(name)[1] for name in names)
+        example = join(url, f"*{kinds.most_common(1)[0][0] if kinds else '.txt'}")
+        return SourceError(f"{label(url)} is a folder, wanted a file; name the files in it, for example {example}")
     if is_local(url):
         parent, name = posixpath.split(filesystem(url)[1])
         return SourceError(f"{url}: no such file or folder{near_names(name, list_names(parent) or ())}")

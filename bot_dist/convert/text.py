@@ -12,41 +12,36 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bot_dist.convert.texts import Piece, TextFile
-from bot_dist.convert.texts.plain import PlainText
-from bot_dist.errors import InputError
+from bot_dist.errors import InputError, blamed, nearest
 
 if TYPE_CHECKING:
     import tokenizers
 
 Tokens = NDArray[np.int32]
 
-CHARACTERS = 12
-"""Of a text, that are tokenised to have a token: more than most languages and tokenizers need."""
 BATCH = 2**20
 """Characters, about, that are tokenised at once."""
 RANGE = 2**20
-"""Bytes of text, about, between the places that a window can be taken from."""
-LITTLE = 2**24
-"""Bytes of text that are rather tokenised as a whole."""
+"""Bytes of text, about, that are read at once."""
 
 
 class Encoder:
     """A ``transformers`` tokenizer that is asked for tokens alone. One that is made of Rust pickles as its JSON, so
     that processes that have it need no ``transformers``."""
 
-    def __init__(self, tokenizer: Any, section: str = "train") -> None:
-        """``section`` is what messages call the recipe's. Raises InputError where the tokenizer has no EOS, nor what
-        has its place: BERT's SEP."""
-        end = tokenizer.eos_token_id
-        if end is None:
-            end = getattr(tokenizer, "sep_token_id", None)
-        if end is None:
-            raise InputError(
-                f"{section}.text: the model's tokenizer has no EOS token, which separates documents; give it an "
-                f"'eos_token'"
-            )
-        self.end: int = end
-        """The token that ends a document."""
+    def __init__(self, tokenizer: Any, section: str = "train", bos: str = "auto", eos: str = "auto") -> None:
+        """``section`` is what messages call the recipe's, ``bos`` and ``eos`` are its keys. Raises InputError where the
+        tokenizer has no such token, or none that could separate documents."""
+        self.section = section
+        own = _around(tokenizer, section) if "auto" in (bos, eos) else ((), ())
+        self.before: tuple[int, ...] = own[0] if bos == "auto" else _named(tokenizer, bos, f"{section}.bos")
+        """The tokens before a document."""
+        self.behind: tuple[int, ...]
+        """The tokens behind a document."""
+        if eos != "auto":
+            self.behind = _named(tokenizer, eos, f"{section}.eos")
+        else:
+            self.behind = own[1] or _end(tokenizer, section)
         backend = getattr(tokenizer, "backend_tokenizer", None)
         self._json: str | None = None if backend is None else backend.to_str()
         self._slow: Any = tokenizer if backend is None else None
@@ -55,13 +50,13 @@ class Encoder:
     def digest(self) -> str:
         """Another where a text may have other tokens."""
         made = self._json or [type(self._slow).__name__, sorted(self._slow.get_vocab().items())]
-        return hashlib.sha256(json.dumps([made, self.end]).encode()).hexdigest()
+        return hashlib.sha256(json.dumps([made, self.before, self.behind]).encode()).hexdigest()
 
     @property
     def size(self) -> int:
         """One above the largest token."""
         vocabulary: dict[str, int] = (self.fast if self._slow is None else self._slow).get_vocab()
-        return max([*vocabulary.values(), self.end]) + 1
+        return max([*vocabulary.values(), *self.before, *self.behind]) + 1
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key != "fast"}
@@ -78,95 +73,74 @@ class Encoder:
         return fast
 
     def __call__(self, texts: Sequence[str]) -> list[list[int]]:
-        """The tokens of every text, without those that a tokenizer puts around one."""
-        if self._json is None:
-            return [self._slow(text, add_special_tokens=False, verbose=False)["input_ids"] for text in texts]
-        return [found.ids for found in self.fast.encode_batch_fast([*texts], add_special_tokens=False)]
+        """The tokens of every text, without those that stand around one. Raises InputError where the tokenizer can't
+        give them."""
+        with blamed(lambda why: InputError(f"{self.section}.text: the model's tokenizer can't tokenise it ({why})")):
+            if self._json is None:
+                return [self._slow(text, add_special_tokens=False, verbose=False)["input_ids"] for text in texts]
+            return [found.ids for found in self.fast.encode_batch_fast([*texts], add_special_tokens=False)]
 
     def tokens(self, pieces: Iterable[Piece]) -> Iterator[Tokens]:
-        """The tokens of documents, ``end`` after each of them, in parts of about ``BATCH`` characters."""
+        """The tokens of documents, ``before`` and ``behind`` around each of them, piece by piece."""
         waiting: list[Piece] = []
         characters = 0
         for piece in pieces:
             waiting.append(piece)
             characters += len(piece.text)
             if characters >= BATCH:
-                yield self._encoded(waiting)
+                yield from self._encoded(waiting)
                 waiting, characters = [], 0
-        if waiting:
-            yield self._encoded(waiting)
+        yield from self._encoded(waiting)
 
-    def _encoded(self, pieces: Sequence[Piece]) -> Tokens:
-        found: list[Tokens] = []
+    def _encoded(self, pieces: Sequence[Piece]) -> Iterator[Tokens]:
         for piece, ids in zip(pieces, self([piece.text for piece in pieces]), strict=True):
-            found.append(np.array(ids, dtype=np.int32))
-            if piece.ends:
-                found.append(np.array([self.end], dtype=np.int32))
-        return np.concatenate(found)
+            before, behind = self.before if piece.begins else (), self.behind if piece.ends else ()
+            yield np.array([*before, *ids, *behind], dtype=np.int32)
 
 
 def pack_text(texts: Iterable[TextFile], encoder: Encoder) -> Tokens:
-    """The tokens of all documents of the texts, in order, ``encoder.end`` after each. Raises InputError for what can't
-    be read or is no text."""
-    parts = [part for text in texts for part in encoder.tokens(_pieces(text))]
+    """The tokens of all documents of the texts, in order. Raises InputError for what can't be read or is no text."""
+    parts = [part for text in texts for part in encoder.tokens(pieces_in(text))]
     return np.concatenate(parts) if parts else np.empty(0, np.int32)
 
 
-def spread_windows(texts: Sequence[TextFile], encoder: Encoder, n: int, context: int) -> Tokens | None:
-    """``(n, context)`` tokens from places that lie evenly over the texts, without tokenising the rest; None where they
-    are too short for that. Raises InputError as ``pack_text`` does."""
-    if all(isinstance(text, PlainText) for text in texts):
-        return _from_files(texts, encoder, n, context)
-    return _from_ranges(texts, encoder, n, context)
-
-
-def _from_files(texts: Sequence[TextFile], encoder: Encoder, n: int, context: int) -> Tokens | None:
-    """Windows out of files that are a document each."""
-    found = []
-    span = CHARACTERS * context
-    least = span * -(-n // len(texts))  # so that no two windows overlap
-    read: tuple[int, str] = (-1, "")
-    for i in range(n):
-        number, place = divmod((2 * i + 1) * len(texts), 2 * n)
-        if read[0] != number:
-            read = number, "".join(piece.text for piece in _pieces(texts[number]))
-        if len(read[1]) < least:
-            return None
-        start = (len(read[1]) - span) * place // (2 * n)
-        (ids,) = encoder([read[1][start : start + span]])
-        if len(ids) <= context:
-            return None
-        found.append(ids[1 : context + 1])  # the first may be the rest of a word
-    return np.asarray(found, dtype=np.int32)
-
-
-def _from_ranges(texts: Sequence[TextFile], encoder: Encoder, n: int, context: int) -> Tokens | None:
-    """Windows from where ranges start: from every so-manieth one, and from those between if these are too short."""
-    ranges = [(text, *found) for text in texts for found in text.ranges(RANGE)]
-    if sum(nbytes for *_, nbytes in ranges) < LITTLE:
-        return None
-    first = sorted({i * len(ranges) // n for i in range(n)})
-    each = -(-n // len(first))
-    found: list[Tokens] = []
-    for number in (*first, *(i for i in range(len(ranges)) if i not in first)):
-        text, start, stop, _ = ranges[number]
-        found += _first_windows(encoder, text.pieces(start, stop), each, context)
-        if len(found) >= n:
-            return np.stack(found[:n])
-    return None
-
-
-def _first_windows(encoder: Encoder, pieces: Iterable[Piece], n: int, context: int) -> Iterator[Tokens]:
-    """``n`` windows, or fewer where the documents have no more tokens; no more of them is read than that takes."""
-    held = np.empty(0, np.int32)
-    for piece in pieces:
-        held = np.concatenate([held, *encoder.tokens([piece])])
-        while len(held) >= context:
-            yield held[:context]
-            held, n = held[context:], n - 1
-            if not n:
-                return
-
-
-def _pieces(text: TextFile) -> Iterator[Piece]:
+def pieces_in(text: TextFile) -> Iterator[Piece]:
+    """All of it."""
     return (piece for start, stop, _ in text.ranges(RANGE) for piece in text.pieces(start, stop))
+
+
+def _around(tokenizer: Any, section: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """What the tokenizer puts before a text, and behind it."""
+    with blamed(lambda why: InputError(f"{section}.text: the model's tokenizer can't tokenise 'x' ({why})")):
+        plain, whole = (
+            tokenizer("x", add_special_tokens=special, verbose=False)["input_ids"] for special in (False, True)
+        )
+    for n in range(len(whole) - len(plain) + 1):
+        if whole[n : n + len(plain)] == plain and (plain or not whole):
+            return (*whole[:n],), (*whole[n + len(plain) :],)
+    raise InputError(
+        f"{section}.text: the tokenizer gives a text other tokens where it puts its own around them; name those in "
+        f"{section}.bos and {section}.eos"
+    )
+
+
+def _end(tokenizer: Any, section: str) -> tuple[int, ...]:
+    """EOS, or what has its place: BERT's SEP."""
+    for token in (tokenizer.eos_token_id, getattr(tokenizer, "sep_token_id", None)):
+        if token is not None:
+            return (token,)
+    raise InputError(
+        f"{section}.text: the model's tokenizer has no EOS token, which separates documents; give it an 'eos_token', or "
+        f"name a token in {section}.eos"
+    )
+
+
+def _named(tokenizer: Any, name: str, key: str) -> tuple[int, ...]:
+    if name == "none":
+        return ()
+    vocabulary: dict[str, int] = tokenizer.get_vocab()
+    if name not in vocabulary:
+        raise InputError(
+            f"{key}: the model's tokenizer has no token '{name}'; {nearest(name, tokenizer.all_special_tokens)}"
+        )
+    return (vocabulary[name],)

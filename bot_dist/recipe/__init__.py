@@ -5,6 +5,7 @@ the nearest valid key. Overrides (``train.steps=0``) are applied before validati
 """
 
 from bot_dist.recipe.config import (
+    DOCUMENT_LIMIT,
     HOW_TRAINED,
     PRESETS,
     Basis,
@@ -14,6 +15,7 @@ from bot_dist.recipe.config import (
     Folder,
     InsertedConfig,
     Recipe,
+    TextConfig,
     TrainConfig,
     TransferConfig,
     labelled,
@@ -31,6 +33,7 @@ from bot_dist.recipe.load import (
 )
 
 __all__ = [
+    "DOCUMENT_LIMIT",
     "HOW_TRAINED",
     "PRESETS",
     "Basis",
@@ -40,6 +43,7 @@ __all__ = [
     "Folder",
     "InsertedConfig",
     "Recipe",
+    "TextConfig",
     "TrainConfig",
     "TransferConfig",
     "labelled",

@@ -229,14 +229,37 @@ class ClusterConfig(Config):
     for (or GPUs, where they train on those). Those on one node share its CPUs out."""
 
 
-class CalibrateConfig(Config):
+DOCUMENT_LIMIT = 2**26
+"""Bytes that a document may have where one is held whole."""
+
+
+class TextConfig(Config):
+    """Texts, and how their documents become tokens."""
+
+    text: tuple[str, ...] = ()
+    """Paths that all nodes see, fsspec URLs or ``package://PACKAGE/FILE``, globs allowed, of JSON lines (``.jsonl``,
+    ``.json``, ``.jsonl.gz``), CSV (``.csv``, ``.tsv``), Parquet (``.parquet``) or plain text, a document each (all
+    others); ``hf-datasets://NAME?split=train&config=…&revision=…`` of Hugging Face's ``datasets``, NAME a data set or a
+    path."""
+    column: str = "text"
+    """Field of JSON lines, column of CSV, Parquet and data sets, that holds a document."""
+    bos: str = "auto"
+    """Stands before every document, and at the beginning of every window: ``auto``, what the model's tokenizer puts
+    before a text (the BOS of Llama and Gemma, BERT's CLS; nothing for GPT-2); ``none``; or a token by name."""
+    eos: str = "auto"
+    """Stands behind every document: ``auto``, what the model's tokenizer puts behind a text, else its EOS; ``none``; or
+    a token by name."""
+    document_limit: Bytes = DOCUMENT_LIMIT
+    """Bytes that a line, or a document in one, may have, decompressed; files of plain text may be of any size. What is
+    larger is refused."""
+
+
+class CalibrateConfig(TextConfig):
     """What adaptive shrinking takes its statistics from: a text, or, for a model of images, those of ``train.images``
     that are not held out."""
 
     text: tuple[str, ...] = ()
-    """Files, as of ``train.text``, which is used where this is empty."""
-    column: str = "text"
-    """As of ``train.column``."""
+    """Files, as of ``train.text``, which is used where this is empty, with the keys of ``train`` about texts."""
     tokens: int = Field(default=8192, ge=1)
     """How many are run through the source; an image counts as its patches and the tokens before them. Up to some ten
     times the residual width, more of them make a better start; training soon evens out what fewer cost."""
@@ -270,27 +293,23 @@ class InsertedConfig(Config):
 HOW_TRAINED = frozenset(
     {
         *("workers", "stage", "tensor", "offload", "accumulate", "checkpointing", "compile", "token_cache"),
-        *("save_every", "keep", "max_failures", "evaluate_every", "peak_flops"),
+        *("save_every", "keep", "max_failures", "evaluate_every", "peak_flops", "document_limit", "image_limit"),
     }
 )
 """Keys of ``train`` that say how it is computed and what is kept of it; a run may go on with others."""
 
 
-class TrainConfig(Config):
+class TrainConfig(TextConfig):
     """Continued pretraining by DeepSpeed ZeRO."""
 
-    text: tuple[str, ...] = ()
-    """Texts to train on: paths that all nodes see, fsspec URLs or ``package://PACKAGE/FILE``, globs allowed, of JSON
-    lines (``.jsonl``, ``.json``, ``.jsonl.gz``), Parquet (``.parquet``) or plain text, a document each (all others);
-    ``hf-datasets://NAME?split=train&config=…&revision=…`` of Hugging Face's ``datasets``, NAME a data set or a path."""
-    column: str = "text"
-    """Field of JSON lines, column of Parquet and of data sets, that holds a document."""
     token_cache: str | None = None
     """Folder or URL that keeps tokenised texts for other runs, too: they are known by content and tokenizer; None:
     ``{output}/train/tokens``."""
     images: str | None = None
     """Images to train on, of a model of images: a folder, which all nodes see, with a folder of PNG and JPEG files per
     class; or ``hf-datasets://NAME?split=…``, with a column of images and one of class labels."""
+    image_limit: Bytes = 2**28
+    """Bytes that an image may have, decoded. What is larger is refused."""
     steps: int = Field(default=0, ge=0)
     """Optimizer steps; 0 measures the held-out loss only."""
     workers: int = Field(default=2, ge=1)
@@ -438,7 +457,7 @@ class Recipe(Config):
             exclude={
                 "overwrite": True,
                 "import_to": True,
-                "calibrate": {"folder"},
+                "calibrate": {"folder", "document_limit"},
                 "train": set(HOW_TRAINED),
                 "cluster": {"address", "wait_s", "allow_unauthenticated"},
             }

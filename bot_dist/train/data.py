@@ -23,7 +23,7 @@ from bot_dist.urls import absolute, label
 if TYPE_CHECKING:
     import torch
 
-PACKING = 2
+PACKING = 3
 """Changes whenever the same text and tokenizer give other tokens, or other files."""
 
 T_co = TypeVar("T_co", covariant=True)
@@ -82,22 +82,26 @@ class TokenFile:
     context: int
     held_out: int
     """Windows of ``context`` tokens."""
+    first: tuple[int, ...] = ()
+    """The tokens that every window begins with, in place of its own."""
+    last: tuple[int, ...] = ()
+    """The tokens that every window ends with."""
 
     def train(self) -> Windows:
         """The windows that may be trained on: they don't overlap, and a rest that fills none is left out."""
-        return Windows(self.url, self.context, first=0, n=self.tokens // self.context - self.held_out)
+        return Windows(self, start=0, n=self.tokens // self.context - self.held_out)
 
     def held_out_samples(self) -> torch.Tensor:
         """LongTensor ``(held_out, context)``."""
-        first = self.tokens - self.held_out * self.context
-        return Windows(self.url, self.context, first=first, n=self.held_out).read(range(self.held_out))
+        start = self.tokens - self.held_out * self.context
+        return Windows(self, start=start, n=self.held_out).read(range(self.held_out))
 
 
 class Windows:
     """Samples of ``context`` tokens, one behind the other. Pickles as a URL and numbers."""
 
-    def __init__(self, url: str, context: int, *, first: int, n: int) -> None:
-        self._url, self._context, self._first, self._n = url, context, first, n
+    def __init__(self, file: TokenFile, *, start: int, n: int) -> None:
+        self._file, self._start, self._n = file, start, n
 
     def __len__(self) -> int:
         return self._n
@@ -106,22 +110,33 @@ class Windows:
         """LongTensor ``(len(numbers), context)``. Raises CheckpointError for tokens that are damaged."""
         import torch
 
-        return torch.from_numpy(self._store.read([self._first + i * self._context for i in numbers], self._context))
+        file = self._file
+        found = self._store.read([self._start + i * file.context for i in numbers], file.context)
+        found[:, : len(file.first)] = file.first[: file.context]
+        found[:, max(file.context - len(file.last), 0) :] = file.last[: file.context]
+        return torch.from_numpy(found)
 
     @cached_property
     def _store(self) -> TokenStore:
-        return TokenStore(self._url)
+        return TokenStore(self._file.url)
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key != "_store"}
 
 
 def prepare_tokens(
-    config: TrainConfig, tokenizer_url: str, vocab_size: int, folder: str | Path, on_event: OnEvent = ignore
+    config: TrainConfig,
+    tokenizer_url: str,
+    vocab_size: int,
+    folder: str | Path,
+    on_event: OnEvent = ignore,
+    *,
+    masked: bool = False,
 ) -> TokenFile:
     """Tokenise ``config.text``, or take what an earlier run has made of the same content with the same tokenizer; what
     one has begun is gone on with. It is kept in ``config.token_cache``, or in ``tokens`` in the ``folder``.
 
+    What stands before a document begins every window, too; what stands behind one ends windows of ``masked`` models.
     ``on_event`` is called as by ``committed`` and ``make_store``. Ray must be initialised where there is much text.
 
     Raises InputError when there is no text, a file can't be read or is changed meanwhile, a token is no row of the
@@ -130,8 +145,8 @@ def prepare_tokens(
     from bot_dist.convert.text import Encoder
     from bot_dist.convert.tokenizer import load_tokenizer
 
-    texts = open_texts(config.text, config.column)
-    encoder = Encoder(load_tokenizer(tokenizer_url))
+    texts = open_texts(config.text, config.column, limit=config.document_limit)
+    encoder = Encoder(load_tokenizer(tokenizer_url), bos=config.bos, eos=config.eos)
 
     def check(largest: int) -> None:
         if largest >= vocab_size:
@@ -140,7 +155,7 @@ def prepare_tokens(
                 f"vocabulary has {vocab_size}; the tokenizer does not belong to this model"
             )
 
-    check(encoder.end)
+    check(max(*encoder.before, *encoder.behind, 0))
     cache = absolute(config.token_cache or str(Path(folder) / "tokens"))
     files = identities(texts, Storage(cache))
     contents = [[*text.kind, *(files[url].digest for url in text.sources)] for text in texts]
@@ -159,4 +174,11 @@ def prepare_tokens(
             f"{config.batch} + held_out {config.held_out} sequences of {config.context}); give more text or lower "
             f"train.context, train.batch or train.held_out"
         )
-    return TokenFile(url=url, tokens=len(store), context=config.context, held_out=config.held_out)
+    return TokenFile(
+        url=url,
+        tokens=len(store),
+        context=config.context,
+        held_out=config.held_out,
+        first=encoder.before,
+        last=encoder.behind if masked else (),
+    )

@@ -130,8 +130,10 @@ def samples_of(
         return prepare_images(train, tokenizer_url, runs[0].config)
     from bot_dist.train.data import prepare_tokens
 
-    vocab_size = min(model_of(run.config).sizes["vocab"] for run in runs)
-    return prepare_tokens(train, tokenizer_url, vocab_size, folder, on_event)
+    models = [model_of(run.config) for run in runs]
+    vocab_size = min(model.sizes["vocab"] for model in models)
+    masked = any(model.family.objective == "masked" for model in models)
+    return prepare_tokens(train, tokenizer_url, vocab_size, folder, on_event, masked=masked)
 
 
 def check(train: TrainConfig, configs: Mapping[str, dict[str, Any]], tokenizer_url: str) -> None:

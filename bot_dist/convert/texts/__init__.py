@@ -1,4 +1,4 @@
-"""Texts to learn from, in files of any size: plain text, JSON lines, Parquet, and data sets of Hugging Face's.
+"""Texts to learn from, in files of any size: plain text, JSON lines, CSV, Parquet, and data sets of Hugging Face's.
 
 A text file is cut into ranges by its content alone, so that whoever reads them, and how many do, changes nothing.
 """

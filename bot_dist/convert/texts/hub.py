@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
 from bot_dist.convert.storage import size_bytes
-from bot_dist.convert.texts.pieces import Piece, pieces_of
-from bot_dist.errors import InputError, MissingPackageError, nearest
+from bot_dist.convert.texts.pieces import Piece, pieces_of, too_large
+from bot_dist.errors import InputError, MissingPackageError, blamed, nearest, some
 from bot_dist.urls import DATASETS
 
 OPTIONS = ("split", "config", "revision")
@@ -63,10 +63,8 @@ class DatasetName:
         except ImportError:
             raise MissingPackageError(f"{self.url} needs the package 'datasets'; pip install datasets") from None
         datasets.disable_progress_bars()
-        try:
+        with blamed(lambda why: _unloadable(section, self.url, why)):
             return call(datasets)
-        except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-            raise InputError(f"{section}: {self.url}: datasets can't load it: {_line(error)}") from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,22 +74,25 @@ class HubText:
     name: DatasetName
     section: str
     column: str
+    limit: int
+    """Bytes that a document may have."""
     shards: int
     sources: tuple[str, ...]
     nbytes: int
     """Of the files."""
 
     @classmethod
-    def open(cls, url: str, section: str, column: str) -> HubText:
+    def open(cls, url: str, section: str, column: str, limit: int) -> HubText:
         """Raises InputError when it can't be loaded or has no such column."""
         name = DatasetName.parse(url)
         loaded = name.load(f"{section}.text", streaming=True)
         columns = loaded.column_names
         if columns is None:  # known from its rows alone
-            columns = [*next(iter(loaded), {})]
+            with blamed(lambda why: _unloadable(f"{section}.text", url, why)):
+                columns = [*next(iter(loaded), {})]
         if column not in columns:
             raise InputError(
-                f"{section}.text: {url} has no column '{column}'; columns: {', '.join(map(repr, columns))}; set "
+                f"{section}.text: {url} has no column '{column}'; columns: {some(columns)}; set "
                 f"{section}.column"
             )
         files = name.files(f"{section}.text")
@@ -99,7 +100,15 @@ class HubText:
             raise InputError(f"{section}.text: {url} is not made of files, whose content would tell if it was changed")
         nbytes = sum(size_bytes(file) or 0 for file in files)
         name = name.pinned(files)
-        return cls(name=name, section=section, column=column, shards=loaded.num_shards, sources=files, nbytes=nbytes)
+        return cls(
+            name=name,
+            section=section,
+            column=column,
+            limit=limit,
+            shards=loaded.num_shards,
+            sources=files,
+            nbytes=nbytes,
+        )
 
     @property
     def url(self) -> str:
@@ -115,19 +124,19 @@ class HubText:
     def pieces(self, start: int, stop: int) -> Iterator[Piece]:
         loaded = self.name.load(f"{self.section}.text", streaming=True)
         for number in range(start, stop):
-            rows = 0
-            try:
+            where, rows = f"{self.url}: shard {number}", 0
+            with blamed(
+                lambda why: InputError(f"{self.section}.text: {where} can't be read after {rows} rows: {why}")  # noqa: B023
+            ):
                 for found in loaded.shard(self.shards, number):
                     document = found[self.column]
                     if not isinstance(document, str | None):
                         raise ValueError(f"'{self.column}' is of type {type(document).__name__}, wanted a string")
+                    if document and len(document.encode()) > self.limit:
+                        raise too_large(f"{where}, row {rows},", self.section, self.limit)
                     yield from pieces_of(document or "")
                     rows += 1
-            except (OSError, ValueError, RuntimeError) as error:
-                raise InputError(
-                    f"{self.section}.text: {self.url}: shard {number} can't be read after {rows} rows: {_line(error)}"
-                ) from None
 
 
-def _line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
+def _unloadable(section: str, url: str, why: str) -> InputError:
+    return InputError(f"{section}: {url}: datasets can't load it: {why}")

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import IO, cast
 
 from bot_dist.convert.storage import missing, open_file, size_bytes
-from bot_dist.convert.texts.pieces import Piece, pieces_of
-from bot_dist.errors import InputError
+from bot_dist.convert.texts.pieces import Piece, pieces_of, too_large
+from bot_dist.errors import InputError, some
 from bot_dist.urls import label
 
 COMPRESSION = 4
@@ -25,17 +25,19 @@ class JsonLines:
     url: str
     section: str
     column: str
+    limit: int
+    """Bytes that a line may have."""
     nbytes: int
 
     @classmethod
-    def open(cls, url: str, section: str, column: str) -> JsonLines:
+    def open(cls, url: str, section: str, column: str, limit: int) -> JsonLines:
         """Raises InputError when it is missing or empty."""
         nbytes = size_bytes(url)
         if nbytes is None:
             raise missing(url)
         if not nbytes:
             raise InputError(f"{section}.text: {label(url)} is empty; leave it out")
-        return cls(url=url, section=section, column=column, nbytes=nbytes)
+        return cls(url=url, section=section, column=column, limit=limit, nbytes=nbytes)
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -63,14 +65,18 @@ class JsonLines:
     def _lines(self, start: int, stop: int) -> Iterator[tuple[int, bytes]]:
         """Lines, and the bytes before each of them."""
         with self._open() as file:
-            position = 0
-            if start:
-                file.seek(start - 1)
-                position = start - 1 + len(file.readline())  # the rest of a line that began before, or its end alone
+            position = max(start - 1, 0)
+            file.seek(position)
+            begins = not start  # else a line that began before is left out, or its end alone
             try:
-                while (self.compressed or position < stop) and (line := file.readline()):
-                    yield position, line
+                while (self.compressed or position < stop) and (line := file.readline(self.limit + 1)):
+                    if begins and len(line) > self.limit:
+                        where = f"{label(self.url)}, line {self._number(position)},"
+                        raise too_large(where, self.section, self.limit)
+                    if begins:
+                        yield position, line
                     position += len(line)
+                    begins = line.endswith(b"\n")
             except (EOFError, gzip.BadGzipFile, zlib.error) as error:
                 raise InputError(
                     f"{self.section}.text: {label(self.url)} is not whole, or no gzip ({error}); get it again"
@@ -83,12 +89,12 @@ class JsonLines:
     def _document(self, line: bytes, position: int) -> Iterator[Piece]:
         try:
             row = json.loads(line)
-        except ValueError as error:  # what is no UTF-8 is one, too
+        except (ValueError, RecursionError) as error:  # what is no UTF-8 is one, too
             raise self._wrong(position, f"is no JSON ({error}); wanted an object per line") from None
         if not isinstance(row, dict):
             raise self._wrong(position, f"is no JSON object but a {type(row).__name__}; wanted an object per line")
         if self.column not in row:
-            fields = ", ".join(map(repr, sorted(row))) or "none"
+            fields = some(sorted(row))
             raise self._wrong(position, f"has no field '{self.column}'; fields: {fields}; set {self.section}.column")
         document = row[self.column]
         if not isinstance(document, str | None):
@@ -99,8 +105,12 @@ class JsonLines:
             raise self._wrong(position, f"has a '{self.column}' that is no Unicode text ({error.reason})") from None
 
     def _wrong(self, position: int, what: str) -> InputError:
+        return InputError(f"{self.section}.text: {label(self.url)}, line {self._number(position)}, {what}")
+
+    def _number(self, position: int) -> int:
+        """Of the line that begins there."""
         line, left = 1, position
         with self._open() as file:
             while left > 0 and (data := file.read(min(left, 2**20))):
                 line, left = line + data.count(b"\n"), left - len(data)
-        return InputError(f"{self.section}.text: {label(self.url)}, line {line}, {what}")
+        return line

@@ -7,12 +7,14 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 from bot_dist.convert.storage import resolve_all
+from bot_dist.convert.texts.delimited import DELIMITERS, Delimited
 from bot_dist.convert.texts.hub import HubText
 from bot_dist.convert.texts.jsonl import JsonLines
 from bot_dist.convert.texts.parquet import Parquet
 from bot_dist.convert.texts.pieces import TextFile
 from bot_dist.convert.texts.plain import PlainText
 from bot_dist.errors import InputError
+from bot_dist.recipe import DOCUMENT_LIMIT
 from bot_dist.urls import DATASETS, label
 
 JSON_LINES = (".jsonl", ".ndjson", ".json", ".jsonl.gz", ".ndjson.gz", ".json.gz")
@@ -29,25 +31,30 @@ def resolve_texts(names: Iterable[str], section: str) -> list[str]:
     return sorted(found)
 
 
-def open_texts(names: Iterable[str], column: str = "text", section: str = "train") -> list[TextFile]:
-    """The texts that a recipe names; by their names' ends they are JSON lines, Parquet or plain text.
+def open_texts(
+    names: Iterable[str], column: str = "text", section: str = "train", limit: int = DOCUMENT_LIMIT
+) -> list[TextFile]:
+    """The texts that a recipe names; by their names' ends they are JSON lines, CSV, Parquet or plain text.
 
-    ``column`` is the field or column that holds a document, ``section`` what messages call the recipe's. Raises
-    InputError (SourceError) where there is none, or one is missing, empty or not what its name says.
+    ``column`` is the field or column that holds a document, ``section`` what messages call the recipe's, ``limit`` the
+    bytes of the largest document in a line or row. Raises InputError (SourceError) where there is none, or one is
+    missing, empty or not what its name says.
     """
     urls = resolve_texts(names, section)
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="bot_dist-texts") as pool:
-        return [*pool.map(lambda url: _open(url, column, section), urls)]
+        return [*pool.map(lambda url: _open(url, column, section, limit), urls)]
 
 
-def _open(url: str, column: str, section: str) -> TextFile:
+def _open(url: str, column: str, section: str, limit: int) -> TextFile:
     if url.startswith(DATASETS):
-        return HubText.open(url, section, column)
+        return HubText.open(url, section, column, limit)
     name = posixpath.basename(url).lower()
     if name.endswith(JSON_LINES):
-        return JsonLines.open(url, section, column)
+        return JsonLines.open(url, section, column, limit)
+    if name.endswith((*DELIMITERS,)):
+        return Delimited.open(url, section, column, limit)
     if name.endswith(".parquet"):
-        return Parquet.open(url, section, column)
+        return Parquet.open(url, section, column, limit)
     if name.endswith(COMPRESSED):
         raise InputError(
             f"{section}.text: {label(url)} is compressed, and of such files only .jsonl.gz are read; decompress it"

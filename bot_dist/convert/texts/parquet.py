@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bot_dist.convert.storage import missing, open_file, size_bytes
-from bot_dist.convert.texts.pieces import Piece, pieces_of
-from bot_dist.errors import InputError
+from bot_dist.convert.texts.pieces import Piece, pieces_of, too_large
+from bot_dist.errors import InputError, blamed, some
 from bot_dist.urls import label
 
 if TYPE_CHECKING:
@@ -25,22 +26,24 @@ class Parquet:
     url: str
     section: str
     column: str
+    limit: int
+    """Bytes that a document may have."""
     groups: tuple[int, ...]
     """Bytes of the column in each row group, uncompressed."""
 
     @classmethod
-    def open(cls, url: str, section: str, column: str) -> Parquet:
+    def open(cls, url: str, section: str, column: str, limit: int) -> Parquet:
         """Raises InputError when it is missing, no Parquet, or has no such column of strings."""
         import pyarrow.types as types
 
         if size_bytes(url) is None:
             raise missing(url)
-        with _file(url, section) as file:
+        with _reading(url, section), _file(url) as file:
             schema, metadata = file.schema_arrow, file.metadata
             if column not in schema.names:
                 raise InputError(
                     f"{section}.text: {label(url)} has no column '{column}'; columns: "
-                    f"{', '.join(map(repr, schema.names))}; set {section}.column"
+                    f"{some(schema.names)}; set {section}.column"
                 )
             kind = schema.field(column).type
             if not (types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)):
@@ -54,7 +57,7 @@ class Parquet:
             groups = [
                 metadata.row_group(i).column(number).total_uncompressed_size for i in range(metadata.num_row_groups)
             ]
-        return cls(url=url, section=section, column=column, groups=tuple(groups))
+        return cls(url=url, section=section, column=column, limit=limit, groups=tuple(groups))
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -74,28 +77,28 @@ class Parquet:
         return found
 
     def pieces(self, start: int, stop: int) -> Iterator[Piece]:
-        import pyarrow as pa
+        import pyarrow.compute as compute
 
-        with _file(self.url, self.section) as file:
+        with _reading(self.url, self.section), _file(self.url, read_dictionary=[self.column]) as file:
             groups = [*range(start, stop)]
-            try:
-                for rows in file.iter_batches(ROWS, row_groups=groups, columns=[self.column], use_threads=False):
-                    for document in rows.column(0).to_pylist():
-                        yield from pieces_of(document or "")
-            except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-                raise _unreadable(self.url, self.section, error) from None
+            for rows in file.iter_batches(ROWS, row_groups=groups, columns=[self.column], use_threads=False):
+                found = rows.column(0)
+                documents = found.dictionary  # so that one which many rows repeat is held once
+                if (compute.max(compute.binary_length(documents)).as_py() or 0) > self.limit:
+                    raise too_large(f"a row of {label(self.url)}", self.section, self.limit)
+                for number in found.indices.to_pylist():
+                    yield from pieces_of("" if number is None else documents[number].as_py())
 
 
-def _file(url: str, section: str) -> ParquetFile:
-    import pyarrow as pa
+def _file(url: str, **options: Any) -> ParquetFile:
     from pyarrow.parquet import ParquetFile
 
-    try:
-        return ParquetFile(open_file(url), page_checksum_verification=True)
-    except (pa.ArrowException, OSError) as error:
-        raise _unreadable(url, section, error) from None
+    return ParquetFile(open_file(url), page_checksum_verification=True, **options)
 
 
-def _unreadable(url: str, section: str, error: Exception) -> InputError:
-    line = next(iter(str(error).splitlines()), type(error).__name__)
-    return InputError(f"{section}.text: {label(url)} can't be read as Parquet ({line}); get it again, or leave it out")
+def _reading(url: str, section: str) -> AbstractContextManager[None]:
+    return blamed(
+        lambda why: InputError(
+            f"{section}.text: {label(url)} can't be read as Parquet ({why}); get it again, or leave it out"
+        )
+    )

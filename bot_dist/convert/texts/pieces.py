@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
+from bot_dist.errors import InputError
+
 PIECE = 2**20
 """Bytes of UTF-8, about, above which a document is tokenised in pieces. Part of the tokens: another size may give
 others."""
@@ -23,6 +25,8 @@ class Piece(NamedTuple):
     """A part of a document."""
 
     text: str
+    begins: bool
+    """Whether the document begins with it."""
     ends: bool
     """Whether the document ends with it."""
 
@@ -60,14 +64,22 @@ def cut(data: bytes, at: int) -> int:
     return at + len(text[: found.start()].encode()) if found else at
 
 
+def too_large(what: str, section: str, limit: int) -> InputError:
+    """The error for a document that is larger than may be held."""
+    return InputError(
+        f"{section}.text: {what} is larger than {section}.document_limit ({limit:,} bytes); leave it out, or raise the "
+        f"limit"
+    )
+
+
 def pieces_of(document: str) -> Iterator[Piece]:
     """A document in memory. Raises UnicodeEncodeError where it can't be UTF-8 (half a surrogate pair)."""
     data = document.encode()
     if not document.strip():
         return
     if len(data) <= PIECE:
-        yield Piece(document, ends=True)
+        yield Piece(document, begins=True, ends=True)
         return
     cuts = [0, *(cut(data, at) for at in range(PIECE, len(data), PIECE)), len(data)]
     for start, stop in itertools.pairwise(cuts):
-        yield Piece(data[start:stop].decode(), ends=stop == len(data))
+        yield Piece(data[start:stop].decode(), begins=start == 0, ends=stop == len(data))

@@ -43,7 +43,7 @@ class PlainText:
     def pieces(self, start: int, stop: int) -> Iterator[Piece]:
         for first in range(start, stop, PIECE):
             last = min(first + PIECE, stop)
-            yield Piece(self._between(first, last), ends=last == self.nbytes)
+            yield Piece(self._between(first, last), begins=first == 0, ends=last == self.nbytes)
 
     def _between(self, first: int, last: int) -> str:
         """The text from the cut at or after ``first`` to that at or after ``last``."""

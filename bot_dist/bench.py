@@ -66,7 +66,7 @@ class Bench:
         self._telling = threading.Lock()
         self._tokens = str(output / "tokens")
         self._contents: dict[tuple[tuple[str, ...], str], list[list[str]]] = {}
-        self._takers: dict[str, str] = {}
+        self._takers: dict[tuple[str, str, str], str] = {}
 
     def results(self, jobs: Sequence[Job]) -> list[Result]:
         """Of every job. What is missing is trained, as many jobs at once as the cluster has room for; each result is
@@ -150,11 +150,13 @@ class Bench:
     def _taken_by(self, job: Job) -> str:
         """What identifies the tokenizer, or how images are made what the model takes."""
         url = absolute(job.tokenizer_url)
-        if url not in self._takers:
+        key = url, job.train.bos, job.train.eos
+        if key not in self._takers:
             if job.train.images is not None:
-                self._takers[url] = digest(image_processor(url, {}))
+                self._takers[key] = digest(image_processor(url, {}))
             else:
-                self._takers[url] = Encoder(load_tokenizer(url), bos=bos, eos=eos).digest
+                _, bos, eos = key
+                self._takers[key] = Encoder(load_tokenizer(url), bos=bos, eos=eos).digest
         return self._takers[key]
 
     def _contents_of(self, section: TrainConfig | CalibrateConfig) -> list[list[str]]:
@@ -165,7 +167,7 @@ class Bench:
 
             self._contents[key] = [["images", open_images(absolute(images)).digest]]
         elif key not in self._contents:
-            texts = open_texts(*key)
+            texts = open_texts(*key, limit=section.document_limit)
             files = identities(texts, Storage(self._tokens))
             self._contents[key] = [[*text.kind, *(files[url].digest for url in text.sources)] for text in texts]
         return self._contents[key]

@@ -28,7 +28,7 @@ from bot_dist.evaluate.savings import Curve
 from bot_dist.parsing import parse_object
 from bot_dist.plan import TransferPlan
 from bot_dist.planning import Planning
-from bot_dist.recipe import CalibrateConfig, Recipe, TrainConfig
+from bot_dist.recipe import CalibrateConfig, Recipe, TextConfig, TrainConfig
 from bot_dist.train.driver import TrainRun, check
 from bot_dist.urls import absolute, label
 
@@ -187,7 +187,7 @@ class Trial:
         if self.adapts or self.makes:
             calibrate = self.recipe.calibrate
             found["calibrate"] = {
-                **calibrate.model_dump(exclude={"text", "column", "folder"}),
+                **calibrate.model_dump(exclude={"text", "column", "document_limit", "folder"}),
                 "text": contents(calibrate) if calibrate.text else None,
             }
             if self.train.images is not None:
@@ -317,7 +317,7 @@ def _calibration(recipe: ComparisonRecipe, method: MethodConfig) -> CalibrateCon
     if recipe.calibrate.folder is None:  # of all methods
         own.setdefault("folder", str(Path(recipe.output).resolve() / "calibration"))
     if not (recipe.calibrate.text or method.calibrate.text):
-        own |= {"text": recipe.train.text, "column": recipe.train.column}
+        own |= {key: getattr(recipe.train, key) for key in TextConfig.model_fields}
     return recipe.calibrate.model_copy(update=own)
 
 

@@ -47,7 +47,7 @@ from bot_dist.wavelets import OperatorSpec, lifting, origins
 
 OnEvent = Callable[[dict[str, Any]], None]
 
-FIT_VERSION = 8
+FIT_VERSION = 9
 """Raised when the same statistics come to give other operators, or other facts about them."""
 OPTIONS = {"layer": ("layers",), "embed": ("embed",), "heads": ("heads", "kv_heads"), "mlp": ("mlp",)}
 """The target's options that belong to each axis."""

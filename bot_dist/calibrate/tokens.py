@@ -6,9 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bot_dist.convert.excerpts import Excerpt, excerpts
-from bot_dist.convert.text import Encoder, Tokens
+from bot_dist.convert.text import Encoder
 from bot_dist.convert.texts import TextFile
 from bot_dist.errors import InputError
 
@@ -131,8 +132,8 @@ def _places(parts: Sequence[Excerpt], n: int, context: int) -> list[Place] | Non
     room = np.cumsum([len(run.tokens) // context for run in made])
     if n > (int(room[-1]) if made else 0):
         return None
-    chosen = np.searchsorted(room, [i * int(room[-1]) // n for i in range(n)], side="right") if n else []
-    counts = np.bincount(np.asarray(chosen, dtype=np.int64), minlength=len(made)).tolist()
+    chosen = [int(np.searchsorted(room, i * int(room[-1]) // n, side="right")) for i in range(n)]
+    counts = [chosen.count(number) for number in range(len(made))]
     return [
         Place(run, i * len(run.tokens) // many, (i + 1) * len(run.tokens) // many)
         for run, many in zip(made, counts, strict=True)
@@ -140,8 +141,8 @@ def _places(parts: Sequence[Excerpt], n: int, context: int) -> list[Place] | Non
     ]
 
 
-def _taken(places: Sequence[Place], encoder: Encoder, context: int, *, masked: bool) -> Tokens:
-    """``(len(places), context)``, int64."""
+def _taken(places: Sequence[Place], encoder: Encoder, context: int, *, masked: bool) -> NDArray[np.int64]:
+    """``(len(places), context)``."""
     found = np.empty((len(places), context), np.int64)
     for i, (window, (run, start, stop)) in enumerate(zip(found, places, strict=True)):
         first = encoder.before

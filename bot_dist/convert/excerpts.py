@@ -164,9 +164,7 @@ def _of_range(
         yield found
 
 
-def _part(
-    piece: Piece, start: int, characters: int, encoder: Encoder, most: int, document: tuple[int, ...]
-) -> Excerpt:
+def _part(piece: Piece, start: int, characters: int, encoder: Encoder, most: int, document: tuple[int, ...]) -> Excerpt:
     """At most ``most`` tokens of a piece, from ``characters`` of it."""
     stop = min(start + characters, len(piece.text))
     begins, ends = piece.begins and start == 0, piece.ends and stop == len(piece.text)

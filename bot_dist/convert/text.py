@@ -130,8 +130,8 @@ def _end(tokenizer: Any, section: str) -> tuple[int, ...]:
         if token is not None:
             return (token,)
     raise InputError(
-        f"{section}.text: the model's tokenizer has no EOS token, which separates documents; give it an 'eos_token', or "
-        f"name a token in {section}.eos"
+        f"{section}.text: the model's tokenizer has no EOS token, which separates documents; give it an 'eos_token', "
+        f"or name a token in {section}.eos"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import json
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bot_dist.calibrate.tokens import windows
+from bot_dist.convert import excerpts
 from bot_dist.convert import text as as_tokens
 from bot_dist.convert.text import Encoder
 from bot_dist.convert.texts import TextFile, open_texts, pieces
@@ -22,7 +23,7 @@ from bot_dist.convert.texts.jsonl import JsonLines
 from bot_dist.convert.texts.plain import PlainText
 from bot_dist.errors import InputError
 from bot_dist.urls import label
-from tests.unit.test_calibrate_tokens import CharTokenizer
+from tests.unit.test_calibrate_tokens import CharTokenizer, taken
 
 DOCUMENTS = ["to be", "or\nnot", "", "  ", "ﬆrange – “words”", "x" * 3000]
 KEPT = [document for document in DOCUMENTS if document.strip()]
@@ -87,6 +88,10 @@ def write(folder: Path, kind: str, documents: list[str] | list[str | None] = DOC
     if kind == "parquet":
         table = pa.table({"id": range(len(documents)), column: pa.array(documents, pa.string())})
         pq.write_table(table, path, row_group_size=2)
+    elif kind in ("csv", "tsv"):
+        with path.open("w", newline="") as file:
+            rows = csv.writer(file, delimiter="," if kind == "csv" else "\t")
+            rows.writerows([["id", column], *([i, document or ""] for i, document in enumerate(documents))])
     else:
         data = as_lines([d or "" for d in documents], column)
         path.write_bytes(gzip.compress(data) if kind.endswith(".gz") else data)
@@ -100,7 +105,7 @@ def pieces_of_size(patch: pytest.MonkeyPatch, piece: int, look: int) -> None:
 
 
 class TestFormats:
-    @pytest.mark.parametrize("kind", ["jsonl", "json", "ndjson", "jsonl.gz", "parquet"])
+    @pytest.mark.parametrize("kind", ["jsonl", "json", "ndjson", "jsonl.gz", "parquet", "csv", "tsv"])
     def test_documents_are_the_same_in_every_format_and_however_cut(self, kind: str, tmp_path: Path) -> None:
         (text,) = open_texts([write(tmp_path, kind)])
         for nbytes in (1, 7, 100, 2**20):
@@ -117,7 +122,7 @@ class TestFormats:
         assert read(text) == KEPT
 
     def test_column(self, tmp_path: Path) -> None:
-        for kind in ("jsonl", "parquet"):
+        for kind in ("jsonl", "parquet", "csv", "tsv"):
             (text,) = open_texts([write(tmp_path, kind, column="content")], column="content")
             assert read(text) == KEPT
 
@@ -158,7 +163,7 @@ class TestCutting:
         from bot_dist.convert.storage import write_file
 
         write_file("memory://lines/text.jsonl", as_lines(documents))
-        text = JsonLines.open("memory://lines/text.jsonl", "train", "text")
+        text = JsonLines.open("memory://lines/text.jsonl", "train", "text", 2**20)
         assert read(text, nbytes) == [d for d in documents if d.strip()]
 
 
@@ -175,19 +180,19 @@ class TestTokens:
         encoder = Encoder(tokenizer)
         packed = as_tokens.pack_text([text], encoder)
         wanted = tokenizer(PROSE * 9, add_special_tokens=False, verbose=False, truncation=False)["input_ids"]
-        assert packed.tolist() == [*wanted, encoder.end]
+        assert packed.tolist() == [*wanted, *encoder.behind]
         assert encoder.size == len(tokenizer) > packed.max()
 
     def test_calibration_takes_every_format(self, tmp_path: Path) -> None:
         documents = [chr(97 + i) * 40 for i in range(20)]
-        wanted = windows([write(tmp_path, "jsonl", documents)], CharTokenizer(), tokens=40, context=4)
-        assert wanted.shape == (10, 4)
-        assert len({row[0] for row in wanted.tolist()}) == 10
-        assert windows([write(tmp_path, "parquet", documents)], CharTokenizer(), 40, 4).tolist() == wanted.tolist()
+        wanted, _ = taken([write(tmp_path, "jsonl", documents)], fitted=10, context=4)
+        assert len({row[1] for row in wanted}) == 10
+        for kind in ("csv", "parquet"):
+            assert taken([write(tmp_path, kind, documents)], fitted=10, context=4)[0] == wanted
 
     def test_of_much_text_only_a_little_is_read(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(as_tokens, "LITTLE", 0)
-        monkeypatch.setattr(as_tokens, "RANGE", 100)
+        monkeypatch.setattr(excerpts, "LITTLE", 0)
+        monkeypatch.setattr(excerpts, "RANGE", 100)
         seen: list[str] = []
 
         class Counting(CharTokenizer):
@@ -196,10 +201,11 @@ class TestTokens:
                 return super().__call__(text, **options)
 
         path = write(tmp_path, "jsonl", [f"{i:02}" * 40 for i in range(50)])
-        found = windows([path], Counting(), tokens=40, context=8)
-        first = [int("".join(map(chr, row[:2]))) for row in found.tolist()]
-        assert all(abs(number - 10 * i) <= 1 for i, number in enumerate(first))
-        assert len(seen) == 5
+        (found, held_out) = taken([path], Counting(), fitted=4, held_out=1, context=8)
+        first = [int("".join(map(chr, row[2:4]))) for row in found + held_out]
+        assert len({*first}) == 5
+        assert max(first) > 35
+        assert len(seen) - 2 == 10
 
 
 class TestBadInput:
@@ -213,6 +219,11 @@ class TestBadInput:
                 r"line 3, has no field 'text'; fields: 'content', 'id'; set calibrate\.column",
             ),
             ('{"text": 3}', r"line 3, 'text' is of type int, wanted a string"),
+            ("[" * 100_000, r"line 3, is no JSON \(maximum recursion depth exceeded .*\); wanted an object per line$"),
+            (
+                json.dumps({f"k{i}": i for i in range(3000)}),
+                r"line 3, has no field 'text'; fields: 'k0', .*, … \(3,000 in all\); set calibrate\.column",
+            ),
             ('{"text": "\\ud83d"}', r"line 3, has a 'text' that is no Unicode text \(surrogates not allowed\)"),
         ],
     )
@@ -237,6 +248,68 @@ class TestBadInput:
         path.write_bytes(whole[:-100])
         with pytest.raises(InputError, match=r"documents\.parquet can't be read as Parquet"):
             open_texts([str(path)])
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            (b"id,url\n1,http://a\n", r"has no column 'text'; columns: 'id', 'url'; set train\.column"),
+            (b"text,text\n1,2\n", r"has 2 columns 'text'; columns: 'text', 'text'; set train\.column"),
+            (b"text,id\na,1\n\n\nb,2,3\n", r"line 5, has 3 fields, and the first line 2"),
+            (b'text,id\n"a\nb",1\n"c"d,2\n', r"line 4, can't be read as CSV \(',' expected after '\"'\); mend it"),
+            (b'text,id\na,1\n"b,2\n', r"line 3, can't be read as CSV \(unexpected end of data\); mend it"),
+            (b"text\na\n\xff\n", r"line 3, can't be read as CSV \('utf-8' codec can't decode byte 0xff"),
+            (b"\n\n", "is empty; leave it out"),
+            (
+                b",".join(b"k%d" % i for i in range(3000)),
+                r"has no column 'text'; columns: 'k0', .*, … \(3,000 in all\); set",
+            ),
+        ],
+    )
+    def test_tables_are_named(self, content: bytes, message: str, tmp_path: Path) -> None:
+        (tmp_path / "table.csv").write_bytes(content)
+        with pytest.raises(InputError, match=rf"^train\.text: .*table\.csv,? {message}"):
+            read(open_texts([str(tmp_path / "table.csv")])[0])
+
+    def test_of_a_table_only_a_column_is_read(self, tmp_path: Path) -> None:
+        (tmp_path / "t.csv").write_bytes(
+            '\ufeffid,text,url\r\n1,"to ""be"",\nor not",a\r\n2,,b\r\n3,é\r\n'.encode()[:-6] + b'3,"x",c'
+        )
+        assert read(open_texts([str(tmp_path / "t.csv")])[0]) == ['to "be",\nor not', "x"]
+        (tmp_path / "T.TSV").write_text("text\tid\na, b\t1\n")
+        assert read(open_texts([str(tmp_path / "T.TSV")])[0]) == ["a, b"]
+
+    @pytest.mark.parametrize("kind", ["jsonl", "jsonl.gz", "csv", "tsv", "parquet"])
+    def test_a_document_has_a_limit(self, kind: str, tmp_path: Path) -> None:
+        """However small the file is."""
+        path = write(tmp_path, kind, ["a", "x" * 2**20, "b"])
+        with pytest.raises(
+            InputError, match=r"is larger than calibrate\.document_limit \(4,096 bytes\).*raise the limit"
+        ):
+            read(open_texts([path], section="calibrate", limit=4096)[0])
+        assert len(read(open_texts([path], limit=2**21)[0])) == 3
+
+    def test_rows_that_repeat_a_document_hold_it_once(self, tmp_path: Path) -> None:
+        path = tmp_path / "repeated.parquet"
+        documents = pa.DictionaryArray.from_arrays([0] * 300, ["x" * 2**20])
+        pq.write_table(pa.table({"text": documents}), path, store_schema=False)
+        assert path.stat().st_size < 2**18
+        (text,) = open_texts([str(path)])
+        pieces, before = text.pieces(0, 1), pa.total_allocated_bytes()
+        next(pieces)
+        assert pa.total_allocated_bytes() - before < 2**24
+
+    def test_lines_that_are_longer_than_a_range(self, tmp_path: Path) -> None:
+        path = write(tmp_path, "jsonl", ["y" * 1000, "z", "y" * 3000, "z"])
+        for limit in (3100, 2**20):
+            (text,) = open_texts([path], limit=limit)
+            assert [len(document) for document in read(text, 10)] == [1000, 1, 3000, 1]
+
+    @pytest.mark.parametrize("name", ["texts", "texts/"])
+    def test_a_folder_says_how_to_name_what_is_in_it(self, name: str, tmp_path: Path) -> None:
+        (tmp_path / "texts").mkdir()
+        (tmp_path / "texts" / "a.md").write_text("to be")
+        with pytest.raises(InputError, match=r"texts/? is a folder, wanted a file; .* for example .*/texts/\*\.md$"):
+            open_texts([f"{tmp_path}/{name}"])
 
     @pytest.mark.parametrize(
         ("name", "content", "message"),

@@ -19,12 +19,16 @@ from bot_dist.train.order import shuffled
 
 
 class CharTokenizer:
-    """One token per character; 0 ends a document."""
+    """One token per character; 0 ends a document. One that begins texts puts 1 before them, one that ends them 2
+    behind."""
 
     eos_token_id = 0
+    begins = ends = False
 
     def __call__(self, text, add_special_tokens, verbose):
-        return {"input_ids": [ord(c) for c in text]}
+        before, behind = [1] * self.begins, [2] * self.ends
+        ids = [ord(c) for c in text]
+        return {"input_ids": [*before, *ids, *behind] if add_special_tokens else ids}
 
     def get_vocab(self):
         return {chr(i): i for i in range(128)}
@@ -156,6 +160,33 @@ class TestPrepareTokens:
         train = file.train().read(range(len(file.train())))
         assert train.dtype == torch.long
         assert train.flatten().tolist() == everything[: (len(everything) - 16) // 8 * 8].tolist()
+
+    @pytest.mark.parametrize("masked", [False, True])
+    def test_windows_begin_and_end_as_the_tokenizer_begins_and_ends_a_text(self, masked, tokenizer, text, tmp_path):
+        tokenizer.begins, tokenizer.ends = True, masked
+        (tmp_path / "b.jsonl").write_text('{"text": "what is"}\n{"text": "that"}\n')
+        file = prepare_tokens(config(text, tmp_path / "b.jsonl"), "model", 128, tmp_path / "run", masked=masked)
+        everything = all_tokens(file)
+        behind = 2 if masked else 0
+        assert everything.tolist() == [
+            *(1, *map(ord, "what is"), behind, 1, *map(ord, "that"), behind),
+            *(1, *map(ord, text.read_text()), behind),
+        ]
+        train = file.train().read(range(len(file.train())))
+        for part, start in ((train, 0), (file.held_out_samples(), len(everything) - 16)):
+            assert (part[:, 0] == 1).all()
+            last = -1 if masked else None
+            assert masked == bool((part[:, -1] == 2).all())
+            wanted = everything[start : start + part.numel()].reshape(part.shape)
+            assert np.array_equal(part[:, 1:last], wanted[:, 1:last])
+
+    def test_tokens_with_others_around_them_are_others(self, tokenizer, text, tmp_path):
+        first = prepare_tokens(config(text), "model", 128, tmp_path / "run")
+        tokenizer.begins = True
+        second = prepare_tokens(config(text), "model", 128, tmp_path / "run")
+        third = prepare_tokens(config(text, eos="a"), "model", 128, tmp_path / "run")
+        assert len({first.url, second.url, third.url}) == 3
+        assert prepare_tokens(config(text, bos="none"), "model", 128, tmp_path / "run") == first
 
     def test_reuses_tokens_of_the_same_content(self, tokenizer, text, tmp_path, monkeypatch):
         cache = str(tmp_path / "cache")

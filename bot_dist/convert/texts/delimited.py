@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO
@@ -73,19 +72,24 @@ class Delimited:
         csv.field_size_limit(max(csv.field_size_limit(), self.limit))  # else 128 KiB; rows are bounded by their lines
         begun = held = 0
 
-        def lines(file: IO[str]) -> Iterator[str]:
+        def lines(file: IO[bytes]) -> Iterator[str]:
             nonlocal held
+            coding = "utf-8-sig"
             while line := file.readline(self.limit + 1):
-                held += len(line.encode())
+                held += len(line)
                 if held > self.limit:
                     raise too_large(f"{label(self.url)}: the row in line {begun}", self.section, self.limit)
-                yield line
+                yield line.decode(coding)
+                coding = "utf-8"
 
-        with io.TextIOWrapper(open_file(self.url), encoding="utf-8-sig", newline="") as file:
+        def unreadable(why: str) -> InputError:
+            return self._wrong(begun, f"can't be read as {self.kind[0].upper()} ({why}); mend it")
+
+        with open_file(self.url) as file:
             reader = csv.reader(lines(file), delimiter=DELIMITERS[self._suffix], strict=True)
             while True:
                 begun, held = reader.line_num + 1, 0
-                with blamed(lambda why: self._wrong(begun, f"can't be read as {self.kind[0].upper()} ({why}); mend it")):
+                with blamed(unreadable):
                     row = next(reader, None)
                 if row is None:
                     return

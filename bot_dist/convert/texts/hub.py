@@ -92,8 +92,7 @@ class HubText:
                 columns = [*next(iter(loaded), {})]
         if column not in columns:
             raise InputError(
-                f"{section}.text: {url} has no column '{column}'; columns: {some(columns)}; set "
-                f"{section}.column"
+                f"{section}.text: {url} has no column '{column}'; columns: {some(columns)}; set {section}.column"
             )
         files = name.files(f"{section}.text")
         if not files:
@@ -123,11 +122,14 @@ class HubText:
 
     def pieces(self, start: int, stop: int) -> Iterator[Piece]:
         loaded = self.name.load(f"{self.section}.text", streaming=True)
+        where, rows = self.url, 0
+
+        def unreadable(why: str) -> InputError:
+            return InputError(f"{self.section}.text: {where} can't be read after {rows} rows: {why}")
+
         for number in range(start, stop):
             where, rows = f"{self.url}: shard {number}", 0
-            with blamed(
-                lambda why: InputError(f"{self.section}.text: {where} can't be read after {rows} rows: {why}")  # noqa: B023
-            ):
+            with blamed(unreadable):
                 for found in loaded.shard(self.shards, number):
                     document = found[self.column]
                     if not isinstance(document, str | None):

@@ -2,16 +2,68 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
+import dataclasses
+import os
+import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
+from hypothesis import settings
 from safetensors.torch import load_file
+
+# At their usual niceness Ray's workers starve beside the tests of another process.
+os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
+
+settings.register_profile("short", deadline=None, max_examples=25)
+settings.register_profile("long", deadline=None, max_examples=100, derandomize=False)
+settings.load_profile("short")
+
+
+def examples(count: int, **options: Any) -> settings:
+    """So many examples of a property with Hypothesis's profile ``long``, else a quarter, but 10 or all."""
+    few = max(count // 4, min(count, 10))
+    return settings(max_examples=count if settings.get_current_profile_name() == "long" else few, **options)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of several processes (``pytest -n 2 --dist loadgroup``) one has all tests of Ray and of ranks, for they share a
+    cluster and a fork server, and it begins with them; the others have theirs by file."""
+    for item in items:
+        shared = item.get_closest_marker("ray") or item.get_closest_marker("deepspeed")
+        item.add_marker(pytest.mark.xdist_group("ray" if shared else item.nodeid.partition("::")[0]))
+    items.sort(key=lambda item: not (item.get_closest_marker("ray") or item.get_closest_marker("deepspeed")))
+
+
+@pytest.fixture(scope="session")
+def start_ray() -> Iterator[Callable[[], None]]:
+    """Starts an embedded Ray with four logical CPUs, whatever the machine has, unless there is one: the session's.
+
+    It lacks the servers of the dashboard, which take as long to start as all the others.
+    """
+    import ray
+
+    from bot_dist.recipe import ClusterConfig
+    from bot_dist.runtime.cluster import connected
+
+    init = ray.init
+
+    def start() -> None:
+        if not ray.is_initialized():
+            with mock.patch("ray.init", lambda **options: init(**{**options, "include_dashboard": False})):
+                stack.enter_context(connected(ClusterConfig(), cpus=4))
+
+    with contextlib.ExitStack() as stack:
+        yield start
 
 
 def default_signals() -> None:
@@ -44,23 +96,28 @@ def randomised(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
     return model.eval()
 
 
+def saved(model: Any, folder: Path, dtype: torch.dtype = torch.float32, **options: Any) -> Pico:
+    """The model, randomised and saved in a new folder; ``max_shard_size=…`` and others as transformers takes them."""
+    model = randomised(model.to(dtype))
+    model.save_pretrained(folder, **options)
+    parameters = [*model.parameters()]
+    named = {
+        name: next(p for p in parameters if p.shape == tensor.shape and torch.equal(p, tensor))
+        for path in folder.glob("*.safetensors")
+        for name, tensor in load_file(path).items()
+    }
+    return Pico(folder, model, named)
+
+
+def new_folder(tmp_path: Path) -> Path:
+    """Of a test's next pico."""
+    return tmp_path / f"pico-{len(list(tmp_path.glob('pico-*')))}"
+
+
 @pytest.fixture
 def save_pico(tmp_path: Path) -> Callable[..., Pico]:
     """``save(model, dtype=…, max_shard_size=…)``: the model, randomised and saved in a new folder."""
-
-    def save(model: Any, dtype: torch.dtype = torch.float32, **options: Any) -> Pico:
-        folder = tmp_path / f"pico-{len(list(tmp_path.glob('pico-*')))}"
-        model = randomised(model.to(dtype))
-        model.save_pretrained(folder, **options)
-        parameters = [*model.parameters()]
-        named = {
-            name: next(p for p in parameters if p.shape == tensor.shape and torch.equal(p, tensor))
-            for path in folder.glob("*.safetensors")
-            for name, tensor in load_file(path).items()
-        }
-        return Pico(folder, model, named)
-
-    return save
+    return lambda model, *options, **more: saved(model, new_folder(tmp_path), *options, **more)
 
 
 RMS = {
@@ -102,9 +159,16 @@ PICOS: dict[str, tuple[str, str, dict[str, Any]]] = {
 """Per kind of model: its configuration and model in ``transformers``, and its sizes."""
 
 
-@pytest.fixture
-def make_pico(save_pico: Callable[..., Pico]) -> Callable[..., Pico]:
-    """``make_pico(kind, model_class=…, dtype=…, max_shard_size=…, **config)``, for the kinds of ``PICOS``."""
+@pytest.fixture(scope="session")
+def picos(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pico]:
+    """As ``make_pico``, but made once: its folder and its model are everyone's, and stay as they are."""
+    made: dict[str, Pico] = {}
+
+    def once(kind: str, **options: Any) -> Pico:
+        key = repr((kind, sorted(options.items())))
+        if key not in made:
+            made[key] = make(kind, **options)
+        return made[key]
 
     def make(
         kind: str,
@@ -117,8 +181,24 @@ def make_pico(save_pico: Callable[..., Pico]) -> Callable[..., Pico]:
 
         config_class, usual, sizes = PICOS[kind]
         ids = {"bos_token_id": 1, "eos_token_id": 2} if "vocab_size" in sizes else {}
-        made = getattr(transformers, config_class)(**{**sizes, **ids, **config})
-        return save_pico(getattr(transformers, model_class or usual)(made), dtype, max_shard_size=max_shard_size)
+        model = getattr(transformers, model_class or usual)(
+            getattr(transformers, config_class)(**{**sizes, **ids, **config})
+        )
+        return saved(model, tmp_path_factory.mktemp(kind) / "pico", dtype, max_shard_size=max_shard_size)
+
+    return once
+
+
+@pytest.fixture
+def make_pico(picos: Callable[..., Pico], tmp_path: Path) -> Callable[..., Pico]:
+    """``make_pico(kind, model_class=…, dtype=…, max_shard_size=…, **config)``, for the kinds of ``PICOS``.
+
+    It is a copy, which the test may change.
+    """
+
+    def make(kind: str, model_class: str | None = None, **options: Any) -> Pico:
+        kept = picos(kind, model_class=model_class, **options)
+        return copy.deepcopy(dataclasses.replace(kept, folder=shutil.copytree(kept.folder, new_folder(tmp_path))))
 
     return make
 

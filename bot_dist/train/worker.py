@@ -40,13 +40,12 @@ PROBE_TOKENS = 32
 def train_worker(settings: dict[str, Any]) -> list[dict[str, Any]]:
     """Train ``settings["runs"]`` in order; returns their RunResults as plain data (the same on every rank)."""
     import ray
-    import ray.train
 
     from bot_dist.train.engine import connect
 
-    context = ray.train.get_context()
     if settings["device"] == "cpu":
-        torch.set_num_threads(max(1, usable_cpus() // (context.get_local_world_size() * settings["beside"])))
+        workers = int(os.environ["LOCAL_WORLD_SIZE"]) * settings["beside"]
+        torch.set_num_threads(max(1, usable_cpus() // workers))
     connect(settings["device"])
     train = TrainConfig(**settings["train"])
     runs, samples = [TrainRun(**fields) for fields in settings["runs"]], settings["samples"]

@@ -14,16 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from tests.chaos.cases import Case, transfer
+from tests.forking import fork_server
 
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["tests.chaos.drivers"])
 DEADLINE_S = 120
 
 
 def start(case: Case, url: str, **overrides: Any) -> multiprocessing.process.BaseProcess:
     """The case's command in a process forked from one that has loaded everything, with the local executor."""
     arguments = (str(case.source), url, case.target, {**case.options, **overrides})
-    process = _context.Process(target=transfer, args=arguments, daemon=True)
+    process = fork_server().Process(target=transfer, args=arguments, daemon=True)
     process.start()
     return process
 

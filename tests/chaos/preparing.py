@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import ray
 
 from bot_dist.recipe import ClusterConfig
 from bot_dist.runtime.cluster import connected
@@ -30,6 +31,8 @@ def prepared(folder: Path, needs: str, cases: list[Case]) -> Iterator[Arena]:
     with contextlib.ExitStack() as stack:
         proxy = stack.enter_context(_proxied(folder)) if "s3" in needs else None
         cluster = stack.enter_context(_cluster()) if needs == "nodes" else None
+        if needs == "ray and s3":
+            ray.shutdown()  # a cluster that is there has another environment
         if "ray" in needs:
             stack.enter_context(connected(ClusterConfig(), cpus=4))
         yield Arena(folder, cases, proxy, cluster)
@@ -66,9 +69,9 @@ def _proxied(folder: Path) -> Iterator[FaultyProxy]:
 @contextlib.contextmanager
 def _cluster() -> Iterator[object]:
     """A Ray cluster whose head has one CPU; the runs add and remove other nodes."""
-    import ray
     from ray.cluster_utils import Cluster
 
+    ray.shutdown()
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 80 * 2**20})
     try:
         ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)

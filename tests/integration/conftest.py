@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.chaos.seaweed import S3Server, s3_server
+from tests.integration.ranks import fit_on_ranks
 
 
-@pytest.fixture(scope="module")
-def ray_cluster() -> Iterator[None]:
-    """An embedded Ray with four logical CPUs, whatever the machine has."""
-    from bot_dist.recipe import ClusterConfig
-    from bot_dist.runtime.cluster import connected
+@pytest.fixture
+def ray_cluster(start_ray: Callable[[], None]) -> None:
+    """The session's Ray. Its actors have the environment of when it was started."""
+    start_ray()
 
-    with connected(ClusterConfig(), cpus=4):
-        yield
+
+@pytest.fixture
+def own_ray(start_ray: Callable[[], None]) -> None:
+    """A Ray that is started now: its actors have the environment that this process has."""
+    import ray
+
+    ray.shutdown()
+    start_ray()
+
+
+@pytest.fixture
+def forked_training(ray_cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is trained is trained by forked ranks: Ray Train's workers would import for 20 s what these find there."""
+    import bot_dist.train.driver
+
+    monkeypatch.setattr(bot_dist.train.driver, "_fit", fit_on_ranks)
 
 
 @pytest.fixture(scope="session")

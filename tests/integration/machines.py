@@ -73,6 +73,7 @@ class Machine:
             "HOME": str(self.home),
             "PATH": f"{VENV}/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
             "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_worker_niceness": "0",
             **environment,
         }
         settings = [f"{key}={value}" for key, value in variables.items()]

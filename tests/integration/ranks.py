@@ -3,40 +3,25 @@
 from __future__ import annotations
 
 import gc
-import multiprocessing
 import os
 import pickle
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
-from unittest import mock
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
 
-PRELOADED = [
-    "bot_dist.checkpoint",
-    "deepspeed.moe.ep_experts",
-    "deepspeed.runtime.superoffload.superoffload_stage3",
-    "deepspeed.utils.pin_memory",
-    "torch._dynamo",
-    "torch._inductor.compile_fx",
-    "transformers.integrations.deepspeed",
-    "transformers.models.bert.modeling_bert",
-    "transformers.models.gemma2.modeling_gemma2",
-    "transformers.models.llama.modeling_llama",
-    "transformers.models.vit.modeling_vit",
-]
-"""What building and ending an engine imports."""
+from tests.forking import fork_server
 
 
 def on_ranks(world: int, work: Callable[..., Any], *args: Any) -> list[Any]:
     """``work(*args)`` on every rank under DeepSpeed and gloo; what each rank returned."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
-    with tempfile.TemporaryDirectory() as folder, mock.patch.dict(os.environ, DS_ACCELERATOR="cpu"):
+    fork_server()
+    with tempfile.TemporaryDirectory() as folder:
         torch.multiprocessing.start_processes(
             _rank, (world, folder, work, args), nprocs=world, start_method="forkserver"
         )
@@ -48,8 +33,38 @@ def _rank(rank: int, world: int, folder: str, work: Callable[..., Any], args: tu
 
     gc.freeze()  # what was imported is no garbage, and looking for some in it takes a second each time
     torch.set_num_threads(1)
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world))
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), LOCAL_WORLD_SIZE=str(world))
     dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=world)
     connect("cpu")
     Path(folder, str(rank)).write_bytes(pickle.dumps(work(*args)))
     dist.destroy_process_group()
+
+
+def fit_on_ranks(settings: dict[str, Any], workers: int, device: str, folder: Path) -> list[dict[str, Any]]:
+    """In the place of ``bot_dist.train.driver._fit``: ranks instead of Ray Train's workers, the same otherwise."""
+    import ray
+    from ray import cloudpickle
+
+    from bot_dist.train.driver import _root_cause
+
+    context = ray.get_runtime_context()
+    found = on_ranks(workers, _train, cloudpickle.dumps(settings), context.gcs_address, context.namespace)
+    failures = {rank: result for rank, result in enumerate(found) if isinstance(result, Exception)}
+    if failures:
+        raise _root_cause(SimpleNamespace(worker_failures=failures))
+    return found[0]
+
+
+def _train(settings: bytes, address: str, namespace: str) -> list[dict[str, Any]] | Exception:
+    """What ``train_worker`` returns or raises, in a process that Ray knows as another driver."""
+    import ray
+
+    from bot_dist.train.worker import train_worker
+
+    ray.init(address=address, namespace=namespace, log_to_driver=False, logging_level="ERROR")
+    try:
+        return train_worker(pickle.loads(settings))
+    except Exception as error:
+        return error
+    finally:
+        ray.shutdown()

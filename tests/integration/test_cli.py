@@ -404,7 +404,7 @@ def test_ctrl_c_commits_nothing_stops_the_actors_and_a_rerun_resumes(tmp_path: P
     store = tmp_path / "store"
     options = ("--embed", "48", "--tensor", "2", "--memory-limit", "20KiB")
     command = [sys.executable, "-m", "bot_dist.cli", "scale", source, str(store), *options]
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_") or k == "RAY_worker_niceness"}
     process = subprocess.Popen(
         command,
         stdout=subprocess.PIPE,

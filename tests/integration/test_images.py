@@ -19,7 +19,7 @@ import bot_dist
 from bot_dist.checkpoint import CheckpointReader
 from bot_dist.errors import InputError
 
-pytestmark = [pytest.mark.ray, pytest.mark.deepspeed, pytest.mark.usefixtures("ray_cluster")]
+pytestmark = [pytest.mark.ray, pytest.mark.deepspeed, pytest.mark.usefixtures("forked_training")]
 
 ROOT = Path(__file__).parents[2]
 COLOURS = {"blue": (20, 40, 220), "green": (30, 200, 60), "red": (220, 30, 40)}

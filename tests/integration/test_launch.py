@@ -65,6 +65,7 @@ def head() -> Iterator[Head]:
     scratch = tempfile.mkdtemp(prefix="ray.", dir=os.environ.get("RAY_TMPDIR", "/tmp"))  # Ray's socket paths are long
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
     environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_USAGE_STATS_ENABLED": "0"}
+    environment["RAY_worker_niceness"] = "0"
     environment["RAY_JOB_STOP_WAIT_TIME_S"] = "120"  # 3 s are too few for a driver on busy cores to end by itself
     environment["PATH"] = f"{RAY.parent}:{environment['PATH']}"  # as in an activated .venv: a job calls a bare `python`
     command = [RAY, "start", "--head", "--block", "--num-cpus=2", "--object-store-memory=100000000"]

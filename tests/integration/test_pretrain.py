@@ -29,7 +29,7 @@ from bot_dist.train.initial import InitialSource
 from bot_dist.train.optimizer import BETAS
 from bot_dist.train.schedule import learning_rate
 
-pytestmark = [pytest.mark.ray, pytest.mark.deepspeed, pytest.mark.usefixtures("ray_cluster")]
+pytestmark = [pytest.mark.ray, pytest.mark.deepspeed, pytest.mark.usefixtures("forked_training")]
 
 STEPS = 4
 CPU = ClusterConfig(device="cpu")

@@ -17,7 +17,7 @@ from bot_dist.checkpoint import CheckpointReader
 from bot_dist.errors import CheckpointError, CheckpointExistsError, FamilyError, InputError, RecipeError, StoppedError
 from bot_dist.recipe import member_of
 
-pytestmark = [pytest.mark.ray, pytest.mark.deepspeed, pytest.mark.usefixtures("ray_cluster")]
+pytestmark = [pytest.mark.ray, pytest.mark.deepspeed, pytest.mark.usefixtures("forked_training")]
 
 
 STORES = ("transferred", "trained")

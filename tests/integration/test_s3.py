@@ -74,7 +74,7 @@ def test_a_transfer_from_s3_to_s3_makes_the_bytes_of_a_local_one(
 
 @pytest.mark.ray
 def test_ray_actors_make_the_same_bytes(
-    s3_ray: None, pico_llama: Callable[..., Pico], bucket: str, tmp_path: Path
+    own_ray: None, pico_llama: Callable[..., Pico], bucket: str, tmp_path: Path
 ) -> None:
     pico = pico_llama()
     source = uploaded(pico.folder, f"{bucket}/source")
@@ -83,11 +83,6 @@ def test_ray_actors_make_the_same_bytes(
     assert not bot_dist.verify(f"{bucket}/target").damaged
     here = tensors(transfer(pico.url, str(tmp_path / "target"), tmp_path / "run"))
     assert all(torch.equal(tensor, here[name]) for name, tensor in tensors(there).items())
-
-
-@pytest.fixture
-def s3_ray(s3_environment: S3Server, ray_cluster: None) -> None:
-    """Ray, started when the server is in the environment."""
 
 
 def test_an_unfinished_transfer_is_resumed(pico_llama: Callable[..., Pico], bucket: str, tmp_path: Path) -> None:

@@ -168,9 +168,14 @@ def test_a_transfer_through_faults_makes_the_same_bytes(
 @pytest.mark.slow
 @pytest.mark.ray
 def test_ray_actors_make_the_same_bytes_through_faults(
-    proxy: FaultyProxy, pico_llama: Callable[..., Pico], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    proxy: FaultyProxy,
+    request: pytest.FixtureRequest,
+    pico_llama: Callable[..., Pico],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("BOT_DIST_STORAGE_TIMEOUT_S", "5")
+    request.getfixturevalue("own_ray")
     mesh = {"cluster.executor": "ray", "cluster.tensor": 2, "cluster.device": "cpu"}
     through_faults(seeded(100, 0.1), proxy, pico_llama(), tmp_path, **mesh)
 

@@ -142,7 +142,6 @@ def test_ray_actors_give_the_bytes_of_this_process(
     tensor: int, ray_cluster: None, tmp_path: Path, pico_llama: PicoFactory
 ) -> None:
     import ray
-    from ray.util.state import list_actors
 
     pico = pico_llama(num_attention_heads=6, num_key_value_heads=3)
     target = {"layers": 6, "embed": 12, "kv_heads": 12, "heads": 12}
@@ -150,11 +149,7 @@ def test_ray_actors_give_the_bytes_of_this_process(
     options = {"transfer.wavelet": "db3", "cluster.executor": "ray", "cluster.tensor": tensor}
     by_ray = tensors(transfer(pico.url, tmp_path / "ray", target, **options))
     assert all(torch.equal(local[name], by_ray[name]) for name in local)
-    assert not [
-        a
-        for a in list_actors(ray.get_runtime_context().gcs_address, filters=[("state", "=", "ALIVE")])
-        if "bot_dist" in a.name
-    ]
+    assert not [actor for actor in ray.util.list_named_actors(all_namespaces=True) if "bot_dist" in actor["name"]]
     assert ray.is_initialized()
 
 

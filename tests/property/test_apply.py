@@ -11,11 +11,12 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from bot_dist.wavelets import OperatorSpec, build_operator
 from bot_dist.wavelets.apply import Stage, apply_operators, apply_reference, tiling
+from tests.conftest import examples
 
 NATIVE = [torch.float32, torch.bfloat16]
 DTYPES = [*NATIVE, torch.float16, torch.float64]
@@ -112,7 +113,7 @@ def problems(draw: st.DrawFn) -> tuple[torch.Tensor, list[Stage]]:
 
 
 @given(problems(), st.sampled_from(DTYPES), st.sampled_from(DTYPES))
-@settings(deadline=None, max_examples=400)
+@examples(400)
 def test_every_bit_is_that_of_the_reference(
     problem: tuple[torch.Tensor, list[Stage]], source: torch.dtype, target: torch.dtype
 ) -> None:
@@ -121,7 +122,7 @@ def test_every_bit_is_that_of_the_reference(
 
 
 @given(problems())
-@settings(deadline=None, max_examples=60)
+@examples(60)
 def test_operators_that_need_whole_axes_go_through_an_intermediate(problem: tuple[torch.Tensor, list[Stage]]) -> None:
     x, stages = problem
     with pytest.MonkeyPatch.context() as patch:
@@ -131,7 +132,7 @@ def test_operators_that_need_whole_axes_go_through_an_intermediate(problem: tupl
 
 
 @given(st.sampled_from(["haar", "db2", "coif3", "bior6.8"]), st.booleans(), st.data())
-@settings(deadline=None, max_examples=60)
+@examples(60)
 def test_a_block_has_the_bits_of_the_whole(wavelet: str, grow: bool, data: st.DataObject) -> None:
     """Whatever the tiles, phases and boundaries of the block."""
     shape = [8, 96, 300]

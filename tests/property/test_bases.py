@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from bot_dist.errors import CalibrationError
@@ -32,7 +32,6 @@ def random_isometry(n_target: int, n: int, seed: int) -> np.ndarray:
 
 
 @given(widths, seeds)
-@settings(deadline=None)
 def test_a_basis_is_orthonormal_and_its_energies_are_those_of_the_signal(n: int, seed: int) -> None:
     x = signal(n, seed)
     basis = klt(moment_of(x))
@@ -44,7 +43,6 @@ def test_a_basis_is_orthonormal_and_its_energies_are_those_of_the_signal(n: int,
 
 
 @given(widths, seeds, st.data())
-@settings(deadline=None)
 def test_no_isometry_holds_more_energy(n: int, seed: int, data: st.DataObject) -> None:
     n_target = data.draw(st.integers(1, n))
     x = signal(n, seed)
@@ -57,7 +55,6 @@ def test_no_isometry_holds_more_energy(n: int, seed: int, data: st.DataObject) -
 
 
 @given(widths, seeds)
-@settings(deadline=None)
 def test_signs_do_not_depend_on_the_solver(n: int, seed: int) -> None:
     basis = klt(moment_of(signal(n, seed)))
     for vector in basis.vectors:
@@ -77,7 +74,6 @@ def test_directions_without_energy_have_energy_zero() -> None:
 
 
 @given(widths, seeds, st.data())
-@settings(deadline=None)
 def test_the_centred_isometry_keeps_the_mean_out_on_both_sides(n: int, seed: int, data: st.DataObject) -> None:
     n_target = data.draw(st.integers(2, n))
     q = isometry_centred(moment_of(signal(n, seed)), n_target)
@@ -89,7 +85,6 @@ def test_the_centred_isometry_keeps_the_mean_out_on_both_sides(n: int, seed: int
 
 
 @given(widths, seeds, st.data())
-@settings(deadline=None)
 def test_the_centred_isometry_holds_the_most_of_the_centred_signal(n: int, seed: int, data: st.DataObject) -> None:
     n_target = data.draw(st.integers(2, n))
     x = signal(n, seed)

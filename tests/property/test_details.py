@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import pywt
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from bot_dist.errors import PlanError
 from bot_dist.wavelets import Operator, OperatorSpec, build_operator, check_supported
 from bot_dist.wavelets.details import complement, is_filter_bank, largest_block
+from tests.conftest import examples
 from tests.property.test_operators import HAAR, TOLERANCE, boundaries, gains, levels, spec, tolerance, wavelets
 
 ORTHOGONAL = [name for name in pywt.wavelist(kind="discrete") if pywt.Wavelet(name).orthogonal]
@@ -47,7 +48,7 @@ def matrices(of: OperatorSpec) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 @given(shrinking())
-@settings(deadline=None, max_examples=400)
+@examples(400)
 def test_details_give_everything_back(of: OperatorSpec) -> None:
     a, d, r = matrices(of)
     exact = tolerance(of.wavelet, of.levels) if is_filter_bank(of) else TOLERANCE
@@ -55,7 +56,7 @@ def test_details_give_everything_back(of: OperatorSpec) -> None:
 
 
 @given(shrinking())
-@settings(deadline=None, max_examples=300)
+@examples(300)
 def test_details_are_an_orthonormal_basis_of_what_is_dropped(of: OperatorSpec) -> None:
     """Of every operator but a bank of biorthogonal filters."""
     _, d, r = matrices(of)
@@ -68,7 +69,7 @@ def test_details_are_an_orthonormal_basis_of_what_is_dropped(of: OperatorSpec) -
 
 
 @given(st.sampled_from(ORTHOGONAL), st.integers(1, 20), levels, gains)
-@settings(deadline=None, max_examples=200)
+@examples(200)
 def test_energy_is_that_of_approximation_and_details(wavelet: str, small: int, level: int, gain: float) -> None:
     of = spec(small << level, small, wavelet=wavelet, row_sum=gain)
     w = np.random.default_rng(small).standard_normal(of.n_source)
@@ -84,7 +85,7 @@ def test_a_bank_that_does_not_reconstruct_is_inverted_all_the_same() -> None:
 
 
 @given(wavelets.filter(lambda wavelet: wavelet != "dmey"), st.integers(1, 20), levels)
-@settings(deadline=None, max_examples=200)
+@examples(200)
 def test_details_of_a_filter_bank_are_those_of_pywavelets(wavelet: str, small: int, level: int) -> None:
     x = np.random.default_rng(small).standard_normal(small << level)
     bands, band = [], x
@@ -125,7 +126,6 @@ def test_details_of_banded_operators_are_banded(of: OperatorSpec, width: int) ->
 
 
 @given(shrinking())
-@settings(deadline=None)
 def test_the_largest_block_is_known_before_anything_is_built(of: OperatorSpec) -> None:
     if not is_filter_bank(of):
         assert build_operator(restore(of)).taps.shape[1] <= largest_block(of)

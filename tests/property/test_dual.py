@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from bot_dist.errors import PlanError
@@ -15,7 +15,6 @@ seeds = st.integers(0, 2**32 - 1)
 
 
 @given(st.integers(1, 12), st.integers(0, 12), st.integers(0, 3), seeds)
-@settings(deadline=None)
 def test_the_dual_undoes_a_matrix(n_target: int, more: int, lost: int, seed: int) -> None:
     """Also one whose rows are dependent, as those of LayerNorm's bases are, or that may be."""
     rng = np.random.default_rng(seed)
@@ -39,7 +38,6 @@ def test_dependent_rows_can_not_be_undone() -> None:
 
 
 @given(st.integers(2, 20), st.data())
-@settings(deadline=None)
 def test_a_lifting_tells_what_it_keeps(n: int, data: st.DataObject) -> None:
     """Also if it predicts a dropped unit to be just like a kept one."""
     kept = np.array(sorted(data.draw(st.sets(st.integers(0, n - 1), min_size=1, max_size=n))))

@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from bot_dist.errors import CalibrationError
@@ -24,6 +24,7 @@ from bot_dist.wavelets.lifting import (
     regression,
     split,
 )
+from tests.conftest import examples
 
 TOLERANCE = 1e-9
 
@@ -52,7 +53,6 @@ def splits(draw: st.DrawFn) -> tuple[int, np.ndarray, np.ndarray, int]:
 
 
 @given(st.lists(st.floats(0, 9), min_size=1, max_size=20), st.data())
-@settings(deadline=None)
 def test_a_split_keeps_the_most_important_in_their_order(values: list[float], data: st.DataObject) -> None:
     weights = np.array(values)
     kept, dropped = split(weights, data.draw(st.integers(1, len(values))))
@@ -81,7 +81,6 @@ def test_kept_heads_keep_all_of_their_coordinates() -> None:
 
 
 @given(st.integers(1, 12))
-@settings(deadline=None)
 def test_haar_is_the_wavelet_that_predicts_its_neighbour_and_takes_half_the_detail(pairs: int) -> None:
     n = 2 * pairs
     kept, dropped = np.arange(0, n, 2), np.arange(1, n, 2)
@@ -92,7 +91,6 @@ def test_haar_is_the_wavelet_that_predicts_its_neighbour_and_takes_half_the_deta
 
 
 @given(splits())
-@settings(deadline=None)
 def test_without_prediction_lifting_is_selection(case: tuple[int, np.ndarray, np.ndarray, int]) -> None:
     n, kept, dropped, seed = case
     weight = np.random.default_rng(seed).standard_normal((n, 3))
@@ -101,7 +99,6 @@ def test_without_prediction_lifting_is_selection(case: tuple[int, np.ndarray, np
 
 
 @given(splits())
-@settings(deadline=None)
 def test_what_is_read_is_what_the_kept_units_tell(case: tuple[int, np.ndarray, np.ndarray, int]) -> None:
     """A function that is linear behind the axis is kept exactly, if the dropped units are functions of the kept."""
     n, kept, dropped, seed = case
@@ -117,7 +114,6 @@ def test_what_is_read_is_what_the_kept_units_tell(case: tuple[int, np.ndarray, n
 
 
 @given(splits())
-@settings(deadline=None)
 def test_operators_with_their_details_are_invertible(case: tuple[int, np.ndarray, np.ndarray, int]) -> None:
     n, kept, dropped, seed = case
     rng = np.random.default_rng(seed)
@@ -135,7 +131,6 @@ def test_operators_with_their_details_are_invertible(case: tuple[int, np.ndarray
 
 
 @given(splits())
-@settings(deadline=None)
 def test_no_linear_predictor_is_better(case: tuple[int, np.ndarray, np.ndarray, int]) -> None:
     n, kept, dropped, seed = case
     x = signal(n, seed)
@@ -158,7 +153,6 @@ def test_a_prediction_from_heads_is_one_of_their_coordinates() -> None:
 
 
 @given(seeds)
-@settings(deadline=None)
 def test_a_ridge_is_relative_and_pulls_towards_the_prior(seed: int) -> None:
     x, rng = signal(5, seed), np.random.default_rng(seed)
     y, prior = rng.standard_normal((200, 2)), rng.standard_normal((2, 5))
@@ -220,7 +214,7 @@ def greedy(x: np.ndarray, weight: np.ndarray, n_target: int, inner: int, runs: i
 
 
 @given(st.integers(2, 5), st.sampled_from([1, 2, 3]), st.sampled_from([1, 2]), seeds, st.data())
-@settings(deadline=None, max_examples=25)
+@examples(25)
 def test_the_cheapest_unit_is_dropped_again_and_again(
     per_run: int, inner: int, runs: int, seed: int, data: st.DataObject
 ) -> None:
@@ -255,7 +249,6 @@ def test_loudness_is_what_a_unit_alone_puts_out() -> None:
 
 
 @given(st.integers(2, 16), seeds, st.data())
-@settings(deadline=None)
 def test_reading_is_the_best_from_the_kept_coordinates(n: int, seed: int, data: st.DataObject) -> None:
     n_target = data.draw(st.integers(1, n - 1))
     q = isometry(klt(moment_of(signal(n, seed + 1))), n_target)
@@ -269,7 +262,6 @@ def test_reading_is_the_best_from_the_kept_coordinates(n: int, seed: int, data: 
 
 
 @given(st.integers(2, 16), seeds, st.data())
-@settings(deadline=None)
 def test_reading_in_the_own_basis_of_a_signal_is_the_rotation(n: int, seed: int, data: st.DataObject) -> None:
     n_target = data.draw(st.integers(1, n))
     moment = moment_of(signal(n, seed))
@@ -283,7 +275,6 @@ def test_a_large_ridge_reads_by_the_rotation() -> None:
 
 
 @given(st.integers(3, 16), seeds, st.data())
-@settings(deadline=None)
 def test_reading_after_a_centred_basis_needs_a_ridge_and_no_mean(n: int, seed: int, data: st.DataObject) -> None:
     """LayerNorm's basis has one dimension less than its width; what it reads is the best of the rest."""
     n_target = data.draw(st.integers(2, n - 1))

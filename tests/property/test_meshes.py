@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 import bot_dist
@@ -19,7 +19,7 @@ from bot_dist.checkpoint import CheckpointReader, CheckpointWriter
 from bot_dist.pipeline import _stored
 from bot_dist.planning import Planning
 from bot_dist.runtime.worker import Worker
-from tests.conftest import PICOS, randomised
+from tests.conftest import PICOS, examples, randomised
 
 TARGETS: dict[str, dict[str, int]] = {
     "llama": {"layers": 5, "embed": 36, "mlp": 60, "kv_heads": 3, "heads": 6},
@@ -82,7 +82,7 @@ def made(
         return dict(CheckpointReader(url).tensors())
 
 
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     kind=st.sampled_from([*TARGETS]),
     dtype=st.sampled_from([torch.float32, torch.bfloat16]),

@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import pywt
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from bot_dist.errors import PlanError
 from bot_dist.wavelets import OperatorSpec, build_operator, check_supported, dual_matrix, origins
 from bot_dist.wavelets.moments import inverted_indices
+from tests.conftest import examples
 from tests.property.test_operators import boundaries, gains, lengths, levels, wavelets
 
 CONDITION = 1e3
@@ -56,7 +57,7 @@ def operators(draw: st.DrawFn) -> OperatorSpec:
 
 
 @given(operators())
-@settings(deadline=None, max_examples=500)
+@examples(500)
 def test_moments_take_the_transposed_pseudo_inverse_and_its_squares(of: OperatorSpec) -> None:
     a = build_operator(of).dense()
     sizes = np.linalg.svd(a, compute_uv=False)
@@ -71,7 +72,6 @@ def test_moments_take_the_transposed_pseudo_inverse_and_its_squares(of: Operator
 
 
 @given(st.integers(1, 12), st.integers(1, 12), st.integers(1, 12), st.integers(0, 2**32 - 1))
-@settings(deadline=None)
 def test_so_has_a_dense_matrix_of_any_rank(n_target: int, n_source: int, rank: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     rank = min(rank, n_target, n_source)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import pywt
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from bot_dist.errors import PlanError, RecipeError
@@ -25,6 +25,7 @@ from bot_dist.wavelets import (
     spec_from_json,
 )
 from bot_dist.wavelets.apply import Stage, apply_operators
+from tests.conftest import examples
 
 WAVELETS = pywt.wavelist(kind="discrete")
 HAAR = ["haar", "db1", "bior1.1", "rbio1.1"]
@@ -74,7 +75,7 @@ def area(x: np.ndarray, n_target: int) -> np.ndarray:
 
 
 @given(wavelets, lengths, levels)
-@settings(deadline=None, max_examples=300)
+@examples(300)
 def test_shrinking_is_the_approximation_band_of_pywavelets(wavelet: str, small: int, level: int) -> None:
     x = np.random.default_rng(small).standard_normal(small << level)
     band = x
@@ -84,7 +85,7 @@ def test_shrinking_is_the_approximation_band_of_pywavelets(wavelet: str, small: 
 
 
 @given(wavelets, lengths, levels)
-@settings(deadline=None, max_examples=300)
+@examples(300)
 def test_growing_is_the_synthesis_of_pywavelets_with_zero_details(wavelet: str, small: int, level: int) -> None:
     x = np.random.default_rng(small).standard_normal(small)
     signal = x
@@ -94,7 +95,7 @@ def test_growing_is_the_synthesis_of_pywavelets_with_zero_details(wavelet: str, 
 
 
 @given(wavelets, lengths, levels)
-@settings(deadline=None, max_examples=200)
+@examples(200)
 def test_growing_then_shrinking_is_the_identity(wavelet: str, small: int, level: int) -> None:
     there, back = (small, small << level), (small << level, small)
     product = dense(*back, wavelet=wavelet) @ dense(*there, wavelet=wavelet)
@@ -102,7 +103,7 @@ def test_growing_then_shrinking_is_the_identity(wavelet: str, small: int, level:
 
 
 @given(wavelets, boundaries, lengths, levels, levels)
-@settings(deadline=None, max_examples=200)
+@examples(200)
 def test_levels_compose(wavelet: str, boundary: str, small: int, first: int, second: int) -> None:
     sizes = [small, small << first, small << (first + second)]
     for a, b, c in (sizes, sizes[::-1]):
@@ -132,7 +133,7 @@ def test_filters_longer_than_the_axis_wrap_as_often_as_needed(wavelet: str) -> N
 
 
 @given(st.sampled_from(HAAR), st.integers(1, 60), st.integers(1, 60), boundaries, gains)
-@settings(deadline=None, max_examples=300)
+@examples(300)
 def test_haar_is_area_resampling_at_any_ratio(
     wavelet: str, n_source: int, n_target: int, boundary: str, gain: float
 ) -> None:
@@ -142,7 +143,7 @@ def test_haar_is_area_resampling_at_any_ratio(
 
 
 @given(wavelets, st.integers(1, 40), st.integers(1, 40))
-@settings(deadline=None, max_examples=300)
+@examples(300)
 def test_other_ratios_are_the_nearest_level_and_area_resampling(wavelet: str, n_source: int, n_target: int) -> None:
     x = np.random.default_rng(n_source).standard_normal(n_source)
     # 2^(k − ½) < ratio < 2^(k + ½)
@@ -169,7 +170,7 @@ def test_haar_keeps_a_function_at_integer_ratios(small: int, ratio: int) -> None
 
 
 @given(wavelets, st.integers(1, 40), st.integers(1, 40), boundaries, gains)
-@settings(deadline=None, max_examples=300)
+@examples(300)
 def test_rows_sum_to_the_gain(wavelet: str, n_source: int, n_target: int, boundary: str, gain: float) -> None:
     of_gain = spec(n_source, n_target, wavelet=wavelet, boundary=boundary, row_sum=gain)
     sums = build_operator(of_gain).dense().sum(axis=1)
@@ -249,7 +250,6 @@ def test_a_diagonal_scales_each_index() -> None:
 
 
 @given(wavelets, st.integers(1, 20), st.integers(1, 60), st.sampled_from(["resample", "copy", "lazy", "stack"]))
-@settings(deadline=None)
 def test_copies_only_means_one_value_of_the_origin(wavelet: str, small: int, n: int, policy: str) -> None:
     if n < small:
         return
@@ -277,7 +277,6 @@ def test_which_operators_copy_only() -> None:
 
 
 @given(wavelets, st.integers(2, 40), st.integers(2, 40), boundaries, st.data())
-@settings(deadline=None)
 def test_a_block_gives_the_same_bytes(
     wavelet: str, n_source: int, n_target: int, boundary: str, data: st.DataObject
 ) -> None:
@@ -304,7 +303,6 @@ def test_products_merge_equal_indices() -> None:
 
 
 @given(st.integers(1, 12), st.integers(1, 12), st.integers(1, 40), st.integers(1, 5), st.integers(1, 5), st.data())
-@settings(deadline=None)
 def test_products_are_those_of_matrices(a: int, b: int, c: int, wide: int, wider: int, data: st.DataObject) -> None:
     rng = np.random.default_rng(data.draw(st.integers(0, 1000)))
     outer = Operator(rng.integers(0, b, (a, wide)), rng.integers(-2, 3, (a, wide)).astype(float), b)

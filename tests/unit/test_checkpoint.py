@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 import torch
 import zarr
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from bot_dist.axes import Parameter
 from bot_dist.checkpoint import CheckpointReader, CheckpointWriter, StoredParameter, store_layout
 from bot_dist.checkpoint.manifest import digest as manifest_digest
 from bot_dist.errors import CheckpointError, CheckpointExistsError, SourceError
+from tests.conftest import examples
 
 HEADS = Parameter(name="model.q.weight", axes=("kv_heads", "head_dim", "embed"), sizes=(5, 8, 12), dims=(2, 1))
 NORM = Parameter(name="model.norm.weight", axes=("embed",), sizes=(12,), dims=(1,))
@@ -105,7 +106,7 @@ def test_plain_zarr_opens_it(committed: str) -> None:
 SIDES = st.lists(st.tuples(st.integers(1, 4), st.integers(1, 4), st.integers(1, 9)), min_size=1, max_size=3)
 
 
-@settings(deadline=None, max_examples=25)
+@examples(25)
 @given(SIDES, st.sampled_from(["float32", "bfloat16", "float16", "float64"]), st.data())
 def test_zarr_reads_every_layout_the_same(sides: list[tuple[int, int, int]], dtype: str, draw: st.DataObject) -> None:
     """zarr-python is the oracle of the bytes that are written, and of the boxes that are read."""
@@ -416,7 +417,7 @@ def test_a_folder_that_vanishes_under_a_writer_is_an_error(url: str, monkeypatch
     chunk=st.tuples(st.sampled_from([1, 2]), st.sampled_from([1, 2]), st.sampled_from([1, 2])),
     ends=st.tuples(st.integers(0, 240), st.integers(0, 240)).filter(lambda ends: ends[0] != ends[1]),
 )
-@settings(max_examples=25, deadline=None)
+@examples(25)
 def test_a_flat_range_reads_the_chunks_that_it_meets_once(
     shard: tuple[int, int, int], chunk: tuple[int, int, int], ends: tuple[int, int]
 ) -> None:

@@ -11,7 +11,7 @@ import fsspec
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from bot_dist.convert import files, gguf_header, open_source
@@ -20,7 +20,7 @@ from bot_dist.errors import FamilyError, InputError, MissingPackageError, Source
 from bot_dist.families import FAMILIES, model_of
 from bot_dist.families.gguf import ROTARY, gguf_name, module_of
 from bot_dist.sharding import whole
-from tests.conftest import Pico
+from tests.conftest import Pico, examples
 from tests.unit.test_convert_safetensors import boxes, parameters, read_all
 
 gguf = pytest.importorskip("gguf")
@@ -125,7 +125,7 @@ def test_a_box_is_that_slice_even_inside_a_head(
     url, held = write_gguf()
     source = open_source(url)
 
-    @settings(max_examples=60, deadline=None)
+    @examples(60)
     @given(data=st.data(), piece_bytes=st.sampled_from([1, 600, 2**20]))
     def holds(data: st.DataObject, piece_bytes: int) -> None:
         monkeypatch.setattr(files, "PIECE_BYTES", piece_bytes)
@@ -263,7 +263,7 @@ def test_one_wrong_byte_in_a_header_never_surprises(write_gguf: Callable[..., An
     data = Path(write_gguf()[0]).read_bytes()
     path = tmp_path / "wrong.gguf"
 
-    @settings(max_examples=200, deadline=None)
+    @examples(200)
     @given(at=st.integers(0, 600), byte=st.integers(0, 255))
     def holds(at: int, byte: int) -> None:
         path.write_bytes(data[:at] + bytes([byte]) + data[at + 1 :])

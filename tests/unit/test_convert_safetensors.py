@@ -12,7 +12,7 @@ from typing import Any
 import fsspec
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
@@ -23,7 +23,7 @@ from bot_dist.convert.safetensors_in import read_header
 from bot_dist.errors import FamilyError, InputError, SourceError
 from bot_dist.families import model_of
 from bot_dist.sharding import Box, runs, whole
-from tests.conftest import Pico
+from tests.conftest import Pico, examples
 
 PicoMaker = Callable[..., Pico]
 
@@ -68,7 +68,7 @@ def test_a_box_is_that_slice_of_the_unfused_tensor(pico: PicoMaker, monkeypatch:
     made = pico()
     source = open_source(made.url)
 
-    @settings(max_examples=60, deadline=None)
+    @examples(60)
     @given(data=st.data(), piece_bytes=st.sampled_from([1, 200, 2**20]))
     def holds(data: st.DataObject, piece_bytes: int) -> None:
         monkeypatch.setattr(files, "PIECE_BYTES", piece_bytes)

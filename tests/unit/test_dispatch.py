@@ -8,12 +8,13 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from bot_dist.plan import LANES, Step
 from bot_dist.runtime import dispatch
 from bot_dist.runtime.dispatch import COPIES, LIVES, STRAGGLER, STRAGGLER_S, Dispatch
+from tests.conftest import examples
 
 
 def step(i: int, owner: int = 0) -> Step:
@@ -174,7 +175,7 @@ def simulated(run: Dispatch, crew: list[Actor]) -> tuple[Counter[str], Counter[s
     return firsts, starts, most
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(crew=st.lists(actors, min_size=1, max_size=6), owners=st.lists(st.integers(0, 5), min_size=1, max_size=40))
 def test_every_step_has_one_first_result_whoever_dies(crew: list[Actor], owners: list[int]) -> None:
     limit, dispatch.LIVES = dispatch.LIVES, 10**9  # here no step is to blame
@@ -189,7 +190,7 @@ def test_every_step_has_one_first_result_whoever_dies(crew: list[Actor], owners:
     assert starts.total() <= COPIES * (len(steps) + LANES * deaths)
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(
     crew=st.lists(actors, min_size=2, max_size=5),
     hung=hanging,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from bot_dist.draws import BLOCK, normal
@@ -14,7 +14,6 @@ sizes = st.lists(st.integers(1, 40), min_size=1, max_size=4).map(tuple)
 
 
 @given(sizes, st.data())
-@settings(deadline=None)
 def test_a_box_holds_what_the_whole_tensor_holds_there(sizes: tuple[int, ...], data: st.DataObject) -> None:
     box = []
     for n in sizes:

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from bot_dist.convert import excerpts
@@ -23,6 +23,7 @@ from bot_dist.convert.texts.jsonl import JsonLines
 from bot_dist.convert.texts.plain import PlainText
 from bot_dist.errors import InputError
 from bot_dist.urls import label
+from tests.conftest import examples
 from tests.unit.test_calibrate_tokens import CharTokenizer, taken
 
 DOCUMENTS = ["to be", "or\nnot", "", "  ", "ﬆrange – “words”", "x" * 3000]
@@ -135,7 +136,7 @@ class TestFormats:
 
 
 class TestCutting:
-    @settings(deadline=None, max_examples=200)
+    @examples(200)
     @given(st.text(st.sampled_from("ab \n\u3000\xa0é界"), max_size=400), st.integers(1, 200))
     def test_a_text_is_the_same_however_it_is_cut(self, document: str, nbytes: int) -> None:
         from bot_dist.convert.storage import write_file
@@ -157,7 +158,7 @@ class TestCutting:
         assert [len(p) for p in found] == [69, 60, 70, 60, 70, 60, 59, 64, 64, 64, 60]
         assert all(p.startswith("\n0") for p in found[1:6])
 
-    @settings(deadline=None, max_examples=100)
+    @examples(100)
     @given(st.lists(st.text(st.sampled_from('ab"\n\\é'), max_size=30), min_size=1, max_size=20), st.integers(1, 300))
     def test_every_line_is_read_once(self, documents: list[str], nbytes: int) -> None:
         from bot_dist.convert.storage import write_file

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from bot_dist.convert.text import Encoder, pack_text
@@ -73,7 +73,6 @@ class Numbers:
 
 
 class TestOrder:
-    @settings(deadline=None)
     @given(st.integers(1, 3000), st.integers(0, 2**32))
     def test_is_a_permutation_of_any_size(self, n, seed):
         assert sorted(shuffled(np.arange(n), n, [seed])) == list(range(n))
@@ -94,7 +93,6 @@ class TestOrder:
 
 
 class TestBatches:
-    @settings(deadline=None)
     @given(st.integers(1, 50), st.lists(st.sampled_from([1, 2, 3, 4, 6, 12]), min_size=1, max_size=6))
     def test_each_sample_once_an_epoch_whatever_the_workers(self, n, worlds):
         """A run that goes on with another number of workers at every step."""
@@ -106,7 +104,6 @@ class TestBatches:
         for first in range(0, len(seen) - n + 1, n):
             assert sorted(seen[first : first + n].tolist()) == list(range(n))
 
-    @settings(deadline=None)
     @given(st.integers(1, 40), st.lists(st.integers(1, 9), min_size=1, max_size=8))
     def test_a_position_is_all_that_is_needed_to_go_on(self, n, batch_sizes):
         """Even with another batch."""

@@ -6,17 +6,23 @@ stopped it. Nothing heavy is imported before a verb runs.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
+import re
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from inspect import Parameter, signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TypeVar
 
 import typer
 
 from bot_dist.errors import BotDistError, InputError, presentable
+from bot_dist.urls import label
 
 if TYPE_CHECKING:
     from bot_dist.recipe import Recipe
@@ -28,12 +34,15 @@ app = typer.Typer(
     name="bot_dist",
     help="Grow and shrink pretrained transformers by wavelets.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
+
 RecipeOrSource = Annotated[str, typer.Argument(metavar="RECIPE|SOURCE", help="A YAML recipe, or a checkpoint.")]
 RecipeOrUrl = Annotated[str, typer.Argument(metavar="RECIPE|URL", help="A YAML recipe, or the URL of a store.")]
+RecipeOrAny = Annotated[
+    str, typer.Argument(metavar="RECIPE|SOURCE", help="A YAML recipe (its store), or a checkpoint.")
+]
 TargetUrl = Annotated[str | None, typer.Argument(metavar="TARGET_URL", help="Where to; needed with SOURCE.")]
 RecipePath = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML recipe, or RECIPE.yaml:MEMBER of a family.")]
 Overrides = Annotated[
@@ -45,7 +54,14 @@ Address = Annotated[
     str | None,
     typer.Option(help="Ray cluster to join (also RAY_ADDRESS); by default one is embedded."),
 ]
-PrintConfig = Annotated[bool, typer.Option("--print-config", help="Show the resolved recipe and stop.")]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", help="Show nothing but warnings, errors and what --json asks for.")
+]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show every event as it happens.")]
+PrintConfig = Annotated[
+    bool, typer.Option("--print-config", help="Show the resolved recipe, every key under what it does, and stop.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="As JSON, for programs.")]
 
 
 Layers = Annotated[int | None, typer.Option(help="Target number of blocks.", show_default=False)]
@@ -79,7 +95,31 @@ MemoryLimit = Annotated[str | None, typer.Option(help="Tensor memory per actor, 
 ExecutorKind = Annotated[str | None, typer.Option(help="ray or local.", show_default=False)]
 
 
-@app.command()
+Verb = TypeVar("Verb", bound=Callable[..., None])
+
+
+def _verb(work: Verb) -> Verb:
+    """A verb of the command line, with the options that all of them have."""
+
+    @functools.wraps(work)
+    def verb(*args: Any, quiet: bool, verbose: bool, **options: Any) -> None:
+        if quiet or verbose:
+            from bot_dist.terminal import console
+
+            console.quiet, console.verbose = quiet, verbose
+        work(*args, **options)
+
+    common = {"quiet": Quiet, "verbose": Verbose}
+    added = [Parameter(name, Parameter.KEYWORD_ONLY, default=False, annotation=kind) for name, kind in common.items()]
+    known = signature(work, eval_str=True)
+    extended = known.replace(parameters=[*known.parameters.values(), *added])
+    verb.__dict__["__signature__"] = extended
+    verb.__annotations__ = {**work.__annotations__, **common}
+    app.command()(verb)
+    return work
+
+
+@_verb
 def run(
     recipe: RecipePath,
     overrides: Overrides = None,
@@ -90,6 +130,7 @@ def run(
 ) -> None:
     """Plan, transfer, continue pretraining, export and report: the whole of a recipe."""
     from bot_dist import console, pipeline
+    from bot_dist.progress import progress
 
     allowed = ["transfer.allow_nonfinite=true"] if allow_nonfinite else []
     resolved = _recipe(recipe, [*allowed, *(overrides or ())], overwrite, address, family=True)
@@ -98,12 +139,12 @@ def run(
         return
     for member in _members(resolved):
         console.show_plan(pipeline.plan_transfer(member), member)
-    with console.progress() as on_event:
+    with progress() as on_event:
         facts = pipeline.run(resolved, on_event)
     console.show_run(facts, resolved)
 
 
-@app.command()
+@_verb
 def plan(
     source: RecipeOrSource,
     layers: Layers = None,
@@ -132,25 +173,35 @@ def plan(
             show_default=False,
         ),
     ] = None,
+    as_json: AsJson = False,
     overrides: Overrides = None,
 ) -> None:
     """Show what a transfer would do, without doing it; of a model's config.json alone, too."""
     from bot_dist import console, pipeline
     from bot_dist.plan import parse_hardware, simulate
 
-    resolved = _recipe_or_options(source, None, overrides, False, None, _plain(locals()), family=True)
+    given = _plain(locals())
+    resolved = _recipe_or_options(source, None, overrides, False, None, given, family=True)
     cluster = parse_hardware(hardware) if hardware is not None else None
+    found = []
     for member in _members(resolved):
-        planned = pipeline.plan_transfer(member)
+        with _in_options(source):
+            planned = pipeline.plan_transfer(member)
         pipeline.check_data(member)
         if member.train.text or member.train.images:
             pipeline.check_training(member, planned)
+        simulated = simulate(planned, cluster) if cluster is not None else None
+        if as_json:
+            found.append(console.plan_json(planned, member, simulated))
+            continue
         console.show_plan(planned, member)
-        if cluster is not None:
-            console.show_simulation(simulate(planned, cluster))
+        if simulated is not None:
+            console.show_simulation(simulated)
+    if as_json:
+        console.show_json(found if resolved.family else found[0])
 
 
-@app.command()
+@_verb
 def scale(
     source: RecipeOrSource,
     target_url: TargetUrl = None,
@@ -181,30 +232,33 @@ def scale(
 ) -> None:
     """Transfer only: from a source checkpoint to a committed store of another size; of the same where none is given."""
     from bot_dist import console, pipeline
+    from bot_dist.progress import progress
 
     if target_url is None and not _is_recipe(source):
         raise InputError("scale needs a target; write: bot_dist scale SOURCE TARGET_URL --layers …")
     resolved = _recipe_or_options(source, target_url, overrides, overwrite, address, _plain(locals()))
-    console.show_plan(pipeline.plan_transfer(resolved), resolved)
-    with console.progress() as on_event:
+    with _in_options(source):
+        console.show_plan(pipeline.plan_transfer(resolved), resolved)
+    with _in_options(source), progress() as on_event:
         report = pipeline.transfer(resolved, pipeline.logged(events, on_event) if events else on_event)
     console.show_transfer(report, resolved.transferred_url)
 
 
-@app.command()
+@_verb
 def pretrain(
     recipe: RecipePath, overrides: Overrides = None, overwrite: Overwrite = False, address: Address = None
 ) -> None:
     """Continue pretraining from the recipe's transferred store."""
     from bot_dist import console, pipeline
+    from bot_dist.progress import progress
 
     resolved = _recipe(recipe, overrides, overwrite, address)
-    with console.progress() as on_event:
+    with progress() as on_event:
         result = pipeline.pretrain(resolved, on_event)
     console.show_pretrain(result)
 
 
-@app.command()
+@_verb
 def compare(
     recipe: RecipePath, overrides: Overrides = None, address: Address = None, print_config: PrintConfig = False
 ) -> None:
@@ -217,13 +271,14 @@ def compare(
         console.show_recipe(resolved)
         return
     from bot_dist.compare import compare as run_comparison
+    from bot_dist.progress import progress
 
-    with console.progress() as on_event:
+    with progress() as on_event:
         facts = run_comparison(resolved, on_event)
     console.show_trials(facts, resolved.output)
 
 
-@app.command()
+@_verb
 def verify(
     url: RecipeOrUrl,
     quick: Annotated[bool, typer.Option("--quick", help="Existence and sizes only.")] = False,
@@ -231,63 +286,82 @@ def verify(
         int | None, typer.Option(min=1, help="Read by so many Ray actors, not by threads.", show_default=False)
     ] = None,
     address: Address = None,
+    as_json: AsJson = False,
     overrides: Overrides = None,
 ) -> None:
     """Read every chunk of a committed store and check it against its manifest."""
     from bot_dist import checks, console
+    from bot_dist.progress import progress
 
     recipe = _recipe_or_options(url, None, overrides, False, address, ())
     url = recipe.transferred_url if _is_recipe(url) else url
-    with console.progress() as on_event:
+    with progress() as on_event:
         found = checks.verify(url, on_event, quick=quick, actors=actors, cluster=recipe.cluster)
-    console.show_verification(url, found)
+    if as_json:
+        console.show_json({"url": label(url), "intact": not found.damaged, **dataclasses.asdict(found)})
+    else:
+        console.show_verification(url, found)
     if found.damaged:
         raise typer.Exit(1)
 
 
-@app.command()
+@_verb
 def inspect(
-    url: RecipeOrUrl,
-    as_json: Annotated[bool, typer.Option("--json", help="The manifest, without its digests of chunks.")] = False,
-    operators: Annotated[bool, typer.Option("--operators", help="Those that were fitted to its source.")] = False,
+    url: RecipeOrAny,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="As JSON; of a store, its manifest without the digests of chunks.")
+    ] = False,
+    operators: Annotated[bool, typer.Option("--operators", help="Those that were fitted to a store's source.")] = False,
     overrides: Overrides = None,
 ) -> None:
-    """Show what a committed store holds and where it came from."""
+    """Show what a checkpoint is, and of a store where it came from. No weight is read."""
     from bot_dist import console
     from bot_dist.checkpoint import CheckpointReader
     from bot_dist.checkpoint.summary import operator_rows
+    from bot_dist.convert.describe import describe
+    from bot_dist.convert.open import open_source
 
-    reader = CheckpointReader(_store_url(url, overrides))
-    if operators and as_json:
-        console.show_operators_json(operator_rows(reader))
-    elif operators:
-        console.show_operators(reader.url, operator_rows(reader))
+    source = open_source(_store_url(url, overrides))
+    store = source if isinstance(source, CheckpointReader) else None
+    if operators:
+        rows = operator_rows(store) if store is not None else []
+        if as_json:
+            console.show_json([dataclasses.asdict(row) for row in rows])
+        else:
+            console.show_operators(source.url, rows)
     elif as_json:
-        console.show_manifest(reader.manifest)
+        console.show_json(console.manifest_json(store.manifest) if store else dataclasses.asdict(describe(source)))
+    elif store is not None:
+        console.show_store(describe(store), store.manifest)
     else:
-        console.show_store(reader.url, reader.manifest)
+        console.show_description(describe(source))
 
 
-@app.command()
+@_verb
 def diff(
     first: Annotated[str, typer.Argument(metavar="A", help="A store or another checkpoint.")],
     second: Annotated[str, typer.Argument(metavar="B", help="What to compare it with.")],
     quick: Annotated[bool, typer.Option("--quick", help="Metadata and digests only.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Compare two checkpoints. Exit status: 0 no difference, 1 some, 2 they can't be compared."""
     from bot_dist import checks, console
+    from bot_dist.progress import progress
 
     try:
-        with console.progress() as on_event:
+        with progress() as on_event:
             found = checks.diff(first, second, on_event, quick=quick)
     except BotDistError as error:
         raise InputError(*error.args) from error
-    console.show_diff(first, second, found)
+    if as_json:
+        console.show_json({"equal": found.equal, **dataclasses.asdict(found)})
+    else:
+        console.show_diff(first, second, found)
     if not found.equal:
         raise typer.Exit(1)
 
 
-@app.command()
+@_verb
 def export(
     url: RecipeOrUrl,
     folder: Annotated[str | None, typer.Argument(metavar="FOLDER|FILE.gguf", help="Where to; needed with URL.")] = None,
@@ -307,10 +381,11 @@ def export(
 ) -> None:
     """Write a store as a Hugging Face folder or a GGUF file: weights, config and tokenizer."""
     from bot_dist import console, pipeline
+    from bot_dist.progress import progress
 
     to = to or ("gguf" if folder is not None and folder.endswith(".gguf") else "safetensors")
     options: dict[str, Any] = {"to": to, "dtype": dtype, "max_shard_bytes": _bytes("--max-shard-size", max_shard_size)}
-    with console.progress() as on_event:
+    with progress() as on_event:
         if _is_recipe(url):
             report = pipeline.export(_recipe(url, overrides, overwrite), on_event, folder=folder, **options)
         elif folder is None:
@@ -318,6 +393,19 @@ def export(
         else:
             report = pipeline.export_store(url, folder, overwrite=overwrite, on_event=on_event, **options)
     console.show_export(report)
+
+
+@_verb
+def schema(
+    of: Annotated[Literal["run", "compare"], typer.Argument(help="Recipes of which verb.")] = "run",
+) -> None:
+    """Print the JSON schema of recipes, for editors that check and complete YAML."""
+    from bot_dist import console
+    from bot_dist.evaluate.comparison import ComparisonRecipe
+    from bot_dist.recipe import Recipe
+    from bot_dist.recipe import schema as schema_of
+
+    console.show_json(schema_of(Recipe if of == "run" else ComparisonRecipe))
 
 
 def _bytes(option: str, text: str | None) -> int | None:
@@ -365,6 +453,28 @@ def _flags(overwrite: bool, address: str | None) -> list[str]:
     return (["overwrite=true"] if overwrite else []) + ([f"cluster.address={address}"] if address else [])
 
 
+@contextmanager
+def _in_options(source: str) -> Iterator[None]:
+    """Errors name options in place of keys of a recipe, where there is no recipe."""
+    try:
+        yield
+    except BotDistError as error:
+        if not _is_recipe(source):
+            error.args = tuple(_as_options(str(line)) for line in error.args)
+        raise
+
+
+def _as_options(message: str) -> str:
+    """``transfer.memory_limit=2GiB`` as ``--memory-limit 2GiB``."""
+    keys = "|".join(f"{section}\\.{name}" for section, names in _SECTIONS.items() for name in names)
+
+    def option(match: re.Match[str]) -> str:
+        name = match[1].partition(".")[2].replace("_", "-")
+        return f"--{name}{' ' if match[2] else ''}"
+
+    return re.sub(rf"\b({keys})\b(=?)", option, message)
+
+
 _SECTIONS = {
     "target": ("layers", "embed", "mlp", "heads", "kv_heads", "head_dim"),
     "transfer": (
@@ -403,7 +513,8 @@ def _recipe_or_options(
         target = [f"target_url={target_url}"] if target_url is not None else []
         return _recipe(source, [*target, *plain, *(overrides or ())], overwrite, address, family=family)
     data = {"source": source, "output": ".", "target_url": target_url}
-    return make_recipe(data, [*plain, *(overrides or ()), *_flags(overwrite, address)], where="options")
+    with _in_options(source):
+        return make_recipe(data, [*plain, *(overrides or ()), *_flags(overwrite, address)], where="options")
 
 
 def _store_url(url: str, overrides: Sequence[str] | None) -> str:
@@ -419,7 +530,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     stopped_by = [signal.SIGINT]
     _stop_as_ctrl_c(stopped_by)
     try:
-        status = app(args=list(argv) if argv is not None else None, standalone_mode=False)
+        status = app(args=list(argv) if argv is not None else None, prog_name=app.info.name, standalone_mode=False)
     except BotDistError as error:
         _fail(str(error), error.exit_status)
     except Exception as error:

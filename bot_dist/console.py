@@ -1,40 +1,27 @@
-"""What the terminal shows: tables and progress bars, from plain data."""
+"""What the verbs show of their results: tables and lines, from plain data; and the same as JSON."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
 import json
-import threading
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import yaml
 from rich import box
-from rich.console import Console, ConsoleOptions, RenderableType
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.segment import Segment
 from rich.table import Table
 
-from bot_dist.errors import presentable
-from bot_dist.recipe import members_of
-from bot_dist.units import size
+from bot_dist.progress import accuracy
+from bot_dist.recipe import commented, members_of
+from bot_dist.terminal import console, warn
+from bot_dist.units import count, size
 from bot_dist.urls import label
 
 if TYPE_CHECKING:
     from bot_dist.checkpoint import Manifest
     from bot_dist.checkpoint.summary import OperatorRow
     from bot_dist.checkpoint.verification import Verification
+    from bot_dist.convert.describe import Description
     from bot_dist.convert.diff import Diff
     from bot_dist.evaluate.comparison import ComparisonRecipe
     from bot_dist.plan import Simulation, TransferPlan
@@ -43,31 +30,13 @@ if TYPE_CHECKING:
 SHOWN_ACTORS = 8
 SHOWN_DIGEST = 12
 """Characters of a digest that tell it from others."""
-PIPE_WIDTH = 120
-"""Columns where the output is no terminal."""
 MOST_FOREIGN = 10
 """Files that are no part of a store, named one by one."""
 
 
-class _Terminal(Console):
-    """Escapes what is not printable in names and texts out of files, which could move the cursor or worse."""
-
-    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        for segment in super().render(renderable, options):
-            text, style, control = segment
-            if control or text.isprintable() or text.strip("\n").isprintable():
-                yield segment
-            else:
-                yield Segment("\n".join(presentable(line) for line in text.split("\n")), style)
-
-
-console = _Terminal(highlight=False, soft_wrap=True)
-if not console.is_terminal:
-    console = _Terminal(highlight=False, soft_wrap=True, width=PIPE_WIDTH)
-
-
 def show_recipe(recipe: Recipe | ComparisonRecipe) -> None:
-    console.print(yaml.safe_dump(recipe.public(), sort_keys=False), markup=False)
+    """As YAML that can be run again, every key under what it does."""
+    print(commented(type(recipe), recipe.public()), end="")
 
 
 def show_plan(plan: TransferPlan, recipe: Recipe) -> None:
@@ -78,28 +47,27 @@ def show_plan(plan: TransferPlan, recipe: Recipe) -> None:
     table = Table(title=f"{label(recipe.source)} → {label(recipe.transferred_url)}", title_justify="left")
     for heading in ("module", "source", "target"):
         table.add_column(heading, no_wrap=True)
-    table.add_column("operator per axis")
-    for heading in ("read", "written", "peak", "steps"):
+    table.add_column("operator per axis", min_width=24)
+    for heading in ("read", "written", "peak", "steps") if console.wide else ():
         table.add_column(heading, justify="right", no_wrap=True)
     for row in summary.rows:
         operators = ", ".join(f"{axis} {operator}" for axis, operator in row.operators.items()) or "keep"
+        numbers = (size(row.bytes_read), size(row.bytes_written), size(row.peak_bytes), str(row.steps))
         table.add_row(
             row.name,
             shape(row.source_shape),
             shape(row.target_shape),
             operators + (f", scale ×{row.scale:g}" if row.scale != 1 else ""),
-            size(row.bytes_read),
-            size(row.bytes_written),
-            size(row.peak_bytes),
-            str(row.steps),
+            *(numbers if console.wide else ()),
         )
-    table.add_section()
-    total = (size(summary.bytes_read), size(summary.bytes_written), size(max(summary.actor_peak)), str(summary.steps))
-    table.add_row("all", "", "", "", *total)
     console.print(table)
     console.print(
-        f"parameters {summary.n_source:,} → {summary.n_target:,}; forward FLOPs per token "
-        f"{summary.flops_source / 1e6:,.0f} M → {summary.flops_target / 1e6:,.0f} M (context {summary.context})"
+        f"all: {size(summary.bytes_read)} read, {size(summary.bytes_written)} written, in {summary.steps} steps"
+    )
+    before, after = (count(n, "FLOP") for n in (summary.flops_source, summary.flops_target))
+    console.print(
+        f"parameters {summary.n_source:,} → {summary.n_target:,}; forward per token {before} → {after} "
+        f"(context {summary.context})"
     )
     for note in plan.notes:
         console.print(f"note: {note}", markup=False)
@@ -108,6 +76,28 @@ def show_plan(plan: TransferPlan, recipe: Recipe) -> None:
         f"{', '.join(size(n) for n in summary.actor_bytes[:8])}{' …' if plan.mesh.size > 8 else ''}; peak tensors per "
         f"actor {size(max(summary.actor_peak))} of {size(plan.memory_limit)}"
     )
+
+
+def plan_json(plan: TransferPlan, recipe: Recipe, simulation: Simulation | None = None) -> dict[str, Any]:
+    """A plan as plain data."""
+    from bot_dist.plan import summarise
+
+    simulated = {"simulation": dataclasses.asdict(simulation)} if simulation is not None else {}
+    return {
+        "source": label(recipe.source),
+        "target_url": label(recipe.transferred_url),
+        "digest": plan.digest,
+        "notes": list(plan.notes),
+        "mesh": dataclasses.asdict(plan.mesh),
+        "memory_limit": plan.memory_limit,
+        **dataclasses.asdict(summarise(plan, recipe.train.context)),
+        **simulated,
+    }
+
+
+def show_json(data: Any) -> None:
+    """Plain data on standard output, whatever else is silenced."""
+    print(json.dumps(data, indent=1))
 
 
 def show_simulation(simulation: Simulation) -> None:
@@ -136,156 +126,6 @@ def show_simulation(simulation: Simulation) -> None:
     console.print(f"the whole takes {actors[0].total_s:.3g} s, limited by {simulation.limit}")
 
 
-@contextmanager
-def progress() -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Progress bars for the events of a run."""
-    columns = (
-        TextColumn("{task.description:<24}"),
-        BarColumn(bar_width=30),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[note]}"),
-        TimeElapsedColumn(),
-        TextColumn("ETA"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console) as bars:
-        yield _Bars(bars)
-
-
-class _Bars:
-    """One bar per stage or training run, fed by events, of several members of a family at once."""
-
-    def __init__(self, bars: Progress) -> None:
-        self.bars = bars
-        self.tasks: dict[str, TaskID] = {}
-        self.bytes: dict[str, int] = {}
-        self.started: dict[str, float] = {}
-        self.member = ""
-        self._lock = threading.Lock()
-
-    def __call__(self, event: dict[str, Any]) -> None:
-        handler = getattr(self, f"on_{event['stage']}_{event['event']}", None)
-        with self._lock:
-            self.member = event.get("member", "")
-            if handler is not None:
-                handler(event)
-
-    def say(self, text: str, style: str | None = None) -> None:
-        self.bars.console.print(self.named(text), style=style, markup=False)
-
-    def named(self, name: str) -> str:
-        return f"{self.member}: {name}" if self.member else name
-
-    def bar(self, name: str, total: float) -> TaskID:
-        if (name := self.named(name)) not in self.tasks:
-            self.tasks[name] = self.bars.add_task(name, total=total, note="")
-        return self.tasks[name]
-
-    def start_bytes(self, name: str, total: float) -> None:
-        self.bytes[self.named(name)], self.started[self.named(name)] = 0, time.perf_counter()
-        self.bar(name, total)
-
-    def add_bytes(self, name: str, n: int, advance: float) -> None:
-        name = self.named(name)
-        self.bytes[name] += n
-        rate = self.bytes[name] / max(1e-9, time.perf_counter() - self.started[name]) / 1e9
-        self.bars.update(self.tasks[name], advance=advance, note=f"{rate:.2f} GB/s")
-
-    def calibration(self, event: dict[str, Any]) -> str:
-        return f"calibrate, {event.get('purpose', 'statistics')}"
-
-    def on_calibrate_start(self, event: dict[str, Any]) -> None:
-        task = self.bar(self.calibration(event), event["blocks"])
-        self.bars.update(task, note=f"{event['tokens']:,} tokens")
-
-    def on_calibrate_block(self, event: dict[str, Any]) -> None:
-        self.bars.update(self.tasks[self.named(self.calibration(event))], completed=event["block"] + 1)
-
-    def on_calibrate_cached(self, event: dict[str, Any]) -> None:
-        task = self.bar(self.calibration(event), 1)
-        self.bars.update(task, completed=1, note=f"{event['tokens']:,} tokens, found done")
-
-    def on_calibrate_loss(self, event: dict[str, Any]) -> None:
-        if event["loss"] is not None:
-            self.say(f"held-out loss, {_after(event['after'])}: {event['loss']:.3f}")
-
-    def on_transfer_start(self, event: dict[str, Any]) -> None:
-        self.start_bytes("transfer (steps)", event["steps"])
-
-    def on_transfer_actor_died(self, event: dict[str, Any]) -> None:
-        steps = ", ".join(event["steps"]) or "nothing"
-        self.say(f"actor {event['rank']} died while doing {steps}; others go on, a new one starts ({event['why']})")
-
-    def on_transfer_step(self, event: dict[str, Any]) -> None:
-        self.add_bytes("transfer (steps)", event["bytes_read"] + event["bytes_written"], 1)
-
-    def on_compare_begin(self, event: dict[str, Any]) -> None:
-        self.say(f"to be trained: {event['job']}")
-
-    def on_export_start(self, event: dict[str, Any]) -> None:
-        self.start_bytes("export (MB)", round(event["bytes"] / 1e6))
-
-    def on_export_written(self, event: dict[str, Any]) -> None:
-        self.add_bytes("export (MB)", event["bytes"], event["bytes"] / 1e6)
-
-    def on_verify_start(self, event: dict[str, Any]) -> None:
-        self.start_bytes("verify (MB)", round(event["bytes"] / 1e6))
-
-    def on_verify_read(self, event: dict[str, Any]) -> None:
-        self.add_bytes("verify (MB)", event["bytes"], event["bytes"] / 1e6)
-
-    def on_diff_start(self, event: dict[str, Any]) -> None:
-        self.bar("diff (M elements)", round(event["elements"] / 1e6))
-
-    def on_diff_read(self, event: dict[str, Any]) -> None:
-        self.bars.update(self.tasks[self.named("diff (M elements)")], advance=event["elements"] / 1e6)
-
-    def on_pretrain_tokens_damaged(self, event: dict[str, Any]) -> None:
-        self.say(f"tokens are made again: {event['why']}", "yellow")
-
-    def on_pretrain_tokenised(self, event: dict[str, Any]) -> None:
-        task = self.bar("tokenise (MB of text)", round(event["of_bytes"] / 1e6))
-        self.bars.update(task, completed=round(event["bytes"] / 1e6))
-
-    def on_pretrain_resumed(self, event: dict[str, Any]) -> None:
-        self.say(f"{event['run']}: goes on from step {event['step']} ({event['url']})")
-
-    def on_pretrain_moments(self, event: dict[str, Any]) -> None:
-        self.bars.console.print(f"{event['run']}: AdamW goes on after the source's {event['step']} steps", markup=False)
-
-    def on_pretrain_state_passed(self, event: dict[str, Any]) -> None:
-        found = f"{event['run']}: the state of step {event['step']} is passed over: {event['problem']}"
-        self.say(found, "yellow")
-
-    def on_pretrain_skipped(self, event: dict[str, Any]) -> None:
-        found = f"{event['run']}: step {event['step']} is left out: its loss is {event['loss']:.4g}"
-        self.say(found, "yellow")
-
-    def on_pretrain_finished_before(self, event: dict[str, Any]) -> None:
-        self.say(f"{event['run']}: its {event['steps']} steps were done before")
-
-    def on_pretrain_step(self, event: dict[str, Any]) -> None:
-        task = self.bar(f"pretrain {event['run']}", event["steps"])
-        self.bars.update(task, completed=event["step"], note=_speed(event))
-
-    def on_pretrain_held_out(self, event: dict[str, Any]) -> None:
-        if event["steps"]:
-            self.bar(f"pretrain {event['run']}", event["steps"])
-        self.say(f"{event['run']}: held-out loss after {event['step']} steps: {event['loss']:.3f}{_accuracy(event)}")
-
-
-def _after(stage: str) -> str:
-    return "source" if stage == "source" else f"after {stage}"
-
-
-def _speed(step: Mapping[str, Any]) -> str:
-    return f"loss {step['loss']:.3f}, {step['tokens_per_s']:,.0f} tokens/s, MFU {step['mfu']:.1%}"
-
-
-def _accuracy(held_out: Mapping[str, Any]) -> str:
-    return "" if held_out["accuracy"] is None else f" ({held_out['accuracy']:.1%} right)"
-
-
 def show_transfer(report: dict[str, Any], url: str) -> None:
     if stages := report.get("calibrate"):
         show_shrinking(stages)
@@ -299,7 +139,7 @@ def show_transfer(report: dict[str, Any], url: str) -> None:
         kept = ", ".join(f"{name} {share:.1%}" for name, share in report["energy_kept"].items())
         console.print(f"energy kept: {kept}")
     for name, n in report["overflowed"].items():
-        console.print(f"warning: {name}: {n:,} values are too large for its dtype and became infinite", style="yellow")
+        warn(f"warning: {name}: {n:,} values are too large for its dtype and became infinite")
 
 
 def show_shrinking(stages: Sequence[Mapping[str, Any]]) -> None:
@@ -322,7 +162,7 @@ def show_pretrain(result: dict[str, Any]) -> None:
         table.add_row(
             run["name"],
             f"{run['n_parameters']:,}",
-            "  ".join(f"{h['step']}: {h['loss']:.3f}{_accuracy(h)}" for h in run["held_out"]),
+            "  ".join(f"{h['step']}: {h['loss']:.3f}{accuracy(h)}" for h in run["held_out"]),
             f"{run['load_s']:.1f} s",
             f"{run['first_step_s']:.1f} s" if run["first_step_s"] is not None else "–",
             f"{run['tokens_per_s']:,.0f}, {run['mfu']:.1%}" if run["tokens_per_s"] is not None else "–",
@@ -417,12 +257,41 @@ def show_diff(first: str, second: str, found: Diff) -> None:
     console.print(f"{label(first)}, {label(second)}: {verdict} ({equal}{left})", markup=False)
 
 
-def show_store(url: str, manifest: Manifest) -> None:
-    """One row per module, the sums, and the provenance."""
+def show_description(found: Description) -> None:
+    """Family, sizes, losses, configuration, and one row per module."""
+    table = Table(title=found.url, title_justify="left", box=box.SIMPLE_HEAD)
+    for heading in ("module", "axes", "dtype", "tensors", "bytes"):
+        numeric = heading in ("tensors", "bytes")
+        table.add_column(heading, justify="right" if numeric else "left", no_wrap=heading != "axes")
+    for row in found.modules:
+        axes = ", ".join(f"{axis} {n}" for axis, n in row.axes.items())
+        table.add_row(row.name, axes, ", ".join(row.dtypes), str(row.tensors), size(row.nbytes))
+    console.print(table)
+    show_facts(_described(found))
+
+
+def _described(found: Description) -> Iterator[tuple[str, str]]:
+    yield "format", found.format
+    yield "family", f"{found.family}, {found.n_parameters:,} parameters, {size(found.nbytes)}"
+    yield "sizes", ", ".join(f"{name} {n}" for name, n in found.sizes.items())
+    if found.losses:
+        yield "held-out loss", ", ".join(f"{when}: {loss:.3f}" for when, loss in found.losses.items())
+    yield "config", ", ".join(f"{key}={json.dumps(value)}" for key, value in found.config.items())
+
+
+def show_facts(lines: Iterable[tuple[str, str]]) -> None:
+    """A heading and a text each."""
+    for heading, text in lines:
+        console.print(f"{heading:<14} {text}", markup=False)
+
+
+def show_store(found: Description, manifest: Manifest) -> None:
+    """One row per module, the sums, what the model is, and the provenance."""
     from bot_dist.checkpoint.summary import provenance_lines, store_rows, store_totals
 
-    table = Table(title=label(url), title_justify="left", box=box.SIMPLE_HEAD)
-    for heading in ("module", "axes", "dtype", "shard", "chunk", "arrays", "bytes", "energy"):
+    table = Table(title=found.url, title_justify="left", box=box.SIMPLE_HEAD)
+    layout = ("shard", "chunk") if console.wide else ()
+    for heading in ("module", "axes", "dtype", *layout, "arrays", "bytes", "energy"):
         numeric = heading in ("arrays", "bytes", "energy")
         table.add_column(heading, justify="right" if numeric else "left", no_wrap=heading != "axes")
     for row in store_rows(manifest):
@@ -431,8 +300,7 @@ def show_store(url: str, manifest: Manifest) -> None:
             row.name,
             ", ".join(f"{a} {n}" for a, n in zip(stored.parameter.axes, stored.parameter.sizes, strict=True)),
             stored.dtype,
-            shape(stored.shard),
-            shape(stored.chunk),
+            *((shape(stored.shard), shape(stored.chunk)) if console.wide else ()),
             str(row.arrays),
             size(row.nbytes),
             f"{row.energy_kept:.1%}" if row.energy_kept is not None else "–",
@@ -440,14 +308,15 @@ def show_store(url: str, manifest: Manifest) -> None:
     console.print(table)
     totals = store_totals(manifest)
     held = f"{totals.arrays:,} in {totals.shards:,} shards of {totals.chunks:,} chunks, {size(totals.nbytes)}"
-    lines = [
-        ("arrays", held),
-        ("files", ", ".join(manifest.files) or "none"),
-        ("digest", manifest.digest),
-        *provenance_lines(manifest),
-    ]
-    for heading, text in lines:
-        console.print(f"{heading:<14} {text}", markup=False)
+    show_facts(
+        [
+            ("arrays", held),
+            ("files", ", ".join(manifest.files) or "none"),
+            ("digest", manifest.digest),
+            *_described(found),
+            *provenance_lines(manifest),
+        ]
+    )
     if stages := manifest.provenance.get("transfer", {}).get("calibrate"):
         show_shrinking(stages)
 
@@ -476,14 +345,9 @@ def show_operators(url: str, rows: Sequence[OperatorRow]) -> None:
         console.print(table)
 
 
-def show_operators_json(rows: Sequence[OperatorRow]) -> None:
-    """The same as a JSON list of objects."""
-    print(json.dumps([dataclasses.asdict(row) for row in rows], indent=1))
-
-
-def show_manifest(manifest: Manifest) -> None:
-    """The manifest as JSON, but for the digests of the chunks."""
-    print(json.dumps({**manifest.contents(), "digest": manifest.digest}, indent=1))
+def manifest_json(manifest: Manifest) -> dict[str, Any]:
+    """The manifest, but for the digests of the chunks."""
+    return {**manifest.contents(), "digest": manifest.digest}
 
 
 def shape(sizes: Sequence[int]) -> str:

@@ -70,12 +70,12 @@ def resize(config: Mapping[str, Any], target: Mapping[str, int]) -> dict[str, An
     if config.get("scale_attn_by_inverse_layer_idx") and resized["n_layer"] != now["layer"]:
         raise FamilyError(
             "config.json: with scale_attn_by_inverse_layer_idx=true a block depends on how many come before it; "
-            f"keep layers={now['layer']}"
+            f"keep target.layers={now['layer']}"
         )
     if config.get("scale_attn_weights") is False and embed // heads != now["head_dim"]:
         raise FamilyError(
             "config.json: with scale_attn_weights=false there is no softmax scale to follow a change of head_dim; "
-            f"keep head_dim={now['head_dim']}"
+            f"keep target.head_dim={now['head_dim']}"
         )
     return resized
 

@@ -121,7 +121,7 @@ def check_divisible_by_heads(resized: Mapping[str, Any], model_type: str) -> Non
         fits = [n * heads for n in (embed // heads, embed // heads + 1) if n]
         raise FamilyError(
             f"target embed={embed} is not divisible by heads={heads}, which transformers wants of hidden_size in "
-            f"{model_type}; set embed={' or '.join(map(str, fits))}"
+            f"{model_type}; set target.embed={' or '.join(map(str, fits))}"
         )
 
 
@@ -133,10 +133,12 @@ def resize_heads_of_width(now: Mapping[str, int], target: Mapping[str, int], fam
         return embed, heads
     low = max(1, embed // head_dim)
     fits = [low] if embed % head_dim == 0 else [low, low + 1]
-    ways = [f"heads={n}" if n * head_dim == embed else f"embed={n * head_dim}, heads={n}" for n in fits]
+    ways = [
+        f"target.heads={n}" if n * head_dim == embed else f"target.embed={n * head_dim} target.heads={n}" for n in fits
+    ]
     raise FamilyError(
         f"target embed={embed} is not heads × head_dim = {heads} × {head_dim}, which family '{family}' requires; "
-        f"set {' or '.join([f'embed={heads * head_dim}', *ways])}"
+        f"set {' or '.join([f'target.embed={heads * head_dim}', *ways])}"
     )
 
 
@@ -179,9 +181,13 @@ def grouped_query_resize(
     heads = target.get("heads", now["kv_heads"] * now["group"])
     kv_heads = target.get("kv_heads", now["kv_heads"])
     if heads % kv_heads:
+        group = now["group"]
+        ways = [f"target.heads={kv_heads * group}"]
+        if heads % group == 0:
+            ways.append(f"target.heads={heads} target.kv_heads={heads // group}")
         raise FamilyError(
-            f"target heads={heads} is not divisible by kv_heads={kv_heads}; give kv_heads that divides heads, "
-            f"or heads={kv_heads * now['group']} to keep {now['group']} query heads per key/value head"
+            f"target heads={heads} is not divisible by kv_heads={kv_heads}; set {' or '.join(ways)}, which keep "
+            f"{group} query heads per key/value head"
         )
     return {
         **config,

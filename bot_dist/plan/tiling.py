@@ -47,7 +47,7 @@ def tiled(modules: Sequence[ModulePlan], memory_limit: int, actors: int) -> tupl
     if smallest:
         raise PlanError(
             f"memory limit of {memory_limit:,} bytes per actor: no tile is small enough; "
-            f"the smallest that works is {smallest:,} bytes"
+            f"the smallest that works is {smallest:,} bytes: transfer.memory_limit={smallest}"
         )
     return tuple(found)
 

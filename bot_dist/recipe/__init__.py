@@ -31,6 +31,7 @@ from bot_dist.recipe.load import (
     split_member,
     validated,
 )
+from bot_dist.recipe.shown import commented, schema
 
 __all__ = [
     "DOCUMENT_LIMIT",
@@ -46,6 +47,7 @@ __all__ = [
     "TextConfig",
     "TrainConfig",
     "TransferConfig",
+    "commented",
     "labelled",
     "load_recipe",
     "make_recipe",
@@ -54,6 +56,7 @@ __all__ = [
     "parse_bytes",
     "read_yaml",
     "refuse_family",
+    "schema",
     "split_member",
     "validated",
 ]

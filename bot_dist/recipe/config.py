@@ -8,7 +8,16 @@ import os
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictInt,
+    WithJsonSchema,
+    model_validator,
+)
 
 from bot_dist.errors import nearest
 from bot_dist.urls import label
@@ -29,7 +38,13 @@ _MEMBER = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 """Names of members: of folders, too."""
 
 MOST_BYTES = 2**60
-Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(gt=0, le=MOST_BYTES)]
+_BYTES_SCHEMA = {
+    "anyOf": [
+        {"type": "integer", "exclusiveMinimum": 0},
+        {"type": "string", "pattern": r"^\s*\d+(\.\d+)?\s*[A-Za-z]*$"},
+    ]
+}
+Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(gt=0, le=MOST_BYTES), WithJsonSchema(_BYTES_SCHEMA)]
 
 
 def _url(text: str) -> str:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
 
 import pydantic
-from pydantic import BaseModel
 
 from bot_dist.errors import RecipeError, nearest
 from bot_dist.parsing import parse_yaml
@@ -158,12 +157,12 @@ def _split_override(text: str) -> tuple[str, Any]:
     return key, parse_yaml(value, f"override {text!r}: the value", RecipeError)
 
 
-def _reject_unknown_keys(model: type[BaseModel], data: Mapping[str, Any], where: str, path: str = "") -> None:
+def _reject_unknown_keys(model: type[Config], data: Mapping[str, Any], where: str, path: str = "") -> None:
     for key, value in data.items():
         if key not in model.model_fields:
             raise RecipeError(f"{where}: unknown key '{path}{key}'; {nearest(str(key), model.model_fields)}")
         annotation = model.model_fields[key].annotation
-        section = next((t for t in (annotation, *get_args(annotation)) if _is_section(t)), None)
+        section = section_of(annotation)
         named = value.items() if get_origin(annotation) is dict and isinstance(value, Mapping) else [("", value)]
         for name, inner in named:
             if section is not None and isinstance(inner, Mapping):
@@ -182,5 +181,9 @@ def _reject_odd_values(value: Any, where: str, path: str = "") -> None:
         raise RecipeError(f"{where}: {path} holds the character {odd[0]!r}, which is in no path and no name")
 
 
-def _is_section(annotation: Any) -> bool:
-    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+def section_of(annotation: Any) -> type[Config] | None:
+    """The configuration model that a key's value is, or holds; None for a plain value."""
+    for kind in (annotation, *get_args(annotation)):
+        if isinstance(kind, type) and issubclass(kind, Config):
+            return kind
+    return None

@@ -212,7 +212,13 @@ class Trainer:
             diverged = str(error)
             self._events.add("diverged", run=run.name, step=len(self._steps))
         if run.save_url and not diverged:
-            provenance = {"run": run.name, "steps": run.steps, "source": source.provenance()}
+            measured = [dataclasses.asdict(held_out) for held_out in self._held_out]
+            provenance = {
+                "run": run.name,
+                "steps": run.steps,
+                "source": source.provenance(),
+                "held_out": measured,
+            }
             saving.save(self._module, self._engine, model, run.save_url, attempt, provenance, overwrite=overwrite)
             self._events.add("saved", run=run.name, url=run.save_url)
         if run.probe_path and not diverged:

@@ -265,11 +265,11 @@ BAD = [
     ("preset", None, ["--preset", "paper-gpt"], "unknown preset 'paper-gpt'; did you mean 'paper-gpt-s2l'"),
     ("negative size", None, ["--mlp", "-3"], "target mlp is -3; give at least 1"),
     ("no blocks", None, ["--layers", "0"], "target layers is 0; give at least 1"),
-    ("no actors", None, ["--tensor", "0"], "cluster.tensor"),
+    ("no actors", None, ["--tensor", "0"], "--tensor: "),
     ("memory limit", None, ["--memory-limit", "100"], "the smallest that works is"),
     ("wavelet", None, ["--wavelet", "harr"], "unknown wavelet 'harr'"),
     ("override", None, ["--set", "train.stepz=1"], "unknown key 'train.stepz'"),
-    ("option value", None, ["--gain", "loud"], "transfer.gain"),
+    ("option value", None, ["--gain", "loud"], "--gain: "),
     ("unknown option", None, ["--embedd", "3"], "No such option"),
 ]
 

@@ -308,16 +308,28 @@ def test_without_architectures_it_is_the_class_that_is_pretrained(make_pico: Pic
 @pytest.mark.parametrize(
     ("kind", "options", "message"),
     [
-        ("llama", {"heads": 5}, "target heads=5 is not divisible by kv_heads=2.*or heads=4 to keep 2"),
+        ("llama", {"heads": 5}, "target heads=5 is not divisible by kv_heads=2; set target.heads=4, which"),
         ("llama", {"vocab": 80}, "target vocab=80: family 'llama' keeps it: the vocabulary belongs to the tokenizer"),
         ("llama", {"hidden": 48}, "target option 'hidden' does not exist in family 'llama'"),
-        ("gpt2", {"embed": 48}, "embed=48 is not heads × head_dim = 3 × 8, .* set embed=24 or heads=6"),
-        ("gpt2", {"embed": 36}, "set embed=24 or embed=32, heads=4 or embed=40, heads=5"),
-        ("bert", {"head_dim": 16}, "embed=24 is not heads × head_dim = 3 × 16.* set embed=48 or embed=16, heads=1"),
-        ("vit", {"heads": 5}, "embed=24 is not heads × head_dim = 5 × 8, .* set embed=40 or heads=3"),
-        ("gpt_neox", {"heads": 6}, "embed=24 is not heads × head_dim = 6 × 8, .* set embed=48 or heads=3"),
-        ("gemma2", {"embed": 30}, "embed=30 is not divisible by heads=4, .* set embed=28 or 32"),
-        ("gemma3", {"embed": 3}, "hidden_size in gemma3_text; set embed=4"),
+        ("gpt2", {"embed": 48}, "embed=48 is not heads × head_dim = 3 × 8, .* set target.embed=24 or target.heads=6"),
+        (
+            "gpt2",
+            {"embed": 36},
+            "set target.embed=24 or target.embed=32 target.heads=4 or target.embed=40 target.heads=5",
+        ),
+        (
+            "bert",
+            {"head_dim": 16},
+            "embed=24 is not heads × head_dim = 3 × 16.* set target.embed=48 or target.embed=16 target.heads=1",
+        ),
+        ("vit", {"heads": 5}, "embed=24 is not heads × head_dim = 5 × 8, .* set target.embed=40 or target.heads=3"),
+        (
+            "gpt_neox",
+            {"heads": 6},
+            "embed=24 is not heads × head_dim = 6 × 8, .* set target.embed=48 or target.heads=3",
+        ),
+        ("gemma2", {"embed": 30}, "embed=30 is not divisible by heads=4, .* set target.embed=28 or 32"),
+        ("gemma3", {"embed": 3}, "hidden_size in gemma3_text; set target.embed=4"),
     ],
 )
 def test_an_impossible_target_names_the_nearest_that_work(

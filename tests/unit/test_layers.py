@@ -35,6 +35,8 @@ FLOORS = [  # of the architecture, lowest first; the names of one line do not im
     {"bench", "planning"},
     {"checks", "pipeline"},
     {"compare", "resizing"},
+    {"terminal"},
+    {"progress"},
     {"console", "__init__"},
     {"cli"},
 ]

@@ -378,7 +378,7 @@ def test_what_cannot_be_planned(
 def test_the_smallest_limit_named_works() -> None:
     with pytest.raises(PlanError) as caught:
         planned(SMOLLM2, HALF, memory_limit=1000)
-    smallest = int(str(caught.value).rsplit("is ", 1)[1].removesuffix(" bytes").replace(",", ""))
+    smallest = int(str(caught.value).rpartition("transfer.memory_limit=")[2])
     planned(SMOLLM2, HALF, memory_limit=smallest).validate()
     with pytest.raises(PlanError):
         planned(SMOLLM2, HALF, memory_limit=smallest - 1)

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
-from bot_dist import console
+from bot_dist import progress
 from bot_dist.evaluate.plots import shrinking
 from bot_dist.evaluate.report import verdict, write_report
 from bot_dist.evaluate.shrinking import losses, prediction_errors, ranges, spectrum, stage_rows
@@ -139,10 +138,10 @@ def test_a_report_tells_it_where_there_was_such_a_shrinking(tmp_path: Path) -> N
 
 
 def test_a_bar_per_pass_over_the_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    terminal = Console(file=io.StringIO(), force_terminal=True, width=120, highlight=False)
-    monkeypatch.setattr(console, "console", terminal)
+    terminal = type(progress.console)(file=io.StringIO(), force_terminal=True, width=120, highlight=False)
+    monkeypatch.setattr(progress, "console", terminal)
     embed, loss = "for embed", "loss after embed"
-    with console.progress() as on_event:
+    with progress.progress() as on_event:
         for event in (
             {"event": "start", "purpose": embed, "tokens": 2048, "blocks": 3, "windows": 4, "shares": 1},
             {"event": "block", "purpose": embed, "block": 0, "of": 3, "seconds": 0.1},
@@ -151,7 +150,7 @@ def test_a_bar_per_pass_over_the_text(monkeypatch: pytest.MonkeyPatch) -> None:
             {"event": "loss", "after": "embed", "loss": 4.25},
         ):
             on_event({"stage": "calibrate", **event})
-        bars = {task.description: task for task in on_event.bars.tasks}
+        bars = {task.description: task for task in on_event.shown.tasks}
     assert {name: (task.completed, task.total) for name, task in bars.items()} == {
         "calibrate, for embed": (2, 3),
         "calibrate, loss after embed": (1, 1),

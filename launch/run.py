@@ -14,7 +14,7 @@ import re
 import sys
 from collections.abc import Sequence
 
-VERBS = ("run", "plan", "scale", "pretrain", "compare", "verify", "inspect", "diff", "export")
+VERBS = ("run", "plan", "scale", "pretrain", "compare", "verify", "inspect", "diff", "export", "schema")
 NO_PACKAGE = """launch/run.py: the package bot_dist is not importable on this node; bring it by one of
   ray job submit --working-dir . -- python launch/run.py …   (from the root of the repository)
   file_mounts and setup_commands of the cluster file          (as launch/cluster/local.yaml does)"""

@@ -144,7 +144,7 @@ def show_transfer(report: dict[str, Any], url: str) -> None:
 
 def show_shrinking(stages: Sequence[Mapping[str, Any]]) -> None:
     """Every stage of a shrinking that was fitted to its source."""
-    from bot_dist.evaluate.shrinking import HEADINGS, cells, stage_rows
+    from bot_dist.evaluate.shrinking import HEADINGS, cells, ranking_lines, stage_rows
 
     table = Table(title="shrunk stage by stage", title_justify="left")
     for heading in HEADINGS:
@@ -152,6 +152,8 @@ def show_shrinking(stages: Sequence[Mapping[str, Any]]) -> None:
     for row in stage_rows(stages):
         table.add_row(*cells(row))
     console.print(table)
+    for line in ranking_lines(stages):
+        console.print(line, markup=False)
 
 
 def show_pretrain(result: dict[str, Any]) -> None:

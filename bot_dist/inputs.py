@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from bot_dist.errors import InputError
@@ -42,6 +43,30 @@ def check_kind_of_data(recipe: Recipe, model: Model) -> None:
         raise InputError(f"family '{name}' takes text, and train.images is '{images}'; name a text in train.text")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Amount:
+    """How much is run through a model."""
+
+    positions: int
+    """Of a sample's hidden states: tokens of a window, or of an image."""
+    fitted: int
+    """Samples that operators are fitted to."""
+    held_out: int
+    """Further samples, which the loss is measured on."""
+
+
+def calibration_amount(recipe: Recipe, model: Model) -> Amount:
+    """What ``calibrate.tokens`` and ``calibrate.held_out`` come to in whole samples."""
+    config = recipe.calibrate
+    if model.family.objective == "image":
+        positions = model.sizes["position"]
+        return Amount(
+            positions=positions, fitted=-(-config.tokens // positions), held_out=-(-config.held_out // positions)
+        )
+    context = min(config.context, int(model.config.get(model.family.context_field) or config.context))
+    return Amount(positions=context, fitted=-(-config.tokens // context), held_out=config.held_out // context)
+
+
 def calibration_data(recipe: Recipe, model: Model) -> CalibrationData | None:
     """Read; None where the recipe names none for such a model. Raises InputError where there is less than
     ``calibrate.tokens`` and ``calibrate.held_out``."""
@@ -56,22 +81,25 @@ def _images(recipe: Recipe, model: Model) -> CalibrationData:
     from bot_dist.train.images import prepare_images
 
     images = prepare_images(recipe.train, absolute(recipe.source), model.config).train()
-    counts = [-(-n // model.sizes["position"]) for n in (recipe.calibrate.tokens, recipe.calibrate.held_out)]
-    if len(images) < sum(counts):
+    amount = calibration_amount(recipe, model)
+    n = amount.fitted + amount.held_out
+    if len(images) < n:
         raise InputError(
-            f"calibrate.tokens and calibrate.held_out are {sum(counts):,} images of {model.sizes['position']} tokens, "
+            f"calibrate.tokens and calibrate.held_out are {n:,} images of {amount.positions} tokens, "
             f"and train.images has {len(images):,} that may be trained on; lower them, or give more images"
         )
-    pixels, classes = images.read(range(sum(counts)))
+    pixels, classes = images.read(range(n))
     fitted, held_out = (
-        Samples.of_images(pixels[part], classes[part], model) for part in (slice(counts[0]), slice(counts[0], None))
+        Samples.of_images(pixels[part], classes[part], model)
+        for part in (slice(amount.fitted), slice(amount.fitted, None))
     )
-    return CalibrationData(fitted=fitted, held_out=held_out)
+    named = f"train.images '{label(recipe.train.images or '')}'"
+    return CalibrationData(fitted=fitted, held_out=held_out, named=named)
 
 
 def _text(recipe: Recipe, model: Model) -> CalibrationData:
     """Windows that lie evenly over the text, none of what training holds out of it."""
-    from bot_dist.calibrate import CalibrationData, Samples, windows
+    from bot_dist.calibrate import CalibrationData, Samples, check_tokenizer, windows
     from bot_dist.convert.text import Encoder
     from bot_dist.convert.texts import open_texts
     from bot_dist.convert.tokenizer import load_tokenizer
@@ -79,22 +107,24 @@ def _text(recipe: Recipe, model: Model) -> CalibrationData:
     config = recipe.calibrate
     section, named = ("calibrate", config) if config.text else ("train", recipe.train)
     tokenizer = load_tokenizer(absolute(recipe.source))
-    longest = model.config.get(model.family.context_field) or config.context
-    context = min(config.context, int(longest))
+    check_tokenizer(tokenizer, model, recipe.source)
+    amount = calibration_amount(recipe, model)
     texts = open_texts(named.text, named.column, section, named.document_limit)
     parts = windows(
         texts,
         Encoder(tokenizer, section, named.bos, named.eos),
-        -(-config.tokens // context),
-        config.held_out // context,
-        context,
+        amount.fitted,
+        amount.held_out,
+        amount.positions,
         masked=model.family.objective == "masked",
         withheld=_held_from_training(recipe.train, texts, tokenizer),
     )
     shown, measured = (
         Samples.of_text(part, model, tokenizer.mask_token_id, tokenizer.all_special_ids) for part in parts
     )
-    return CalibrationData(fitted=shown, held_out=measured)
+    more = f" and {len(named.text) - 1} more" if len(named.text) > 1 else ""
+    what = f"{section}.text '{label(named.text[0])}'{more}"
+    return CalibrationData(fitted=shown, held_out=measured, named=what)
 
 
 def _held_from_training(train: TrainConfig, texts: Sequence[TextFile], tokenizer: Any) -> dict[str, int]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from bot_dist.errors import InputError, SourceError
 from bot_dist.families import Model, Weight, model_of
-from bot_dist.inputs import calibration_data, check_kind_of_data, has_data, names_data
+from bot_dist.inputs import calibration_amount, calibration_data, check_kind_of_data, has_data, names_data
 from bot_dist.making import MADE_VERSION
 from bot_dist.recipe import Basis, Recipe, refuse_family
 from bot_dist.sharding import Mesh
@@ -22,6 +22,7 @@ from bot_dist.urls import absolute, label
 
 if TYPE_CHECKING:
     from bot_dist.calibrate import Adapted
+    from bot_dist.calibrate.candidates import Candidate
     from bot_dist.calibrate.cost import CalibrationCost
     from bot_dist.checkpoint import MallatSource
     from bot_dist.convert.source import Source
@@ -144,7 +145,7 @@ class Planning:
         return adaptation.run() if adaptation.stages else None
 
     def _planned(self, adapted: Adapted | None) -> TransferPlan:
-        from bot_dist.calibrate import follows
+        from bot_dist.evaluate.shrinking import ranking_lines
         from bot_dist.plan import adaptive, averages, basis_of, growing, make_plan, placed, shrinking, target_model
         from bot_dist.wavelets import origins
 
@@ -163,20 +164,25 @@ class Planning:
                 layers = tuple(origins(model.sizes["layer"], recipe.target["layers"]).tolist())
             rotated = "embed" in (*axes, *grown) and basis == "rotation"
             target = target_model(model, recipe.target, recipe.transfer, rotated=rotated, layers=layers)
-            sequential = has_data(recipe, model) and follows(model, recipe)
+            tried = _tried(recipe, model, axes, grown)
+            sequential = any(stage[0].sequential for stage in tried)
             fitted = adaptive(
                 model,
                 target,
                 basis,
-                [*axes, *grown],
-                sequential=bool(axes) and sequential,
+                [*axes, *grown] if adapted is None else adapted.axes,
+                sequential=sequential if adapted is None else adapted.sequential,
                 averaged=averages(model, target, recipe.transfer),
             )
             if adapted is not None:
                 fitted = placed(fitted, adapted.stored)
             notes = notes + _adaptive_notes(recipe, model, axes, grown, basis)
             if axes or grown:
-                self._cost = _calibration_cost(recipe, model, target, [*axes, *grown], basis, sequential)
+                notes += _enough_notes(recipe, model, target, axes, tried)
+                notes += (
+                    _ranking_notes(recipe, model, axes, tried) if adapted is None else ranking_lines(adapted.stages)
+                )
+                self._cost = _calibration_cost(recipe, model, target, [*axes, *grown], basis, tried)
                 notes.append(_calibration_note(self._cost, model))
         elif self.rule is not None:
             return self._by_rule(self.rule)
@@ -304,7 +310,7 @@ def _adaptive_notes(recipe: Recipe, model: Model, axes: Sequence[str], grown: Se
         why = f"there is no {'train.images' if model.family.objective == 'image' else 'calibrate.text'}"
         notes.append(f"it is fitted to the weights alone, for {why}: a start from statistics is much better")
     why_not = sequential_refused(model, model.resized(recipe.target), recipe.transfer)
-    if axes and why_not and recipe.calibrate.passes == "sequential" and has_data(recipe, model):
+    if axes and why_not and recipe.calibrate.passes in ("auto", "sequential") and has_data(recipe, model):
         notes.append(f"shrinking is fitted in one pass, not block by block: {why_not}")
     if "embed" in axes and basis == "permutation" and recipe.transfer.basis == "auto":
         notes.append(
@@ -313,17 +319,63 @@ def _adaptive_notes(recipe: Recipe, model: Model, axes: Sequence[str], grown: Se
     return notes
 
 
+def _tried(recipe: Recipe, model: Model, axes: Sequence[str], grown: Sequence[str]) -> list[tuple[Candidate, ...]]:
+    """The candidates at each stage: several where the recipe leaves open which, and their losses rank them."""
+    from bot_dist.calibrate.candidates import candidates, measurable, stages_of
+
+    ranks = measurable(model) and calibration_amount(recipe, model).held_out > 0
+    stages = [*stages_of(model, recipe, axes), *([tuple(grown)] if grown else [])]
+    return [candidates(model, recipe, stage, data=has_data(recipe, model), ranks=ranks) for stage in stages]
+
+
+def _ranking_notes(
+    recipe: Recipe, model: Model, axes: Sequence[str], tried: Sequence[Sequence[Candidate]]
+) -> list[str]:
+    """Which fits will be tried, of what has not been fitted yet."""
+    from bot_dist.calibrate.candidates import candidates
+
+    amount = calibration_amount(recipe, model)
+    held_out = f"{amount.held_out * amount.positions:,} tokens that none is fitted to"
+    several = {"; ".join(candidate.name for candidate in stage) for stage in tried if len(stage) > 1}
+    notes = [f"fits are tried and ranked by their loss on {held_out}: {names}" for names in sorted(several)]
+    first, *others = candidates(model, recipe, axes, data=has_data(recipe, model), ranks=True)
+    if not notes and others:
+        why = "a head" if amount.held_out else "calibrate.held_out"
+        notes.append(f"without {why} fits can't be ranked: {first.name} is taken as it is")
+    return notes
+
+
+def _enough_notes(
+    recipe: Recipe, model: Model, target: Model, axes: Sequence[str], tried: Sequence[Sequence[Candidate]]
+) -> list[str]:
+    """Raises InputError where what shrinks would be fitted to too few tokens."""
+    from bot_dist.calibrate.suitable import check_enough, coordinates_told_by
+
+    if not has_data(recipe, model):
+        return []
+    amount = calibration_amount(recipe, model)
+    sequential = any(candidate.sequential for stage in tried for candidate in stage)
+    told = coordinates_told_by(model, target, axes, sequential=sequential)
+    note = check_enough(amount.fitted * amount.positions, told)
+    return [note] if note else []
+
+
 def _calibration_cost(
-    recipe: Recipe, model: Model, target: Model, axes: Sequence[str], basis: Basis, sequential: bool
+    recipe: Recipe,
+    model: Model,
+    target: Model,
+    axes: Sequence[str],
+    basis: Basis,
+    tried: Sequence[Sequence[Candidate]],
 ) -> CalibrationCost:
     """What fitting takes. Raises PlanError where that is more than it may."""
     from bot_dist.calibrate.cost import calibration_cost
     from bot_dist.errors import PlanError
 
     config = recipe.calibrate
-    windows = -(-config.tokens // model.tokens_per_sample(config.context))
-    shares = min(recipe.cluster.tensor * recipe.cluster.data, windows) if has_data(recipe, model) else 0
-    cost = calibration_cost(model, target, axes, config, basis=basis, shares=shares, sequential=sequential)
+    samples = calibration_amount(recipe, model).fitted
+    shares = min(recipe.cluster.tensor * recipe.cluster.data, samples) if has_data(recipe, model) else 0
+    cost = calibration_cost(model, target, axes, config, basis=basis, shares=shares, stages=tried)
     if (needed := max(cost.share_bytes, cost.fit_bytes)) > config.memory_limit:
         raise PlanError(
             f"calibrate.memory_limit is {config.memory_limit:,} bytes, and fitting {', '.join(axes)} takes about "

@@ -72,6 +72,10 @@ def default_signals() -> None:
         signal.signal(kind, signal.SIG_DFL)
 
 
+UNTRAINED = {"allow_mismatch": True}
+"""Of ``calibrate``, where the source is a pico: it understands no text better than a uniform guess does."""
+
+
 @dataclass(frozen=True)
 class Pico:
     """A saved model, and itself."""

@@ -1,10 +1,11 @@
 """Statistics of a source model on a text or on images, streamed through it block by block, and the operators fitted to
 them."""
 
-from bot_dist.calibrate.adapt import Adaptation, Adapted, follows
+from bot_dist.calibrate.adapt import Adaptation, Adapted
 from bot_dist.calibrate.moments import default_wanted
 from bot_dist.calibrate.samples import CalibrationData, Samples
 from bot_dist.calibrate.statistics import Statistics, statistics
+from bot_dist.calibrate.suitable import check_tokenizer
 from bot_dist.calibrate.tokens import windows
 
 __all__ = [
@@ -13,8 +14,8 @@ __all__ = [
     "CalibrationData",
     "Samples",
     "Statistics",
+    "check_tokenizer",
     "default_wanted",
-    "follows",
     "statistics",
     "windows",
 ]

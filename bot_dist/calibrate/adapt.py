@@ -6,25 +6,39 @@ comes out is one plan.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import copy
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from bot_dist.calibrate.candidates import (
+    Candidate,
+    Ranking,
+    Result,
+    candidates,
+    facts_of,
+    measurable,
+    options_of,
+    stages_of,
+    wanted_of,
+)
 from bot_dist.calibrate.fit import Apart, AxisFit, Coordinates, Given, Lifted, Rotation
 from bot_dist.calibrate.growing import Lengthened, SpreadCoordinates, SpreadUnits
 from bot_dist.calibrate.samples import CalibrationData, Samples
 from bot_dist.calibrate.sequential_fit import Sequential
 from bot_dist.calibrate.statistics import Statistics, statistics
+from bot_dist.calibrate.suitable import check_understood
 from bot_dist.calibrate.weight_only import WeightStatistics
 from bot_dist.checkpoint import CheckpointReader, write_operators
 from bot_dist.checkpoint.manifest import digest
 from bot_dist.convert.source import Source
-from bot_dist.errors import FamilyError, InputError
+from bot_dist.errors import CalibrationError
 from bot_dist.families import Model
 from bot_dist.plan import (
-    ORDER,
     Fitted,
     SourceModule,
     TransferPlan,
@@ -35,7 +49,6 @@ from bot_dist.plan import (
     make_plan,
     operators,
     placed,
-    sequential_refused,
     shrinking,
     target_model,
 )
@@ -49,8 +62,6 @@ OnEvent = Callable[[dict[str, Any]], None]
 
 FIT_VERSION = 9
 """Raised when the same statistics come to give other operators, or other facts about them."""
-OPTIONS = {"layer": ("layers",), "embed": ("embed",), "heads": ("heads", "kv_heads"), "mlp": ("mlp",)}
-"""The target's options that belong to each axis."""
 
 
 @dataclass(kw_only=True)
@@ -100,19 +111,19 @@ class Adaptation:
         self.grown = growing(model, target, recipe.transfer)
         self.averaged = averages(model, target, recipe.transfer)
         self.ridge = recipe.transfer.ridge
-        self.sequential = data is not None and follows(model, recipe)
         shrunk = shrinking(model, target, recipe.transfer)
-        self.stages = [*_shrinking_stages(model, recipe, shrunk), *([tuple(self.grown)] if self.grown else [])]
+        self.stages = [*stages_of(model, recipe, shrunk), *([tuple(self.grown)] if self.grown else [])]
         """The axes that are fitted, in order: those that shrink, then those that grow."""
         self.done = Adapted()
+        self._ranks = data is not None and len(data.held_out) > 0 and measurable(model)
 
     def run(self) -> Adapted:
-        """All stages. Raises InputError where the samples are too few or not finite, PlanError where nothing fits."""
+        """All stages. Raises InputError where the source does not understand the samples or they are not finite,
+        PlanError where nothing fits."""
         with Crew(self.recipe.cluster) as self._crew:
-            for axes in self.stages:
-                self._measure()
-                self._stage(axes)
             self._measure()
+            for axes in self.stages:
+                self._stage(axes)
         return self.done
 
     def target(self) -> Model:
@@ -146,35 +157,100 @@ class Adaptation:
         return TransformedSource(plan, self.source), plan.target
 
     def _stage(self, axes: tuple[str, ...]) -> None:
+        """Fit some axes, in whichever of the ways that are tried loses least."""
+        tried = candidates(self.model, self.recipe, axes, data=self.data is not None, ranks=self._ranks)
         source, model = self._now()
-        if self.data is None:
-            found: Statistics | WeightStatistics = WeightStatistics(source, model)
-        else:
-            self._check_rank(axes)
-            apart = [axis for axis in axes if axis == "embed" or not self.sequential]
-            lifted = self.basis == "permutation" and "embed" not in self.grown and not self.sequential
-            needed = _wanted(model, apart, lifted=lifted)
-            found = self._statistics(source, model, self.data.fitted, needed, f"for {', '.join(axes)}")
-        grows = {*axes} <= {*self.grown}  # the last stage; what grows by other means is there, too
-        self.done.target |= self.recipe.target if grows else _options(self.recipe.target, axes)
-        facts: dict[str, Any] = {}
-        if "layer" in axes:
-            self.done.layers = self._kept_layers(found.similarity, self.done.target["layers"])
-            facts["layer"] = {"similarity": found.similarity.tolist(), "kept": [*self.done.layers]}
-        widths = [axis for axis in axes if axis != "layer"]
-        if widths or self.sequential:
-            wanted = self.recipe.transfer.lifting
-            predicts = wanted == "least-squares" or (wanted == "auto" and not self.sequential)
+        found = self._found(source, model, axes, tried)
+        before = self.done
+
+        def fit(candidate: Candidate) -> Adapted:
+            self.done = copy.deepcopy(before)
             given = Given(
                 source=source,
                 model=model,
                 statistics=found,
                 ridge=self.ridge,
-                predicts=predicts,
+                predicts=candidate.predicts,
                 averaged=self.averaged,
             )
-            facts |= self._fit_widths(given, widths)
-        self.done.stages.append({"axes": [*axes], "sizes": _changed_sizes(model, self.target()), "facts": facts})
+            self._fit_stage(given, axes, candidate)
+            self._measure(f", {candidate.name}" if len(tried) > 1 else "")
+            return self.done
+
+        if len(tried) > 1:
+            self._rank(tried, fit, self._ranking(found, axes, tried))
+        else:
+            fit(tried[0])
+
+    def _rank(self, tried: Sequence[Candidate], fit: Callable[[Candidate], Adapted], ranking: Ranking) -> None:
+        """Be done with the best of several, which is known where it was found out before."""
+        made: dict[str, Adapted] = {}
+        if (results := ranking.load()) is None:
+            results, errors = [], []
+            for candidate in tried:
+                started, loss = time.perf_counter(), None
+                try:
+                    made[candidate.name] = fit(candidate)
+                    loss = made[candidate.name].stages[-1]["loss"]
+                except CalibrationError as error:
+                    errors.append(error)
+                seconds, failed = time.perf_counter() - started, "" if loss is not None else str(errors[-1])
+                results.append(Result(name=candidate.name, loss=loss, seconds=seconds, failed=failed))
+            if len(errors) == len(tried):
+                raise errors[0]
+            ranking.save(results)
+        facts = facts_of(results)
+        (best,) = (candidate for candidate in tried if candidate.name == facts["chosen"])
+        self.done = made[best.name] if best.name in made else fit(best)
+        self.done.stages[-1] |= facts
+
+    def _ranking(
+        self, found: Statistics | WeightStatistics, axes: tuple[str, ...], tried: Sequence[Candidate]
+    ) -> Ranking:
+        """Where it is kept: by all that decides it."""
+        assert self.data is not None
+        recipe = self.recipe
+        key = digest(
+            {
+                "version": FIT_VERSION,
+                "statistics": found.digest,
+                "held_out": self.data.held_out.digest,
+                "source": digest(self.source.provenance()),
+                "stores": self.done.stores(),
+                "layers": self.done.layers,
+                "target": recipe.target,
+                "axes": axes,
+                "transfer": recipe.transfer.model_dump(),
+                "candidates": [candidate.name for candidate in tried],
+            }
+        )
+        return Ranking(Path(self.folder) / f"ranking-{key}.json")
+
+    def _found(
+        self, source: Source, model: Model, axes: tuple[str, ...], tried: Sequence[Candidate]
+    ) -> Statistics | WeightStatistics:
+        """The statistics that the fits of a stage are made from."""
+        if self.data is None:
+            return WeightStatistics(source, model)
+        permuted = self.basis == "permutation" and "embed" not in self.grown
+        needed = wanted_of(model, axes, tried, permuted=permuted)
+        found = self._statistics(source, model, self.data.fitted, needed, f"for {', '.join(axes)}")
+        if not self.done.stages:  # nothing was held out that the source was measured on
+            self._check_understood(found.loss)
+        return found
+
+    def _fit_stage(self, given: Given, axes: tuple[str, ...], candidate: Candidate) -> None:
+        grows = {*axes} <= {*self.grown}  # the last stage; what grows by other means is there, too
+        self.done.target |= self.recipe.target if grows else options_of(self.recipe.target, axes)
+        facts: dict[str, Any] = {}
+        if "layer" in axes:
+            similarity = given.statistics.similarity
+            self.done.layers = self._kept_layers(similarity, self.done.target["layers"])
+            facts["layer"] = {"similarity": similarity.tolist(), "kept": [*self.done.layers]}
+        widths = [axis for axis in axes if axis != "layer"]
+        if widths or candidate.sequential:
+            facts |= self._fit_widths(given, widths, sequential=candidate.sequential)
+        self.done.stages.append({"axes": [*axes], "sizes": _changed_sizes(given.model, self.target()), "facts": facts})
 
     def _kept_layers(self, similarity: np.ndarray, n_target: int) -> tuple[int, ...]:
         """The blocks that change the residual stream most; evenly spread ones where that is asked for, or half of them
@@ -186,7 +262,7 @@ class Adaptation:
             return lifting.paired(1 - similarity, n_target)
         return tuple(sorted(np.argsort(similarity, kind="stable")[:n_target].tolist()))
 
-    def _fit_widths(self, given: Given, axes: list[str]) -> dict[str, Any]:
+    def _fit_widths(self, given: Given, axes: list[str], *, sequential: bool) -> dict[str, Any]:
         """Fit the operators along some axes and store them; the facts of each."""
         every = range(self.model.sizes["layer"])
         kept = self.done.layers or every
@@ -195,10 +271,10 @@ class Adaptation:
         if self.recipe.transfer.depth == "pairs":  # what becomes one block has its operators
             position = {layer: int(np.searchsorted(seen, layer, side="right")) - 1 for layer in every}
         self.done.axes += axes
-        self.done.sequential = self.sequential
+        self.done.sequential = sequential
         target = self.target()
         fits = {axis: self._fit(given, target, axis) for axis in axes}
-        fit = self._sequential(given, fits) if self.sequential else Apart(fits)
+        fit = self._sequential(given, fits) if sequential else Apart(fits)
         wanted = operators(self._table(target, axes))
 
         def matrix(name: str, layer: int) -> Any:
@@ -235,21 +311,6 @@ class Adaptation:
         # Recorded, not what the fits know now: an earlier attempt may have made the store.
         facts: dict[str, Any] = CheckpointReader(url).manifest.provenance["facts"]
         return facts
-
-    def _check_rank(self, axes: tuple[str, ...]) -> None:
-        """Raise InputError where there are fewer tokens than coordinates that are to predict others."""
-        assert self.data is not None
-        target = self.model.resized(self.recipe.target)
-        sizes = {**target.sizes, "heads": target.attention_width}
-        known = {**self.model.sizes, "heads": self.model.attention_width}
-        for axis in axes:
-            wanted = sizes.get(axis, 0)
-            kept = axis != "layer" and wanted < known.get(axis, 0)
-            if kept and self.data.fitted.n_positions < wanted:
-                raise InputError(
-                    f"calibrate.tokens: {self.data.fitted.n_positions:,} tokens can't tell {wanted:,} coordinates of "
-                    f"'{axis}' apart; use at least {wanted:,}, better ten times as many"
-                )
 
     def _fit(self, given: Given, target: Model, axis: str) -> AxisFit:
         sizes = target.sizes
@@ -290,18 +351,24 @@ class Adaptation:
             on_event=lambda event: self.on_event({**event, "purpose": purpose}),
         )
 
-    def _measure(self) -> None:
-        """The held-out loss of the model as it is now."""
+    def _measure(self, how: str = "") -> None:
+        """The held-out loss of the model as it is now; ``how`` its last stage was fitted is part of its name."""
         if self.data is None or not len(self.data.held_out):
             return
-        name = "+".join(self.done.stages[-1]["axes"]) if self.done.stages else "source"
+        name = "+".join(self.done.stages[-1]["axes"]) + how if self.done.stages else "source"
         purpose = f"loss after {name}" if self.done.stages else "loss of source"
         loss = self._statistics(*self._now(), self.data.held_out, (), purpose).loss
         if self.done.stages:
             self.done.stages[-1]["loss"] = loss
         else:
+            self._check_understood(loss)
             self.done.stages.append({"axes": [], "sizes": {}, "facts": {}, "loss": loss})
         self.on_event({"stage": "calibrate", "event": "loss", "after": name, "loss": loss})
+
+    def _check_understood(self, loss: float | None) -> None:
+        assert self.data is not None
+        if self.data.named and not self.recipe.calibrate.allow_mismatch:
+            check_understood(loss, self.model, self.source.url, self.data.named)
 
 
 def _any_operator(spec: OperatorSpec) -> np.ndarray:
@@ -314,54 +381,3 @@ def _any_operator(spec: OperatorSpec) -> np.ndarray:
 def _changed_sizes(before: Model, after: Model) -> dict[str, list[int]]:
     """What a stage has shrunk, by axis: size before and after."""
     return {name: [n, after.sizes[name]] for name, n in before.sizes.items() if after.sizes[name] != n}
-
-
-def _options(target: Mapping[str, int], axes: Iterable[str]) -> dict[str, int]:
-    """The target's options that belong to some axes."""
-    return {key: target[key] for axis in axes for key in OPTIONS[axis] if key in target}
-
-
-def follows(source: Model, recipe: Recipe) -> bool:
-    """Whether what shrinks is fitted block by block to what the shrunk model computes, if there is a text."""
-    if recipe.calibrate.passes != "sequential":
-        return False
-    return sequential_refused(source, source.resized(recipe.target), recipe.transfer) is None
-
-
-def _shrinking_stages(model: Model, recipe: Recipe, axes: Sequence[str]) -> list[tuple[str, ...]]:
-    """All axes at once, but after blocks that are merged in pairs, which share operators; or one after another, units
-    first and blocks last (of the orders tried, the one that loses least), but together where the family has no model
-    that is shrunk along one of them alone."""
-    first = [axis for axis in axes if axis == "layer" and recipe.transfer.depth == "pairs"]
-    others = [axis for axis in axes if axis not in first]
-    if recipe.calibrate.passes != "each":
-        return [tuple(stage) for stage in (first, others) if stage]
-    target = recipe.target
-    stages: list[tuple[str, ...]] = []
-    done: dict[str, int] = {}
-    waiting: list[str] = []
-    for axis in (*first, *reversed(others)):
-        waiting.append(axis)
-        tried = {**done, **_options(target, waiting)}
-        try:
-            model.resized(tried)
-        except FamilyError:
-            continue
-        stages.append(tuple(waiting))
-        done, waiting = tried, []
-    return [*stages, tuple(waiting)] if waiting else stages
-
-
-def _wanted(model: Model, axes: Sequence[str], *, lifted: bool) -> tuple[str, ...]:
-    """The statistics that the fits of these axes need; ``lifted``: what maps read of the residual stream, too."""
-    found = []
-    inner = {axis for name in axes if name != "embed" for axis in ORDER[name]}
-    for weight in model.weights:
-        reads = {use.axis for use in weight.uses if use.role == "read"}
-        of_stream = model.family.norm_of(weight) and not weight.into_residual
-        name = weight.name.removesuffix(".weight")
-        norm = "embed" in axes and of_stream and not weight.name.endswith(".bias")
-        first = lifted and "embed" in axes and model.family.read_with(weight) == name
-        if norm or first or (weight.layered and weight.kind == "matrix" and reads & inner):
-            found.append(name)
-    return tuple(found)

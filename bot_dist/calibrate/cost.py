@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from bot_dist.axes import ITEMSIZE
+from bot_dist.calibrate.candidates import Candidate
 from bot_dist.calibrate.moments import default_wanted, sites
 from bot_dist.calibrate.share import ROWS
 from bot_dist.families import Model
@@ -40,18 +41,21 @@ class CalibrationCost:
     """Of all passes over the samples, at most: where the shrunk model follows the source, three forward ones and two
     that sum moments."""
     fit_flops: float
+    """Of all candidates."""
+    rank_flops: float
+    """Of measuring the losses that these are ranked by."""
     measure_flops: float
-    """Of measuring held-out losses."""
+    """Of measuring other held-out losses."""
 
     @property
     def seconds(self) -> float:
         """At ``RATE``."""
-        return ((self.pass_flops + self.measure_flops) / max(1, self.shares) + self.fit_flops) / RATE
+        return ((self.pass_flops + self.rank_flops + self.measure_flops) / max(1, self.shares) + self.fit_flops) / RATE
 
     @property
     def flops(self) -> float:
         """Of what the start is made by."""
-        return self.pass_flops + self.fit_flops
+        return self.pass_flops + self.fit_flops + self.rank_flops
 
 
 def calibration_cost(
@@ -62,21 +66,23 @@ def calibration_cost(
     *,
     basis: Basis,
     shares: int,
-    sequential: bool,
+    stages: Sequence[Sequence[Candidate]],
 ) -> CalibrationCost:
-    """Of fitting ``axes`` of ``model``, in ``shares`` processes (0: to its weights alone), ``sequential`` or not."""
+    """Of fitting ``axes`` of ``model``, in ``shares`` processes (0: to its weights alone), by the candidates that are
+    tried at each of the ``stages``."""
+    tried = [candidate for stage in stages for candidate in stage]
+    sequential, at_once = (any(c.sequential is kind for c in tried) for kind in (True, False))
     sizes, embed = model.sizes, model.sizes["embed"]
     widths = {"embed": embed, "mlp": sizes.get("mlp", 0), "heads": model.attention_width}
     wanted = {*default_wanted(model)}
-    if "embed" in axes and target.sizes["embed"] < embed and basis == "permutation" and not sequential:
+    if "embed" in axes and target.sizes["embed"] < embed and basis == "permutation" and at_once:
         wanted |= {name for w in model.weights if (name := model.family.read_with(w))}
     seen = sites(model, wanted)
     in_block = [site.size for site in seen if site.layered]
+    moments, streams = sum(n * n for n in in_block) if at_once else 0, embed
     if sequential:
-        moments = max(max(in_block) ** 2, embed * (embed + target.sizes["embed"]))
+        moments = max(moments, max(in_block) ** 2, embed * (embed + target.sizes["embed"]))
         streams = 4 * embed + 3 * target.sizes["embed"] + widths["mlp"] + widths["heads"]
-    else:
-        moments, streams = sum(n * n for n in in_block), embed
     block = sum(model.parameter(w).size for w in model.weights if w.layered)
     around = max(model.parameter(w).size for w in model.weights if not w.layered)
     context, vocab = model.tokens_per_sample(config.context), sizes.get("vocab", 0)
@@ -85,9 +91,10 @@ def calibration_cost(
     logits = (context + 2 * ROWS) * vocab if model.head is not None else 0
     fitted = {widths[axis] for axis in axes if axis in widths} | ({embed} if sequential else set())
     largest = max(fitted, default=0)
-    stages = len(axes) if config.passes == "each" else 1
     forward, summed = 2 * block * sizes["layer"], sum(2 * site.size**2 * site.layers for site in seen)
-    passes = 3 * forward + 2 * summed if sequential else stages * (forward + summed)
+    passes = 3 * forward + 2 * summed if sequential else len(stages) * (forward + summed)
+    measured = forward * config.held_out if shares else 0
+    ranked = sum(len(stage) for stage in stages if len(stage) > 1)
     shown = config.tokens * math.prod(sizes.get(axis, 1) for axis in ("channel", "patch_height", "patch_width"))
     return CalibrationCost(
         shares=shares,
@@ -95,17 +102,20 @@ def calibration_cost(
         fit_bytes=FLOAT64 * (SQUARES * largest**2 + 3 * largest * embed),
         scratch_bytes=FLOAT32 * config.tokens * streams + FLOAT64 * moments * shares if shares else 0,
         pass_flops=float(passes * config.tokens) if shares else 0.0,
-        fit_flops=_fit_flops(widths, axes, sizes["layer"], sequential),
-        measure_flops=float(forward * config.held_out * (1 + stages)) if shares else 0.0,
+        fit_flops=sum(_fit_flops(widths, axes, sizes["layer"], candidate) for candidate in {*tried}),
+        rank_flops=float(measured * ranked),
+        measure_flops=float(measured * (1 + sum(1 for stage in stages if len(stage) == 1))),
     )
 
 
-def _fit_flops(widths: Mapping[str, int], axes: Sequence[str], layers: int, sequential: bool) -> float:
+def _fit_flops(widths: Mapping[str, int], axes: Sequence[str], layers: int, candidate: Candidate) -> float:
+    """Of fitting all axes, whether at once or in several stages."""
     cubes = {axis: float(n) ** 3 for axis, n in widths.items()}
-    found = 2 * layers * FACTOR * cubes["embed"] if sequential else 0.0  # what is written
+    found = 2 * layers * FACTOR * cubes["embed"] if candidate.sequential else 0.0  # what is written
     if "embed" in axes:
         found += (EIGEN + 2 * layers * FACTOR) * cubes["embed"]
     for axis in {"mlp", "heads"} & {*axes}:
-        n_all = cubes[axis] + widths[axis] ** 2 * widths["embed"]
-        found += layers * (DROP * n_all + FACTOR * cubes[axis])
+        put_out = 2.0 * widths[axis] ** 2 * widths["embed"]
+        told = DROP * (cubes[axis] + widths[axis] ** 2 * widths["embed"]) + FACTOR * cubes[axis]
+        found += layers * (told if candidate.predicts else put_out)
     return found

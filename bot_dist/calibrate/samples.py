@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+import xxhash
 
 from bot_dist.errors import InputError
 from bot_dist.families import Model
@@ -36,6 +39,14 @@ class Samples:
     def n_positions(self) -> int:
         """Of all."""
         return len(self) * self.positions
+
+    @cached_property
+    def digest(self) -> str:
+        """Identifies inputs and labels."""
+        contents = xxhash.xxh3_128(repr(tuple(self.inputs.shape)).encode())
+        for part in (self.inputs, self.labels):
+            contents.update(np.ascontiguousarray(part.numpy()).data)
+        return contents.hexdigest()
 
     @classmethod
     def of_text(
@@ -94,3 +105,5 @@ class CalibrationData:
 
     fitted: Samples
     held_out: Samples
+    named: str = ""
+    """The recipe's key that names it, and what it names; empty where it is not expected to be understood."""

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from bot_dist.evaluate.plots import energy_bars, loss_curves, shrinking
-from bot_dist.evaluate.shrinking import HEADINGS, Stages, cells, prediction_errors, ranges, stage_rows
+from bot_dist.evaluate.shrinking import HEADINGS, Stages, cells, prediction_errors, ranges, ranking_lines, stage_rows
 from bot_dist.units import count, duration, size
 
 _STYLE = """
@@ -252,6 +252,8 @@ def _shrinking(stages: Stages) -> Iterator[str]:
     if (picture := shrinking(stages)) is not None:
         yield _image(picture, "how it was shrunk")
     yield table(HEADINGS, [cells(row) for row in stage_rows(stages)])
+    for line in ranking_lines(stages):
+        yield f"<p>{html.escape(line)}.</p>"
     for stage in stages:
         if layers := stage["facts"].get("layer"):
             similarity = ", ".join(f"{value:.3f}" for value in layers["similarity"])

@@ -68,6 +68,11 @@ def losses(stages: Stages) -> list[tuple[str, float]]:
     return [(row.name, row.loss) for row in stage_rows(stages) if row.loss is not None]
 
 
+def ranking_lines(stages: Stages) -> list[str]:
+    """Of every stage that was fitted in several ways: which one is kept, and by how much it is ahead of the others."""
+    return [_ranking_line(stage) for stage in stages if "candidates" in stage]
+
+
 def ranges(indices: Iterable[int]) -> str:
     """Ascending indices in short: ``0–3, 7``."""
     found: list[list[int]] = []
@@ -92,6 +97,19 @@ def _row(stage: Mapping[str, Any]) -> StageRow:
         worst_error=errors[worst] if worst else None,
         worst=(worst[0] if worst[0] in alone else f"{worst[0]}, block {worst[1]}") if worst else "",
         loss=stage.get("loss"),
+    )
+
+
+def _ranking_line(stage: Mapping[str, Any]) -> str:
+    best = next(found for found in stage["candidates"] if found["name"] == stage["chosen"])
+    others = [
+        f"{found['name']} {'failed' if found['loss'] is None else format(found['loss'] - best['loss'], '+.3f')}"
+        for found in stage["candidates"]
+        if found is not best
+    ]
+    return (
+        f"{', '.join(stage['axes'])}: of {len(others) + 1} fits {best['name']} is kept, by its loss of "
+        f"{best['loss']:.3f} on what none was fitted to; {', '.join(others)}"
     )
 
 

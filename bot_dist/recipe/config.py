@@ -133,7 +133,8 @@ class TransferConfig(Config):
     lifting: Literal["auto", "least-squares", "selection"] = "auto"
     """What becomes of units, heads and coordinates that are dropped: predicted from those kept, by least squares; or
     nothing (``selection``, the lazy wavelet). ``auto``: nothing where what blocks write makes up for it
-    (``calibrate.passes: sequential``), which learns better, else predicted."""
+    (``calibrate.passes: sequential``), which learns better, else whichever has less loss on ``calibrate.held_out``
+    (predicted, where there is none)."""
     ridge: float = Field(default=1e-3, ge=0)
     """Of the least squares that predict what is dropped, over the mean square of what is kept."""
     noise: Literal["auto"] | Annotated[float, Field(ge=0)] = "auto"
@@ -280,14 +281,18 @@ class CalibrateConfig(TextConfig):
     times the residual width, more of them make a better start; training soon evens out what fewer cost."""
     context: int = Field(default=512, ge=2)
     """Tokens per window."""
-    passes: Literal["sequential", "one", "each"] = "sequential"
+    passes: Literal["auto", "sequential", "one", "each"] = "auto"
     """``sequential``: block by block, all axes at once, to what the model that is shrunk so far computes beside the
     source, correcting what blocks write; takes two passes over the text, and ``one`` where it can't be done (norms
     after sublayers, axes that change by other means, no data). ``one``: everything to the source in one pass.
-    ``each``: FFN, heads, width and blocks in this order, each to the model that the ones before have shrunk; takes a
-    pass for each, and loses more than the others."""
+    ``auto``: these two are tried, and the fit with the least loss on what is held out is kept; the first untried, where
+    nothing is. ``each``: FFN, heads, width and blocks in this order, each to the model that the ones before have
+    shrunk; takes a pass for each, and loses more than the others."""
     held_out: int = Field(default=4096, ge=0)
-    """Further tokens, on which the loss is measured after every stage; 0: it is not measured."""
+    """Further tokens, on which the loss is measured after every stage, and fits are ranked; 0: they are not."""
+    allow_mismatch: bool = False
+    """Go on where the source predicts the text (or the images' classes) hardly better than a uniform guess does, or
+    worse: then its tokenizer is another model's, or it was never trained."""
     memory_limit: Bytes = 2**33
     """Bytes of tensors that one process may hold meanwhile: a block of the source, the moments of what it reads, and
     what is fitted to them. What takes more is refused."""

@@ -23,6 +23,7 @@ from bot_dist.plan import TransferPlan, adaptive, basis_of, make_plan, operators
 from bot_dist.planning import known
 from bot_dist.runtime.transformed import TransformedSource
 from bot_dist.sharding import Mesh, whole
+from tests.conftest import UNTRAINED
 
 Factory = Callable[..., Any]
 ROTATED = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gpt2", "gpt_neox", "vit", "deit")
@@ -170,7 +171,7 @@ SMALLER = {
 
 def adapted(folder: Path, source: str, target: dict[str, int], text: list[str], **options: Any) -> dict[str, Any]:
     data = {"source": source, "output": str(folder), "target": target, "calibrate": {"text": text, "tokens": 512}}
-    data["calibrate"] |= {"context": 32, "held_out": 128}
+    data["calibrate"] |= {"context": 32, "held_out": 128, "passes": "sequential", **UNTRAINED}
     options = {"cluster.executor": "local", "transfer.analysis": "adaptive", **options}
     return bot_dist.transfer(bot_dist.make_recipe(data, options))
 
@@ -195,7 +196,7 @@ def test_every_family_shrinks_along_all_axes(
 ) -> None:
     pico = make_pico(kind)
     source = with_tokenizer(pico, pico_tokenizer)
-    report = adapted(tmp_path / "one", source, SMALLER[kind], [shakespeare])
+    report = adapted(tmp_path / "one", source, SMALLER[kind], [shakespeare], **{"calibrate.passes": "auto"})
     stages = report["calibrate"]
     assert [axis for stage in stages for axis in stage["axes"]] == [
         axis for axis in ("layer", "embed", "heads", "mlp") if {"layer": "layers"}.get(axis, axis) in SMALLER[kind]
@@ -213,7 +214,7 @@ def test_every_family_shrinks_along_all_axes(
             assert sizes.get("heads", sizes.get("kv_heads", 0) * sizes.get("group", 0)) == size
         else:
             assert sizes[{"layers": "layer"}.get(option, option)] == size
-    adapted(tmp_path / "two", source, SMALLER[kind], [shakespeare])
+    adapted(tmp_path / "two", source, SMALLER[kind], [shakespeare], **{"calibrate.passes": "auto"})
     again = tensors(tmp_path / "two")
     assert all(torch.equal(again[name], tensor) for name, tensor in tensors(tmp_path / "one").items())
 
@@ -316,11 +317,80 @@ def test_weights_alone_are_fitted_to_where_there_is_no_text(tmp_path: Path, make
     assert any("fitted to the weights alone" in note for note in notes)
 
 
-def test_too_few_tokens_are_refused(tmp_path: Path, make_pico: Factory, pico_tokenizer: Path, shakespeare: str) -> None:
-    source = with_tokenizer(make_pico("llama", intermediate_size=96), pico_tokenizer)
-    few = {"calibrate.tokens": 32, "calibrate.held_out": 0}
-    with pytest.raises(InputError, match="32 tokens can't tell 48 coordinates of 'mlp' apart; use at least 48"):
-        adapted(tmp_path, source, {"mlp": 48}, [shakespeare], **few)
+@pytest.mark.parametrize("held_out", [128, 0])
+@pytest.mark.parametrize("kind", ["llama", "bert"])
+def test_a_text_that_the_source_does_not_understand_is_refused(
+    tmp_path: Path, make_pico: Factory, pico_tokenizer: Path, shakespeare: str, kind: str, held_out: int
+) -> None:
+    """Before anything is fitted, whether the loss is measured on what is held out or on what would be fitted to."""
+    source = with_tokenizer(make_pico(kind), pico_tokenizer)
+    options = {"calibrate.held_out": held_out, "calibrate.allow_mismatch": False}
+    wanted = rf"calibrate.text '{shakespeare}': .* as the tokenizer of {source} cuts it, .* over 64 tokens has 4.16: "
+    with pytest.raises(InputError, match=wanted + r".* insist with calibrate.allow_mismatch=true"):
+        adapted(tmp_path, source, {"mlp": 24}, [shakespeare], **options)
+    assert not (tmp_path / "transferred.zarr").exists()
+
+
+def test_a_tokenizer_of_more_tokens_than_the_model_has_is_refused(
+    tmp_path: Path, make_pico: Factory, pico_tokenizer: Path, shakespeare: str
+) -> None:
+    source = with_tokenizer(make_pico("llama", vocab_size=50), pico_tokenizer)
+    with pytest.raises(InputError, match="has 63 tokens, but the model's vocabulary has 50"):
+        adapted(tmp_path, source, {"mlp": 24}, [shakespeare])
+
+
+def test_of_several_fits_the_one_with_the_least_loss_is_kept(
+    tmp_path: Path, make_pico: Factory, pico_tokenizer: Path, shakespeare: str
+) -> None:
+    pico = make_pico("llama")
+    unsettled(pico.model)
+    pico.model.save_pretrained(pico.folder)
+    source, target = with_tokenizer(pico, pico_tokenizer), {"layers": 2, "mlp": 24}
+    auto = {"calibrate.passes": "auto", "calibrate.folder": str(tmp_path / "calibration")}
+    report = adapted(tmp_path / "auto", source, target, [shakespeare], **auto)
+    found = {one["name"]: one["loss"] for one in report["calibrate"][1]["candidates"]}
+    assert report["calibrate"][1]["chosen"] == min(found, key=lambda name: found[name])
+    assert report["calibrate"][1]["loss"] == min(found.values())
+    ways = {
+        "block by block, selecting": {"calibrate.passes": "sequential"},
+        "one pass, predicting": {"calibrate.passes": "one", "transfer.lifting": "least-squares"},
+        "one pass, selecting": {"calibrate.passes": "one", "transfer.lifting": "selection"},
+    }
+    assert [*found] == [*ways]
+    for name, options in ways.items():
+        alone = adapted(tmp_path / name, source, target, [shakespeare], **options)["calibrate"][1]
+        assert (alone["loss"], "candidates" in alone) == (found[name], False)
+        equal = [torch.equal(tensors(tmp_path / name)[key], t) for key, t in tensors(tmp_path / "auto").items()]
+        assert all(equal) == (name == report["calibrate"][1]["chosen"])
+    notes = CheckpointReader(str(tmp_path / "auto" / "transferred.zarr")).manifest.provenance["plan"]["notes"]
+    assert any(f"of 3 fits {report['calibrate'][1]['chosen']} is kept, by its loss of" in note for note in notes)
+    # Known from then on: another store is made by the best alone.
+    again = adapted(tmp_path / "again", source, target, [shakespeare], **auto)
+    assert again["calibrate"] == report["calibrate"]
+    # Nothing held out, nothing ranked.
+    without = {"calibrate.passes": "auto", "calibrate.held_out": 0}
+    (stage,) = adapted(tmp_path / "without", source, target, [shakespeare], **without)["calibrate"]
+    assert "candidates" not in stage
+
+
+def test_a_fit_that_fails_is_not_kept(
+    tmp_path: Path, make_pico: Factory, pico_tokenizer: Path, shakespeare: str
+) -> None:
+    """Of units that are the same, the moment is singular without a ridge."""
+    pico = make_pico("llama")
+    with torch.no_grad():
+        for name, parameter in pico.model.named_parameters():
+            if "gate_proj" in name or "up_proj" in name:
+                parameter[1::2] = parameter[::2]
+    pico.model.save_pretrained(pico.folder)
+    source, options = with_tokenizer(pico, pico_tokenizer), {"transfer.ridge": 0.0, "calibrate.passes": "one"}
+    report = adapted(tmp_path, source, {"mlp": 30}, [shakespeare], **options)
+    predicting, selecting = report["calibrate"][1]["candidates"]
+    assert (predicting["loss"], "is singular at ridge 0" in predicting["failed"]) == (None, True)
+    assert report["calibrate"][1]["chosen"] == selecting["name"]
+    options["transfer.lifting"] = "least-squares"
+    with pytest.raises(InputError, match="is singular at ridge 0"):
+        adapted(tmp_path / "alone", source, {"mlp": 30}, [shakespeare], **options)
 
 
 def test_another_depth_policy_is_kept_to(

@@ -20,6 +20,7 @@ from bot_dist.evaluate.comparison import ComparisonRecipe
 from bot_dist.families import model_of
 from bot_dist.recipe import make_recipe, validated
 from bot_dist.sharding import whole
+from tests.conftest import UNTRAINED
 
 
 @pytest.mark.ray
@@ -38,7 +39,7 @@ def test_a_comparison_and_its_rerun(shakespeare: str, tmp_path: Path) -> None:
             "warm": {"transfer": {"moments": "auto"}},
             "same": {"target": {}},
         },
-        "calibrate": {"tokens": 256, "context": 16, "held_out": 0},
+        "calibrate": {"tokens": 256, "context": 16, "held_out": 0, **UNTRAINED},
         "train": {key: value for key, value in train.items() if key != "learning_rate"} | {"steps": 6},
         "learning_rates": [3e-3, 1e-3],
         "cluster": {"executor": "local", "device": "cpu", "side_by_side": 2},

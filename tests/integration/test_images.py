@@ -18,6 +18,7 @@ from PIL import Image
 import bot_dist
 from bot_dist.checkpoint import CheckpointReader
 from bot_dist.errors import InputError
+from tests.conftest import UNTRAINED
 
 pytestmark = [pytest.mark.ray, pytest.mark.deepspeed, pytest.mark.usefixtures("forked_training")]
 
@@ -51,7 +52,7 @@ def recipe(tmp_path: Path, images: Path, pico_vit: Callable[..., Any]) -> Callab
         "source": str(source),
         "output": str(tmp_path / "run"),
         "target": {"mlp": 20, "layers": 2},
-        "calibrate": {"tokens": 300, "held_out": 100},
+        "calibrate": {"tokens": 300, "held_out": 100, **UNTRAINED},
         "train": {
             "images": str(images),
             "steps": 24,

@@ -16,6 +16,7 @@ import bot_dist
 from bot_dist.checkpoint import CheckpointReader
 from bot_dist.errors import CheckpointError, CheckpointExistsError, FamilyError, InputError, RecipeError, StoppedError
 from bot_dist.recipe import member_of
+from tests.conftest import UNTRAINED
 
 pytestmark = [pytest.mark.ray, pytest.mark.deepspeed, pytest.mark.usefixtures("forked_training")]
 
@@ -36,6 +37,7 @@ def recipe(
         "output": str(tmp_path / "run"),
         "target": {"embed": 12, "mlp": 20},
         "cluster": {"tensor": 2},
+        "calibrate": UNTRAINED,
         "train": {"text": [shakespeare], "steps": 2, "context": 16, "batch": 4, "held_out": 4},
     }
     return lambda **overrides: bot_dist.make_recipe(data, overrides)

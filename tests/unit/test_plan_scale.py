@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from bot_dist.errors import PlanError
+from bot_dist.errors import InputError, PlanError
 from bot_dist.pipeline import plan_transfer
 from bot_dist.plan import Hardware, SourceModule, TransferPlan, make_plan, simulate, summarise, target_model
 from bot_dist.recipe import TransferConfig, make_recipe
@@ -135,9 +135,15 @@ def test_fitting_a_model_of_width_16384_is_planned(tmp_path: Path) -> None:
     options = {"calibrate.text": ["text.txt"], "transfer.memory_limit": "64GiB", "cluster.data": 8}
     options["transfer.analysis"] = "adaptive"
     recipe = {"source": str(tmp_path / "config.json"), "output": str(tmp_path / "run"), "target": TO_70B}
+    with pytest.raises(
+        InputError, match=r"8,192 tokens can't tell 28,672 coordinates of 'mlp' .*tokens=28672 at least"
+    ):
+        plan_transfer(make_recipe(recipe, options))
+    options["calibrate.tokens"] = "65536"
     with pytest.raises(PlanError, match="fitting layer, embed, heads, mlp takes about") as refused:
         plan_transfer(make_recipe(recipe, options))
     enough = re.findall(r"calibrate.memory_limit=(\w+)", str(refused.value))[0]
     assert 53248**2 * 8 * 3 / 2**30 < int(enough.removesuffix("GiB")) < 53248**2 * 8 * 10 / 2**30
     plan = plan_transfer(make_recipe(recipe, {**options, "calibrate.memory_limit": enough}))
     assert any(note.startswith("fitting holds 8 × ") for note in plan.notes)
+    assert any("65,536 are 2.3 for each of 28,672 coordinates of 'mlp'" in note for note in plan.notes)

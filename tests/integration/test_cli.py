@@ -181,7 +181,13 @@ def test_adaptive_shrinking_on_the_command_line(
 
     status, text = cli(*scale(source.url, store, *sizes, *few))
     assert status == 0, text
-    for shown in ("calibrate, for embed", "held-out loss, after mlp: ", "embed 24 → 12", "mlp 40 → 20", "layer 3 → 2"):
+    for shown in (
+        "calibrate, for embed",
+        "held-out loss, after mlp, one pass, predicting: ",
+        "embed 24 → 12",
+        "mlp 40 → 20",
+        "layer 3 → 2",
+    ):
         assert shown in text
     stages = CheckpointReader(str(store)).manifest.provenance["transfer"]["calibrate"]
     assert [stage["axes"] for stage in stages] == [[], ["mlp"], ["embed"], ["layer"]]

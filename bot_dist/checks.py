@@ -42,6 +42,7 @@ def verify(
     from bot_dist.checkpoint import CheckpointReader, verification
 
     reader = CheckpointReader(absolute(url))
+    reader.storage.refuse_links()
     operators, unopened = verification.operator_stores(reader)
     stores = {"": reader, **operators}
     if quick:

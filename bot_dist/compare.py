@@ -7,7 +7,6 @@ import json
 import os
 import platform
 import re
-import shutil
 import sys
 import time
 from dataclasses import dataclass
@@ -324,12 +323,12 @@ def _calibration(recipe: ComparisonRecipe, method: MethodConfig) -> CalibrateCon
 def _untrained(pretrain: PretrainConfig, folder: Path) -> str:
     """Write configuration and tokenizer of the source that is to be trained; the URL of the configuration."""
     from bot_dist.convert.byte_tokenizer import save_byte_tokenizer
-    from bot_dist.convert.tokenizer import load_tokenizer, save_tokenizer
+    from bot_dist.convert.tokenizer import TOKENIZER_FILES, load_tokenizer, save_tokenizer
     from bot_dist.evaluate.untrained import family_of, labels, untrained_config, vocabulary
 
     objective = family_of(pretrain.model_type).objective
-    shutil.rmtree(folder, ignore_errors=True)  # of another tokenizer
-    folder.mkdir(parents=True)
+    Storage(str(folder)).remove(["config.json", *TOKENIZER_FILES])  # of another tokenizer
+    folder.mkdir(parents=True, exist_ok=True)
     if objective == "image":
         from bot_dist.train.images import open_images
 

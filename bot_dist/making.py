@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,6 +40,8 @@ def make_weights(
     """
     from safetensors.torch import save_file
 
+    from bot_dist.checkpoint.localfile import PARTIAL
+    from bot_dist.convert.storage import write_file
     from bot_dist.evaluate.baselines import Given
 
     assert rule.make is not None, rule
@@ -78,10 +79,11 @@ def make_weights(
         batch=_batches(recipe, target),
     )
     made = rule.make(given)
-    shutil.rmtree(folder, ignore_errors=True)  # of an attempt that was stopped
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(target.config, indent=1))
-    save_file(made.weights, folder / "model.safetensors", metadata={"format": "pt"})
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / f"model{PARTIAL}"
+    save_file(made.weights, partial, metadata={"format": "pt"})
+    partial.replace(folder / "model.safetensors")
+    write_file(f"{folder}/config.json", json.dumps(target.config, indent=1).encode())
     return {"rule": rule.name, "flops": made.flops, **made.facts}
 
 

@@ -127,10 +127,12 @@ class Planning:
 
     def _adapted(self, on_event: OnEvent) -> Adapted | None:
         from bot_dist.calibrate import Adaptation
+        from bot_dist.checkpoint import claim
         from bot_dist.checkpoint.manifest import OPERATORS
 
         url = absolute(self.recipe.transferred_url)
         keep_apart(self.recipe.source, url)
+        claim(url)
         adaptation = Adaptation(
             self.recipe,
             self._opened,

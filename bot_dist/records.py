@@ -10,6 +10,9 @@ from bot_dist.errors import CheckpointExistsError, InputError
 from bot_dist.parsing import parse_object
 from bot_dist.recipe import Recipe
 
+NAMES = ("facts", "export", "pretrain", "recipe")
+"""Of what is recorded."""
+
 
 class Records:
     """The folder ``{output}/stages``.
@@ -35,20 +38,24 @@ class Records:
         except OSError as error:
             raise InputError(f"output {output} can't be written: {error.strerror}; give another folder") from None
         if recipe.overwrite:
-            for old in self._folder.glob("*.json"):
-                old.unlink()
+            for name in NAMES:
+                self._path(name).unlink(missing_ok=True)
         self.save("recipe", {"digest": recipe.digest(), "recipe": recipe.public()})
 
     def load(self, name: str) -> dict[str, Any] | None:
         """What was saved under this name, None if nothing was."""
-        path = self._folder / f"{name}.json"
+        path = self._path(name)
         if not path.is_file():
             return None
         return parse_object(path.read_bytes(), str(path), InputError)
 
     def save(self, name: str, result: dict[str, Any]) -> dict[str, Any]:
         """Record a result, atomically, and return it."""
+        assert name in NAMES, name
         partial = self._folder / f"{name}.json.partial"
         partial.write_text(json.dumps(result, indent=1))
-        partial.replace(self._folder / f"{name}.json")
+        partial.replace(self._path(name))
         return result
+
+    def _path(self, name: str) -> Path:
+        return self._folder / f"{name}.json"

@@ -40,6 +40,7 @@ what it reads but not the manifest's digests, sees bfloat16 as uint16, and reads
 not as an error.
 """
 
+from bot_dist.checkpoint.folder import claim, remove_store
 from bot_dist.checkpoint.layout import StoredParameter, array_layout, store_layout
 from bot_dist.checkpoint.mallat import MallatSource
 from bot_dist.checkpoint.manifest import FORMAT_VERSION, Manifest
@@ -59,9 +60,11 @@ __all__ = [
     "StoredParameter",
     "array_layout",
     "attempt_of",
+    "claim",
     "read_constant",
     "read_dual",
     "read_rows",
+    "remove_store",
     "store_layout",
     "write_operators",
 ]

@@ -70,11 +70,10 @@ class ObjectStore(FsspecStore):
                 found[name] = {"name": name, "size": entry["size"], "type": "file"}
         return found if detail else sorted(found)
 
-    async def _rm(self, path: Any, recursive: bool = False, **_: Any) -> None:
-        """Remove an object, or all below a folder."""
-        bucket, key = self._split_path(path)
-        below = [name.removeprefix(f"{bucket}/") for name in await self._find(path)] if recursive else []
-        await self._construct_store(bucket).delete_async(below or [key])
+    async def _rm(self, path: Any, **_: Any) -> None:
+        """Remove objects of one bucket."""
+        (bucket, key), *others = [self._split_path(one) for one in ([path] if isinstance(path, str) else path)]
+        await self._construct_store(bucket).delete_async([key, *(key for _, key in others)])
 
     async def _info(self, path: str, **options: Any) -> dict[str, Any]:
         bucket, key = self._split_path(path)

@@ -24,7 +24,7 @@ import xxhash
 
 from bot_dist.axes import Range
 from bot_dist.checkpoint.layout import StoredParameter, array_layout
-from bot_dist.checkpoint.manifest import ATTEMPTS, MANIFEST
+from bot_dist.checkpoint.manifest import ATTEMPTS, MANIFEST, OPERATORS
 from bot_dist.checkpoint.reader import CheckpointReader
 from bot_dist.checkpoint.storage import Storage
 from bot_dist.checkpoint.writer import CheckpointWriter
@@ -206,6 +206,9 @@ def _read(spec: OperatorSpec, suffix: str, rows: Range, layer: int) -> Matrices:
 @lru_cache(maxsize=32)
 def _opened(spec: OperatorSpec) -> tuple[CheckpointReader, str]:
     url, _, name = spec.handle.rpartition("#")
+    outer, _, folder = url.rpartition(f"/{OPERATORS}/")
+    if outer:
+        Storage(outer).refuse_links(f"{OPERATORS}/{folder}")
     reader = CheckpointReader(url)
     if (found := operator_digest(reader, name)) != spec.digest:
         raise CheckpointError(

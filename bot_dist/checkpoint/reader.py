@@ -17,7 +17,7 @@ import xxhash
 from bot_dist.axes import Parameter
 from bot_dist.checkpoint import arrays, shards
 from bot_dist.checkpoint.layout import StoredParameter
-from bot_dist.checkpoint.manifest import Manifest
+from bot_dist.checkpoint.manifest import OPERATORS, Manifest
 from bot_dist.checkpoint.storage import Request, Storage
 from bot_dist.errors import CheckpointError, SourceError
 from bot_dist.plan import DETAILS, MOMENTS, Details
@@ -72,6 +72,7 @@ class CheckpointReader:
     @cached_property
     def manifest(self) -> Manifest:
         manifest = Manifest.load(self.storage)
+        self.storage.refuse_links(manifest.data, OPERATORS)
         if self._digest not in (None, manifest.digest):
             raise CheckpointError(
                 f"{self.storage.label} was replaced while it was read; run the command again, with what is there now"
@@ -332,6 +333,12 @@ class CheckpointReader:
 
     def _key(self, stored: StoredParameter, shard: Box) -> str:
         return f"{self.manifest.data}/{stored.parameter.name}/{stored.shard_key(shard)}"
+
+
+def open_within(reader: CheckpointReader, folder: str) -> CheckpointReader:
+    """The store in a folder of another one."""
+    reader.storage.refuse_links(folder)
+    return CheckpointReader(f"{reader.url}/{folder}")
 
 
 @dataclass(frozen=True)

@@ -1,29 +1,27 @@
 """A folder on any fsspec file system: whole files written atomically, byte ranges read into buffers.
 
-What a remote storage can't do just now is asked for again (``retry``).
+What a remote storage can't do just now is asked for again (``retry``). On local disks nothing inside the folder is a
+link, or it is refused; the folder itself may be reached through links.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import functools
 import os
 import posixpath
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from fsspec.implementations.local import LocalFileSystem
 
+from bot_dist.checkpoint import localfile
 from bot_dist.checkpoint.filesystems import OBJECT_STORES, check_writable, filesystem, protocol
-from bot_dist.checkpoint.localfile import PARTIAL, Buffer, read_into, staged, sync, sync_all
+from bot_dist.checkpoint.localfile import PARTIAL, Buffer, linked, read_into, staged, sync, sync_all
 from bot_dist.checkpoint.retry import asked, transient
 from bot_dist.errors import CheckpointError
 from bot_dist.urls import label
-
-REMOVALS = 5
-"""How often a folder is emptied that another goes on filling."""
 
 T = TypeVar("T")
 
@@ -52,12 +50,31 @@ class Storage:
         self.label = label(self.url)
         self.fs, self.root = filesystem(self.url)
         self.local = isinstance(self.fs, LocalFileSystem)
+        self._own: set[str] = {""}
+        """Folders that were seen to be no links."""
 
     def __reduce__(self) -> tuple[type[Storage], tuple[str]]:
         return Storage, (self.url,)
 
     def path(self, name: str) -> str:
         return posixpath.join(self.root, name) if name else self.root
+
+    def _inside(self, folder: str) -> None:
+        """Raise CheckpointError where a folder on a local disk is a link, or is in one."""
+        parts = folder.split("/") if self.local else []
+        for n in range(1, len(parts) + 1):
+            if (upper := "/".join(parts[:n])) not in self._own:
+                if os.path.islink(self.path(upper)):
+                    raise linked(self.path(upper))
+                self._own.add(upper)
+
+    def refuse_links(self, *folders: str) -> None:
+        """Raise CheckpointError where one of the folders is a link or in one; where none is named, where anything in
+        the whole folder is a link."""
+        for folder in folders:
+            self._inside(folder)
+        if self.local and not folders:
+            localfile.sizes(self.root)
 
     def exists(self, name: str = "") -> bool:
         try:
@@ -72,8 +89,10 @@ class Storage:
 
     def read(self, name: str) -> bytes:
         """A whole small file. Raises CheckpointError when it is missing or can't be read."""
+        self._inside(posixpath.dirname(name))
+        read = localfile.read if self.local else self.fs.cat_file
         try:
-            data: bytes = self._asked(f"read {name}", lambda: self.fs.cat_file(self.path(name)))
+            data: bytes = self._asked(f"read {name}", lambda: read(self.path(name)))
         except (FileNotFoundError, NotADirectoryError):
             raise CheckpointError(f"{self.label}/{name}: no such file; restore it or make the store again") from None
         return data
@@ -87,7 +106,9 @@ class Storage:
         try:
             if self.local:
                 for request in requests:
-                    read = functools.partial(read_into, self.path(request.name), request.offset, request.buffers)
+                    self._inside(posixpath.dirname(request.name))
+                    path = self.path(request.name)
+                    read = functools.partial(read_into, path, request.offset, request.buffers, follow=False)
                     found = self._asked(f"read {request.name}", read)
                     self._check_length(request, found)
             else:
@@ -133,6 +154,7 @@ class Storage:
         return sorted(posixpath.basename(p.rstrip("/")) for p in found if not p.endswith(PARTIAL))
 
     def _listed(self, folder: str) -> list[str]:
+        self._inside(folder)
         try:
             found: list[str] = self._asked(
                 f"list {folder or 'it'}", lambda: self._fresh().ls(self.path(folder), detail=False)
@@ -142,7 +164,11 @@ class Storage:
         return found
 
     def sizes(self, folder: str) -> dict[str, int]:
-        """Bytes of every file in a folder and the folders in it, by its path from there."""
+        """Bytes of every file in a folder and the folders in it, by its path from there. Raises CheckpointError where
+        one of them is a link."""
+        self._inside(folder)
+        if self.local:
+            return self._asked(f"list {folder or 'it'}", lambda: localfile.sizes(self.path(folder)))
         found = self._asked(f"list {folder or 'it'}", lambda: self._fresh().find(self.path(folder), detail=True))
         root = self.path(folder).strip("/") + "/"
         return {path.strip("/").removeprefix(root): info["size"] for path, info in found.items()}
@@ -160,6 +186,7 @@ class Storage:
             if not self.local:
                 self._put(name, parts, "overwrite")
                 return
+            self._inside(posixpath.dirname(name))
             with staged(self.path(name), parts, durable=durable) as ready:
                 os.replace(ready, self.path(name))
 
@@ -176,6 +203,7 @@ class Storage:
             if not self.local:
                 self._put(name, [data], "create")
                 return
+            self._inside(posixpath.dirname(name))
             with staged(self.path(name), [data], durable=True) as ready:
                 os.link(ready, self.path(name))
             sync(os.path.dirname(self.path(name)))
@@ -197,21 +225,23 @@ class Storage:
             return
         self._changed(f"sync {folder or 'it'}", lambda: sync_all(self.path(folder)))
 
-    def remove(self, name: str = "") -> None:
-        """Remove a file or a folder with all that is in it, if it is there."""
+    def remove(self, names: Iterable[str], *, within: str = "") -> None:
+        """Remove files, those that are there, and the folders below ``within`` that held them and are empty then."""
+        held = sorted({*names})
 
         def remove() -> None:
-            for left in reversed(range(REMOVALS)):
-                try:
-                    self.fs.rm(self.path(name), recursive=True)
-                    break
-                except OSError as error:  # another has put something in meanwhile
-                    if error.errno != errno.ENOTEMPTY or not left:
-                        raise
+            if self.local:
+                localfile.remove(self.root, held, within)
+            elif protocol(self.url) in OBJECT_STORES:
+                self.fs.rm([self.path(name) for name in held])
+            else:
+                for name in held:
+                    with contextlib.suppress(FileNotFoundError):
+                        self.fs.rm_file(self.path(name))
 
         with contextlib.suppress(FileNotFoundError):
-            if self.exists(name):
-                self._asked(f"remove {name or 'it'}", remove)
+            if held:
+                self._asked(f"remove {held[0]}" if len(held) == 1 else f"remove {len(held):,} files", remove)
 
     def _fresh(self) -> Any:
         """The file system, without what it remembers of listings."""

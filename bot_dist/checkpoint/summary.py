@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 from bot_dist.checkpoint.layout import StoredParameter
 from bot_dist.checkpoint.manifest import Manifest
 from bot_dist.checkpoint.operators import SUFFIXES, operator_digest
-from bot_dist.checkpoint.reader import CheckpointReader
+from bot_dist.checkpoint.reader import CheckpointReader, open_within
 from bot_dist.families import model_of
 from bot_dist.plan import DETAILS, Details, Moment, moment_name
 from bot_dist.recipe import make_recipe
@@ -72,7 +72,7 @@ def operator_rows(reader: CheckpointReader) -> list[OperatorRow]:
     used = _uses(reader.manifest.provenance.get("plan", {}).get("operators", {}))
     rows = []
     for folder in reader.manifest.operators:
-        operators = CheckpointReader(f"{reader.url}/{folder}")
+        operators = open_within(reader, folder)
         for name, stored in operators.manifest.parameters.items():
             parameter = stored.parameter
             layers = parameter.sizes[0] if parameter.axes[0] == "layer" else None

@@ -14,9 +14,9 @@ from functools import partial
 import xxhash
 
 from bot_dist.checkpoint import arrays, shards
+from bot_dist.checkpoint.folder import GROUP, root_metadata
 from bot_dist.checkpoint.manifest import MANIFEST
-from bot_dist.checkpoint.reader import CheckpointReader, Damage
-from bot_dist.checkpoint.writer import GROUP, root_metadata
+from bot_dist.checkpoint.reader import CheckpointReader, Damage, open_within
 from bot_dist.errors import CheckpointError
 from bot_dist.parsing import parse_object
 from bot_dist.sharding import Box
@@ -89,7 +89,7 @@ def operator_stores(reader: CheckpointReader) -> tuple[dict[str, CheckpointReade
     opened, damaged = {}, []
     for folder, wanted in reader.manifest.operators.items():
         try:
-            operators = CheckpointReader(f"{reader.url}/{folder}")
+            operators = open_within(reader, folder)
         except CheckpointError as error:
             damaged.append(Damage(name=folder, problem=str(error)))
             continue

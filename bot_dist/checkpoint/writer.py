@@ -14,9 +14,21 @@ import numpy as np
 import xxhash
 
 from bot_dist.checkpoint import arrays, shards
+from bot_dist.checkpoint.folder import (
+    FILES,
+    GROUP,
+    LAYOUT,
+    STEPS,
+    THREADS,
+    claim,
+    own_files,
+    partial_of,
+    remove_attempt,
+    remove_store,
+    root_metadata,
+)
 from bot_dist.checkpoint.layout import StoredParameter
-from bot_dist.checkpoint.localfile import PARTIAL
-from bot_dist.checkpoint.manifest import ATTEMPTS, FORMAT_VERSION, MANIFEST, OPERATORS, Manifest, StoredFile, digest
+from bot_dist.checkpoint.manifest import ATTEMPTS, MANIFEST, OPERATORS, Manifest, StoredFile, digest
 from bot_dist.checkpoint.storage import Request, Storage
 from bot_dist.errors import CheckpointError, CheckpointExistsError
 from bot_dist.parsing import parse_object
@@ -24,14 +36,6 @@ from bot_dist.sharding import Box, box_shape
 
 if TYPE_CHECKING:
     import torch
-
-STEPS = "_steps"
-LAYOUT = "_layout.json"
-GROUP = "zarr.json"
-FILES = ("tokenizer/", "processor/")
-"""Prefixes of what may lie beside the arrays."""
-_THREADS = 8
-"""Small files that are written at a time."""
 
 
 class CheckpointWriter:
@@ -67,24 +71,15 @@ class CheckpointWriter:
         replaced when this one commits; until then it stays what it is. What is no store is never replaced.
         """
         assert re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", attempt), attempt
-        storage = Storage(url)
-        others = () if storage.is_empty() else {*storage.names("")} - {OPERATORS}  # or a killed writer's partial file
-        if others:
-            if not _is_store(storage):
-                raise CheckpointExistsError(
-                    f"{storage.label} is not empty and no bot_dist store; it is not overwritten"
-                )
-            if not overwrite:
-                _check_free(storage, attempt)
+        storage = claim(url)
+        if not overwrite:
+            _check_free(storage, attempt)
         parameters = {s.parameter.name: s for s in stored}
         writer = cls(storage, attempt, parameters, config)
-        if not _is_store(storage):
-            storage.write(GROUP, [root_metadata()], durable=True)
-            storage.sync_folders("")  # whatever a crash leaves of the rest, it is known for ours
         layout = {"config": dict(config), "parameters": {name: s.to_json() for name, s in parameters.items()}}
         data, name = json.dumps(layout).encode(), f"{writer.folder}/{LAYOUT}"
         if not storage.exists(name) or storage.read(name) != data:
-            storage.write(name, [data])
+            storage.write(name, [data], durable=True)  # the attempt is known by it
         return writer
 
     @classmethod
@@ -187,10 +182,10 @@ class CheckpointWriter:
         )
         on_storage = self.storage.sizes(self.folder)
         self._check_sizes(on_storage)
-        for name in on_storage:
-            if name.endswith(PARTIAL):  # of a writer that was killed
-                self.storage.remove(f"{self.folder}/{name}")
-            elif name.startswith(FILES):
+        own = own_files(self.storage, self.folder, on_storage)
+        self.storage.remove(f"{self.folder}/{name}" for name in own if partial_of(name) != name)  # of killed writers
+        for name in own:
+            if partial_of(name) == name and name.startswith(FILES):
                 data = self.storage.read(f"{self.folder}/{name}")
                 manifest.files[name] = StoredFile(nbytes=len(data), xxh3_128=xxhash.xxh3_128_hexdigest(data))
         self._write_metadata()
@@ -213,7 +208,7 @@ class CheckpointWriter:
     def discard(self) -> None:
         """Remove the attempt, unless it is the one that is committed."""
         if not self.storage.exists(MANIFEST) or Manifest.load(self.storage).data != self.folder:
-            self.storage.remove(self.folder)
+            remove_attempt(self.storage, self.folder)
 
     def _gathered(self, name: str, by_shard: Mapping[str, bytes]) -> bytes:
         """The digests of all chunks of a parameter in row-major order."""
@@ -235,7 +230,7 @@ class CheckpointWriter:
         """What plain zarr goes by; not before, so that it does not read what is unfinished."""
         files = {GROUP: root_metadata(), f"{self.folder}/{GROUP}": arrays.group_metadata({"config": self.config})}
         files |= {f"{self.folder}/{name}/{GROUP}": arrays.metadata(stored) for name, stored in self.stored.items()}
-        with ThreadPoolExecutor(_THREADS, thread_name_prefix="bot_dist-metadata") as pool:
+        with ThreadPoolExecutor(THREADS, thread_name_prefix="bot_dist-metadata") as pool:
             for _ in pool.map(lambda name: self.storage.write(name, [files[name]], durable=True), files):
                 pass
 
@@ -253,16 +248,18 @@ class CheckpointWriter:
     def _collect(self, *, all_plans: bool) -> None:
         """Remove what the commit has made worthless: of other plans only where these may be replaced, for what is
         there then is of a driver at work."""
-        worthless = [f"{self.folder}/{LAYOUT}", f"{self.folder}/{STEPS}"]
-        if Manifest.load(self.storage).data == self.folder:  # not replaced already
-            others = [name for name in self.storage.names(ATTEMPTS) if f"{ATTEMPTS}/{name}" != self.folder]
+        steps = self.storage.sizes(f"{self.folder}/{STEPS}")
+        done = [f"{self.folder}/{STEPS}/{name}" for name in steps if partial_of(name).endswith(".json")]
+        self.storage.remove([f"{self.folder}/{LAYOUT}", *done], within=self.folder)
+        committed = Manifest.load(self.storage)
+        if committed.data == self.folder:  # not replaced already
             ours = _plan_of(self.folder.removeprefix(f"{ATTEMPTS}/"))
-            worthless += [f"{ATTEMPTS}/{name}" for name in others if all_plans or _plan_of(name) == ours]
-        used = Manifest.load(self.storage).operators
-        folders = [f"{OPERATORS}/{name}" for name in self.storage.names(OPERATORS)]
-        worthless += [folder for folder in folders if folder not in used]
-        for name in worthless:
-            self.storage.remove(name)
+            for name in self.storage.names(ATTEMPTS):
+                if (all_plans or _plan_of(name) == ours) and f"{ATTEMPTS}/{name}" != self.folder:
+                    remove_attempt(self.storage, f"{ATTEMPTS}/{name}")
+        for name in self.storage.names(OPERATORS):
+            if f"{OPERATORS}/{name}" not in committed.operators:
+                remove_store(self.storage, f"{OPERATORS}/{name}")
 
     def _key(self, name: str, shard: Box) -> str:
         return f"{self.folder}/{name}/{self.stored[name].shard_key(shard)}"
@@ -276,20 +273,6 @@ def attempt_of(url: str, plan: str) -> str:
     except CheckpointError:  # there is none, or none that is worth keeping
         return plan
     return f"{plan}-2" if committed == f"{ATTEMPTS}/{plan}" else plan
-
-
-def _is_store(storage: Storage) -> bool:
-    if not storage.exists(GROUP):
-        return False
-    try:
-        return "bot_dist" in parse_object(storage.read(GROUP), GROUP, ValueError)["attributes"]
-    except (ValueError, KeyError, TypeError):
-        return False
-
-
-def root_metadata() -> bytes:
-    """The ``zarr.json`` of a store: by it a folder is known for one."""
-    return arrays.group_metadata({"bot_dist": {"format_version": FORMAT_VERSION}})
 
 
 def _check_free(storage: Storage, attempt: str) -> None:

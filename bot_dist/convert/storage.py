@@ -90,6 +90,14 @@ def list_names(url: str) -> list[str] | None:
         return None
 
 
+def sizes(url: str) -> dict[str, int]:
+    """Bytes of every file in a folder and the folders in it, by its path from there; links are followed."""
+    fs, root = filesystem(url)
+    found = _asked(url, "list it", lambda: fs.find(root, detail=True))
+    prefix = root.strip("/") + "/"
+    return {path.strip("/").removeprefix(prefix): info["size"] for path, info in found.items()}
+
+
 def resolve_all(url: str) -> list[str]:
     """All paths or URLs that a pattern stands for, sorted; one without ``*?[`` is resolved as it is.
 

@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from bot_dist.checkpoint import Storage
 from bot_dist.errors import BotDistError, InputError, RunError
 from bot_dist.families import model_of
 from bot_dist.recipe import ClusterConfig, TrainConfig
@@ -69,7 +68,7 @@ def pretrain(
     """
     from bot_dist.train.events import following
     from bot_dist.train.metrics import Metrics
-    from bot_dist.train.state import check_space
+    from bot_dist.train.state import check_space, forget
 
     begun = time.time()
     check(train, {run.name: run.config for run in runs}, tokenizer_url)
@@ -78,10 +77,11 @@ def pretrain(
     with _PREPARING:
         samples = samples_of(runs, train, tokenizer_url, folder, on_event or (lambda event: None))
     folder.mkdir(parents=True, exist_ok=True)
-    states = Storage(str(folder / "states"))
+    states_url = str(folder / "states")
     if fresh:
-        states.remove()
-    check_space(states.url, runs, train)
+        for run in runs:
+            forget(run.states_url or f"{states_url}/{run.name}")
+    check_space(states_url, runs, train)
     settings = {
         "runs": [dataclasses.asdict(_absolute_run(run)) for run in runs],
         "train": train.model_dump(),
@@ -89,7 +89,7 @@ def pretrain(
         "masking": masking(runs, tokenizer_url),
         "tokenizer_url": absolute(tokenizer_url),
         "device": device,
-        "states_url": states.url,
+        "states_url": states_url,
         "beside": per_node(at_once),
         "data": posixpath.basename(samples.url) if train.images is None else label(train.images),
     }

@@ -18,7 +18,7 @@ import numpy as np
 from bot_dist.checkpoint import Storage
 from bot_dist.checkpoint.manifest import digest
 from bot_dist.convert.processor import PROCESSOR, image_processor
-from bot_dist.convert.storage import join, missing, read_file
+from bot_dist.convert.storage import join, missing, read_file, sizes
 from bot_dist.convert.texts.hub import DatasetName
 from bot_dist.errors import InputError, MissingPackageError
 from bot_dist.recipe import TrainConfig
@@ -160,21 +160,20 @@ class FolderImages:
     """Images in the folders of a folder, named as their classes; in the order of their paths."""
 
     def __init__(self, url: str) -> None:
-        storage = Storage(url)
-        if not storage.exists():
+        if not Storage(url).exists():
             raise missing(url)
-        sizes = storage.sizes("")
-        names = sorted(name for name in sizes if name.lower().endswith(SUFFIXES))
+        found = sizes(url)
+        names = sorted(name for name in found if name.lower().endswith(SUFFIXES))
         if loose := [name for name in names if "/" not in name]:
             raise InputError(
-                f"train.images: {storage.label}/{loose[0]} is of no class; put images into a folder for each class"
+                f"train.images: {label(url)}/{loose[0]} is of no class; put images into a folder for each class"
             )
         if not names:
-            raise InputError(f"train.images: no folder in {storage.label} has images ({', '.join(SUFFIXES)})")
-        if empty := next((name for name in names if not sizes[name]), None):
-            raise InputError(f"train.images: {storage.label}/{empty} is empty; leave it out")
+            raise InputError(f"train.images: no folder in {label(url)} has images ({', '.join(SUFFIXES)})")
+        if empty := next((name for name in names if not found[name]), None):
+            raise InputError(f"train.images: {label(url)}/{empty} is empty; leave it out")
         self._url, self._names = url, names
-        self.digest = digest({name: sizes[name] for name in names})
+        self.digest = digest({name: found[name] for name in names})
         self.classes: Sequence[str] = sorted({name.partition("/")[0] for name in names})
         self._number = {name: i for i, name in enumerate(self.classes)}
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
 from ray.util.metrics import Gauge
 
+from bot_dist.checkpoint import Storage
+
+LINES, BOARD = "metrics.jsonl", "tensorboard"
 METRICS = {
     "step": {
         "loss": "Mean over all labels of the last step, in nats.",
@@ -64,9 +66,13 @@ class Metrics:
             from torch.utils.tensorboard import SummaryWriter
 
             if self._fresh:
-                shutil.rmtree(folder, ignore_errors=True)
-            self._writers[run] = SummaryWriter(str(folder / "tensorboard"), purge_step=step)
-        with (folder / "metrics.jsonl").open("a") as file:
+                shown = Storage(str(folder))
+                of_before = [
+                    f"{BOARD}/{name}" for name in shown.names(BOARD) if name.startswith("events.out.tfevents.")
+                ]
+                shown.remove([LINES, *of_before])
+            self._writers[run] = SummaryWriter(str(folder / BOARD), purge_step=step)
+        with (folder / LINES).open("a") as file:
             file.write(json.dumps({"time": time, "step": step, **values}) + "\n")
         for name, value in values.items():
             self._writers[run].add_scalar(name, value, step, walltime=time)

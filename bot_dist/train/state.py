@@ -27,6 +27,7 @@ from bot_dist.checkpoint import (
     Storage,
     StoredParameter,
     manifest,
+    remove_store,
     store_layout,
 )
 from bot_dist.convert.processor import save_image_processor
@@ -101,6 +102,19 @@ def check_space(url: str, runs: Iterable[TrainRun], train: TrainConfig) -> None:
         )
 
 
+def forget(url: str) -> None:
+    """Remove the states of a run, and its result."""
+    storage = Storage(url)
+    storage.remove([RESULT])
+    for step in _steps(storage):
+        remove_store(storage, state_name(step))
+
+
+def _steps(storage: Storage) -> list[int]:
+    names = [name.removeprefix(PREFIX) for name in storage.names("") if name.startswith(PREFIX)]
+    return sorted(int(name) for name in names if name.isdigit())
+
+
 def state_name(step: int) -> str:
     """Of the folder of a state, among those of its run."""
     return f"{PREFIX}{step:08d}"
@@ -145,8 +159,7 @@ class States:
 
     def steps(self) -> list[int]:
         """Of which there are states, whole or not, ascending. No collective."""
-        names = [name.removeprefix(PREFIX) for name in self._storage.names("") if name.startswith(PREFIX)]
-        return sorted(int(name) for name in names if name.isdigit())
+        return _steps(self._storage)
 
     def url_of(self, step: int) -> str:
         return join(self.url, state_name(step))
@@ -339,7 +352,7 @@ class States:
         best = min(measured, key=measured.__getitem__, default=step)
         for old in there[: -self._keep]:
             if old != best:
-                self._storage.remove(state_name(old))
+                remove_store(self._storage, state_name(old))
 
     def _agreed(self, mine: list[tuple[Shard, int, int]]) -> list[list[_Piece]]:
         """Per parameter, who gives which piece of it; what several ranks own, the first gives."""

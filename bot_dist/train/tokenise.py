@@ -20,6 +20,7 @@ import numpy as np
 
 from bot_dist import errors
 from bot_dist.checkpoint import Storage
+from bot_dist.checkpoint.manifest import MANIFEST
 from bot_dist.convert.storage import version
 from bot_dist.convert.text import Encoder
 from bot_dist.convert.texts import Identity, Piece, TextFile
@@ -99,8 +100,8 @@ class Tokenising:
 
 
 def committed(url: str, on_event: OnEvent = ignore) -> TokenStore | None:
-    """The store that is there, with all its shards. One that is damaged is removed, and a ``tokens_damaged`` event says
-    ``why``."""
+    """The store that is there, with all its shards. One that is damaged is none any more, and a ``tokens_damaged`` event
+    says ``why``: which of its shards are whole is then looked for, as in an unfinished one."""
     try:
         store = TokenStore(url)
         store.check_sizes()
@@ -108,7 +109,7 @@ def committed(url: str, on_event: OnEvent = ignore) -> TokenStore | None:
         return None
     except CheckpointError as error:
         on_event({"event": "tokens_damaged", "why": str(error)})
-        Storage(url).remove()
+        Storage(url).remove([MANIFEST])
         return None
     return store
 
@@ -140,7 +141,7 @@ def make_store(
         on_event({"event": "tokenised", "bytes": done, "of_bytes": nbytes})
     for url, identity in files.items():
         if version(url) != identity.version:
-            work.writer.storage.remove()
+            work.writer.discard(len(work.shards))
             raise InputError(f"{label(url)} was changed while it was tokenised; nothing is kept, run it again")
     for number, text in enumerate(work.texts):
         if not any(record.documents.get(str(number)) for record in records.values()):

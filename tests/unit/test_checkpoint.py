@@ -394,7 +394,7 @@ def test_a_commit_whose_files_another_has_removed_is_an_error(url: str, monkeypa
     create(url, plan="another").commit(fill(create(url, plan="another")), {})
     writer = create(url, overwrite=True)
     digests = fill(writer)
-    monkeypatch.setattr(CheckpointWriter, "_write_metadata", lambda self: self.storage.remove(self.folder))
+    monkeypatch.setattr(CheckpointWriter, "_write_metadata", lambda self: shutil.rmtree(data(url)))
     with pytest.raises(CheckpointError, match="its folder was removed meanwhile"):
         writer.commit(digests, {}, overwrite=True)
 

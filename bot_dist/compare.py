@@ -327,7 +327,7 @@ def _untrained(pretrain: PretrainConfig, folder: Path) -> str:
     from bot_dist.evaluate.untrained import family_of, labels, untrained_config, vocabulary
 
     objective = family_of(pretrain.model_type).objective
-    Storage(str(folder)).remove(["config.json", *TOKENIZER_FILES])  # of another tokenizer
+    Storage(str(folder)).remove("config.json", *TOKENIZER_FILES)  # of another tokenizer
     folder.mkdir(parents=True, exist_ok=True)
     if objective == "image":
         from bot_dist.train.images import open_images

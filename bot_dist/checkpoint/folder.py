@@ -65,12 +65,12 @@ def remove_store(storage: Storage, folder: str) -> None:
         return
     within = folder.rpartition("/")[0]
     on_storage = storage.sizes(folder)
-    storage.remove(_join(folder, name) for name in on_storage if partial_of(name) == MANIFEST)
+    storage.remove(*(_join(folder, name) for name in on_storage if partial_of(name) == MANIFEST))
     for name in storage.names(_join(folder, OPERATORS)):
         remove_store(storage, _join(folder, OPERATORS, name))
     for name in storage.names(_join(folder, ATTEMPTS)):
         remove_attempt(storage, _join(folder, ATTEMPTS, name), within=within)
-    storage.remove((_join(folder, name) for name in on_storage if partial_of(name) == GROUP), within=within)
+    storage.remove(*(_join(folder, name) for name in on_storage if partial_of(name) == GROUP), within=within)
 
 
 def remove_attempt(storage: Storage, folder: str, *, within: str = ATTEMPTS) -> None:
@@ -81,7 +81,7 @@ def remove_attempt(storage: Storage, folder: str, *, within: str = ATTEMPTS) -> 
             return
         telling = {name for name in own if name.rpartition("/")[2] in (LAYOUT, GROUP)}
         for names in ({*own} - telling, telling):
-            storage.remove((_join(folder, name) for name in names), within=within)
+            storage.remove(*(_join(folder, name) for name in names), within=within)
     raise CheckpointError(f"{storage.label}/{folder}: can't be removed: another writes there")
 
 

@@ -10,7 +10,7 @@ import contextlib
 import functools
 import os
 import posixpath
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -225,7 +225,7 @@ class Storage:
             return
         self._changed(f"sync {folder or 'it'}", lambda: sync_all(self.path(folder)))
 
-    def remove(self, names: Iterable[str], *, within: str = "") -> None:
+    def remove(self, *names: str, within: str = "") -> None:
         """Remove files, those that are there, and the folders below ``within`` that held them and are empty then."""
         held = sorted({*names})
 

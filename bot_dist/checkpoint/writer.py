@@ -183,7 +183,8 @@ class CheckpointWriter:
         on_storage = self.storage.sizes(self.folder)
         self._check_sizes(on_storage)
         own = own_files(self.storage, self.folder, on_storage)
-        self.storage.remove(f"{self.folder}/{name}" for name in own if partial_of(name) != name)  # of killed writers
+        killed = [f"{self.folder}/{name}" for name in own if partial_of(name) != name]
+        self.storage.remove(*killed)
         for name in own:
             if partial_of(name) == name and name.startswith(FILES):
                 data = self.storage.read(f"{self.folder}/{name}")
@@ -250,7 +251,7 @@ class CheckpointWriter:
         there then is of a driver at work."""
         steps = self.storage.sizes(f"{self.folder}/{STEPS}")
         done = [f"{self.folder}/{STEPS}/{name}" for name in steps if partial_of(name).endswith(".json")]
-        self.storage.remove([f"{self.folder}/{LAYOUT}", *done], within=self.folder)
+        self.storage.remove(f"{self.folder}/{LAYOUT}", *done, within=self.folder)
         committed = Manifest.load(self.storage)
         if committed.data == self.folder:  # not replaced already
             ours = _plan_of(self.folder.removeprefix(f"{ATTEMPTS}/"))

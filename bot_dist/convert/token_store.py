@@ -94,7 +94,7 @@ class TokenStoreWriter:
 
     def discard(self, shards: int) -> None:
         """Remove so many shards, or what is there of them."""
-        self.storage.remove(f"{number}.{kind}" for number in range(shards) for kind in ("bin", "json"))
+        self.storage.remove(*(f"{number}.{kind}" for number in range(shards) for kind in ("bin", "json")))
 
     def commit(self, records: Sequence[ShardRecord], key: Any) -> None:
         """Make the shards a store; ``key`` is what tells it from others."""

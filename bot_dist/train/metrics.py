@@ -67,10 +67,8 @@ class Metrics:
 
             if self._fresh:
                 shown = Storage(str(folder))
-                of_before = [
-                    f"{BOARD}/{name}" for name in shown.names(BOARD) if name.startswith("events.out.tfevents.")
-                ]
-                shown.remove([LINES, *of_before])
+                scalars = [name for name in shown.names(BOARD) if name.startswith("events.out.tfevents.")]
+                shown.remove(LINES, *(f"{BOARD}/{name}" for name in scalars))
             self._writers[run] = SummaryWriter(str(folder / BOARD), purge_step=step)
         with (folder / LINES).open("a") as file:
             file.write(json.dumps({"time": time, "step": step, **values}) + "\n")

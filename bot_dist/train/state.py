@@ -105,7 +105,7 @@ def check_space(url: str, runs: Iterable[TrainRun], train: TrainConfig) -> None:
 def forget(url: str) -> None:
     """Remove the states of a run, and its result."""
     storage = Storage(url)
-    storage.remove([RESULT])
+    storage.remove(RESULT)
     for step in _steps(storage):
         remove_store(storage, state_name(step))
 

@@ -100,8 +100,8 @@ class Tokenising:
 
 
 def committed(url: str, on_event: OnEvent = ignore) -> TokenStore | None:
-    """The store that is there, with all its shards. One that is damaged is none any more, and a ``tokens_damaged`` event
-    says ``why``: which of its shards are whole is then looked for, as in an unfinished one."""
+    """The store that is there, with all its shards. One that is damaged becomes an unfinished one, of which whole
+    shards are taken up, and a ``tokens_damaged`` event says ``why``."""
     try:
         store = TokenStore(url)
         store.check_sizes()
@@ -109,7 +109,7 @@ def committed(url: str, on_event: OnEvent = ignore) -> TokenStore | None:
         return None
     except CheckpointError as error:
         on_event({"event": "tokens_damaged", "why": str(error)})
-        Storage(url).remove([MANIFEST])
+        Storage(url).remove(MANIFEST)
         return None
     return store
 

@@ -118,6 +118,5 @@ def test_files_are_written_listed_read_and_removed(url: str) -> None:
     with pytest.raises(FileExistsError):
         storage.create("m", b"second")
     assert storage.read("m") == b"first"
-    storage.remove(["a/x"])
-    storage.remove(["m"])
+    storage.remove("a/x", "m")
     assert storage.is_empty()

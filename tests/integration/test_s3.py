@@ -178,8 +178,8 @@ def test_reads_tell_what_is_missing_or_short(bucket: str) -> None:
         read_range(f"{bucket}/a/x", 2, 10, "tensor 't'")
     with pytest.raises(SourceError, match="no such file or folder"):
         read_range(f"{bucket}/a/y", 2, 10, "tensor 't'")
-    storage.remove(["a/x"])
-    storage.remove(["a/x"])
+    storage.remove("a/x")
+    storage.remove("a/x")
     assert storage.is_empty()
 
 

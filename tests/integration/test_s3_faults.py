@@ -57,7 +57,7 @@ OPERATIONS: dict[str, tuple[str, Callable[[Storage], object], object]] = {
     "exists": ("HEAD", lambda s: s.exists("x"), True),
     "names": ("GET", lambda s: s.names(""), ["to-go", "x"]),
     "sizes": ("GET", lambda s: s.sizes(""), {"x": len(DATA), "to-go": 1}),
-    "remove": ("POST", lambda s: s.remove(["to-go"]), None),
+    "remove": ("POST", lambda s: s.remove("to-go"), None),
 }
 """Per operation: its request, itself, and what it should return."""
 

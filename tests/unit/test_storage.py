@@ -146,7 +146,7 @@ def test_a_file_is_created_once(url: str, tmp_path: Path) -> None:
     with pytest.raises(FileExistsError):
         storage.create("m", b"second")
     assert storage.read("m") == b"first"
-    storage.remove()
+    storage.remove("m")
     assert storage.is_empty()
 
 

@@ -58,16 +58,15 @@ def claim(url: str) -> Storage:
     return storage
 
 
-def remove_store(storage: Storage, folder: str) -> None:
-    """Remove the store in a folder: what its manifest goes by first. What is no part of it stays, and what is in no
-    store's folder."""
+def remove_store(storage: Storage, folder: str, *, within: str = "") -> None:
+    """Remove the store in a folder, its manifest first, and the folders below ``within`` that are empty then. What is
+    no part of it stays; so does everything where there is no store."""
     if not is_store(storage, folder):
         return
-    within = folder.rpartition("/")[0]
     on_storage = storage.sizes(folder)
     storage.remove(*(_join(folder, name) for name in on_storage if partial_of(name) == MANIFEST))
     for name in storage.names(_join(folder, OPERATORS)):
-        remove_store(storage, _join(folder, OPERATORS, name))
+        remove_store(storage, _join(folder, OPERATORS, name), within=within)
     for name in storage.names(_join(folder, ATTEMPTS)):
         remove_attempt(storage, _join(folder, ATTEMPTS, name), within=within)
     storage.remove(*(_join(folder, name) for name in on_storage if partial_of(name) == GROUP), within=within)

@@ -83,7 +83,7 @@ def sizes(folder: str) -> dict[str, int]:
     waiting = [""]
     while waiting:
         inner = waiting.pop()
-        with contextlib.suppress(FileNotFoundError), os.scandir(os.path.join(folder, inner)) as entries:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(f"{folder}/{inner}") as entries:
             for entry in entries:
                 name = os.path.join(inner, entry.name)
                 if entry.is_symlink():

@@ -260,7 +260,7 @@ class CheckpointWriter:
                     remove_attempt(self.storage, f"{ATTEMPTS}/{name}")
         for name in self.storage.names(OPERATORS):
             if f"{OPERATORS}/{name}" not in committed.operators:
-                remove_store(self.storage, f"{OPERATORS}/{name}")
+                remove_store(self.storage, f"{OPERATORS}/{name}", within=OPERATORS)
 
     def _key(self, name: str, shard: Box) -> str:
         return f"{self.folder}/{name}/{self.stored[name].shard_key(shard)}"

@@ -17,6 +17,7 @@ from bot_dist.convert.processor import image_processor
 from bot_dist.convert.text import Encoder
 from bot_dist.convert.texts import identities, open_texts
 from bot_dist.convert.tokenizer import load_tokenizer
+from bot_dist.disk import write_whole
 from bot_dist.parsing import parse_object
 from bot_dist.recipe import HOW_TRAINED, CalibrateConfig, ClusterConfig, TrainConfig
 from bot_dist.runtime.cluster import connected
@@ -125,11 +126,8 @@ class Bench:
 
     def _keep(self, job: Job, training: Result) -> None:
         folder = self._folder(job)
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = folder / f"{RESULT}.partial"
         kept = {"decided_by": self._decided_by(job), **job.result(self._start(job), training)}
-        partial.write_text(json.dumps(kept, indent=1))
-        partial.replace(folder / RESULT)
+        write_whole(folder / RESULT, json.dumps(kept, indent=1))
 
     def _folder(self, job: Job) -> Path:
         slug = re.sub("[^a-z0-9]+", "-", job.name.lower()).strip("-")

@@ -19,6 +19,7 @@ from bot_dist.calibrate.adapt import FIT_VERSION
 from bot_dist.checkpoint import CheckpointReader, Storage
 from bot_dist.checkpoint.manifest import MANIFEST
 from bot_dist.convert.open import open_source
+from bot_dist.disk import write_whole
 from bot_dist.errors import InputError
 from bot_dist.evaluate.baselines import Baseline, baseline
 from bot_dist.evaluate.comparison import SCRATCH, SOURCE, UNTIED_SCRATCH, ComparisonRecipe, MethodConfig, PretrainConfig
@@ -79,11 +80,10 @@ def compare(recipe: ComparisonRecipe, on_event: OnEvent = pipeline.ignore) -> di
         "machine": machine(),
         "date": time.strftime("%Y-%m-%d %H:%M:%S"),
     }
-    (output / "comparison.json").write_text(json.dumps(facts, indent=1))
-    (output / "comparison.md").write_text(markdown(headings, lines))
-    (output / "comparison.png").write_bytes(
-        comparison_curves(chosen, loss, per="token" if recipe.train.images is None else "image")
-    )
+    write_whole(output / "comparison.json", json.dumps(facts, indent=1))
+    write_whole(output / "comparison.md", markdown(headings, lines))
+    curves = comparison_curves(chosen, loss, per="token" if recipe.train.images is None else "image")
+    write_whole(output / "comparison.png", curves)
     return facts
 
 
@@ -328,7 +328,6 @@ def _untrained(pretrain: PretrainConfig, folder: Path) -> str:
 
     objective = family_of(pretrain.model_type).objective
     Storage(str(folder)).remove("config.json", *TOKENIZER_FILES)  # of another tokenizer
-    folder.mkdir(parents=True, exist_ok=True)
     if objective == "image":
         from bot_dist.train.images import open_images
 
@@ -345,7 +344,7 @@ def _untrained(pretrain: PretrainConfig, folder: Path) -> str:
         fields = vocabulary(load_tokenizer(str(folder)))
     config = untrained_config(pretrain.model_type, pretrain.sizes, pretrain.fields, fields)
     path = folder / "config.json"
-    path.write_text(json.dumps(config, indent=1))
+    write_whole(path, json.dumps(config, indent=1))
     return str(path)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bot_dist.disk import writing
 from bot_dist.errors import InputError
 from bot_dist.families import Model
 from bot_dist.recipe import Recipe
@@ -79,10 +80,11 @@ def make_weights(
         batch=_batches(recipe, target),
     )
     made = rule.make(given)
-    folder.mkdir(parents=True, exist_ok=True)
     partial = folder / f"model{PARTIAL}"
-    save_file(made.weights, partial, metadata={"format": "pt"})
-    partial.replace(folder / "model.safetensors")
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(made.weights, partial, metadata={"format": "pt"})
+        partial.replace(folder / "model.safetensors")
     write_file(f"{folder}/config.json", json.dumps(target.config, indent=1).encode())
     return {"rule": rule.name, "flops": made.flops, **made.facts}
 

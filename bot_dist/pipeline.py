@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from bot_dist.disk import writing
 from bot_dist.errors import CheckpointError, CheckpointExistsError, InputError, SourceError
 from bot_dist.families import model_of
 from bot_dist.planning import OnEvent, Planning, keep_apart, open_checked
@@ -46,11 +47,14 @@ def ignore(event: dict[str, Any]) -> None:
 
 
 def logged(path: Path, on_event: OnEvent) -> OnEvent:
-    """``on_event`` that also appends every event to a file, a line of JSON each, with its ``time``."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """``on_event`` that also appends every event to a file, a line of JSON each, with its ``time``. Raises
+    CheckpointError where it can't be written."""
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("a").close()
 
     def log(event: dict[str, Any]) -> None:
-        with path.open("a") as file:
+        with writing(path), path.open("a") as file:
             file.write(json.dumps({"time": time.time(), **event}) + "\n")
         on_event(event)
 
@@ -417,9 +421,13 @@ def _tell_member(on_event: OnEvent, name: str, event: dict[str, Any]) -> None:
 
 def _checked(recipe: Recipe) -> int:
     """How many CPUs a run takes, when nothing is found wrong with it before anything is read or written."""
+    from bot_dist.convert.export_folder import ExportFolder
+
     plan = plan_transfer(recipe)
     check_data(recipe)
     check_training(recipe, plan)
+    if recipe.overwrite:
+        ExportFolder(Path(recipe.export_dir), overwrite=True)
     return max(plan.mesh.size, recipe.train.workers)
 
 

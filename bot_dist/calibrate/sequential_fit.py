@@ -14,13 +14,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from bot_dist.calibrate.fit import Array, AxisFit, Coordinates, Given, Lifted, Rotation
 from bot_dist.calibrate.moments import sites
 from bot_dist.calibrate.samples import Samples
 from bot_dist.calibrate.sequential import CROSS, ENERGY, ENTRY, GAIN, KEPT, MATRIX, MOMENT, SequentialWork, Step, Writer
 from bot_dist.calibrate.share import SAMPLES, write_whole
+from bot_dist.disk import writing
 from bot_dist.runtime.crew import Crew
 from bot_dist.wavelets import lifting
 
@@ -74,11 +75,12 @@ class Sequential(AbstractContextManager[None]):
         """The work, when all of it has been done."""
         started = time.perf_counter()
         samples, n = self._samples, len(self._layers)
-        Path(self._folder).mkdir(parents=True, exist_ok=True)
-        self._scratch = tempfile.mkdtemp(prefix="sequential-", suffix=".scratch", dir=self._folder)
+        with writing(self._folder):
+            Path(self._folder).mkdir(parents=True, exist_ok=True)
+            self._scratch = tempfile.mkdtemp(prefix="sequential-", suffix=".scratch", dir=self._folder)
         work = self._work(self._crew.shares(len(samples)))
-        save_file({"inputs": samples.inputs.contiguous()}, f"{self._scratch}/{SAMPLES}")
-        save_file({MATRIX: _stored(self._entry)}, f"{self._scratch}/{ENTRY}")
+        write_whole(Path(self._scratch) / SAMPLES, {"inputs": samples.inputs.contiguous()})
+        write_whole(Path(self._scratch) / ENTRY, {MATRIX: _stored(self._entry)})
         self._on_event({"event": "start", "tokens": samples.n_positions, "windows": len(samples), "blocks": n})
 
         def on_step(index: int) -> None:

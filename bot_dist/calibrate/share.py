@@ -21,6 +21,7 @@ from bot_dist.calibrate.forward import StreamedModel
 from bot_dist.calibrate.moments import Moment, Site, gathering
 from bot_dist.calibrate.samples import IGNORED
 from bot_dist.convert.source import Source
+from bot_dist.disk import writing
 from bot_dist.errors import InputError
 from bot_dist.families import Model
 from bot_dist.urls import label
@@ -89,8 +90,9 @@ class Work(Scratch):
 def write_whole(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     """A safetensors file, all of it or nothing."""
     partial = path.with_suffix(f".partial-{os.getpid()}")
-    save_file(tensors, partial)
-    partial.replace(path)
+    with writing(path, sum(tensor.nbytes for tensor in tensors.values())):
+        save_file(tensors, partial)
+        partial.replace(path)
 
 
 class Share:
@@ -184,7 +186,8 @@ class HiddenStates:
 
     def __init__(self, path: Path, positions: int, width: int) -> None:
         self._shape = positions, width
-        self._path, self._file = path, path.open("w+b")
+        with writing(path):
+            self._path, self._file = path, path.open("w+b", buffering=0)
 
     def __getitem__(self, sample: int) -> torch.Tensor:
         values = torch.empty(self._shape)
@@ -196,7 +199,10 @@ class HiddenStates:
     def __setitem__(self, sample: int, values: torch.Tensor) -> None:
         assert tuple(values.shape) == self._shape, values.shape
         self._seek(sample)
-        self._file.write(_bytes(values.contiguous()))
+        rest = _bytes(values.contiguous())
+        with writing(self._path, values.nbytes):
+            while rest:
+                rest = rest[self._file.write(rest) :]
 
     def _seek(self, sample: int) -> None:
         self._file.seek(sample * 4 * self._shape[0] * self._shape[1])

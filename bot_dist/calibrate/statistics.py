@@ -15,16 +15,16 @@ from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
-from safetensors.torch import save_file
 
 from bot_dist.calibrate.moments import Site, sites
 from bot_dist.calibrate.samples import Samples
-from bot_dist.calibrate.share import CHANGE, SAMPLES, SIMILARITY, Work
+from bot_dist.calibrate.share import CHANGE, SAMPLES, SIMILARITY, Work, write_whole
 from bot_dist.calibrate.store import StatisticsWriter
 from bot_dist.checkpoint import CheckpointReader, Storage
 from bot_dist.checkpoint.manifest import MANIFEST, digest
 from bot_dist.convert.shapes import Shapes
 from bot_dist.convert.source import Source
+from bot_dist.disk import writing
 from bot_dist.errors import InputError, nearest
 from bot_dist.families import Model
 from bot_dist.recipe import ClusterConfig
@@ -144,12 +144,12 @@ def statistics(
         return found
     source.check(model)
     started = time.perf_counter()
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    scratch = tempfile.mkdtemp(prefix=f"{key[:8]}-", suffix=".scratch", dir=folder)
+    with writing(folder):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        scratch = tempfile.mkdtemp(prefix=f"{key[:8]}-", suffix=".scratch", dir=folder)
     try:
-        save_file(
-            {"inputs": samples.inputs.contiguous(), "labels": samples.labels.contiguous()}, f"{scratch}/{SAMPLES}"
-        )
+        held = {"inputs": samples.inputs.contiguous(), "labels": samples.labels.contiguous()}
+        write_whole(Path(scratch) / SAMPLES, held)
         shares = crew.shares(len(samples))
         work = Work(
             source=source,

@@ -29,6 +29,9 @@ A store at ``URL/`` holds
   of those names that the manifest's provenance lists, with the digest of each one's manifest. They are there before
   what is made with them.
 
+Of a folder, nothing is replaced or removed but what these names and layouts say (``folder.py``); on local disks nothing
+in it is a link.
+
 Shards follow tensor-parallel cuts, so that one actor writes one whole. Inner chunks are whole rows, at most 256 KiB
 where rows are shorter, so that a ZeRO rank reads its own rows and at most one chunk more at either end. The codecs are
 ``sharding_indexed`` over ``bytes`` and ``crc32c``. Nothing is compressed: weights hold little to compress

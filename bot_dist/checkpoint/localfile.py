@@ -6,13 +6,12 @@ import contextlib
 import ctypes
 import errno
 import os
-import shutil
 import uuid
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
+from bot_dist.disk import room_for
 from bot_dist.errors import CheckpointError
 
 Buffer = bytes | memoryview
@@ -20,7 +19,6 @@ PARTIAL = ".partial"
 """Suffix of a file on its way; a killed writer leaves one."""
 _IOV = 1024
 """Buffers that the system takes in one call."""
-_FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the quota is used up", errno.EFBIG: "no file may be so large"}
 
 
 def _batches(buffers: Sequence[Any], transferred: Callable[[list[Any]], int]) -> int:
@@ -165,23 +163,6 @@ def staged(path: str, parts: Sequence[Buffer], *, durable: bool) -> Iterator[str
         finally:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(temporary)
-
-
-@contextlib.contextmanager
-def room_for(path: str, nbytes: int) -> Iterator[None]:
-    """Writing ``nbytes`` to a local file or folder. Raises CheckpointError when there is no room for them; what the
-    block has left behind by then counts as used."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _FULL:
-            raise
-        folder = next(folder for folder in Path(path).absolute().parents if folder.exists())
-        free = shutil.disk_usage(folder).free
-        raise CheckpointError(
-            f"{path}: can't be written, {_FULL[error.errno]}: {nbytes:,} bytes wanted, {free:,} free; "
-            f"make room, or give a target elsewhere; then run the same command again"
-        ) from None
 
 
 def sync(path: str) -> None:

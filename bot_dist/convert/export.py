@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
-import re
-import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import reduce
@@ -15,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bot_dist.checkpoint.localfile import room_for, sync
+from bot_dist.checkpoint.localfile import sync
 from bot_dist.convert.configuration import transformers_config
+from bot_dist.convert.export_folder import STAGING, ExportFolder
+from bot_dist.convert.gguf_header import read_gguf_header
 from bot_dist.convert.gguf_out import Encoding, plan_gguf, write_gguf
 from bot_dist.convert.location import PACKAGE
 from bot_dist.convert.processor import PROCESSOR, image_processor
@@ -24,8 +24,9 @@ from bot_dist.convert.safetensors_in import INDEX, SINGLE
 from bot_dist.convert.safetensors_out import Tensor, shards, write_safetensors
 from bot_dist.convert.source import Source
 from bot_dist.convert.storage import filesystem, is_local
-from bot_dist.convert.tokenizer import TOKENIZER_FILES, load_tokenizer, save_tokenizer
-from bot_dist.errors import CheckpointExistsError, InputError
+from bot_dist.convert.tokenizer import load_tokenizer, save_tokenizer
+from bot_dist.disk import writing
+from bot_dist.errors import CheckpointExistsError, InputError, SourceError
 from bot_dist.families import Model, model_of
 from bot_dist.urls import label
 
@@ -33,13 +34,9 @@ if TYPE_CHECKING:
     from gguf import GGUFWriter
 
 MAX_SHARD_BYTES = 5 * 10**9
-STAGING = ".bot_dist-export-"
-"""Prefix of the subfolder or file in which an unfinished export is."""
+MADE_BY = "bot_dist.export"
+"""Metadata of a GGUF file by which it is known for an export."""
 
-MARKERS = ("config.json", ".metadata")
-"""Without these a folder is no model to ``transformers``, and no checkpoint to DCP."""
-
-_WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?|__\d+_\d+\.distcp")
 _TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
@@ -75,9 +72,8 @@ def export_huggingface(
     Weights are streamed in bounded pieces and keep their dtypes; ``dtype`` in ``config.json`` is one that holds them
     all. They fill files of at most ``max_shard_bytes`` (a larger tensor has its own), with an index if there are
     several. Nothing in the folder looks like a model before everything is there. ``progress`` gets the bytes of each
-    piece. Raises InputError for a remote folder, CheckpointExistsError when it holds a model (unless ``overwrite``) or
-    a bot_dist store, SourceError when the source is not the model that its configuration describes, CheckpointError
-    when the disk is full.
+    piece. Raises InputError for a remote folder, CheckpointExistsError as ``ExportFolder`` does, SourceError when the
+    source is not the model that its configuration describes, CheckpointError when the disk is full or can't be written.
     """
 
     def write(staging: Path, tensors: list[Tensor], progress: Callable[[int], None]) -> None:
@@ -130,15 +126,17 @@ def export_gguf(
     tokenizer = None if tokenizer_url is None else load_tokenizer(tokenizer_url)
 
     def describe(writer: GGUFWriter) -> None:
+        writer.add_string(MADE_BY, importlib.metadata.version("bot_dist"))
         if tokenizer is None:
             add_no_tokenizer(writer, config)
         else:
             add_tokenizer(writer, tokenizer, model.sizes["vocab"])
 
     weight_bytes = sum(tensor.nbytes for tensor in planned.tensors)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    staging = target.with_name(f"{STAGING}{target.name}")
-    with room_for(str(target), weight_bytes):
+    with writing(str(target), weight_bytes):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        staging = target.with_name(f"{STAGING}{target.name}")
+        staging.unlink(missing_ok=True)  # of an export that was killed
         try:
             write_gguf(staging, source, planned, encoding, describe, progress or (lambda _: None))
             staging.replace(target)
@@ -165,30 +163,20 @@ def _export(
     progress: Callable[[int], None] | None,
 ) -> ExportResult:
     """What all exports share: everything is written into a subfolder, and moved into place when it is whole."""
-    target = _target(folder, overwrite)
+    target = ExportFolder(_local(folder), overwrite=overwrite)
     model = model_of(source.config)
     source.check(model)
     tensors = [Tensor(p, source.dtype(p)) for _, _, p in model.parameters()]
     tensors.sort(key=lambda tensor: -tensor.dtype.itemsize)
-    created = not target.exists()
-    target.mkdir(parents=True, exist_ok=True)
-    for stale in target.glob(f"{STAGING}*"):
-        shutil.rmtree(stale)
-    staging = Path(tempfile.mkdtemp(prefix=STAGING, dir=target))
-    with room_for(str(target), sum(tensor.nbytes for tensor in tensors)):
-        try:
-            write(staging, tensors, progress or (lambda _: None))
-            tokenizer = tokenizer_url is not None and save_tokenizer(tokenizer_url, str(staging))
-            if model.family.objective == "image":
-                _write_json(staging / PROCESSOR, image_processor(source.url, model.config))
-            _write_configs(staging, model, reduce(torch.promote_types, {t.dtype for t in tensors}))
-            files = _publish(staging, target)
-        except BaseException:
-            shutil.rmtree(target if created else staging)
-            raise
-    staging.rmdir()
+    with writing(folder, sum(tensor.nbytes for tensor in tensors)), target.staging() as staging:
+        write(staging, tensors, progress or (lambda _: None))
+        tokenizer = tokenizer_url is not None and save_tokenizer(tokenizer_url, str(staging))
+        if model.family.objective == "image":
+            _write_json(staging / PROCESSOR, image_processor(source.url, model.config))
+        _write_configs(staging, model, reduce(torch.promote_types, {t.dtype for t in tensors}))
+        files = target.publish(staging)
     return ExportResult(
-        folder=str(target),
+        folder=str(target.path),
         files=files,
         n_parameters=model.n_parameters,
         weight_bytes=sum(tensor.nbytes for tensor in tensors),
@@ -207,23 +195,19 @@ def _target_file(file: str, overwrite: bool) -> Path:
     if path.suffix != ".gguf" or path.is_dir():
         raise InputError(f"{path}: an export to GGUF is one file; give a name that ends in .gguf")
     if path.exists() and not overwrite:
-        raise CheckpointExistsError(f"{path}: already exists; give another name or overwrite")
-    return path
-
-
-def _target(folder: str, overwrite: bool) -> Path:
-    path = _local(folder)
-    if path.exists() and not path.is_dir():
-        raise CheckpointExistsError(f"{path}: is a file; give a folder")
-    names = {entry.name for entry in path.iterdir()} if path.exists() else set()
-    if names & {"zarr.json", "manifest.json"}:
-        raise CheckpointExistsError(f"{path}: holds a bot_dist store; export into another folder")
-    held = sorted(n for n in names if n in MARKERS or n.endswith((".safetensors", ".bin", ".gguf")))
-    if held and not overwrite:
+        raise CheckpointExistsError(f"{path}: already exists; give another name or --overwrite")
+    if path.exists() and not _is_export(path):
         raise CheckpointExistsError(
-            f"{path}: already holds a model ({', '.join(held[:3])}); give another folder or overwrite"
+            f"{path}: no export has made this file, and it is not overwritten; give another name, or move it away"
         )
     return path
+
+
+def _is_export(file: Path) -> bool:
+    try:
+        return MADE_BY in read_gguf_header(str(file)).scalars
+    except SourceError:  # no GGUF file at all
+        return False
 
 
 def _write_safetensors(
@@ -260,21 +244,6 @@ def _write_configs(folder: Path, model: Model, dtype: torch.dtype) -> None:
     if ids and model.family.objective == "causal":
         version = {"transformers_version": transformers.__version__}
         _write_json(folder / "generation_config.json", {"_from_model_config": True, **ids, **version})
-
-
-def _publish(staging: Path, target: Path) -> tuple[str, ...]:
-    """Move the finished files into place. The old ``MARKERS`` go first and the new ones come last."""
-    names = {path.name for path in staging.iterdir()}
-    replaced_tokenizer = {*TOKENIZER_FILES} if names & {*TOKENIZER_FILES} else set()
-    for marker in MARKERS:
-        (target / marker).unlink(missing_ok=True)
-    for old in [*target.iterdir()]:
-        if _WEIGHTS.fullmatch(old.name) or old.name in {"generation_config.json", PROCESSOR, *replaced_tokenizer}:
-            old.unlink()
-    for name in sorted(names, key=lambda name: (name in MARKERS, name)):
-        (staging / name).replace(target / name)
-    sync(str(target))
-    return tuple(sorted(names))
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from bot_dist.disk import write_whole
 from bot_dist.evaluate.plots import energy_bars, loss_curves, shrinking
 from bot_dist.evaluate.shrinking import HEADINGS, Stages, cells, prediction_errors, ranges, ranking_lines, stage_rows
 from bot_dist.units import count, duration, size
@@ -38,7 +39,7 @@ def write_report(path: Path, facts: dict[str, Any]) -> Path:
     """Write ``facts`` (what ``pipeline.run`` returns) to ``path``, and the loss curves beside it as
     ``loss_curves.png``. Returns ``path``."""
     curves = loss_curves(facts["pretrain"]["runs"])
-    (path.parent / "loss_curves.png").write_bytes(curves)
+    write_whole(path.parent / "loss_curves.png", curves)
     sections = [
         _header(facts),
         f'<div class="verdict">{"".join(f"<p>{html.escape(line)}</p>" for line in verdict(facts))}</div>',
@@ -62,13 +63,12 @@ def write_report(path: Path, facts: dict[str, Any]) -> Path:
 
 def _write(path: Path, title: str, sections: Iterable[str]) -> None:
     body = "\n".join(sections)
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(
+    write_whole(
+        path,
         f"<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
         f"<title>{html.escape(f'bot_dist: {title}')}</title><style>{_STYLE}</style>"
-        f"<body><main>{body}</main></body></html>\n"
+        f"<body><main>{body}</main></body></html>\n",
     )
-    partial.replace(path)
 
 
 def write_index(path: Path, facts: dict[str, Any]) -> Path:

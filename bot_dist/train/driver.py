@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
+from bot_dist.disk import writing
 from bot_dist.errors import BotDistError, InputError, RunError
 from bot_dist.families import model_of
 from bot_dist.recipe import ClusterConfig, TrainConfig
@@ -76,7 +77,8 @@ def pretrain(
     device = _device(cluster, train.workers)
     with _PREPARING:
         samples = samples_of(runs, train, tokenizer_url, folder, on_event or (lambda event: None))
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     states_url = str(folder / "states")
     if fresh:
         for run in runs:

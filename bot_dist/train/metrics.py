@@ -10,6 +10,7 @@ from typing import Any
 from ray.util.metrics import Gauge
 
 from bot_dist.checkpoint import Storage
+from bot_dist.disk import writing
 
 LINES, BOARD = "metrics.jsonl", "tensorboard"
 METRICS = {
@@ -62,6 +63,12 @@ class Metrics:
 
     def _add(self, run: str, time: float, step: int, values: dict[str, float]) -> None:
         folder = self._folder / re.sub("[^a-z0-9]+", "-", run.lower()).strip("-")
+        with writing(folder):
+            self._write(folder, run, time, step, values)
+        for name, value in values.items():
+            self._gauges[name].set(value, {"run": run})
+
+    def _write(self, folder: Path, run: str, time: float, step: int, values: dict[str, float]) -> None:
         if run not in self._writers:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -74,7 +81,6 @@ class Metrics:
             file.write(json.dumps({"time": time, "step": step, **values}) + "\n")
         for name, value in values.items():
             self._writers[run].add_scalar(name, value, step, walltime=time)
-            self._gauges[name].set(value, {"run": run})
 
 
 def _name(event: str, field: str) -> str:

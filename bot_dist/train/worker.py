@@ -18,6 +18,7 @@ import torch.distributed as dist
 
 from bot_dist.checkpoint import manifest
 from bot_dist.convert.storage import join
+from bot_dist.disk import writing
 from bot_dist.errors import BotDistError, DivergedError, RunError, StoppedError
 from bot_dist.families import model_of
 from bot_dist.recipe import TrainConfig
@@ -384,8 +385,9 @@ class Trainer:
         with torch.no_grad():
             logits = self._logits(Examples(inputs=inputs, labels=first.labels).to(self._device))
         if self._rank == 0:
-            os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-            save_file({**inputs, "logits": logits.float().cpu().contiguous()}, path)
+            with writing(path):
+                os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+                save_file({**inputs, "logits": logits.float().cpu().contiguous()}, path)
         dist.barrier()
 
     def _check_spike(self, step: int, loss: float, limit: float) -> None:

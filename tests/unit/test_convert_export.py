@@ -12,6 +12,7 @@ from safetensors import safe_open
 from bot_dist.checkpoint import CheckpointReader, CheckpointWriter
 from bot_dist.convert import open_source, safetensors_out
 from bot_dist.convert.export import export_huggingface
+from bot_dist.convert.export_folder import RECORD
 from bot_dist.convert.tokenizer import has_tokenizer, load_tokenizer, save_tokenizer
 from bot_dist.errors import CheckpointExistsError, InputError, SourceError
 from tests.conftest import Pico, outputs
@@ -118,30 +119,35 @@ def test_an_interrupted_export_leaves_nothing(pico_llama: PicoMaker, tmp_path: P
 def test_an_interrupted_overwrite_leaves_the_old_model(
     pico_llama: PicoMaker, pico_gpt2: PicoMaker, tmp_path: Path
 ) -> None:
-    made = pico_llama()
-    before = {n: (made.folder / n).read_bytes() for n in names(made.folder)}
+    out = tmp_path / "out"
+    export_huggingface(open_source(pico_llama().url), str(out))
+    before = {n: (out / n).read_bytes() for n in names(out)}
     with pytest.raises(KeyboardInterrupt):
-        export_huggingface(open_source(pico_gpt2().url), made.url, overwrite=True, progress=interrupt_after(9_000))
-    assert {n: (made.folder / n).read_bytes() for n in names(made.folder)} == before
+        export_huggingface(open_source(pico_gpt2().url), str(out), overwrite=True, progress=interrupt_after(9_000))
+    assert {n: (out / n).read_bytes() for n in names(out)} == before
 
 
 def test_what_a_killed_export_left_is_cleared_by_the_next(pico_llama: PicoMaker, tmp_path: Path) -> None:
     (tmp_path / "out/.bot_dist-export-killed").mkdir(parents=True)
-    (tmp_path / "out/.bot_dist-export-killed/config.json").write_text("{}")
+    for name in (RECORD, "config.json"):
+        (tmp_path / "out/.bot_dist-export-killed" / name).write_text("{}")
     with pytest.raises(SourceError, match=r"no config\.json"):
         open_source(str(tmp_path / "out"))
     result = export_huggingface(open_source(pico_llama().url), str(tmp_path / "out"))
     assert names(tmp_path / "out") == list(result.files)
 
 
-def test_a_model_is_overwritten_only_on_request_and_then_wholly(pico_llama: PicoMaker, pico_gpt2: PicoMaker) -> None:
-    made, other = pico_llama(max_shard_size="9KB"), open_source(pico_gpt2().url)
-    (made.folder / "README.md").write_text("mine")
+def test_a_model_is_overwritten_only_on_request_and_then_wholly(
+    pico_llama: PicoMaker, pico_gpt2: PicoMaker, tmp_path: Path
+) -> None:
+    other, out = open_source(pico_gpt2().url), tmp_path / "out"
+    export_huggingface(open_source(pico_llama().url), str(out), max_shard_bytes=9_000)
+    (out / "thesis.txt").write_text("mine")
     with pytest.raises(CheckpointExistsError, match=r"already holds a model \(config\.json"):
-        export_huggingface(other, made.url)
-    result = export_huggingface(other, made.url, overwrite=True)
-    assert names(made.folder) == sorted(["README.md", *result.files])
-    load(made.folder)
+        export_huggingface(other, str(out))
+    result = export_huggingface(other, str(out), overwrite=True)
+    assert names(out) == sorted(["thesis.txt", *result.files])
+    load(out)
 
 
 def test_a_store_is_never_exported_into(pico_llama: PicoMaker, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ PACKAGE = ROOT / "bot_dist"
 FLOORS = [  # of the architecture, lowest first; the names of one line do not import each other
     {"units", "urls"},
     {"errors"},
-    {"axes", "parsing"},
+    {"axes", "disk", "parsing"},
     {"recipe"},
     {"records"},
     {"families", "wavelets", "sharding"},

@@ -1,0 +1,74 @@
+"""Writing to local disks: where the system refuses it, one error that says why."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from bot_dist.errors import BotDistError, CheckpointError
+
+_FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the quota is used up", errno.EFBIG: "no file may be so large"}
+
+
+@contextlib.contextmanager
+def room_for(path: str, nbytes: int) -> Iterator[None]:
+    """Writing ``nbytes`` to a local file or folder. Raises CheckpointError when there is no room for them; what the
+    block has left behind by then counts as used."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise _no_room(path, error.errno, f"{nbytes:,} bytes wanted, ") from None
+
+
+@contextlib.contextmanager
+def writing(path: str | Path, nbytes: int | None = None) -> Iterator[None]:
+    """Writing a local file or folder, by whatever library. Raises CheckpointError, which says why, where the system has
+    refused it."""
+    try:
+        yield
+    except Exception as error:
+        code = None if isinstance(error, BotDistError) else _system_error(error)
+        if code is None:
+            raise
+        if code in _FULL:
+            raise _no_room(str(path), code, f"{nbytes:,} bytes wanted, " if nbytes else "") from None
+        raise CheckpointError(f"{path}: can't be written: {os.strerror(code)}; give a place that can") from None
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Replace a (small) file at once, and make the folder that it is in. Raises CheckpointError as ``writing`` does."""
+    partial = path.with_name(f"{path.name}.partial")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            partial.write_bytes(content.encode() if isinstance(content, str) else content)
+            partial.replace(path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+
+
+def _no_room(path: str, code: int, wanted: str) -> CheckpointError:
+    folder = next(folder for folder in Path(path).absolute().parents if folder.exists())
+    return CheckpointError(
+        f"{path}: can't be written, {_FULL[code]}: {wanted}{shutil.disk_usage(folder).free:,} free; "
+        f"make room, or give a target elsewhere; then run the same command again"
+    )
+
+
+def _system_error(error: BaseException | None) -> int | None:
+    """The system's error that an exception is, or that is behind it; libraries in Rust have it in their text alone."""
+    if error is None:
+        return None
+    if isinstance(error, OSError) and error.errno:
+        return error.errno
+    if found := re.search(r"\(os error (\d+)\)", str(error)):
+        return int(found[1])
+    return _system_error(error.__cause__ or error.__context__) if isinstance(error, RuntimeError) else None

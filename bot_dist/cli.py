@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TypeVar
 
 import typer
 
+from bot_dist.disk import told
 from bot_dist.errors import BotDistError, InputError, presentable
 from bot_dist.urls import label
 
@@ -538,6 +539,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
             if message := error.format_message():
                 _fail(presentable(message), 2)
             sys.exit(2)  # the help is shown already
+        if (refused := told(error)) is not None:
+            _fail(presentable(refused), 1)
         if isinstance(error, MemoryError):
             _fail(presentable(f"there is not enough memory: {error or 'none is left'}"), 1)
         sys.stderr.writelines(f"{presentable(line)}\n" for line in traceback.format_exc().splitlines())

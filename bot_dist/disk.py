@@ -13,6 +13,7 @@ from pathlib import Path
 from bot_dist.errors import BotDistError, CheckpointError
 
 _FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the quota is used up", errno.EFBIG: "no file may be so large"}
+_REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 
 
 @contextlib.contextmanager
@@ -53,6 +54,14 @@ def write_whole(path: Path, content: str | bytes) -> None:
         except BaseException:
             partial.unlink(missing_ok=True)
             raise
+
+
+def told(error: Exception) -> str | None:
+    """What to say of an error that is the system's answer, from a place where nobody has expected one; None of any
+    other."""
+    if not isinstance(error, OSError) or error.errno not in (*_FULL, *_REFUSED):
+        return None
+    return f"{error.filename or 'a file'}: can't be read or written: {os.strerror(error.errno)}"
 
 
 def _no_room(path: str, code: int, wanted: str) -> CheckpointError:

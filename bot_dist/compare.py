@@ -25,6 +25,7 @@ from bot_dist.evaluate.baselines import Baseline, baseline
 from bot_dist.evaluate.comparison import SCRATCH, SOURCE, UNTIED_SCRATCH, ComparisonRecipe, MethodConfig, PretrainConfig
 from bot_dist.evaluate.ranking import at_best, best_rates, markdown, notes, rows, table
 from bot_dist.evaluate.savings import Curve
+from bot_dist.evaluate.shrinking import ranking_lines
 from bot_dist.parsing import parse_object
 from bot_dist.plan import TransferPlan
 from bot_dist.planning import Planning
@@ -186,7 +187,7 @@ class Trial:
         if self.adapts or self.makes:
             calibrate = self.recipe.calibrate
             found["calibrate"] = {
-                **calibrate.model_dump(exclude={"text", "column", "document_limit", "folder"}),
+                **calibrate.model_dump(exclude={"text", "column", "document_limit", "folder", "allow_mismatch"}),
                 "text": contents(calibrate) if calibrate.text else None,
             }
             if self.train.images is not None:
@@ -222,7 +223,7 @@ class Trial:
             "learning_rate": self.train.learning_rate,
             "scratch": self.scratch,
             "n_parameters": model.n_parameters,
-            "notes": [] if self.scratch else [*self.plan.notes],
+            "notes": [] if self.scratch else [*self.plan.notes, *ranking_lines(transfer.get("calibrate", ()))],
             "curve": dataclasses.asdict(curve),
             "accuracy": None if training["diverged"] else training["held_out"][-1]["accuracy"],
             "diverged": training["diverged"],

@@ -108,8 +108,8 @@ def _ranking_line(stage: Mapping[str, Any]) -> str:
         if found is not best
     ]
     return (
-        f"{', '.join(stage['axes'])}: of {len(others) + 1} fits {best['name']} is kept, by its loss of "
-        f"{best['loss']:.3f} on what none was fitted to; {', '.join(others)}"
+        f"{', '.join(stage['axes'])}: of {len(others) + 1} fits {best['name']} is kept, for its loss of "
+        f"{best['loss']:.3f} on windows that none was fitted to; {', '.join(others)}"
     )
 
 

@@ -471,13 +471,13 @@ class Recipe(Config):
         return f"{self.output}/export"
 
     def digest(self) -> str:
-        """Identifies what is computed; ``overwrite``, where Ray runs, where copies are kept and ``HOW_TRAINED`` are not
-        part of it."""
+        """Identifies what is computed; ``overwrite``, where Ray runs, where copies are kept, what may go on all the same
+        and ``HOW_TRAINED`` are not part of it."""
         data = self.model_dump(
             exclude={
                 "overwrite": True,
                 "import_to": True,
-                "calibrate": {"folder", "document_limit"},
+                "calibrate": {"folder", "document_limit", "allow_mismatch"},
                 "train": set(HOW_TRAINED),
                 "cluster": {"address", "wait_s", "allow_unauthenticated"},
             }

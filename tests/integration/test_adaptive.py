@@ -363,7 +363,7 @@ def test_of_several_fits_the_one_with_the_least_loss_is_kept(
         equal = [torch.equal(tensors(tmp_path / name)[key], t) for key, t in tensors(tmp_path / "auto").items()]
         assert all(equal) == (name == report["calibrate"][1]["chosen"])
     notes = CheckpointReader(str(tmp_path / "auto" / "transferred.zarr")).manifest.provenance["plan"]["notes"]
-    assert any(f"of 3 fits {report['calibrate'][1]['chosen']} is kept, by its loss of" in note for note in notes)
+    assert any(f"of 3 fits {report['calibrate'][1]['chosen']} is kept, for its loss of" in note for note in notes)
     # Known from then on: another store is made by the best alone.
     again = adapted(tmp_path / "again", source, target, [shakespeare], **auto)
     assert again["calibrate"] == report["calibrate"]

@@ -12,7 +12,7 @@ import pytest
 from bot_dist import progress
 from bot_dist.evaluate.plots import shrinking
 from bot_dist.evaluate.report import verdict, write_report
-from bot_dist.evaluate.shrinking import losses, prediction_errors, ranges, spectrum, stage_rows
+from bot_dist.evaluate.shrinking import losses, prediction_errors, ranges, ranking_lines, spectrum, stage_rows
 from bot_dist.units import count, duration
 
 SOURCE: dict[str, Any] = {"axes": [], "sizes": {}, "facts": {}, "loss": 3.0}
@@ -77,6 +77,25 @@ def test_ranges(indices: list[int], text: str) -> None:
     assert ranges(indices) == text
 
 
+RANKED = {
+    **MLP,
+    "candidates": [
+        {"name": "block by block", "loss": 4.75, "seconds": 3.0, "failed": ""},
+        {"name": "one pass", "loss": 4.5, "seconds": 1.0, "failed": ""},
+        {"name": "ridge 0", "loss": None, "seconds": 0.5, "failed": "singular"},
+    ],
+    "chosen": "one pass",
+}
+
+
+def test_of_several_fits_it_is_said_which_is_kept_and_by_how_much() -> None:
+    assert ranking_lines(STAGES) == []
+    assert ranking_lines([SOURCE, RANKED]) == [
+        "mlp: of 3 fits one pass is kept, for its loss of 4.500 on windows that none was fitted to; block by block "
+        "+0.250, ridge 0 failed"
+    ]
+
+
 def width_of(png: bytes | None) -> int:
     assert png is not None
     assert png.startswith(b"\x89PNG")
@@ -131,6 +150,8 @@ def test_a_report_tells_it_where_there_was_such_a_shrinking(tmp_path: Path) -> N
     assert "Kept blocks 0, 3." in fitted
     assert "<td class=number>0.3000</td><td></td><td class=number>0.0200</td>" in fitted, "the second block's row"
     assert fitted.count("<img") == 2
+    ranked = write_report(tmp_path / "ranked.html", facts_of_a_run(calibrate=[SOURCE, RANKED])).read_text()
+    assert "of 3 fits one pass is kept" in ranked
     bare = write_report(tmp_path / "bare.html", facts_of_a_run(calibrate=unmeasured([LAYER]))).read_text()
     assert ("How it was shrunk" in bare, bare.count("<img")) == (True, 1)
     plain = write_report(tmp_path / "plain.html", facts_of_a_run()).read_text()

@@ -471,8 +471,8 @@ class Recipe(Config):
         return f"{self.output}/export"
 
     def digest(self) -> str:
-        """Identifies what is computed; ``overwrite``, where Ray runs, where copies are kept, what may go on all the same
-        and ``HOW_TRAINED`` are not part of it."""
+        """Identifies what is computed; ``overwrite``, ``allow_mismatch``, where Ray runs, where copies are kept and
+        ``HOW_TRAINED`` are not part of it."""
         data = self.model_dump(
             exclude={
                 "overwrite": True,

@@ -158,13 +158,16 @@ class Bench:
         return self._takers[key]
 
     def _contents_of(self, section: TrainConfig | CalibrateConfig) -> list[list[str]]:
-        images = section.images if isinstance(section, TrainConfig) else None
-        key = section.text, images or section.column
-        if key not in self._contents and images is not None:
+        if isinstance(section, TrainConfig) and section.images is not None:
             from bot_dist.train.images import open_images
 
-            self._contents[key] = [["images", open_images(absolute(images)).digest]]
-        elif key not in self._contents:
+            key: tuple[tuple[str, ...], str] = (), section.images
+            if key not in self._contents:
+                images = open_images(absolute(section.images), section.image_limit)
+                self._contents[key] = [["images", images.digest]]
+            return self._contents[key]
+        key = section.text, section.column
+        if key not in self._contents:
             texts = open_texts(*key, limit=section.document_limit)
             files = identities(texts, Storage(self._tokens))
             self._contents[key] = [[*text.kind, *(files[url].digest for url in text.sources)] for text in texts]

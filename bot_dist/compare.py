@@ -336,7 +336,7 @@ def _untrained(pretrain: PretrainConfig, folder: Path) -> str:
             raise InputError(
                 f"pretrain.train.images: {pretrain.model_type} is trained on images; name a folder of them"
             )
-        fields = labels(open_images(absolute(pretrain.train.images)).classes)
+        fields = labels(open_images(absolute(pretrain.train.images), pretrain.train.image_limit).classes)
     else:
         if pretrain.tokenizer == "bytes":
             save_byte_tokenizer(folder, masks=objective == "masked")

@@ -32,6 +32,15 @@ def has_data(recipe: Recipe, model: Model) -> bool:
     return bool(_calibration_text(recipe))
 
 
+def notes_on_text(recipe: Recipe) -> list[str]:
+    """What the user should know of how the text to calibrate on is read."""
+    from bot_dist.convert.texts.delimited import DELIMITERS
+
+    section, named = ("calibrate", recipe.calibrate) if recipe.calibrate.text else ("train", recipe.train)
+    tables = [label(name) for name in named.text if name.lower().endswith((*DELIMITERS,))]
+    return [f"{section}.text: of {', '.join(tables)} the column '{named.column}' is read"] if tables else []
+
+
 def check_kind_of_data(recipe: Recipe, model: Model) -> None:
     """Raise InputError where a text is named for a model of images, or images for one of text."""
     name, text = model.family.name, _calibration_text(recipe)

@@ -14,7 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 from bot_dist.errors import InputError, SourceError
 from bot_dist.families import Model, Weight, model_of
-from bot_dist.inputs import calibration_amount, calibration_data, check_kind_of_data, has_data, names_data
+from bot_dist.inputs import (
+    calibration_amount,
+    calibration_data,
+    check_kind_of_data,
+    has_data,
+    names_data,
+    notes_on_text,
+)
 from bot_dist.making import MADE_VERSION
 from bot_dist.recipe import Basis, Recipe, refuse_family
 from bot_dist.sharding import Mesh
@@ -57,9 +64,11 @@ class Planning:
     def draft(self) -> TransferPlan:
         """The plan; where something is to be fitted, one that says where. Reads no weight and writes nothing."""
         from bot_dist.convert.configuration import check_configuration
+        from bot_dist.convert.tokenizer import check_files
 
         plan = self._planned(None)
         check_configuration(plan.target.config, "the target")
+        check_files(absolute(self.recipe.source))
         return plan
 
     @cached_property
@@ -178,7 +187,7 @@ class Planning:
             )
             if adapted is not None:
                 fitted = placed(fitted, adapted.stored)
-            notes = notes + _adaptive_notes(recipe, model, axes, grown, basis)
+            notes = notes + _adaptive_notes(recipe, model, axes, grown, basis) + notes_on_text(recipe)
             if axes or grown:
                 notes += _enough_notes(recipe, model, target, axes, tried)
                 notes += (

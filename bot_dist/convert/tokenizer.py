@@ -14,7 +14,8 @@ from bot_dist.convert.gguf_in import TOKENS
 from bot_dist.convert.location import near_names, resolve
 from bot_dist.convert.open import is_store
 from bot_dist.convert.storage import is_local, join, list_names, read_file, read_range, write_file
-from bot_dist.errors import SourceError
+from bot_dist.errors import SourceError, blamed
+from bot_dist.parsing import parse_object
 from bot_dist.urls import label
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ TOKENIZER_FILES = (
 )
 STORED = "tokenizer/"
 """Where a store has them."""
+SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model")
 """Without one of these there is no tokenizer."""
 
@@ -67,6 +69,19 @@ def load_tokenizer(url: str) -> PreTrainedTokenizerBase:
         return _from_pretrained(url, copy)
 
 
+def check_files(url: str) -> None:
+    """Raise SourceError, which names the file, where a source has a ``tokenizer.json``, or settings beside one, that
+    can't be read: such files are carried along as they are."""
+    if _is_gguf(url) or "tokenizer.json" not in (names := _names(url)):
+        return
+    from tokenizers import Tokenizer
+
+    with blamed(lambda why: SourceError(f"{label(url)}: tokenizer.json is no tokenizer ({why}); get it again")):
+        Tokenizer.from_buffer(_read(url, "tokenizer.json"))
+    for name in {*SETTINGS} & {*names}:
+        parse_object(_read(url, name), f"{label(url)}: {name}")
+
+
 def save_tokenizer(source_url: str, target_folder_url: str) -> bool:
     """Put the tokenizer files of a source into a folder (local or any fsspec URL).
 
@@ -89,12 +104,10 @@ def save_tokenizer(source_url: str, target_folder_url: str) -> bool:
 def _from_pretrained(url: str, folder: str, **options: Any) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
-    try:
+    with blamed(lambda why: SourceError(f"{label(url)}: transformers can't load the tokenizer: {why}")):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             folder, trust_remote_code=False, local_files_only=True, **options
         )
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise SourceError(f"{label(url)}: transformers can't load the tokenizer: {error}") from error
     return tokenizer
 
 
@@ -120,11 +133,13 @@ def _names(url: str) -> list[str]:
     return names if {*VOCABULARIES} & {*names} else []
 
 
+def _read(url: str, name: str) -> bytes:
+    return CheckpointReader(url).file(f"{STORED}{name}") if is_store(url) else read_file(join(_folder(url), name))
+
+
 def _copy(url: str, target: str, names: list[str]) -> None:
-    reader = CheckpointReader(url) if is_store(url) else None
     for name in names:
-        data = reader.file(f"{STORED}{name}") if reader else read_file(join(_folder(url), name))
-        write_file(join(target, name), data)
+        write_file(join(target, name), _read(url, name))
 
 
 @contextmanager

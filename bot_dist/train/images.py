@@ -20,7 +20,7 @@ from bot_dist.checkpoint.manifest import digest
 from bot_dist.convert.processor import PROCESSOR, image_processor
 from bot_dist.convert.storage import join, missing, read_file, sizes
 from bot_dist.convert.texts.hub import DatasetName
-from bot_dist.errors import InputError, MissingPackageError
+from bot_dist.errors import InputError, MissingPackageError, blamed
 from bot_dist.recipe import TrainConfig
 from bot_dist.train.order import shuffled
 from bot_dist.urls import DATASETS, absolute, label
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 SUFFIXES = (".png", ".jpg", ".jpeg")
 SPREAD = 0x696D616765
 """Seed of which images are held out; the same for all runs."""
-LONGEST = 200
-"""Characters of an error of others that are shown."""
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+"""Pillow reads more, some by starting other programs."""
 _THREADS = 4
 """Images that are decoded at a time."""
 
@@ -66,6 +66,8 @@ class ImageFile:
     """The model's, of every class."""
     processor: dict[str, Any]
     """As in ``preprocessor_config.json``."""
+    limit: int
+    """Bytes that an image may have, decoded."""
 
     def train(self) -> Images:
         """The images that may be trained on."""
@@ -90,15 +92,19 @@ class Images:
         InputError for a file that is no image."""
         import torch
 
-        places = shuffled(np.asarray(numbers, dtype=np.int64) + self._first, self._file.n, [SPREAD])
+        places = shuffled(np.asarray(numbers, dtype=np.int64) + self._first, self._file.n, [SPREAD]).tolist()
+        pixels: list[Any] = []
+        labels: list[int] = []
         with ThreadPoolExecutor(_THREADS, thread_name_prefix="bot_dist-images") as pool:
-            read = [*pool.map(self._set.read, places.tolist())]
-        pixels = np.stack(self._processor([image for image, _ in read])["pixel_values"])
-        return torch.from_numpy(pixels), torch.tensor([self._file.labels[number] for _, number in read])
+            for first in range(0, len(places), _THREADS):  # so that no more images are held than are decoded at a time
+                read = [*pool.map(self._set.read, places[first : first + _THREADS])]
+                pixels += self._processor([image for image, _ in read])["pixel_values"]
+                labels += [self._file.labels[number] for _, number in read]
+        return torch.from_numpy(np.stack(pixels)), torch.tensor(labels)
 
     @cached_property
     def _set(self) -> ImageSet:
-        found = open_images(self._file.url)
+        found = open_images(self._file.url, self._file.limit)
         if len(found) != self._file.n:
             raise InputError(
                 f"train.images: {label(self._file.url)} has {len(found)} images, and had {self._file.n} when the run "
@@ -121,7 +127,7 @@ def prepare_images(config: TrainConfig, source_url: str, model_config: dict[str,
     model's, or the prepared images have not the size that it takes.
     """
     assert config.images is not None
-    found = open_images(absolute(config.images))
+    found = open_images(absolute(config.images), config.image_limit)
     wanted = config.batch + config.held_out
     if len(found) < wanted:
         raise InputError(
@@ -144,22 +150,42 @@ def prepare_images(config: TrainConfig, source_url: str, model_config: dict[str,
         held_out=config.held_out,
         labels=_labels(found.classes, model_config, config.images),
         processor=processor,
+        limit=config.image_limit,
     )
 
 
-def open_images(url: str) -> ImageSet:
-    """Raises InputError when there are none, MissingPackageError without Pillow."""
+def open_images(url: str, limit: int) -> ImageSet:
+    """``limit`` are the bytes that an image may have. Raises InputError when there are none, MissingPackageError
+    without Pillow."""
     try:
-        import PIL.Image  # noqa: F401
+        import PIL.Image
     except ImportError:
         raise MissingPackageError("train.images needs the package 'pillow'; pip install pillow") from None
-    return HubImages(url) if url.startswith(DATASETS) else FolderImages(url)
+    PIL.Image.MAX_IMAGE_PIXELS = None  # its own limit, which ours takes the place of
+    return HubImages(url, limit) if url.startswith(DATASETS) else FolderImages(url, limit)
+
+
+def _decoded(data: bytes, where: str, limit: int) -> Image:
+    """An image in RGB; ``where`` names it. Raises InputError where it is none, or larger than ``limit`` bytes."""
+    import PIL.Image
+
+    with (
+        blamed(lambda why: InputError(f"train.images: {where} can't be read as an image ({why}); leave it out")),
+        PIL.Image.open(io.BytesIO(data), formats=FORMATS) as image,
+    ):
+        nbytes = image.width * image.height * max(len(image.getbands()), 3)
+        if nbytes > limit:
+            raise InputError(
+                f"train.images: {where} has {image.width} x {image.height} pixels, {nbytes:,} bytes, more than "
+                f"train.image_limit ({limit:,}); leave it out, or raise the limit"
+            )
+        return image.convert("RGB")
 
 
 class FolderImages:
     """Images in the folders of a folder, named as their classes; in the order of their paths."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, limit: int) -> None:
         if not Storage(url).exists():
             raise missing(url)
         found = sizes(url)
@@ -172,7 +198,7 @@ class FolderImages:
             raise InputError(f"train.images: no folder in {label(url)} has images ({', '.join(SUFFIXES)})")
         if empty := next((name for name in names if not found[name]), None):
             raise InputError(f"train.images: {label(url)}/{empty} is empty; leave it out")
-        self._url, self._names = url, names
+        self._url, self._names, self._limit = url, names, limit
         self.digest = digest({name: found[name] for name in names})
         self.classes: Sequence[str] = sorted({name.partition("/")[0] for name in names})
         self._number = {name: i for i, name in enumerate(self.classes)}
@@ -181,28 +207,26 @@ class FolderImages:
         return len(self._names)
 
     def read(self, number: int) -> tuple[Image, int]:
-        import PIL.Image
-
         name = self._names[number]
         url = join(self._url, name)
-        try:
-            with PIL.Image.open(io.BytesIO(read_file(url))) as image:
-                return image.convert("RGB"), self._number[name.partition("/")[0]]
-        except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:  # Pillow's own
-            raise InputError(f"train.images: {label(url)} can't be read as an image ({error}); leave it out") from None
+        return _decoded(read_file(url), label(url), self._limit), self._number[name.partition("/")[0]]
 
 
 class HubImages:
     """A data set with a column of images and one of classes."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, limit: int) -> None:
+        from datasets import Image as AsImage
+
         name = DatasetName.parse(url)
-        self._url, self._rows = url, name.load("train.images", streaming=False)
-        features = self._rows.features
+        rows = name.load("train.images", streaming=False)
+        self._url, self._limit = url, limit
+        features = rows.features
         kinds = {key: type(feature).__name__ for key, feature in features.items()}
         self._image, self._class = (self._column(kinds, kind) for kind in ("Image", "ClassLabel"))
         self.classes: Sequence[str] = features[self._class].names
-        self.digest: str = self._rows._fingerprint
+        self.digest: str = rows._fingerprint
+        self._rows = rows.cast_column(self._image, AsImage(decode=False))
 
     def _column(self, kinds: dict[str, str], wanted: str) -> str:
         found = [key for key, kind in kinds.items() if kind == wanted]
@@ -217,11 +241,12 @@ class HubImages:
         return len(self._rows)
 
     def read(self, number: int) -> tuple[Image, int]:
-        try:
+        where = f"{self._url}: row {number}"
+        with blamed(lambda why: InputError(f"train.images: {where} can't be read ({why})")):
             row = self._rows[number]
-            return row[self._image].convert("RGB"), row[self._class]
-        except (OSError, SyntaxError, ValueError) as error:
-            raise InputError(f"train.images: {self._url}: row {number} can't be read as an image ({error})") from None
+            image = row[self._image]
+            data = image["bytes"] if image["bytes"] is not None else read_file(image["path"])
+        return _decoded(data, where, self._limit), row[self._class]
 
 
 def make_processor(config: dict[str, Any]) -> Any:
@@ -232,14 +257,10 @@ def make_processor(config: dict[str, Any]) -> Any:
     load: Any = AutoImageProcessor.from_pretrained
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / PROCESSOR).write_text(json.dumps(config))
-        try:
+        kind = config.get("image_processor_type", config.get("feature_extractor_type"))
+        what = f"train.images: transformers can't make an image processor '{kind}' as {PROCESSOR} describes it"
+        with blamed(lambda why: InputError(f"{what} ({why})")):
             return load(folder, backend="pil", trust_remote_code=False)
-        except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
-            kind = config.get("image_processor_type", config.get("feature_extractor_type"))
-            raise InputError(
-                f"train.images: transformers can't make an image processor '{kind}' as {PROCESSOR} describes it "
-                f"({type(error).__name__}: {str(error)[:LONGEST]})"
-            ) from None
 
 
 def _labels(classes: Sequence[str], model_config: dict[str, Any], url: str) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from bot_dist.cli import main
-from bot_dist.errors import MOST_CHARACTERS, InputError, RecipeError, SourceError, presentable
+from bot_dist.errors import MOST_CHARACTERS, InputError, RecipeError, SourceError, blamed, presentable, some
 from bot_dist.urls import label
 
 SECRET = "S3cr3t"
@@ -127,3 +127,31 @@ def test_names_out_of_files_move_no_cursor() -> None:
     code = "from bot_dist.console import console; console.print('a\\x1b[2Jb', markup=False)"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert shown == "a\\x1b[2Jb\n"
+
+
+class Panic(BaseException):
+    """As Rust's are seen from Python."""
+
+
+@pytest.mark.parametrize("error", [ValueError, MemoryError, RecursionError, Panic])
+def test_whatever_a_library_raises_becomes_one_error(error: type[BaseException]) -> None:
+    with (
+        pytest.raises(InputError, match=r"^f\.json is none \(it broke\)$"),
+        blamed(lambda why: InputError(f"f.json is none ({why})")),
+    ):
+        raise error("\nit broke\nand here is why")
+    with pytest.raises(InputError, match=rf"\({error.__name__}\)$"), blamed(lambda why: InputError(f"({why})")):
+        raise error
+
+
+@pytest.mark.parametrize("error", [SourceError("ours"), KeyboardInterrupt(), SystemExit(1)])
+def test_errors_of_ours_and_what_ends_the_process_pass(error: BaseException) -> None:
+    with pytest.raises(type(error)) as raised, blamed(InputError):
+        raise error
+    assert raised.value is error
+
+
+def test_of_many_names_some_are_shown() -> None:
+    assert some([]) == "none"
+    assert some(["a", "b"]) == "'a', 'b'"
+    assert some(["x" * 99, *"abc"], most=2) == f"'{'x' * 39}…', 'a', … (4 in all)"

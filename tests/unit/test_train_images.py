@@ -138,3 +138,54 @@ def test_a_data_set_gives_the_same(folder: Path, tmp_path: Path, monkeypatch: py
     by_folder = prepare_images(config(folder), str(tmp_path), MODEL)
     by_name = prepare_images(config(f"hf-datasets://{folder}?split=train"), str(tmp_path), MODEL)
     assert colours(by_name.held_out_samples()) == colours(by_folder.held_out_samples())
+
+
+def test_no_more_images_are_held_than_are_decoded_at_a_time(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = prepare_images(config(folder), str(tmp_path), MODEL)
+    wanted = colours(file.train().read(range(13)))
+    images = file.train()
+    process, sizes = images._processor, []
+    monkeypatch.setattr(images, "_processor", lambda read: sizes.append(len(read)) or process(read), raising=False)
+    assert colours(images.read(range(13))) == wanted
+    assert sizes == [4, 4, 4, 1]
+
+
+class TestLimits:
+    def test_an_image_has_a_limit(self, folder: Path, tmp_path: Path) -> None:
+        """However small its file is, and even where that is not whole, for it is not decoded."""
+        path = folder / "dog" / "1.png"
+        Image.new("1", (10_000, 10_000)).save(path)
+        path.write_bytes(path.read_bytes()[:1000])
+        images = prepare_images(config(folder), str(tmp_path), MODEL).train()
+        message = (
+            r"dog/1\.png has 10000 x 10000 pixels, 300,000,000 bytes, more than train\.image_limit \(268,435,456\)"
+        )
+        with pytest.raises(InputError, match=message):
+            images.read(range(13))
+
+    def test_a_limit_can_be_raised_above_pillows_own(self, folder: Path, tmp_path: Path) -> None:
+        path = folder / "cat" / "0.JPEG"
+        Image.new("RGB", (40, 40)).save(path)
+        with pytest.raises(InputError, match=r"more than train\.image_limit \(4,000\)"):
+            prepare_images(config(folder, image_limit=4000), str(tmp_path), MODEL)
+        found = prepare_images(config(folder, image_limit=2**40), str(tmp_path), MODEL)
+        assert found.limit == 2**40
+        assert Image.MAX_IMAGE_PIXELS is None
+
+    @pytest.mark.parametrize("error", [RuntimeError, KeyError, MemoryError, ZeroDivisionError])
+    def test_whatever_pillow_raises_names_the_file(
+        self, error: type[Exception], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def broken(*_: Any, **__: Any) -> None:
+            raise error("it broke")
+
+        monkeypatch.setattr(Image, "open", broken)
+        with pytest.raises(InputError, match=r"cat/0\.JPEG can't be read as an image \('?it broke'?\); leave it out"):
+            prepare_images(config(folder), str(tmp_path), MODEL)
+
+    def test_a_format_that_starts_other_programs_is_none(self, folder: Path, tmp_path: Path) -> None:
+        Image.new("RGB", (20, 16)).save(folder / "cat" / "0.JPEG", format="EPS")
+        with pytest.raises(InputError, match=r"cat/0\.JPEG can't be read as an image \(cannot identify"):
+            prepare_images(config(folder), str(tmp_path), MODEL)

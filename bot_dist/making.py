@@ -37,7 +37,8 @@ def make_weights(
     """Write the model that ``rule`` makes of ``source`` into ``folder``, as safetensors with its configuration.
 
     Returns what is known of it: ``flops`` that it took, and facts. Raises InputError where the rule takes statistics
-    and there is no ``data``, and as the preparation of training data does, where it learns.
+    and there is no ``data``, or none that the source understands, and as the preparation of training data does, where
+    it learns.
     """
     from safetensors.torch import save_file
 
@@ -50,7 +51,7 @@ def make_weights(
     target = rule.made
 
     def measured() -> Statistics:
-        from bot_dist.calibrate import default_wanted, statistics
+        from bot_dist.calibrate import check_understood, default_wanted, statistics
         from bot_dist.runtime.crew import Crew
 
         if (found := data()) is None:
@@ -59,7 +60,7 @@ def make_weights(
                 f"{rule.name} takes statistics, and there is no {wanted} to take them on; name train.{wanted}"
             )
         with Crew(recipe.cluster) as crew:
-            return statistics(
+            taken = statistics(
                 source,
                 model,
                 found.fitted,
@@ -68,6 +69,9 @@ def make_weights(
                 crew=crew,
                 on_event=lambda event: on_event({**event, "purpose": f"for {rule.name}"}),
             )
+        if not recipe.calibrate.allow_mismatch:
+            check_understood(taken.loss, model, source.url, found.named)
+        return taken
 
     given = Given(
         source=source,

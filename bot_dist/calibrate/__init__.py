@@ -5,7 +5,7 @@ from bot_dist.calibrate.adapt import Adaptation, Adapted
 from bot_dist.calibrate.moments import default_wanted
 from bot_dist.calibrate.samples import CalibrationData, Samples
 from bot_dist.calibrate.statistics import Statistics, statistics
-from bot_dist.calibrate.suitable import check_tokenizer
+from bot_dist.calibrate.suitable import check_tokenizer, check_understood
 from bot_dist.calibrate.tokens import windows
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "Samples",
     "Statistics",
     "check_tokenizer",
+    "check_understood",
     "default_wanted",
     "statistics",
     "windows",

@@ -367,7 +367,7 @@ class Adaptation:
 
     def _check_understood(self, loss: float | None) -> None:
         assert self.data is not None
-        if self.data.named and not self.recipe.calibrate.allow_mismatch:
+        if not self.recipe.calibrate.allow_mismatch:
             check_understood(loss, self.model, self.source.url, self.data.named)
 
 

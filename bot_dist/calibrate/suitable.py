@@ -25,10 +25,11 @@ PER_COORDINATE = 8
 
 def check_understood(loss: float | None, model: Model, source_url: str, named: str) -> None:
     """Raise InputError where the ``loss`` of a source, in nats, is about that of a uniform guess, or above; None is
-    of a model that predicts nothing. ``named`` is the key that names the data, and what it names."""
+    of a model that predicts nothing. ``named`` is the key that names the data, and what it names; empty where these are
+    not expected to be understood."""
     what = "classes" if model.family.objective == "image" else "tokens"
     n = model.sizes["class" if what == "classes" else "vocab"]
-    if loss is None or loss <= UNIFORM * math.log(n):
+    if not named or loss is None or loss <= UNIFORM * math.log(n):
         return
     whose = "the classes or the images are" if what == "classes" else "the tokenizer or the text is"
     read = "" if what == "classes" else f", as the tokenizer of {label(source_url)} cuts it"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -371,6 +372,23 @@ def test_of_several_fits_the_one_with_the_least_loss_is_kept(
     without = {"calibrate.passes": "auto", "calibrate.held_out": 0}
     (stage,) = adapted(tmp_path / "without", source, target, [shakespeare], **without)["calibrate"]
     assert "candidates" not in stage
+
+
+def test_leaving_blocks_out_as_they_are_is_a_fit_too(
+    tmp_path: Path, make_pico: Factory, pico_tokenizer: Path, shakespeare: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is stored for it, and the rest is the source's, to the bit."""
+    pico = make_pico("llama")
+    source = with_tokenizer(pico, pico_tokenizer)
+    falling = itertools.count(4.0, -0.01)  # whatever comes last is best
+    monkeypatch.setattr("bot_dist.calibrate.Statistics.loss", property(lambda self: next(falling)))
+    report = adapted(tmp_path, source, {"layers": 2}, [shakespeare], **{"calibrate.passes": "auto"})
+    assert report["calibrate"][1]["chosen"] == "one pass, predicting"
+    kept = report["calibrate"][1]["facts"]["layer"]["kept"]
+    for name, tensor in tensors(tmp_path).items():
+        number = name.removeprefix("model.layers.").partition(".")[0]
+        origin = name.replace(f"layers.{number}.", f"layers.{kept[int(number)]}.") if number.isdigit() else name
+        assert torch.equal(tensor, pico.tensors[origin])
 
 
 def test_a_fit_that_fails_is_not_kept(

@@ -17,14 +17,14 @@ from bot_dist import pipeline
 from bot_dist.checkpoint import CheckpointReader
 from bot_dist.convert.byte_tokenizer import save_byte_tokenizer
 from bot_dist.convert.tokenizer import load_tokenizer
-from bot_dist.errors import PlanError, RecipeError
+from bot_dist.errors import InputError, PlanError, RecipeError
 from bot_dist.evaluate.baselines import baseline
 from bot_dist.evaluate.baselines.front import resized
 from bot_dist.evaluate.baselines.ligo import STEPS
 from bot_dist.families import model_of
 from bot_dist.recipe import make_recipe
 from bot_dist.sharding import whole
-from tests.conftest import Pico, outputs
+from tests.conftest import UNTRAINED, Pico, outputs
 
 TEXT = "It was the best of times, it was the worst of times, it was the age of wisdom. "
 
@@ -181,7 +181,11 @@ def test_units_are_ranked_by_what_they_put_out(
         changed[f"transformer.h.1.{part}.weight"].zero_()
         changed[f"transformer.h.1.{part}.bias"].zero_()
     save(pico, changed)
-    options = {"train": {"text": [text], "context": 16}, "calibrate": {"tokens": 256, "context": 16, "held_out": 0}}
+    calibrate = {"tokens": 256, "context": 16, "held_out": 0}
+    options = {"train": {"text": [text], "context": 16}, "calibrate": calibrate}
+    with pytest.raises(InputError, match=r"train\.text .*, and a uniform guess over 257 tokens has 5\.55"):
+        transfer(pico, "minitron-activation", {"mlp": 2, "layers": 2}, **options)
+    options["calibrate"] = {**calibrate, **UNTRAINED}
     made = transfer(pico, "minitron-activation", {"mlp": 2, "layers": 2}, **options)
     facts = made.manifest.provenance["transfer"]["made"]
     assert facts["layers"] == [0, 2]

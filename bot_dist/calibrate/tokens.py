@@ -54,8 +54,8 @@ def windows(
     out are of other documents than those to fit to, where there are enough.
 
     Where something stands before documents, every window begins with it; else one of ``OPENING`` begins with what
-    stands behind them. These begin where a document does, if one does nearby. ``masked`` windows end with what stands
-    behind documents. ``withheld`` tokens at the ends of texts, by URL, are in no window.
+    stands behind them. These begin where a document does, if one does nearby. ``masked`` windows end as the
+    tokenizer ends a text. ``withheld`` tokens at the ends of texts, by URL, are in no window.
 
     Raises InputError when there are no windows, a text can't be read or is no text, or they have too few tokens.
     """
@@ -155,5 +155,5 @@ def _taken(places: Sequence[Place], encoder: Encoder, context: int, *, masked: b
         window[: len(first)] = first[:context]
         window[len(first) :] = run.tokens[start : start + context - len(first)]
         if masked:
-            window[context - len(encoder.behind) :] = encoder.behind
+            window[context - len(encoder.closing) :] = encoder.closing
     return found

@@ -36,12 +36,12 @@ class Encoder:
         own = _around(tokenizer, section) if "auto" in (bos, eos) else ((), ())
         self.before: tuple[int, ...] = own[0] if bos == "auto" else _named(tokenizer, bos, f"{section}.bos")
         """The tokens before a document."""
-        self.behind: tuple[int, ...]
-        """The tokens behind a document."""
-        if eos != "auto":
-            self.behind = _named(tokenizer, eos, f"{section}.eos")
-        else:
-            self.behind = own[1] or _end(tokenizer, section)
+        self.closing: tuple[int, ...] = own[1] if eos == "auto" else _named(tokenizer, eos, f"{section}.eos")
+        """The tokens behind a text that stands alone."""
+        self.behind: tuple[int, ...] = self.closing
+        """The tokens behind a document that others follow."""
+        if eos == "auto" and not self.closing:
+            self.behind = _end(tokenizer, section)
         backend = getattr(tokenizer, "backend_tokenizer", None)
         self._json: str | None = None if backend is None else backend.to_str()
         self._slow: Any = tokenizer if backend is None else None

@@ -58,7 +58,7 @@ def loop(text: Path, encoder: Encoder, folder: Path) -> int:
 
     def encode(batch: list[str]) -> None:
         for found in encoder.fast.encode_batch_fast(batch, add_special_tokens=False):
-            parts.append(np.array([*found.ids, encoder.end], dtype=np.uint16))
+            parts.append(np.array([*found.ids, *encoder.behind], dtype=np.uint16))
 
     batch: list[str] = []
     with text.open() as file:

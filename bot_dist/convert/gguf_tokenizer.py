@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from bot_dist.errors import InputError
@@ -69,6 +70,20 @@ def add_tokenizer(writer: GGUFWriter, tokenizer: PreTrainedTokenizerBase, vocab_
             if isinstance(template, dict)
             else template
         )
+
+
+def begin(tokenizer: PreTrainedTokenizerBase, metadata: Mapping[str, Any]) -> None:
+    """Let a tokenizer that ``transformers`` has made of a GGUF file begin and end texts as the file says, which it does
+    not look at; where it says nothing, as llama.cpp does: with BOS, where SentencePiece has made it."""
+    own: Any = tokenizer
+    kind = metadata.get("tokenizer.ggml.model")
+    if kind not in ("gpt2", "llama"):
+        return
+    begins = own.bos_token is not None and bool(metadata.get("tokenizer.ggml.add_bos_token", kind == "llama"))
+    ends = own.eos_token is not None and bool(metadata.get("tokenizer.ggml.add_eos_token", False))
+    plain, whole = (own("a", add_special_tokens=special)["input_ids"] for special in (False, True))
+    if whole != [own.bos_token_id] * begins + plain + [own.eos_token_id] * ends:
+        own.add_bos_token, own.add_eos_token = begins, ends
 
 
 def add_no_tokenizer(writer: GGUFWriter, config: dict[str, Any]) -> None:

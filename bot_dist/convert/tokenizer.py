@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from bot_dist.checkpoint import CheckpointReader
 from bot_dist.convert.gguf_header import read_gguf_header
 from bot_dist.convert.gguf_in import TOKENS
+from bot_dist.convert.gguf_tokenizer import begin
 from bot_dist.convert.location import near_names, resolve
 from bot_dist.convert.open import is_store
 from bot_dist.convert.storage import is_local, join, list_names, read_file, read_range, write_file
@@ -53,7 +54,9 @@ def load_tokenizer(url: str) -> PreTrainedTokenizerBase:
         if not has_tokenizer(url):
             raise SourceError(f"{label(url)}: no tokenizer: metadata has no '{TOKENS}'")
         with _gguf_header_file(url) as path:
-            return _from_pretrained(url, str(path.parent), gguf_file=path.name)
+            tokenizer = _from_pretrained(url, str(path.parent), gguf_file=path.name)
+        begin(tokenizer, read_gguf_header(url).scalars)
+        return tokenizer
     names = _names(url)
     if not names:
         there = () if is_store(url) else list_names(_folder(url)) or ()

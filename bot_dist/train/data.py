@@ -136,7 +136,8 @@ def prepare_tokens(
     """Tokenise ``config.text``, or take what an earlier run has made of the same content with the same tokenizer; what
     one has begun is gone on with. It is kept in ``config.token_cache``, or in ``tokens`` in the ``folder``.
 
-    What stands before a document begins every window, too; windows of ``masked`` models end as the tokenizer ends a text.
+    What stands before a document begins every window, too; windows of ``masked`` models end as the tokenizer ends a
+    text.
     ``on_event`` is called as by ``committed`` and ``make_store``. Ray must be initialised where there is much text.
 
     Raises InputError when there is no text, a file can't be read or is changed meanwhile, a token is no row of the

@@ -225,6 +225,26 @@ def test_a_byte_level_tokenizer_survives(
     assert (tokens[-1], types[-1]) == ("[PAD319]", gguf.TokenType.UNUSED)
 
 
+@pytest.mark.parametrize("template", ["<|begin|> $A", "<|begin|> $A <|end|>", "$A <|end|>"])
+def test_what_a_tokenizer_puts_around_texts_survives(
+    make_pico: Maker, byte_level: Callable[..., Path], tmp_path: Path, template: str
+) -> None:
+    from tokenizers import processors
+
+    file, folder = str(tmp_path / "out.gguf"), tmp_path / "around"
+    tokenizer: Any = load_tokenizer(str(byte_level("llama-bpe")))
+    tokenizer.add_special_tokens({"bos_token": "<|begin|>"})
+    ids = [(token, tokenizer.convert_tokens_to_ids(token)) for token in ("<|begin|>", "<|end|>")]
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single=template, special_tokens=ids)
+    tokenizer.save_pretrained(folder)
+    export_gguf(open_source(make_pico("llama", vocab_size=320).url), file, tokenizer_url=str(folder))
+    wanted = load_tokenizer(str(folder))("to be")["input_ids"]
+    assert len(wanted) == len(
+        load_tokenizer(str(folder))("to be", add_special_tokens=False)["input_ids"]
+    ) + template.count("<")
+    assert load_tokenizer(file)("to be")["input_ids"] == wanted
+
+
 def test_a_sentencepiece_tokenizer_survives(make_pico: Maker, tmp_path: Path) -> None:
     spm = pytest.importorskip("sentencepiece")
     folder, file = tmp_path / "spm", str(tmp_path / "out.gguf")

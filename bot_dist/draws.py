@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from bot_dist.sharding import Box, box_shape, runs
@@ -16,10 +16,24 @@ BLOCK = 2**10
 
 
 def normal(key: str, sizes: Sequence[int], box: Box) -> npt.NDArray[np.float32]:
-    """Standard normal values of a box of a row-major tensor of ``sizes``, float32 of the box's shape.
+    """Standard normal values of a box of a row-major tensor of ``sizes``, float32 of the box's shape."""
+    import numpy as np
 
-    Block ``b`` of the flat tensor is what numpy's counter-based Philox draws from the key's hash and counter ``b``.
-    """
+    return _drawn(key, sizes, box, lambda generator: generator.standard_normal(BLOCK, dtype=np.float32))
+
+
+def uniform(key: str, sizes: Sequence[int], box: Box) -> npt.NDArray[np.float32]:
+    """Values from [0, 1) of a box of a row-major tensor of ``sizes``, float32 of the box's shape."""
+    import numpy as np
+
+    return _drawn(key, sizes, box, lambda generator: generator.random(BLOCK, dtype=np.float32))
+
+
+def _drawn(
+    key: str, sizes: Sequence[int], box: Box, draw: Callable[[np.random.Generator], npt.NDArray[np.float32]]
+) -> npt.NDArray[np.float32]:
+    """Block ``b`` of the flat tensor is what ``draw`` takes from numpy's counter-based Philox with the key's hash and
+    counter ``b``."""
     import numpy as np
     import xxhash
 
@@ -30,7 +44,7 @@ def normal(key: str, sizes: Sequence[int], box: Box) -> npt.NDArray[np.float32]:
     def block(number: int) -> npt.NDArray[np.float32]:
         initial["state"]["counter"][:] = (0, number, 0, 0)
         philox.state = initial
-        return generator.standard_normal(BLOCK, dtype=np.float32)
+        return draw(generator)
 
     values = np.empty(box_shape(box), dtype=np.float32)
     flat, done = values.reshape(-1), 0

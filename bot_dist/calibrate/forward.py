@@ -87,6 +87,22 @@ class StreamedModel:
         logits: torch.Tensor | None = found.get("logits", found.get("prediction_logits"))
         return None if logits is None else logits.reshape(-1, logits.shape[-1])
 
+    @contextmanager
+    def reading(self, held: int) -> Iterator[torch.nn.Module]:
+        """The module, to be called as it is: every block reads its weights when it is first called, and all but the
+        first ``held`` let go of them at once."""
+        hooks: list[Any] = []
+        for layer, block in enumerate(self.blocks):
+            hooks.append(block.register_forward_pre_hook(lambda *_, layer=layer: self.load_block(layer)))
+            if layer >= held:
+                hooks.append(block.register_forward_hook(lambda *_, layer=layer: self._free_block(layer)))
+        try:
+            with torch.no_grad():
+                yield self.module
+        finally:
+            for hook in hooks:
+                hook.remove()
+
     def load_block(self, layer: int) -> None:
         """Read the weights of a block, as float32."""
         for module in self.blocks[layer].modules():
@@ -98,6 +114,14 @@ class StreamedModel:
             setattr(module, name, empty)
         self._placed.clear()
         self._values.clear()
+
+    def _free_block(self, layer: int) -> None:
+        inside = {*self.blocks[layer].modules()}
+        for module, name, empty in self._placed:
+            if module in inside:
+                setattr(module, name, empty)
+                self._values.pop(empty, None)
+        self._placed = [placed for placed in self._placed if placed[0] not in inside]
 
     def _fill(self, module: torch.nn.Module) -> None:
         """Read the weights of a module, but not of those in it, unless it has them."""

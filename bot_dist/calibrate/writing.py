@@ -1,0 +1,136 @@
+"""A text that a causal model writes itself, for where there is none to calibrate it on.
+
+It is sampled token by token, with a cache of keys and values, as the model is: at temperature 1, from the token that
+begins documents. Sequences are shared out in groups of a size that does not depend on how many there are to write them,
+and each has random numbers of its own: so whoever writes, it is the same text.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+from bot_dist.calibrate.forward import StreamedModel
+from bot_dist.calibrate.share import Scratch, check_finite, write_whole
+from bot_dist.checkpoint.manifest import digest
+from bot_dist.convert.shapes import Shapes
+from bot_dist.convert.source import Source
+from bot_dist.draws import uniform
+from bot_dist.errors import InputError
+from bot_dist.families import Model
+from bot_dist.runtime.crew import Crew
+from bot_dist.urls import absolute, label
+
+VERSION = 1
+"""Of what is written: a text of another version is written anew."""
+SEED = 0
+CHUNK = 32
+"""Tokens of every sequence of a group that a step writes."""
+TOKENS = "tokens"
+
+OnEvent = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WritingWork(Scratch):
+    """What is to be written, small and picklable."""
+
+    source: Source
+    model: Model
+    begin: int | None
+    """The token that every sequence begins with; None: any, a random one."""
+    sequences: int
+    window: int
+    """Tokens of each."""
+    group: int
+    """Sequences that are written side by side; share ``i`` has groups ``i``, ``i + shares``, …"""
+    held: int
+    """Blocks whose weights stay in memory; those of the others are read for every token."""
+    ahead: ClassVar[Literal[0, 1]] = 1
+
+    @property
+    def chunks(self) -> int:
+        """Steps that write a group."""
+        return -(-self.window // CHUNK)
+
+    @property
+    def steps(self) -> int:
+        return -(-self.sequences // (self.group * self.shares)) * self.chunks
+
+    def rows(self, step: int, share: int) -> range:
+        """The sequences that a share writes on in a step."""
+        first = (step // self.chunks * self.shares + share) * self.group
+        return range(min(first, self.sequences), min(first + self.group, self.sequences))
+
+    def ends_group(self, step: int) -> bool:
+        return (step + 1) % self.chunks == 0
+
+    def open(self, share: int) -> WritingShare:
+        return WritingShare(self, share)
+
+
+class WritingShare:
+    """Holds the weights around the blocks and of the first blocks, and the cache of one group."""
+
+    def __init__(self, work: WritingWork, share: int) -> None:
+        self._work, self._share = work, share
+        self._model = StreamedModel(work.source, work.model)
+        self._rows = range(0)
+        self._tokens = torch.empty(0, 0, dtype=torch.int64)
+        self._drawn = torch.empty(0, 0)
+        self._cache: Any = None
+
+    def close(self) -> None:
+        self._model.free()
+
+    def run(self, step: int, keep: bool = True) -> None:
+        """Write on. Raises InputError where logits are not finite."""
+        if not keep:
+            return
+        rows = self._work.rows(step, self._share)
+        if rows and rows != self._rows:
+            self._begin(rows)
+        if rows:
+            self._write(min((step % self._work.chunks + 1) * CHUNK, self._work.window))
+        if self._work.ends_group(step):
+            tokens = self._tokens if rows else torch.empty(0, self._work.window, dtype=torch.int64)
+            self._work.put(step, self._share, {TOKENS: tokens})
+
+    def _begin(self, rows: range) -> None:
+        import transformers
+
+        work, model = self._work, self._work.model
+        sizes = (work.sequences, work.window)
+        self._rows = rows
+        self._drawn = torch.from_numpy(uniform(_key(SEED), sizes, ((rows.start, rows.stop), (0, work.window)))).double()
+        self._tokens = (self._drawn[:, :1] * model.sizes["vocab"]).long()
+        if work.begin is not None:
+            self._tokens = torch.full_like(self._tokens, work.begin)
+        self._cache = transformers.DynamicCache(config=self._model.module.config)
+
+    def _write(self, length: int) -> None:
+        with self._model.reading(self._work.held) as module:
+            while (written := self._tokens.shape[1]) < length:
+                found = module(input_ids=self._tokens[:, -1:], past_key_values=self._cache, use_cache=True)
+                logits = found["logits"][:, -1]
+                check_finite(logits, self._work.source, "logits")
+                self._tokens = torch.cat([self._tokens, sampled(logits, self._drawn[:, written, None])], dim=1)
+
+
+def sampled(logits: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
+    """Tokens ``(n, 1)`` by the probabilities of ``logits`` ``(n, vocab)``, of ``drawn`` ``(n, 1)`` from [0, 1)."""
+    below = logits.double().softmax(-1).cumsum(-1)
+    return torch.searchsorted(below, drawn * below[:, -1:], right=True).clamp_(max=logits.shape[-1] - 1)
+
+
+def _key(seed: int) -> str:
+    return f"a text of one's own, seed {seed}"

@@ -29,7 +29,7 @@ from bot_dist.evaluate.shrinking import ranking_lines
 from bot_dist.parsing import parse_object
 from bot_dist.plan import TransferPlan
 from bot_dist.planning import Planning
-from bot_dist.recipe import CalibrateConfig, Recipe, TextConfig, TrainConfig
+from bot_dist.recipe import OWN_TEXT, CalibrateConfig, Recipe, TextConfig, TrainConfig
 from bot_dist.train.driver import TrainRun, check
 from bot_dist.urls import absolute, label
 
@@ -188,7 +188,7 @@ class Trial:
             calibrate = self.recipe.calibrate
             found["calibrate"] = {
                 **calibrate.model_dump(exclude={"text", "column", "document_limit", "folder", "allow_mismatch"}),
-                "text": contents(calibrate) if calibrate.text else None,
+                "text": calibrate.text == OWN_TEXT or (contents(calibrate) if calibrate.text else None),
             }
             if self.train.images is not None:
                 found["images"] = contents(self.train)

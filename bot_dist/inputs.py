@@ -1,19 +1,28 @@
-"""What a recipe gives to run through its source, for what is fitted to it: a text, or images."""
+"""What is run through a recipe's source, for what is fitted to it: a text or images that the recipe names, or else a
+text that the source writes itself, or random tokens."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from bot_dist.errors import InputError
 from bot_dist.families import Model
-from bot_dist.recipe import Recipe, TrainConfig
+from bot_dist.plan import growing, shrinking
+from bot_dist.recipe import OWN_TEXT, CalibrateConfig, Recipe, TrainConfig
 from bot_dist.urls import absolute, label
 
 if TYPE_CHECKING:
     from bot_dist.calibrate import CalibrationData
+    from bot_dist.calibrate.writing_cost import Writing
+    from bot_dist.convert.source import Source
     from bot_dist.convert.texts import TextFile
+    from bot_dist.runtime.crew import Crew
+
+OnEvent = Callable[[dict[str, Any]], None]
+Data = Literal["images", "text", "written", "random"]
+"""``written`` by the source itself; ``random`` tokens."""
 
 
 def _calibration_text(recipe: Recipe) -> tuple[str, ...]:
@@ -25,11 +34,23 @@ def names_data(recipe: Recipe) -> bool:
     return bool(_calibration_text(recipe)) or recipe.train.images is not None
 
 
-def has_data(recipe: Recipe, model: Model) -> bool:
-    """Whether there is a text or there are images to run through the model."""
+def data_for(recipe: Recipe, model: Model) -> Data | None:
+    """What there is to fit to: what the recipe names; else, where the model is causal, what it writes itself, or random
+    tokens, which tell as much of whole blocks; None where there is nothing."""
     if model.family.objective == "image":
-        return recipe.train.images is not None
-    return bool(_calibration_text(recipe))
+        return "images" if recipe.train.images is not None else None
+    if text := _calibration_text(recipe):
+        return "written" if text == OWN_TEXT else "text"
+    target = model.resized(recipe.target)
+    axes = {*shrinking(model, target, recipe.transfer), *growing(model, target, recipe.transfer)}
+    if model.family.objective != "causal" or not axes:
+        return None
+    return "written" if axes - {"layer"} else "random"
+
+
+def has_data(recipe: Recipe, model: Model) -> bool:
+    """Whether there is something to run through the model."""
+    return data_for(recipe, model) is not None
 
 
 def notes_on_text(recipe: Recipe) -> list[str]:
@@ -42,14 +63,33 @@ def notes_on_text(recipe: Recipe) -> list[str]:
 
 
 def check_kind_of_data(recipe: Recipe, model: Model) -> None:
-    """Raise InputError where a text is named for a model of images, or images for one of text."""
-    name, text = model.family.name, _calibration_text(recipe)
-    if model.family.objective == "image" and text:
+    """Raise InputError where a text is named for a model of images, or images for one of text, or where a model is to
+    write a text that can't."""
+    name, text, objective = model.family.name, _calibration_text(recipe), model.family.objective
+    if text == OWN_TEXT and objective != "causal":
+        data = "images in train.images" if objective == "image" else "a text in calibrate.text"
+        raise InputError(f"calibrate.text is self, and a model of family '{name}' can't write a text; name {data}")
+    if objective == "image" and text:
         key = "calibrate.text" if recipe.calibrate.text else "train.text"
         raise InputError(f"family '{name}' takes images, and {key} is '{label(text[0])}'; name images in train.images")
-    if model.family.objective != "image" and recipe.train.images is not None:
+    if objective != "image" and recipe.train.images is not None:
         images = label(recipe.train.images)
         raise InputError(f"family '{name}' takes text, and train.images is '{images}'; name a text in train.text")
+
+
+def calibration(recipe: Recipe, model: Model) -> CalibrateConfig:
+    """How the recipe calibrates such a model: windows are no longer than it takes, and shorter where it writes them
+    itself; no loss on random tokens means anything."""
+    config, data = recipe.calibrate, data_for(recipe, model)
+    if data == "random":
+        config = config.model_copy(update={"held_out": 0})
+    if data in (None, "images"):
+        return config
+    from bot_dist.calibrate.writing_cost import WINDOW
+
+    longest = int(model.config.get(model.family.context_field) or config.context)
+    context = min(config.context, longest, WINDOW) if data == "written" else min(config.context, longest)
+    return config.model_copy(update={"context": context})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,22 +106,79 @@ class Amount:
 
 def calibration_amount(recipe: Recipe, model: Model) -> Amount:
     """What ``calibrate.tokens`` and ``calibrate.held_out`` come to in whole samples."""
-    config = recipe.calibrate
+    config = calibration(recipe, model)
     if model.family.objective == "image":
         positions = model.sizes["position"]
         return Amount(
             positions=positions, fitted=-(-config.tokens // positions), held_out=-(-config.held_out // positions)
         )
-    context = min(config.context, int(model.config.get(model.family.context_field) or config.context))
+    context = config.context
     return Amount(positions=context, fitted=-(-config.tokens // context), held_out=config.held_out // context)
 
 
-def calibration_data(recipe: Recipe, model: Model) -> CalibrationData | None:
-    """Read; None where the recipe names none for such a model. Raises InputError where there is less than
-    ``calibrate.tokens`` and ``calibrate.held_out``."""
-    if not has_data(recipe, model):
+def writing(recipe: Recipe, model: Model, stored_bytes: int) -> Writing | None:
+    """How the model, which takes ``stored_bytes`` on storage, writes a text; None where it writes none. Raises
+    PlanError where that does not fit into memory."""
+    from bot_dist.calibrate.writing_cost import plan_writing
+
+    if data_for(recipe, model) != "written":
         return None
-    return _images(recipe, model) if model.family.objective == "image" else _text(recipe, model)
+    amount = calibration_amount(recipe, model)
+    return plan_writing(
+        model,
+        sequences=amount.fitted + amount.held_out,
+        window=amount.positions,
+        places=recipe.cluster.tensor * recipe.cluster.data,
+        memory_limit=recipe.calibrate.memory_limit,
+        stored_bytes=stored_bytes,
+    )
+
+
+def calibration_data(
+    recipe: Recipe, source: Source, model: Model, writing: Writing | None, folder: str, crew: Crew, on_event: OnEvent
+) -> CalibrationData | None:
+    """Read, or made; None where there is none for such a model. A text is written as ``writing`` says, by the ``crew``,
+    and kept in ``folder``. Raises InputError where there is less than ``calibrate.tokens`` and ``calibrate.held_out``.
+    """
+    from bot_dist.calibrate import CalibrationData, Samples
+    from bot_dist.calibrate.writing import random_tokens, write_text, written_windows
+
+    amount = calibration_amount(recipe, model)
+    match data_for(recipe, model):
+        case "images":
+            return _images(recipe, model)
+        case "text":
+            return _text(recipe, model)
+        case "written":
+            assert writing is not None
+            first, every = _document_token(recipe, source)
+            text = write_text(source, model, writing, first, folder, crew=crew, on_event=on_event)
+            found = written_windows(text, every=every)
+        case "random":
+            found = random_tokens(model, amount.fitted, amount.positions)
+        case None:
+            return None
+    fitted, held_out = (Samples.of_text(part, model) for part in (found[: amount.fitted], found[amount.fitted :]))
+    return CalibrationData(fitted=fitted, held_out=held_out)
+
+
+def _document_token(recipe: Recipe, source: Source) -> tuple[int | None, bool]:
+    """The token that documents begin with, or else stand behind, and whether every text begins with it; None where
+    nothing tells of one."""
+    from bot_dist.convert.text import Encoder
+    from bot_dist.convert.tokenizer import has_tokenizer, load_tokenizer
+
+    url, named = absolute(recipe.source), recipe.calibrate if recipe.calibrate.text else recipe.train
+    if has_tokenizer(url):
+        encoder = Encoder(load_tokenizer(url), "calibrate", named.bos, named.eos)
+        before, behind = encoder.before, encoder.behind
+    else:
+        before, behind = (
+            (*found,) if isinstance(found := source.config.get(f"{name}_token_id"), list) else (found,)
+            for name in ("bos", "eos")
+        )
+    first, *_ = (*(token for token in (*before, *behind) if token is not None), None)
+    return first, first in before
 
 
 def _images(recipe: Recipe, model: Model) -> CalibrationData:

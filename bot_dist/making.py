@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from bot_dist.calibrate import CalibrationData, Statistics
     from bot_dist.convert.source import Source
     from bot_dist.evaluate.baselines import Batch, Rule
+    from bot_dist.runtime.crew import Crew
 
 OnEvent = Callable[[dict[str, Any]], None]
 
@@ -29,7 +30,7 @@ def make_weights(
     source: Source,
     model: Model,
     *,
-    data: Callable[[], CalibrationData | None],
+    data: Callable[[Crew], CalibrationData | None] | None,
     folder: Path,
     statistics_folder: str,
     on_event: OnEvent,
@@ -54,12 +55,12 @@ def make_weights(
         from bot_dist.calibrate import check_understood, default_wanted, statistics
         from bot_dist.runtime.crew import Crew
 
-        if (found := data()) is None:
-            wanted = "images" if model.family.objective == "image" else "text"
-            raise InputError(
-                f"{rule.name} takes statistics, and there is no {wanted} to take them on; name train.{wanted}"
-            )
         with Crew(recipe.cluster) as crew:
+            if data is None or (found := data(crew)) is None:
+                wanted = "images" if model.family.objective == "image" else "text"
+                raise InputError(
+                    f"{rule.name} takes statistics, and there is no {wanted} to take them on; name train.{wanted}"
+                )
             taken = statistics(
                 source,
                 model,

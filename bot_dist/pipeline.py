@@ -24,7 +24,7 @@ from bot_dist.disk import writing
 from bot_dist.errors import CheckpointError, CheckpointExistsError, InputError, SourceError
 from bot_dist.families import model_of
 from bot_dist.planning import OnEvent, Planning, keep_apart, open_checked
-from bot_dist.recipe import InsertedConfig, Recipe, make_recipe, members_of
+from bot_dist.recipe import OWN_TEXT, InsertedConfig, Recipe, make_recipe, members_of
 from bot_dist.records import Records
 from bot_dist.urls import absolute, label
 
@@ -436,7 +436,7 @@ def check_data(recipe: Recipe) -> None:
     from bot_dist.convert.texts import open_texts
 
     for section, named in (("calibrate", recipe.calibrate), ("train", recipe.train)):
-        if named.text:
+        if named.text not in ((), OWN_TEXT):
             open_texts(named.text, named.column, section, named.document_limit)
 
 

@@ -15,26 +15,32 @@ from typing import TYPE_CHECKING, Any
 from bot_dist.errors import InputError, SourceError
 from bot_dist.families import Model, Weight, model_of
 from bot_dist.inputs import (
+    calibration,
     calibration_amount,
     calibration_data,
     check_kind_of_data,
+    data_for,
     has_data,
     names_data,
     notes_on_text,
+    writing,
 )
 from bot_dist.making import MADE_VERSION
 from bot_dist.recipe import Basis, Recipe, refuse_family
 from bot_dist.sharding import Mesh
+from bot_dist.units import count, duration, size
 from bot_dist.urls import absolute, label
 
 if TYPE_CHECKING:
-    from bot_dist.calibrate import Adapted
+    from bot_dist.calibrate import Adapted, CalibrationData
     from bot_dist.calibrate.candidates import Candidate
     from bot_dist.calibrate.cost import CalibrationCost
+    from bot_dist.calibrate.writing_cost import Writing
     from bot_dist.checkpoint import MallatSource
     from bot_dist.convert.source import Source
     from bot_dist.evaluate.baselines import Baseline, Rule
     from bot_dist.plan import Fitted, SourceModule, TransferPlan
+    from bot_dist.runtime.crew import Crew
 
 OnEvent = Callable[[dict[str, Any]], None]
 
@@ -75,7 +81,8 @@ class Planning:
     def calibration_flops(self) -> float:
         """That fitting takes, at most, measuring what it has come to left out."""
         _ = self.draft
-        return self._cost.flops if self._cost else 0.0
+        written = self._writing.flops if self._writing else 0.0
+        return written + (self._cost.flops if self._cost else 0.0)
 
     @cached_property
     def adapts(self) -> bool:
@@ -103,9 +110,9 @@ class Planning:
             self.recipe,
             self._opened,
             self._model,
-            data=functools.partial(calibration_data, self.recipe, self._model),
+            data=functools.partial(self._data, on_event=on_event) if names_data(self.recipe) else None,
             folder=folder,
-            statistics_folder=self.recipe.calibrate.folder or _beside(self.recipe, "calibration"),
+            statistics_folder=self._folder,
             on_event=on_event,
         )
         self._made = open_source(str(folder))
@@ -134,26 +141,45 @@ class Planning:
     def _known(self) -> dict[str, SourceModule]:
         return known(self.source, self._mallat.model if self._mallat else self._model)
 
+    @cached_property
+    def _folder(self) -> str:
+        """Where statistics are kept, and a text that the source has written."""
+        return self.recipe.calibrate.folder or _beside(self.recipe, "calibration")
+
+    @cached_property
+    def _writing(self) -> Writing | None:
+        """How the source writes a text; None where it is to write none."""
+        if not self.adapts and not (self._baseline is not None and names_data(self.recipe)):
+            return None
+        return writing(self.recipe, self._model, sum(module.nbytes for module in self._known.values()))
+
+    def _data(self, crew: Crew, on_event: OnEvent) -> CalibrationData | None:
+        """What is run through the source."""
+        return calibration_data(self.recipe, self._opened, self._model, self._writing, self._folder, crew, on_event)
+
     def _adapted(self, on_event: OnEvent) -> Adapted | None:
         from bot_dist.calibrate import Adaptation
         from bot_dist.checkpoint import claim
         from bot_dist.checkpoint.manifest import OPERATORS
+        from bot_dist.runtime.crew import Crew
 
         url = absolute(self.recipe.transferred_url)
         keep_apart(self.recipe.source, url)
         claim(url)
-        adaptation = Adaptation(
-            self.recipe,
-            self._opened,
-            self._model,
-            self._known,
-            calibration_data(self.recipe, self._model),
-            operators_url=f"{url}/{OPERATORS}",
-            moments=self.optimizer_step is not None,
-            folder=self.recipe.calibrate.folder or _beside(self.recipe, "calibration"),
-            on_event=on_event,
-        )
-        return adaptation.run() if adaptation.stages else None
+        with Crew(self.recipe.cluster) as crew:
+            adaptation = Adaptation(
+                self.recipe,
+                self._opened,
+                self._model,
+                self._known,
+                self._data(crew, on_event),
+                operators_url=f"{url}/{OPERATORS}",
+                moments=self.optimizer_step is not None,
+                folder=self._folder,
+                crew=crew,
+                on_event=on_event,
+            )
+            return adaptation.run() if adaptation.stages else None
 
     def _planned(self, adapted: Adapted | None) -> TransferPlan:
         from bot_dist.evaluate.shrinking import ranking_lines
@@ -189,6 +215,7 @@ class Planning:
                 fitted = placed(fitted, adapted.stored)
             notes = notes + _adaptive_notes(recipe, model, axes, grown, basis) + notes_on_text(recipe)
             if axes or grown:
+                notes += _data_notes(recipe, model, self._writing)
                 notes += _enough_notes(recipe, model, target, axes, tried)
                 notes += (
                     _ranking_notes(recipe, model, axes, tried) if adapted is None else ranking_lines(adapted.stages)
@@ -290,7 +317,7 @@ def _adapts(recipe: Recipe) -> bool:
     transfer = recipe.transfer
     if transfer.analysis != "auto":
         return transfer.analysis == "adaptive"
-    return bool(transfer.fitted) or (names_data(recipe) and not transfer.averaged_for)
+    return bool(transfer.fitted) or not transfer.averaged_for
 
 
 def _beside(recipe: Recipe, name: str) -> str:
@@ -301,14 +328,42 @@ def _beside(recipe: Recipe, name: str) -> str:
 
 
 def _averaged_notes(recipe: Recipe, model: Model, target: Model) -> list[str]:
-    """What the user should know where axes shrink by averages though the recipe names what they may be fitted to."""
+    """What the user should know where axes shrink by averages that another setting asks for."""
     from bot_dist.plan import shrinking
 
     asked = recipe.transfer.averaged_for
-    if recipe.transfer.analysis != "auto" or not (asked and names_data(recipe)):
+    if recipe.transfer.analysis != "auto" or not asked:
         return []
     axes = shrinking(model, target, recipe.transfer)
-    return [f"{', '.join(axes)}: averaged, not fitted to the data, for {asked} is asked for"] if axes else []
+    return [f"{', '.join(axes)}: averaged, not fitted to the source, for {asked} is asked for"] if axes else []
+
+
+def _data_notes(recipe: Recipe, model: Model, writing: Writing | None) -> list[str]:
+    """What it is fitted to, where that is no text of the user's, and what it takes to make it."""
+    from bot_dist.calibrate.writing_cost import MEMORY_RATE
+
+    match data_for(recipe, model):
+        case None:
+            image = model.family.objective == "image"
+            why = "there is no train.images" if image else "there is no calibrate.text, and such a model writes none"
+            return [f"it is fitted to the weights alone, for {why}: a start from statistics is much better"]
+        case "random":
+            return [
+                "it is fitted to random tokens, which do where whole blocks alone go; a text of your own domain is "
+                "better still: name it in calibrate.text (--calibrate)"
+            ]
+        case "written":
+            assert writing is not None
+            layers = model.sizes["layer"]
+            again = layers - writing.held
+            return [
+                f"it is fitted to a text that the model writes itself, {writing.sequences} × {writing.window} tokens "
+                f"at temperature 1; text of your own domain is far better: name it in calibrate.text (--calibrate)",
+                f"writing it holds {writing.shares} × {size(writing.share_bytes)}; {count(writing.flops, 'FLOP')}, "
+                f"{size(writing.read_bytes)} read, {duration(writing.seconds)} at {count(MEMORY_RATE, 'B/s')} of memory"
+                + (f"; {again} of {layers} blocks are read again for every token" if again else ""),
+            ]
+    return []
 
 
 def _adaptive_notes(recipe: Recipe, model: Model, axes: Sequence[str], grown: Sequence[str], basis: str) -> list[str]:
@@ -317,9 +372,6 @@ def _adaptive_notes(recipe: Recipe, model: Model, axes: Sequence[str], grown: Se
 
     verbs = {"shrinking": axes, "growing": grown}
     notes = [f"{verb} is fitted to the source along {', '.join(names)}" for verb, names in verbs.items() if names]
-    if notes and not has_data(recipe, model):
-        why = f"there is no {'train.images' if model.family.objective == 'image' else 'calibrate.text'}"
-        notes.append(f"it is fitted to the weights alone, for {why}: a start from statistics is much better")
     why_not = sequential_refused(model, model.resized(recipe.target), recipe.transfer)
     if axes and why_not and recipe.calibrate.passes in ("auto", "sequential") and has_data(recipe, model):
         notes.append(f"shrinking is fitted in one pass, not block by block: {why_not}")
@@ -383,7 +435,7 @@ def _calibration_cost(
     from bot_dist.calibrate.cost import calibration_cost
     from bot_dist.errors import PlanError
 
-    config = recipe.calibrate
+    config = calibration(recipe, model)
     samples = calibration_amount(recipe, model).fitted
     shares = min(recipe.cluster.tensor * recipe.cluster.data, samples) if has_data(recipe, model) else 0
     cost = calibration_cost(model, target, axes, config, basis=basis, shares=shares, stages=tried)

@@ -161,6 +161,10 @@ class _Told:
     def on_calibrate_block(self, event: dict[str, Any]) -> None:
         self.shown.update(self.tasks[self.named(self.calibration(event))], completed=event["block"] + 1)
 
+    def on_calibrate_writing(self, event: dict[str, Any]) -> None:
+        task = self.task(f"{self.calibration(event)}, tokens", event["of"])
+        self.shown.update(task, completed=event["tokens"])
+
     def on_calibrate_cached(self, event: dict[str, Any]) -> None:
         task = self.task(self.calibration(event), 1)
         self.shown.update(task, completed=1, note=f"{event['tokens']:,} tokens, found done")

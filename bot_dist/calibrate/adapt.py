@@ -99,11 +99,12 @@ class Adaptation:
         *,
         operators_url: str,
         folder: str,
+        crew: Crew,
         on_event: OnEvent,
         moments: bool = False,
     ) -> None:
         self.recipe, self.source, self.model, self.modules, self.data = recipe, source, model, modules, data
-        self.operators_url, self.folder, self.on_event = operators_url, folder, on_event
+        self.operators_url, self.folder, self.crew, self.on_event = operators_url, folder, crew, on_event
         self.moments = moments
         """Whether AdamW's are carried along."""
         target = model.resized(recipe.target)
@@ -120,10 +121,9 @@ class Adaptation:
     def run(self) -> Adapted:
         """All stages. Raises InputError where the source does not understand the samples or they are not finite,
         PlanError where nothing fits."""
-        with Crew(self.recipe.cluster) as self._crew:
-            self._measure()
-            for axes in self.stages:
-                self._stage(axes)
+        self._measure()
+        for axes in self.stages:
+            self._stage(axes)
         return self.done
 
     def target(self) -> Model:
@@ -333,7 +333,7 @@ class Adaptation:
             self.done.layers or tuple(range(self.model.sizes["layer"])),
             samples=self.data.fitted,
             folder=self.folder,
-            crew=self._crew,
+            crew=self.crew,
             on_event=lambda event: self.on_event({"stage": "calibrate", **event, "purpose": "block by block"}),
         )
 
@@ -347,7 +347,7 @@ class Adaptation:
             samples,
             wanted,
             self.folder,
-            crew=self._crew,
+            crew=self.crew,
             on_event=lambda event: self.on_event({**event, "purpose": purpose}),
         )
 

@@ -15,12 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import numpy as np
 import torch
 from safetensors.torch import load_file
 
 from bot_dist.calibrate.forward import StreamedModel
 from bot_dist.calibrate.share import Scratch, check_finite, write_whole
+from bot_dist.calibrate.tokens import OPENING
+from bot_dist.calibrate.writing_cost import Writing
 from bot_dist.checkpoint.manifest import digest
 from bot_dist.convert.shapes import Shapes
 from bot_dist.convert.source import Source
@@ -36,8 +37,95 @@ SEED = 0
 CHUNK = 32
 """Tokens of every sequence of a group that a step writes."""
 TOKENS = "tokens"
+DRAWN = f"a text of one's own, seed {SEED}"
+"""Key of the random numbers."""
 
 OnEvent = Callable[[dict[str, Any]], None]
+
+
+def write_text(
+    source: Source,
+    model: Model,
+    writing: Writing,
+    begin: int | None,
+    folder: str | Path,
+    *,
+    crew: Crew,
+    on_event: OnEvent = lambda event: None,
+) -> torch.Tensor:
+    """A LongTensor ``(sequences, window + 1)``: ``begin`` (None: any token), and what ``model``, whose weights are in
+    ``source``, writes after it. The same text, where ``folder`` (a path that all nodes see) has it, is taken from
+    there; else it is kept there.
+
+    Events: ``cached``; or ``writing`` after each step, and ``written``. Raises InputError where weights are not finite
+    or there are none, SourceError when the source is not the model's.
+    """
+    if isinstance(source, Shapes):
+        raise InputError(f"{label(source.url)} is a configuration without weights; give the model itself")
+    length = writing.window + 1
+    wanted = {
+        "version": VERSION,
+        "seed": SEED,
+        "source": source.provenance(),
+        "config": model.config,
+        "begin": begin,
+        "sequences": writing.sequences,
+        "length": length,
+    }
+    path = Path(absolute(str(folder))) / f"written-{digest(wanted)}.safetensors"
+    n_tokens, started = writing.sequences * length, time.perf_counter()
+
+    def event(name: str, **fields: Any) -> None:
+        on_event({"stage": "calibrate", "event": name, "purpose": "a text that the model writes", **fields})
+
+    if path.exists():
+        event("cached", url=str(path), tokens=n_tokens, loss=None)
+        return load_file(path)[TOKENS]
+    source.check(model)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = tempfile.mkdtemp(prefix="writing-", suffix=".scratch", dir=path.parent)
+    work = WritingWork(
+        source=source,
+        model=model,
+        begin=begin,
+        sequences=writing.sequences,
+        length=length,
+        group=writing.group,
+        held=writing.held,
+        scratch=scratch,
+        shares=writing.shares,
+    )
+    tokens = torch.empty(work.sequences, work.length, dtype=torch.int64)
+
+    def on_step(step: int) -> None:
+        if work.ends_group(step):
+            for share in range(work.shares):
+                rows = work.rows(step, share)
+                tokens[rows.start : rows.stop] = load_file(work.part(step, share))[TOKENS]
+            work.discard(step)
+        seconds = time.perf_counter() - started
+        event("writing", tokens=(step + 1) * n_tokens // work.steps, of=n_tokens, seconds=seconds)
+
+    try:
+        crew.run(work, on_step)
+        write_whole(path, {TOKENS: tokens})
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    event("written", url=str(path), tokens=n_tokens, seconds=time.perf_counter() - started)
+    return tokens
+
+
+def written_windows(text: torch.Tensor, *, every: bool) -> torch.Tensor:
+    """Windows ``(sequences, length - 1)`` of a text ``(sequences, length)``: ``every`` one begins as its sequence does;
+    or one of ``OPENING``, as of other texts, and the others behind the first token."""
+    opens = torch.arange(len(text)) % OPENING == 0
+    return torch.where(opens[:, None] | every, text[:, :-1], text[:, 1:])
+
+
+def random_tokens(model: Model, sequences: int, window: int) -> torch.Tensor:
+    """A LongTensor ``(sequences, window)``, always the same."""
+    drawn = uniform(f"random tokens, seed {SEED}", (sequences, window), ((0, sequences), (0, window)))
+    return (torch.from_numpy(drawn).double() * model.sizes["vocab"]).long()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +137,7 @@ class WritingWork(Scratch):
     begin: int | None
     """The token that every sequence begins with; None: any, a random one."""
     sequences: int
-    window: int
+    length: int
     """Tokens of each."""
     group: int
     """Sequences that are written side by side; share ``i`` has groups ``i``, ``i + shares``, …"""
@@ -60,7 +148,7 @@ class WritingWork(Scratch):
     @property
     def chunks(self) -> int:
         """Steps that write a group."""
-        return -(-self.window // CHUNK)
+        return -(-self.length // CHUNK)
 
     @property
     def steps(self) -> int:
@@ -100,22 +188,23 @@ class WritingShare:
         if rows and rows != self._rows:
             self._begin(rows)
         if rows:
-            self._write(min((step % self._work.chunks + 1) * CHUNK, self._work.window))
+            self._write(min((step % self._work.chunks + 1) * CHUNK, self._work.length))
         if self._work.ends_group(step):
-            tokens = self._tokens if rows else torch.empty(0, self._work.window, dtype=torch.int64)
+            tokens = self._tokens if rows else torch.empty(0, self._work.length, dtype=torch.int64)
             self._work.put(step, self._share, {TOKENS: tokens})
 
     def _begin(self, rows: range) -> None:
         import transformers
 
         work, model = self._work, self._work.model
-        sizes = (work.sequences, work.window)
+        sizes = (work.sequences, work.length)
         self._rows = rows
-        self._drawn = torch.from_numpy(uniform(_key(SEED), sizes, ((rows.start, rows.stop), (0, work.window)))).double()
+        self._drawn = torch.from_numpy(uniform(DRAWN, sizes, ((rows.start, rows.stop), (0, work.length)))).double()
         self._tokens = (self._drawn[:, :1] * model.sizes["vocab"]).long()
         if work.begin is not None:
             self._tokens = torch.full_like(self._tokens, work.begin)
-        self._cache = transformers.DynamicCache(config=self._model.module.config)
+        config: Any = self._model.module.config
+        self._cache = transformers.DynamicCache(config=config)
 
     def _write(self, length: int) -> None:
         with self._model.reading(self._work.held) as module:
@@ -130,7 +219,3 @@ def sampled(logits: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
     """Tokens ``(n, 1)`` by the probabilities of ``logits`` ``(n, vocab)``, of ``drawn`` ``(n, 1)`` from [0, 1)."""
     below = logits.double().softmax(-1).cumsum(-1)
     return torch.searchsorted(below, drawn * below[:, -1:], right=True).clamp_(max=logits.shape[-1] - 1)
-
-
-def _key(seed: int) -> str:
-    return f"a text of one's own, seed {seed}"

@@ -7,6 +7,7 @@ the nearest valid key. Overrides (``train.steps=0``) are applied before validati
 from bot_dist.recipe.config import (
     DOCUMENT_LIMIT,
     HOW_TRAINED,
+    OWN_TEXT,
     PRESETS,
     Basis,
     CalibrateConfig,
@@ -36,6 +37,7 @@ from bot_dist.recipe.shown import commented, schema
 __all__ = [
     "DOCUMENT_LIMIT",
     "HOW_TRAINED",
+    "OWN_TEXT",
     "PRESETS",
     "Basis",
     "CalibrateConfig",

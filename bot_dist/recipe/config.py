@@ -122,8 +122,8 @@ class TransferConfig(Config):
     wavelet."""
     analysis: Literal["auto", "adaptive", "wavelet"] = "auto"
     """How axes shrink. ``adaptive``: by a basis and filters fitted to statistics of the source on a text
-    (``calibrate.text``) or on images (``train.images``); without, to its weights alone. ``wavelet``: by the wavelet.
-    ``auto``: adaptive where the recipe names a text to calibrate or train on, or images, unless another wavelet than
+    (``calibrate.text``; a causal model writes one, where none is named) or on images (``train.images``); without, to
+    its weights alone. ``wavelet``: by the wavelet, which averages. ``auto``: adaptive, unless another wavelet than
     haar, a gain, ``depth: wavelet`` or ``keep_details`` is asked for."""
     basis: Basis = "auto"
     """Of the residual width, where it shrinks adaptively: its Karhunen–Loève basis (``rotation``, which unties a tied
@@ -187,7 +187,7 @@ class TransferConfig(Config):
 
     @property
     def averaged_for(self) -> str:
-        """A setting that ``analysis: auto`` takes for the wavelet's, whatever data there are; empty where none is."""
+        """A setting that ``analysis: auto`` takes for the wavelet's; empty where none is."""
         if self.wavelet != "haar":
             return f"wavelet {self.wavelet}"
         if self.gain != "auto":
@@ -247,6 +247,8 @@ class ClusterConfig(Config):
 
 DOCUMENT_LIMIT = 2**26
 """Bytes that a document may have where one is held whole."""
+OWN_TEXT = ("self",)
+"""``calibrate.text`` that asks for a text that the model writes itself."""
 
 
 class TextConfig(Config):
@@ -270,12 +272,23 @@ class TextConfig(Config):
     larger is refused."""
 
 
+def _own_text(value: object) -> object:
+    if value == OWN_TEXT[0]:
+        return OWN_TEXT
+    if isinstance(value, list | tuple) and len(value) > 1 and OWN_TEXT[0] in value:
+        raise ValueError("'self' is a text that the model writes itself, and stands alone; write ./self for a file")
+    return value
+
+
 class CalibrateConfig(TextConfig):
     """What adaptive shrinking takes its statistics from: a text, or, for a model of images, those of ``train.images``
     that are not held out."""
 
-    text: tuple[str, ...] = ()
-    """Files, as of ``train.text``, which is used where this is empty, with the keys of ``train`` about texts."""
+    text: Annotated[tuple[str, ...], BeforeValidator(_own_text)] = ()
+    """Files, as of ``train.text``, which is used where this is empty, with the keys of ``train`` about texts. ``self``,
+    and the default where there is neither: a text that a causal model writes itself, at temperature 1, from the token
+    that begins its documents; random tokens do, by default, where whole blocks alone go. Text of one's own domain is
+    far better. Other models than causal ones write none: they are fitted to their weights alone."""
     tokens: int = Field(default=8192, ge=1)
     """How many are run through the source; an image counts as its patches and the tokens before them. Up to some ten
     times the residual width, more of them make a better start; training soon evens out what fewer cost."""

@@ -22,12 +22,16 @@ class Crew(AbstractContextManager["Crew"]):
         self._actors: Actors | None = None
         self._stack = ExitStack()
 
+    @property
+    def _places(self) -> int:
+        return self._cluster.tensor * self._cluster.data
+
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
     def shares(self, parts: int) -> int:
         """How many shares there are of so many parts."""
-        return min(self._cluster.tensor * self._cluster.data, parts)
+        return min(self._places, parts)
 
     def run(self, work: SharedWork, on_step: OnStep) -> None:
         """Do all steps of a work. Raises what these and ``on_step`` raise, and RunError as ``Actors.run`` does."""
@@ -35,7 +39,7 @@ class Crew(AbstractContextManager["Crew"]):
             run_in_threads(work, on_step)
             return
         if self._actors is None:
-            self._stack.enter_context(connected(self._cluster, work.shares))
+            self._stack.enter_context(connected(self._cluster, self._places))
             from bot_dist.runtime.calibrate_actors import Actors  # after connected() has prepared Ray's import
 
             self._actors = self._stack.enter_context(Actors())

@@ -101,6 +101,7 @@ def made(name: str, folder: Path) -> Case:
         "cluster.device": "cpu",
         "cluster.tensor": 2,
         "transfer.memory_limit": LIMIT,
+        "transfer.analysis": "wavelet",
         **dict(recipe.options),
     }
     transfer(str(source), url, dict(recipe.target), options)

@@ -31,7 +31,7 @@ def transfer(
     source: str, url: Path, target: dict[str, int], on_event: Callable[[dict[str, Any]], None], **options: Any
 ) -> dict[str, Any]:
     recipe = {"source": source, "output": str(url.parent), "target_url": str(url), "target": target}
-    return bot_dist.transfer(bot_dist.make_recipe(recipe, options), on_event)
+    return bot_dist.transfer(bot_dist.make_recipe(recipe, {"transfer.analysis": "wavelet", **options}), on_event)
 
 
 def tensors(url: Path) -> dict[str, torch.Tensor]:

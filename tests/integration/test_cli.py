@@ -47,16 +47,16 @@ def test_scale_plan_inspect_verify_export(
     cli: Callable[..., tuple[int, str]], tmp_path: Path, pico_llama: PicoFactory
 ) -> None:
     source, store = pico_llama().url, tmp_path / "store"
-    status, text = cli("plan", source, "--embed", "12")
+    status, text = cli("plan", source, "--embed", "12", "--analysis", "wavelet")
     assert (status, "embed haar ×1.41" in text, store.exists()) == (0, True, False)
-    status, text = cli(*scale(source, store, "--embed", "12", "--tensor", "2"))
+    status, text = cli(*scale(source, store, "--embed", "12", "--tensor", "2", "--analysis", "wavelet"))
     assert (status, f"committed {store}" in text, "energy kept" in text) == (0, True, True)
     status, text = cli("inspect", str(store))
     assert (status, "kv_heads 2, group 2, head_dim 8, embed 12" in text, source in text) == (0, True, True)
     shown = {line.partition(" ")[0]: line for line in text.splitlines()}
     shards = sum(path.is_file() for path in store.glob("data/*/*/c.*"))
     assert f"29 in {shards} shards of {shards} chunks" in shown["arrays"]
-    assert "target.embed=12, cluster.executor=local, cluster.tensor=2" in shown["recipe"]
+    assert "target.embed=12, transfer.analysis=wavelet, cluster.executor=local, cluster.tensor=2" in shown["recipe"]
     assert "mesh tensor 2 × data 1" in shown["plan"]
     assert f"digest         {CheckpointReader(str(store)).manifest.digest}" in text
     status, text = cli("inspect", str(store), "--json")
@@ -78,7 +78,7 @@ def test_scale_plan_inspect_verify_export(
 def test_diff_exits_as_diff_does(cli: Callable[..., tuple[int, str]], tmp_path: Path, pico_llama: PicoFactory) -> None:
     source, same, small = pico_llama().url, tmp_path / "same", tmp_path / "small"
     assert cli(*scale(source, same))[0] == 0
-    assert cli(*scale(source, small, "--mlp", "20"))[0] == 0
+    assert cli(*scale(source, small, "--mlp", "20", "--analysis", "wavelet"))[0] == 0
     status, text = cli("diff", source, str(same))
     assert (status, "no difference (0 parameters equal by their digests, 29 by reading both)" in text) == (0, True)
     status, text = cli("diff", str(same), str(small), "--quick")
@@ -177,7 +177,7 @@ def test_adaptive_shrinking_on_the_command_line(
         assert cli("plan", source.url, *sizes, *few, *written_out) == default
     for other, asked in ((("--wavelet", "db2"), "wavelet db2"), (("--keep-details",), "keep_details")):
         status, text = cli("plan", source.url, *sizes, *few, *other)
-        assert (status, f"averaged, not fitted to the data, for {asked} is asked for" in text) == (0, True)
+        assert (status, f"averaged, not fitted to the source, for {asked} is asked for" in text) == (0, True)
 
     status, text = cli(*scale(source.url, store, *sizes, *few))
     assert status == 0, text
@@ -216,7 +216,7 @@ def test_adaptive_shrinking_on_the_command_line(
 def test_a_store_without_operators_says_so(
     cli: Callable[..., tuple[int, str]], tmp_path: Path, pico_llama: PicoFactory
 ) -> None:
-    assert cli(*scale(pico_llama().url, tmp_path / "store", "--embed", "12"))[0] == 0
+    assert cli(*scale(pico_llama().url, tmp_path / "store", "--embed", "48"))[0] == 0
     status, text = cli("inspect", str(tmp_path / "store"), "--operators")
     assert (status, "holds no fitted operators" in text) == (0, True)
     status, text = cli("inspect", str(tmp_path / "store"), "--operators", "--json")
@@ -230,9 +230,10 @@ def test_a_source_with_nan_is_refused_by_name(
     with torch.no_grad():
         source.model.model.embed_tokens.weight[3, 4] = float("inf")
     source.model.save_pretrained(source.folder)
-    status, text = cli(*scale(source.url, tmp_path / "store", "--embed", "12"))
+    command = scale(source.url, tmp_path / "store", "--embed", "12", "--analysis", "wavelet")
+    status, text = cli(*command)
     assert (status, "'model.embed_tokens.weight' holds inf at vocab 3, embed 4" in text) == (2, True)
-    assert cli(*scale(source.url, tmp_path / "store", "--embed", "12", "--allow-nonfinite", "--overwrite"))[0] == 0
+    assert cli(*command, "--allow-nonfinite", "--overwrite")[0] == 0
 
 
 def test_a_recipe_with_overrides(cli: Callable[..., tuple[int, str]], tmp_path: Path, pico_llama: PicoFactory) -> None:
@@ -366,7 +367,8 @@ def test_a_family_is_planned_whole_and_used_one_by_one(
     for verb in ("scale", "pretrain", "export", "verify", "inspect"):
         status, text = cli(verb, str(recipe))
         assert (status, "holds a family (small, large): name one of it" in text) == (2, True), text
-    assert cli("scale", f"{recipe}:small", "--set", "cluster.executor=local")[0] == 0
+    local = ("--set", "cluster.executor=local", "--set", "transfer.analysis=wavelet")
+    assert cli("scale", f"{recipe}:small", *local)[0] == 0
     assert cli("verify", f"{recipe}:small")[0] == 0
 
 
@@ -388,7 +390,7 @@ def test_a_store_is_exported_for_llama_cpp(
 def test_a_committed_target_needs_overwrite(
     cli: Callable[..., tuple[int, str]], tmp_path: Path, pico_llama: PicoFactory
 ) -> None:
-    command = scale(pico_llama().url, tmp_path / "store", "--embed", "12")
+    command = scale(pico_llama().url, tmp_path / "store", "--embed", "48")
     assert cli(*command)[0] == 0
     status, text = cli(*command)
     assert (status, "already holds a committed checkpoint" in text) == (2, True)

@@ -127,6 +127,7 @@ def pico_recipe(folder: Path) -> Path:
         "source": str(folder / "source"),
         "output": str(folder / "out"),
         "target": {"embed": 8},
+        "transfer": {"analysis": "wavelet"},
         "cluster": {"tensor": 2},
     }
     path = folder / "pico.yaml"

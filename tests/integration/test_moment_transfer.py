@@ -61,7 +61,7 @@ def state_of(url: str, target: Path) -> str:
 
 def recipe(source: str, folder: Path, target: dict[str, int], **overrides: Any) -> Recipe:
     made = {"source": source, "output": str(folder), "target_url": f"{folder}.zarr", "target": target}
-    return bot_dist.make_recipe(made, {"cluster.executor": "local", **overrides})
+    return bot_dist.make_recipe(made, {"cluster.executor": "local", "transfer.analysis": "wavelet", **overrides})
 
 
 def transfer(made: Recipe) -> CheckpointReader:

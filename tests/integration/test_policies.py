@@ -29,7 +29,8 @@ Factory = Callable[..., Any]
 
 def transfer(source: str, url: Path, target: dict[str, int], **overrides: Any) -> CheckpointReader:
     recipe = {"source": source, "output": str(url.parent), "target_url": str(url), "target": target}
-    bot_dist.transfer(bot_dist.make_recipe(recipe, {"cluster.executor": "local", **overrides}))
+    options = {"cluster.executor": "local", "transfer.analysis": "wavelet", **overrides}
+    bot_dist.transfer(bot_dist.make_recipe(recipe, options))
     return CheckpointReader(str(url))
 
 

@@ -43,7 +43,7 @@ def uploaded(folder: Path, url: str) -> str:
 
 def transfer(source: str, target: str, output: Path, on_event: Any = None, **overrides: Any) -> CheckpointReader:
     recipe = {"source": source, "output": str(output), "target_url": target, "target": TARGET}
-    options = {"cluster.executor": "local", **overrides}
+    options = {"cluster.executor": "local", "transfer.analysis": "wavelet", **overrides}
     bot_dist.transfer(bot_dist.make_recipe(recipe, options), *([on_event] if on_event else []))
     return CheckpointReader(target)
 

@@ -26,7 +26,7 @@ PicoFactory = Callable[..., Any]
 
 def transfer(source: str, target_url: Path, target: dict[str, int], **overrides: Any) -> CheckpointReader:
     recipe = {"source": source, "output": str(target_url.parent), "target_url": str(target_url), "target": target}
-    options = {"cluster.executor": "local", **overrides}
+    options = {"cluster.executor": "local", "transfer.analysis": "wavelet", **overrides}
     bot_dist.transfer(bot_dist.make_recipe(recipe, options))
     return CheckpointReader(str(target_url))
 

@@ -30,7 +30,7 @@ def stored(tmp_path: Path) -> Stored:
         url = str(tmp_path / f"store-{len(list(tmp_path.glob('store-*')))}")
         cluster = {"executor": "local", "tensor": tensor}
         recipe = {"source": source, "output": str(tmp_path), "target_url": url, "target": target, "cluster": cluster}
-        pipeline.transfer(make_recipe(recipe))
+        pipeline.transfer(make_recipe({**recipe, "transfer": {"analysis": "wavelet"}}))
         return url
 
     return make

@@ -154,14 +154,14 @@ def test_what_plain_zarr_sees_of_damage(store: Path) -> None:
 
 @pytest.fixture
 def fitted(pico_llama: PicoMaker, tmp_path: Path) -> Path:
-    """A committed store that was made with operators fitted to its source, to the weights alone."""
+    """A committed store that was made with operators fitted to its source."""
     recipe = {"source": pico_llama().url, "output": str(tmp_path), "target_url": str(tmp_path / "fitted")}
     more: dict[str, Any] = {
         "target": {"embed": 12, "mlp": 20},
         "transfer": {"analysis": "adaptive"},
         "cluster": {"executor": "local"},
     }
-    more["calibrate"] = {"passes": "each"}
+    more["calibrate"] = {"passes": "each", "tokens": 256, "held_out": 0, "context": 32}
     pipeline.transfer(make_recipe({**recipe, **more}))
     return tmp_path / "fitted"
 

@@ -30,7 +30,7 @@ from bot_dist.calibrate.fit import Apart, AxisFit, Coordinates, Given, Lifted, R
 from bot_dist.calibrate.growing import Lengthened, SpreadCoordinates, SpreadUnits
 from bot_dist.calibrate.samples import CalibrationData, Samples
 from bot_dist.calibrate.sequential_fit import Sequential
-from bot_dist.calibrate.statistics import Statistics, statistics
+from bot_dist.calibrate.statistics import ALONE, Statistics, statistics
 from bot_dist.calibrate.suitable import check_understood
 from bot_dist.calibrate.weight_only import WeightStatistics
 from bot_dist.checkpoint import CheckpointReader, write_operators
@@ -99,8 +99,8 @@ class Adaptation:
         *,
         operators_url: str,
         folder: str,
-        crew: Crew,
         on_event: OnEvent,
+        crew: Crew = ALONE,
         moments: bool = False,
     ) -> None:
         self.recipe, self.source, self.model, self.modules, self.data = recipe, source, model, modules, data

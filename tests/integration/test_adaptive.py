@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import bot_dist
 from bot_dist.calibrate import Adaptation, CalibrationData, Samples
@@ -238,6 +239,22 @@ def test_actors_fit_and_write_what_one_process_does(
     (tmp_path / "two" / "transferred.zarr" / "manifest.json").unlink()
     adapted(tmp_path / "two", source, target, [shakespeare], **{"cluster.executor": "ray", "cluster.data": 2})
     assert all(torch.equal(tensors(tmp_path / "two")[name], tensor) for name, tensor in two.items())
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_without_a_text_actors_fit_to_the_one_that_one_process_writes(tmp_path: Path, make_pico: Factory) -> None:
+    """No tokenizer is needed."""
+    url, target = make_pico("llama").url, {"layers": 2, "embed": 16}
+    few = {"calibrate.context": 32, "calibrate.held_out": 64}
+    for name, cluster in (("one", {}), ("two", {"cluster.executor": "ray", "cluster.tensor": 2})):
+        adapted(tmp_path / name, url, target, [], **few, **cluster)
+    texts = [load_file(*(tmp_path / name / "calibration").glob("written-*"))["tokens"] for name in ("one", "two")]
+    assert torch.equal(*texts)
+    assert texts[0].shape == (18, 32)
+    one, two = tensors(tmp_path / "one"), tensors(tmp_path / "two")
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("lifting", ["least-squares", "selection"])

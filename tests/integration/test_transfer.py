@@ -177,7 +177,7 @@ def test_an_interrupted_transfer_resumes(
     resumed: dict[str, bool] = {}
     recipe = {"source": pico.url, "output": str(tmp_path), "target_url": str(url), "target": target}
     report = bot_dist.transfer(
-        bot_dist.make_recipe(recipe, {"cluster.executor": "local"}),
+        bot_dist.make_recipe(recipe, {"cluster.executor": "local", "transfer.analysis": "wavelet"}),
         lambda e: resumed.update({e["step"]: e["resumed"]}) if e["event"] == "step" else None,
     )
     assert resumed["embed-00000"] is False  # damaged meanwhile: done again
@@ -288,7 +288,8 @@ def test_what_is_overwritten_by_its_own_plan_stays_whole_until_then(tmp_path: Pa
         raise KeyboardInterrupt
 
     recipe = {"source": source, "output": str(tmp_path), "target_url": str(url), "target": {"embed": 12}}
-    resolved = bot_dist.make_recipe(recipe, {"cluster.executor": "local", "overwrite": True})
+    options = {"cluster.executor": "local", "transfer.analysis": "wavelet", "overwrite": True}
+    resolved = bot_dist.make_recipe(recipe, options)
     with pytest.raises(KeyboardInterrupt):
         bot_dist.transfer(resolved, on_first_step(stop))
     assert not bot_dist.verify(str(url)).damaged

@@ -574,9 +574,9 @@ def _stop_as_ctrl_c(stopped_by: list[signal.Signals]) -> None:
 def _fail(message: str, status: int) -> NoReturn:
     from rich.console import Console
 
-    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    console = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
     console.print("error:", style="bold red", end=" ")
-    console.print(message, markup=False)
+    console.print(message)
     sys.exit(status)
 
 

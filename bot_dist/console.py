@@ -70,7 +70,7 @@ def show_plan(plan: TransferPlan, recipe: Recipe) -> None:
         f"(context {summary.context})"
     )
     for note in plan.notes:
-        console.print(f"note: {note}", markup=False)
+        console.print(f"note: {note}")
     console.print(
         f"mesh: tensor {plan.mesh.tensor} × data {plan.mesh.data}; bytes per actor "
         f"{', '.join(size(n) for n in summary.actor_bytes[:8])}{' …' if plan.mesh.size > 8 else ''}; peak tensors per "
@@ -153,7 +153,7 @@ def show_shrinking(stages: Sequence[Mapping[str, Any]]) -> None:
         table.add_row(*cells(row))
     console.print(table)
     for line in ranking_lines(stages):
-        console.print(line, markup=False)
+        console.print(line)
 
 
 def show_pretrain(result: dict[str, Any]) -> None:
@@ -219,7 +219,7 @@ def show_trials(facts: dict[str, Any], output: str) -> None:
         table.add_row(*line)
     console.print(table)
     for note in facts["notes"]:
-        console.print(f"note: {note}", markup=False)
+        console.print(f"note: {note}")
     console.print(
         f"curves, table and all that it takes to repeat it: {output}/comparison.{{png,md,json}}", markup=False
     )
@@ -227,14 +227,14 @@ def show_trials(facts: dict[str, Any], output: str) -> None:
 
 def show_verification(url: str, found: Verification) -> None:
     for damage in found.damaged:
-        console.print(str(damage), markup=False)
+        console.print(str(damage))
     foreign = list(found.foreign.items())
     for name, n in foreign[:MOST_FOREIGN]:
-        console.print(f"note: {name} ({size(n)}) is no part of the store", markup=False)
+        console.print(f"note: {name} ({size(n)}) is no part of the store")
     if more := foreign[MOST_FOREIGN:]:
         console.print(f"note: so are {len(more)} more files ({size(sum(n for _, n in more))})")
     verdict = f"{len(found.damaged)} damaged or missing" if found.damaged else "intact"
-    console.print(f"{label(url)}: {verdict} ({found.read})", markup=False)
+    console.print(f"{label(url)}: {verdict} ({found.read})")
 
 
 def show_diff(first: str, second: str, found: Diff) -> None:
@@ -256,7 +256,7 @@ def show_diff(first: str, second: str, found: Diff) -> None:
     verdict = (
         "no difference" if found.equal else f"{len(found.parameters)} parameters and {len(found.config)} keys differ"
     )
-    console.print(f"{label(first)}, {label(second)}: {verdict} ({equal}{left})", markup=False)
+    console.print(f"{label(first)}, {label(second)}: {verdict} ({equal}{left})")
 
 
 def show_description(found: Description) -> None:
@@ -284,7 +284,7 @@ def _described(found: Description) -> Iterator[tuple[str, str]]:
 def show_facts(lines: Iterable[tuple[str, str]]) -> None:
     """A heading and a text each."""
     for heading, text in lines:
-        console.print(f"{heading:<14} {text}", markup=False)
+        console.print(f"{heading:<14} {text}")
 
 
 def show_store(found: Description, manifest: Manifest) -> None:
@@ -326,7 +326,7 @@ def show_store(found: Description, manifest: Manifest) -> None:
 def show_operators(url: str, rows: Sequence[OperatorRow]) -> None:
     """One row per operator that was fitted for a store."""
     if not rows:
-        console.print(f"{label(url)} holds no fitted operators", markup=False)
+        console.print(f"{label(url)} holds no fitted operators")
         return
     for store, held in itertools.groupby(rows, key=lambda row: row.store):
         table = Table(title=f"{label(url)}/{store}", title_justify="left", box=box.SIMPLE_HEAD)

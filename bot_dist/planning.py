@@ -60,6 +60,7 @@ class Planning:
         self._cost: CalibrationCost | None = None
         if baseline is None:
             self._mallat, self._notes = _with_details(recipe, self._opened, self._model)
+        self._notes = [*self._opened.provenance().get("notes", ()), *self._notes]
 
     @property
     def source(self) -> Source:

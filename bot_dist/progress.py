@@ -107,7 +107,7 @@ class _Lines:
             task.told = now
             amount = f"{task.show(task.completed)} of {task.show(task.total)}"
             parts = (amount, task.note, duration(now - task.started))
-            console.print(f"{task.description}: {', '.join(filter(None, parts))}", markup=False)
+            console.print(f"{task.description}: {', '.join(filter(None, parts))}")
 
 
 class _Told:
@@ -126,12 +126,12 @@ class _Told:
         with self._lock:
             self.member = event.get("member", "")
             if console.verbose:
-                console.print(json.dumps(event), markup=False, style="dim")
+                console.print(json.dumps(event), style="dim")
             if handler is not None:
                 handler(event)
 
     def say(self, text: str) -> None:
-        console.print(self.named(text), markup=False)
+        console.print(self.named(text))
 
     def named(self, name: str) -> str:
         return f"{self.member}: {name}" if self.member else name

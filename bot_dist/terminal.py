@@ -35,13 +35,13 @@ class _Terminal(Console):
         return self.width >= WIDE
 
 
-console = _Terminal(highlight=False, soft_wrap=True)
+console = _Terminal(highlight=False, soft_wrap=True, emoji=False, markup=False)
 if not console.is_terminal:
-    console = _Terminal(highlight=False, soft_wrap=True, width=PIPE_WIDTH)
+    console = _Terminal(highlight=False, soft_wrap=True, emoji=False, markup=False, width=PIPE_WIDTH)
 
-_errors = _Terminal(highlight=False, soft_wrap=True, stderr=True)
+_errors = _Terminal(highlight=False, soft_wrap=True, emoji=False, markup=False, stderr=True)
 
 
 def warn(text: str) -> None:
     """Show what the user has to know; on standard error where all else is silenced."""
-    (_errors if console.quiet else console).print(text, style="yellow", markup=False)
+    (_errors if console.quiet else console).print(text, style="yellow")

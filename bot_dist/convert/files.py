@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -70,8 +70,10 @@ class FileSource:
     """By name in ``transformers``; tensors that it has no name for keep the file's."""
     files: dict[str, dict[str, Any]]
     """Per file: ``bytes``, ``header_sha256`` and ``version`` (which changes when it is written again)."""
-    optional_prefix: str = field(default="")
+    optional_prefix: str = ""
     """Names may lack it."""
+    notes: tuple[str, ...] = ()
+    """What the user should know of it."""
     whole_rows: ClassVar[bool] = True
 
     def check(self, model: Model) -> None:
@@ -85,7 +87,7 @@ class FileSource:
                 f"{label(self.url)}: {len(self.entries)} tensors can't be the {model.sizes['layer']} layers "
                 f"of config.json"
             )
-        expected = {self._stored_name(p.name): p for _, _, p in model.parameters()}
+        expected = {self.stored_name(p.name): p for _, _, p in model.parameters()}
         absent = [p.name for name, p in expected.items() if name not in self.entries]
         if absent:
             raise SourceError(
@@ -175,14 +177,16 @@ class FileSource:
                 place[...] = rows.reshape(last - first, *columns)[crop]
 
     def provenance(self) -> dict[str, Any]:
-        return {"url": label(self.url), "format": self.format, "files": self.files}
+        notes = {"notes": list(self.notes)} if self.notes else {}
+        return {"url": label(self.url), "format": self.format, "files": self.files, **notes}
 
-    def _stored_name(self, name: str) -> str:
+    def stored_name(self, name: str) -> str:
+        """What the files call a parameter, if they have it."""
         return name if name in self.entries else name.removeprefix(self.optional_prefix)
 
     def _find(self, parameter: Parameter) -> TensorEntry:
         """The entry of a parameter. Raises SourceError when it is missing, unreadable or of another shape."""
-        entry = self.entries.get(self._stored_name(parameter.name))
+        entry = self.entries.get(self.stored_name(parameter.name))
         where = f"{label(self.url)}: tensor '{parameter.name}'"
         if entry is None:
             raise SourceError(f"{where} is missing")

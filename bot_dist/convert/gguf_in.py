@@ -6,15 +6,18 @@ import math
 import re
 from typing import Any
 
-from bot_dist.convert.files import DTYPES, FileSource, TensorEntry
+from bot_dist.convert.files import DTYPES, FileSource, TensorEntry, decode
 from bot_dist.convert.gguf_header import Header, TensorInfo, read_gguf_header
-from bot_dist.convert.storage import version
+from bot_dist.convert.storage import read_range, version
 from bot_dist.errors import FamilyError, MissingPackageError, SourceError, nearest
 from bot_dist.families import FAMILIES, Family, Weight
-from bot_dist.families.gguf import ROTARY, GgufArchitecture, gguf_name, module_of
+from bot_dist.families.gguf import ROTARY, GgufArchitecture, gguf_name, module_of, rope_of_factors
 from bot_dist.urls import label
 
 TOKENS = "tokenizer.ggml.tokens"
+ROPE_FACTORS = "rope_freqs.weight"
+"""What each rotary frequency is divided by: Llama 3.1's scaling, which has no metadata."""
+_MOST_FREQUENCIES = 2**12
 _TOKEN_IDS = {
     "bos_token_id": "tokenizer.ggml.bos_token_id",
     "eos_token_id": "tokenizer.ggml.eos_token_id",
@@ -38,12 +41,17 @@ def open_gguf(url: str) -> FileSource:
         weight, layer = _weight(name, templates)
         hf = weight.hf.format(layer=layer) if weight else name
         permuted = architecture.rotary_permuted and weight is not None and module_of(weight.name) in ROTARY
+        if hf in entries:
+            raise SourceError(
+                f"{label(url)}: tensor '{name}' is '{hf}', and so is another; the file is damaged, get it again"
+            )
         entries[hf] = _entry(url, name, info, header, sizes, permuted)
     _check_layout(url, header, entries)
+    factors = entries.pop(ROPE_FACTORS, None)
     return FileSource(
         url=url,
         format="gguf",
-        config=_config(header, family, architecture, url),
+        config=_config(header, family, architecture, url, factors),
         entries=entries,
         files={url.rpartition("/")[2]: {"bytes": header.size, "header_sha256": header.sha256, "version": version(url)}},
     )
@@ -78,29 +86,67 @@ class _Metadata(dict[str, Any]):
         raise SourceError(f"{label(self.url)}: metadata has no single value '{self.prefix}{key}', which is needed")
 
 
-def _config(header: Header, family: Family, architecture: GgufArchitecture, url: str) -> dict[str, Any]:
+def _config(
+    header: Header, family: Family, architecture: GgufArchitecture, url: str, factors: TensorEntry | None
+) -> dict[str, Any]:
     if header.scalars.get("split.count", 1) not in (0, 1):
         raise SourceError(f"{label(url)}: is one of several parts; merge them with llama-gguf-split --merge first")
     metadata = _Metadata(header, architecture.name, url)
-    if metadata.get("rope.scaling.type", "none") != "none":
-        raise FamilyError(
-            f"{label(url)}: rope.scaling.type is {metadata['rope.scaling.type']!r}, which is not read from GGUF; "
-            f"use the safetensors release of this model"
-        )
     if TOKENS in header.lengths:
         metadata.setdefault("vocab_size", header.lengths[TOKENS])
     assert architecture.config is not None
     try:
         config = architecture.config(metadata)
-    except (TypeError, ZeroDivisionError) as error:
+        rope = _rope(metadata, config["rope_theta"], factors)
+    except (TypeError, ZeroDivisionError, OverflowError) as error:
         raise SourceError(
             f"{label(url)}: metadata '{metadata.prefix}*' make no model: {error}; get it again"
         ) from error
     return {
         **config,
+        **({"rope_parameters": rope} if rope else {}),
         **{key: header.scalars.get(field) for key, field in _TOKEN_IDS.items()},
         "tie_word_embeddings": family.head is not None and gguf_name(family.head) not in header.tensors,
     }
+
+
+def _rope(metadata: _Metadata, theta: float, factors: TensorEntry | None) -> dict[str, Any]:
+    """``rope_parameters`` where frequencies are scaled; empty where they are not. Raises FamilyError for a scaling that
+    is not read."""
+    url, kind = label(metadata.url), metadata.get("rope.scaling.type", "none")
+    if kind not in ("none", "linear") or (kind == "linear" and factors is not None):
+        raise FamilyError(
+            f"{url}: rope.scaling.type is {kind!r}, which is not read from GGUF; use the safetensors release of this "
+            f"model"
+        )
+    if kind == "linear":
+        return {"rope_type": "linear", "rope_theta": theta, "factor": metadata["rope.scaling.factor"]}
+    if factors is None:
+        return {}
+    values = _numbers(factors)
+    if all(value == 1.0 for value in values):
+        return {}
+    found = rope_of_factors(values, theta)
+    if found is None:
+        raise FamilyError(
+            f"{url}: {ROPE_FACTORS} are not those of a rule that transformers has (Llama 3.1's); use the safetensors "
+            f"release of this model"
+        )
+    return found
+
+
+def _numbers(entry: TensorEntry) -> list[float]:
+    """A small tensor of plain numbers. Raises SourceError for another."""
+    if entry.encoding != "F32" or len(entry.shape) != 1 or not 2 <= entry.shape[0] <= _MOST_FREQUENCIES:
+        raise SourceError(
+            f"{label(entry.url)}: tensor '{ROPE_FACTORS}' is {entry.encoding} of shape {entry.shape}, wanted one F32 "
+            f"per frequency; the file is damaged"
+        )
+    data = read_range(entry.url, entry.offset, entry.offset + entry.nbytes, f"tensor '{ROPE_FACTORS}'")
+    values = [float(value) for value in decode(data, entry, 1)[0]]
+    if not all(math.isfinite(value) and value > 0 for value in values):
+        raise SourceError(f"{label(entry.url)}: tensor '{ROPE_FACTORS}' holds no positive numbers; the file is damaged")
+    return values
 
 
 def _weight(name: str, templates: dict[str, Weight]) -> tuple[Weight | None, int]:

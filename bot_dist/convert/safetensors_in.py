@@ -14,13 +14,17 @@ from typing import Any
 
 from bot_dist.convert.files import FileSource, TensorEntry
 from bot_dist.convert.location import near_names, safe_relative
-from bot_dist.convert.storage import join, list_names, missing, read_file, read_range, size_bytes, version
+from bot_dist.convert.storage import broken_link, join, list_names, missing, read_file, read_range, size_bytes, version
+from bot_dist.convert.ties import resolve_ties
 from bot_dist.errors import SourceError
 from bot_dist.families import Family, family_of
 from bot_dist.parsing import parse_object
 from bot_dist.urls import label
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+ADAPTER = "adapter_config.json"
+_SHARD = re.compile(r"model-(\d{5})-of-(\d{5})\.safetensors")
+_MOST_SHARDS = 10_000
 MAX_HEADER_BYTES = 100_000_000
 """The reference implementation's limit."""
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
@@ -42,6 +46,8 @@ def open_safetensors(url: str) -> FileSource:
     folder = (url.rpartition("/")[0] or ".") if single else url
     config = read_config(folder, url)
     family = family_of(config)
+    if not single:
+        _refuse_adapter(folder)
     weight_map: dict[str, str] = {}
     if single:
         names = [url.rpartition("/")[2]]
@@ -51,13 +57,13 @@ def open_safetensors(url: str) -> FileSource:
         weight_map = _read_index(join(folder, INDEX))
         names = sorted(set(weight_map.values()))
     else:
-        raise _no_weights(folder)
+        names = _shards_without_index(folder)
     with ThreadPoolExecutor(max_workers=8) as pool:
         headers = dict(zip(names, pool.map(read_header, (join(folder, name) for name in names)), strict=True))
     for tensor, name in weight_map.items():
         if tensor not in headers[name][0]:
             raise SourceError(f"{label(join(folder, INDEX))}: tensor '{tensor}' is not in '{name}', where it should be")
-    return FileSource(
+    found = FileSource(
         url=url,
         format="safetensors",
         config=config,
@@ -65,6 +71,7 @@ def open_safetensors(url: str) -> FileSource:
         files={name: identity for name, (_, identity) in headers.items()},
         optional_prefix=family.optional_prefix,
     )
+    return resolve_ties(found)
 
 
 def read_header(url: str) -> tuple[dict[str, TensorEntry], dict[str, Any]]:
@@ -179,12 +186,44 @@ def read_config(folder: str, url: str) -> dict[str, Any]:
     raise SourceError(f"{label(folder)}: no config.json{near_names('config.json', list_names(folder) or ())}")
 
 
-def _no_weights(folder: str) -> SourceError:
+def _shards_without_index(folder: str) -> list[str]:
+    """All shards of a checkpoint, by their names alone. Raises SourceError where there are none, or not all."""
     names = list_names(folder) or []
+    shards = [match for name in names if (match := _SHARD.fullmatch(name))]
+    if not shards:
+        raise _no_weights(folder, names)
+    n = int(shards[0][2])
+    wanted = {f"model-{i:05}-of-{n:05}.safetensors" for i in range(1, min(n, _MOST_SHARDS) + 1)}
+    if absent := sorted(wanted.symmetric_difference(match[0] for match in shards)):
+        raise SourceError(
+            f"{label(folder)}: no {INDEX}, and its shards are not those of one checkpoint: {absent[0]} is "
+            f"{'missing' if absent[0] in wanted else 'of another'}; download it again, the index too"
+        )
+    return sorted(wanted)
+
+
+def _refuse_adapter(folder: str) -> None:
+    """Raise SourceError where a folder holds an adapter, without which the base weights are another model."""
+    if size_bytes(join(folder, ADAPTER)) is None:
+        return
+    raise SourceError(
+        f"{label(folder)}: {ADAPTER} says that this is an adapter, which changes what base weights compute; merge it "
+        f"first (in peft: AutoPeftModelForCausalLM.from_pretrained(folder).merge_and_unload().save_pretrained(new)), "
+        f"or give the path of the base weights' own file"
+    )
+
+
+def _no_weights(folder: str, names: list[str]) -> SourceError:
+    if (target := broken_link(join(folder, SINGLE))) is not None:
+        return SourceError(
+            f"{label(folder)}: {SINGLE} is a link to {target}, which is not there; download the model again, "
+            f"or copy it with the files that its links name"
+        )
     others = [name for name in names if name.endswith(".safetensors")]
     if others:
         return SourceError(
-            f"{label(folder)}: neither {SINGLE} nor {INDEX}, but {', '.join(others[:5])}; give the path of one file"
+            f"{label(folder)}: neither {SINGLE} nor {INDEX}, but {', '.join(others[:5])}; if one of them is the whole "
+            f"model, give its path"
         )
     pickles = [name for name in names if name.endswith(PICKLES)]
     if pickles:

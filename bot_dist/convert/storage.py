@@ -62,6 +62,14 @@ def size_bytes(url: str) -> int | None:
     return int(info["size"])
 
 
+def broken_link(url: str) -> str | None:
+    """What a local link names that leads nowhere; None where there is no such link."""
+    if not is_local(url):
+        return None
+    path = filesystem(url)[1]
+    return os.readlink(path) if os.path.islink(path) and not os.path.exists(path) else None
+
+
 def version(url: str) -> str:
     """What changes when a file is written again: a hash of its ETag or times."""
     fs, path = filesystem(url)

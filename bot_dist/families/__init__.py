@@ -46,6 +46,7 @@ def family_of(config: Mapping[str, Any]) -> Family:
     model_type = config.get("model_type")
     for family in FAMILIES.values():
         if model_type in family.model_types:
+            _check_class(family, config)
             return family
     known = [t for f in FAMILIES.values() for t in f.model_types]
     if isinstance(model_type, str) and model_type in NOT_EXPRESSED:
@@ -55,6 +56,23 @@ def family_of(config: Mapping[str, Any]) -> Family:
         if model_type
         else f"config.json has no 'model_type'; known: {', '.join(sorted(known))}"
     )
+
+
+def _check_class(family: Family, config: Mapping[str, Any]) -> None:
+    """Raise FamilyError where a configuration is for another class than the family knows: one that computes otherwise,
+    or has other weights."""
+    known = family.architecture(config)
+    classes, code = config.get("architectures"), config.get("auto_map")
+    named = [("architectures", classes[0])] if isinstance(classes, list) and classes else []
+    for kind, path in code.items() if isinstance(code, Mapping) else ():
+        if kind.startswith("AutoModelFor"):
+            named.append((f"auto_map.{kind}", str(path).rpartition(".")[2]))
+    for key, name in named:
+        if name != known:
+            raise FamilyError(
+                f"config.json: {key} is {name!r}, which may compute something else than {known}, the class that family "
+                f"'{family.name}' knows for it; if it is the same, load it as {known} and save it again"
+            )
 
 
 def model_of(config: Mapping[str, Any]) -> Model:

@@ -135,6 +135,7 @@ BERT = Family(
     post_norm=True,
     half_steps=False,
     optional_prefix="bert.",
+    tied_biases={PREDICTIONS + "decoder.bias": PREDICTIONS + "bias"},
     renamed={r"LayerNorm\.gamma$": "LayerNorm.weight", r"LayerNorm\.beta$": "LayerNorm.bias"},
     ignored=(r"(bert\.)?pooler\..*", r"cls\.seq_relationship\..*", r"cls\.predictions\.decoder\.bias"),
 )

@@ -126,12 +126,21 @@ class Family:
     """By ``model_type``: what GGUF makes of it."""
     optional_prefix: str = ""
     """Prefix of names that some published checkpoints leave out."""
+    tied_biases: Mapping[str, str] = field(default_factory=dict)
+    """Names of tensors that are others', by whose name, where the head is the embedding."""
     renamed: Mapping[str, str] = field(default_factory=dict)
     """Regular expressions of parts of names in old checkpoints, and what they are called now."""
     ignored: tuple[str, ...] = ()
     """Regular expressions of tensors in published checkpoints that are no parameters."""
     context_field: str = "max_position_embeddings"
     init_std: str = "initializer_range"
+
+    @property
+    def ties(self) -> dict[str, str]:
+        """Names of tensors that are others', by whose name, where the head is the embedding: the head's first."""
+        if self.head is None:
+            return {}
+        return {self.head.hf: next(w.hf for w in self.weights if w.name == "embed"), **self.tied_biases}
 
     def norm_of(self, weight: Weight) -> str | None:
         """The norm of the residual width that a weight is a part of: ``attn.norm`` of ``attn.norm.bias``."""

@@ -111,6 +111,7 @@ GEMMA = Family(
     architecture=lambda config: "GemmaForCausalLM",
     features=features,
     gguf={"gemma": GgufArchitecture(name="gemma", metadata=gguf_metadata, head="tied")},
+    optional_prefix="model.",
     ignored=(r".*\.rotary_emb\.inv_freq",),
 )
 
@@ -136,6 +137,10 @@ def layer_types(config: Mapping[str, Any], layers: int) -> list[str]:
     return ["sliding_attention" if (i + 1) % period else "full_attention" for i in range(layers)]
 
 
+NO_CAP = 2.0**20
+"""A soft cap that changes no logit that is seen: llama.cpp takes one where none is written."""
+
+
 def gguf_metadata_2(config: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, Any]:
     """Of Gemma 2: llama.cpp knows every other block as sliding, from the first, and one softmax scale (by the width of
     a head, but at 46 blocks by the residual's)."""
@@ -145,9 +150,9 @@ def gguf_metadata_2(config: Mapping[str, Any], sizes: Mapping[str, int]) -> dict
     return {
         **gguf_metadata(config, sizes),
         "context_length": config["max_position_embeddings"],
-        "attention.sliding_window": config["sliding_window"],
-        "attn_logit_softcapping": float(config["attn_logit_softcapping"]),
-        "final_logit_softcapping": float(config["final_logit_softcapping"]),
+        "attention.sliding_window": config["sliding_window"] or config["max_position_embeddings"],
+        "attn_logit_softcapping": float(config["attn_logit_softcapping"] or NO_CAP),
+        "final_logit_softcapping": float(config["final_logit_softcapping"] or NO_CAP),
     }
 
 
@@ -179,5 +184,6 @@ GEMMA2 = Family(
     features=features,
     half_steps=False,
     gguf={"gemma2": GgufArchitecture(name="gemma2", metadata=gguf_metadata_2, head="tied")},
+    optional_prefix="model.",
     ignored=(r".*\.rotary_emb\.inv_freq",),
 )

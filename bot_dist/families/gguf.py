@@ -7,7 +7,7 @@ a fused ``qkv`` axis comes first, and norms hold the whole factor.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -131,6 +131,47 @@ def rope_factors(rope: Mapping[str, Any], head_dim: int) -> list[float] | None:
         short = min(max((waves - low) / (high - low), 0.0), 1.0)
         factors.append(1 / ((1 - short) / factor + short))
     return factors
+
+
+def rope_of_factors(factors: Sequence[float], theta: float) -> dict[str, Any] | None:
+    """The inverse of ``rope_factors``: ``rope_parameters`` that give these factors; None where none do.
+
+    The rule has one degree of freedom more than its factors show: they depend on ``context / (high - low)`` and
+    ``low / (high - low)`` alone. ``low_freq_factor`` is taken to be 1, as in what is published.
+    """
+    head_dim, factor = 2 * len(factors), max(factors)
+    waves = [1 / (2 * math.pi * theta ** (i / head_dim)) for i in range(0, head_dim, 2)]  # per token of context
+    shorts = [(1 / f - 1 / factor) / (1 - 1 / factor) if factor > 1 else 1.0 for f in factors]
+    between = [(w, s) for w, s in zip(waves, shorts, strict=True) if 1e-4 < s < 1 - 1e-4]
+    high = 4.0  # as published, where factors do not show it
+    if len(between) > 1:  # short = (context · wave - 1) / (high - 1), a line through them
+        (w0, s0), (w1, s1) = between[0], between[-1]
+        slope = (s0 - s1) / (w0 - w1)
+        context = round(slope / (slope * w0 - s0))
+    elif between:
+        ((w0, s0),) = between
+        context = round((s0 * (high - 1) + 1) / w0)
+    else:
+        context = math.ceil(high / min((w for w, s in zip(waves, shorts, strict=True) if s > 0.5), default=waves[0]))
+    if between:
+        high = 1 + (context * w0 - 1) / s0
+    found = {
+        "rope_type": "llama3",
+        "rope_theta": theta,
+        "factor": _rounded(factor),
+        "low_freq_factor": 1.0,
+        "high_freq_factor": _rounded(high),
+        "original_max_position_embeddings": context,
+    }
+    if context < 1 or high <= 1:
+        return None
+    again = rope_factors(found, head_dim) or []
+    return found if all(abs(x - y) <= 1e-5 * y for x, y in zip(again, factors, strict=True)) else None
+
+
+def _rounded(value: float) -> float:
+    """Without what float32 has added to a short number."""
+    return round(value, 5)
 
 
 def wanted(config: Mapping[str, Any], **values: Any) -> None:

@@ -161,5 +161,6 @@ LLAMA = Family(
         "qwen2": gguf_architecture("qwen2", "qwen2"),
         "qwen3": gguf_architecture("qwen3", "qwen3"),
     },
+    optional_prefix="model.",
     ignored=(r".*\.rotary_emb\.inv_freq",),
 )

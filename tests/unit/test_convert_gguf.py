@@ -173,7 +173,10 @@ def test_other_bytes_and_versions_are_refused(tmp_path: Path) -> None:
     [
         (lambda w: w.add_uint16("split.count", 2), SourceError, "merge them with llama-gguf-split"),
         (lambda w: w.add_string("llama.rope.scaling.type", "yarn"), FamilyError, "rope.scaling.type is 'yarn'"),
-        (lambda w: w.add_tensor("rope_freqs.weight", np.ones(4, "f4")), SourceError, "unexpected tensor 'rope_freqs"),
+        (lambda w: w.add_tensor("rope_freqs.weight", np.arange(1, 5, dtype="f4")), FamilyError, "not those of a rule"),
+        (lambda w: w.add_tensor("rope_freqs.weight", np.zeros(4, "f4")), SourceError, "holds no positive numbers"),
+        (lambda w: w.add_tensor("rope_freqs.weight", np.ones((2, 2), "f4")), SourceError, "wanted one F32 per freq"),
+        (lambda w: w.add_tensor("blk.01.attn_norm.weight", np.ones(32, "f4")), SourceError, "and so is another"),
         (lambda w: w.add_tensor("blk.0.attn_q.bias", np.ones(32, "f4")), SourceError, "unexpected .*q_proj.bias"),
         (lambda w: w.add_tensor("blk.3.attn_norm.weight", np.ones(32, "f4")), SourceError, "unexpected .*layers.3"),
     ],

@@ -14,6 +14,7 @@ from bot_dist.convert import gguf_out, open_source
 from bot_dist.convert.export import export_gguf, huggingface_config
 from bot_dist.convert.gguf_tokenizer import SPLITS
 from bot_dist.convert.tokenizer import load_tokenizer
+from bot_dist.convert.torch_out import transformers_model
 from bot_dist.errors import CheckpointExistsError, FamilyError, InputError
 from bot_dist.families import model_of
 from bot_dist.families.gguf import rope_factors
@@ -167,6 +168,44 @@ def test_llama_3_stretches_long_waves_as_transformers_does(make_pico: Maker, tmp
     assert torch.allclose(factors, plain / stretched, rtol=1e-5)
     assert ((factors > 1.001) & (factors < 7.999)).any(), "none between short and long"
     assert rope_factors({"rope_type": "default"}, 32) is None
+
+
+@pytest.mark.parametrize("head_dim", [8, 32, 64])
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_type": "linear", "factor": 4.0},
+        {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "context": 32},
+        {"rope_type": "llama3", "factor": 32.0, "low_freq_factor": 2.0, "high_freq_factor": 9.0, "context": 64},
+    ],
+    ids=["linear", "llama 3.1", "another"],
+)
+def test_scaled_frequencies_are_read_back(
+    make_pico: Maker, tmp_path: Path, head_dim: int, rope: dict[str, Any]
+) -> None:
+    rope = {"rope_theta": 500.0, **rope}
+    if "context" in rope:
+        rope["original_max_position_embeddings"] = rope.pop("context")
+    made, file = make_pico("llama", rope_parameters=rope, head_dim=head_dim), str(tmp_path / "out.gguf")
+    export_gguf(open_source(made.url), file, encoding="f32")
+    source = open_source(file)
+    source.check(model_of(source.config))
+    found = transformers_model(source)
+    ids = torch.arange(3, 60)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(found(ids).logits, made.model(ids).logits, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("absent", ["attn_logit_softcapping", "final_logit_softcapping", "sliding_window"])
+def test_what_gemma_2_leaves_out_is_written_as_what_changes_nothing(
+    make_pico: Maker, tmp_path: Path, absent: str
+) -> None:
+    made, file = make_pico("gemma2", query_pre_attn_scalar=8, **{absent: None}), str(tmp_path / "out.gguf")
+    export_gguf(open_source(made.url), file)
+    fields = {key.removeprefix("gemma2."): field.contents() for key, field in gguf.GGUFReader(file).fields.items()}
+    caps = {key: fields[key] for key in ("attn_logit_softcapping", "final_logit_softcapping")}
+    assert caps == {key: 2.0**20 if key == absent else getattr(made.model.config, key) for key in caps}
+    assert fields["attention.sliding_window"] == (64 if absent == "sliding_window" else 6)
 
 
 @pytest.fixture

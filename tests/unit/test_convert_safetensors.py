@@ -350,7 +350,7 @@ def test_pickle_is_not_read_and_the_way_out_is_told(pico_llama: PicoMaker) -> No
 def test_another_file_name_must_be_given_itself(pico_llama: PicoMaker) -> None:
     made = pico_llama()
     (made.folder / "model.safetensors").rename(made.folder / "best.safetensors")
-    refused(made, r"best\.safetensors; give the path of one file")
+    refused(made, r"best\.safetensors; if one of them is the whole model, give its path")
     assert isinstance(open_source(f"{made.url}/best.safetensors"), FileSource)
 
 

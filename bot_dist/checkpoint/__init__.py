@@ -13,7 +13,8 @@ A store at ``URL/`` holds
   attempts of its plan, and all others when it replaces a store. In there
 
   - ``NAME/``: one sharded array per parameter, named as ``transformers`` names it, of the *unfused* shape with the axes
-    as ``dimension_names`` (``kv_heads, group, head_dim, embed``), its shards beside each other (``c.0.3.0``);
+    as ``dimension_names`` (``kv_heads, group, head_dim, embed``; ``embed, embed_2`` where one comes twice), its shards
+    beside each other (``c.0.3.0``);
     ``attributes.shape`` is the fused shape, and ``attributes.learning_rate_factor`` what Adam's learning rate is to be
     multiplied by, and weight decay divided by;
   - ``details/MODULE/BAND/``: what shrinking dropped, where the plan keeps it: one array per detail band of a module,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Sequence
 from typing import Any, cast
@@ -19,8 +20,18 @@ _BYTES = {"name": "bytes", "configuration": {"endian": "little"}}
 _CRC32C = {"name": "crc32c"}
 
 
-def metadata(stored: StoredParameter) -> bytes:
-    """The ``zarr.json`` of an array, by the zarr v3 specification."""
+def dimension_names(axes: Sequence[str]) -> list[str]:
+    """The axes, each under a name of its own (``embed``, ``embed_2``): others than zarr-python open no array with two
+    dimensions of one name."""
+    names: list[str] = []
+    for axis in axes:
+        others = (f"{axis}_{n}" for n in itertools.count(2))
+        names.append(next(name for name in itertools.chain([axis], others) if name not in names))
+    return names
+
+
+def metadata(stored: StoredParameter, names: Sequence[str] | None = None) -> bytes:
+    """The ``zarr.json`` of an array, by the zarr v3 specification, its dimensions with ``names``."""
     p = stored.parameter
     sharding = {
         "chunk_shape": stored.chunk,
@@ -38,7 +49,7 @@ def metadata(stored: StoredParameter) -> bytes:
             "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
             "fill_value": _NAN.get(stored.dtype, "NaN"),
             "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
-            "dimension_names": p.axes,
+            "dimension_names": dimension_names(p.axes) if names is None else names,
             "storage_transformers": [],
             "attributes": {
                 "logical_dtype": stored.dtype,

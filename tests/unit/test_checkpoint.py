@@ -16,8 +16,9 @@ import zarr
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bot_dist import checks
 from bot_dist.axes import Parameter
-from bot_dist.checkpoint import CheckpointReader, CheckpointWriter, StoredParameter, store_layout
+from bot_dist.checkpoint import CheckpointReader, CheckpointWriter, StoredParameter, arrays, store_layout
 from bot_dist.checkpoint.manifest import digest as manifest_digest
 from bot_dist.errors import CheckpointError, CheckpointExistsError, SourceError
 from tests.conftest import examples
@@ -101,6 +102,34 @@ def test_plain_zarr_opens_it(committed: str) -> None:
         "bytes",
         "crc32c",
     ]
+
+
+@pytest.mark.parametrize(
+    ("axes", "names"),
+    [
+        (("mlp", "embed"), ["mlp", "embed"]),
+        (("embed", "embed"), ["embed", "embed_2"]),
+        (("embed", "embed_2", "embed", "embed"), ["embed", "embed_2", "embed_3", "embed_4"]),
+    ],
+)
+def test_no_two_dimensions_have_one_name(axes: tuple[str, ...], names: list[str]) -> None:
+    assert arrays.dimension_names(axes) == names
+
+
+def test_a_store_in_which_two_dimensions_have_one_name_is_whole(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As all were written once."""
+    parameter = Parameter(name="pooler.weight", axes=("embed", "embed"), sizes=(4, 4), dims=(1, 1))
+    writer = CheckpointWriter.create(url, [store_layout(parameter)], config={}, attempt="plan")
+    values = torch.arange(16.0).reshape(4, 4)
+    with monkeypatch.context() as once:
+        once.setattr(arrays, "dimension_names", list)
+        writer.commit({parameter.name: writer.write_array(parameter.name, values)}, {})
+    path = data(url) / parameter.name / "zarr.json"
+    assert json.loads(path.read_text())["dimension_names"] == ["embed", "embed"]
+    assert torch.equal(CheckpointReader(url).read(parameter, ((0, 4), (0, 4))), values)
+    assert not checks.verify(url).damaged
+    path.write_text(path.read_text().replace('"embed"', '"mlp"'))
+    assert [damage.name for damage in checks.verify(url).damaged] == [f"data/plan/{parameter.name}/zarr.json"]
 
 
 SIDES = st.lists(st.tuples(st.integers(1, 4), st.integers(1, 4), st.integers(1, 9)), min_size=1, max_size=3)

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Makes .venv and installs the project with pinned versions: bash launch/setup.sh [EXTRAS]   (default: gguf)
 # Takes the newest Python from 3.11 to 3.13 that it finds (PYTHON names another), and uv where it is installed, which
-# also checks digests; else pip. Reuses what is installed while the pins, pyproject.toml and the folder are the same.
+# also checks digests; else pip. Reuses what is installed while the pins, the folder and the project's own part of
+# pyproject.toml, which is what stands before the settings of tools, are the same.
 set -euo pipefail
 cd -P "$(dirname "${BASH_SOURCE[0]}")/.."
 extras=${1:-gguf}
@@ -11,7 +12,8 @@ if [[ $PWD == *[[:space:]]* ]]; then # ray 2.60 leaves the path unquoted, and it
     exit 1
 fi
 
-wanted=$(cat launch/constraints.txt launch/hashes.txt launch/inputs.txt pyproject.toml <(pwd) | sha256sum)
+pins=(launch/constraints.txt launch/hashes.txt launch/inputs.txt)
+wanted=$(cat "${pins[@]}" <(sed '/^\[tool\.ruff/,$d' pyproject.toml) <(pwd) | sha256sum)
 for stamp in ".venv/installed-$extras" ".venv/installed-gguf,dev"; do
     if [[ -e $stamp && $(<"$stamp") == "$wanted" ]] && .venv/bin/python -c "" 2>/dev/null; then exit 0; fi
 done

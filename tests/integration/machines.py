@@ -167,7 +167,8 @@ def install(machine: Machine) -> None:
     script = (VENV / "bin/ray").read_text()
     (venv / "bin/ray").write_text(f"#!{venv}/bin/python\n{script.partition(chr(10))[2]}")
     (venv / "bin/ray").chmod(0o755)
-    pins = "cat launch/constraints.txt launch/hashes.txt launch/inputs.txt pyproject.toml - | sha256sum"
+    setup = (ROOT / "launch/setup.sh").read_text()
+    pins = setup[setup.index("pins=") : setup.index("for stamp in")].replace("<(pwd)", "-") + 'echo "$wanted"'
     stamp = subprocess.run(["bash", "-c", pins], cwd=ROOT, input=f"{clone}\n", capture_output=True, text=True).stdout
     (venv / "installed-gguf").write_text(stamp)
 

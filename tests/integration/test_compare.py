@@ -25,7 +25,7 @@ from tests.conftest import UNTRAINED
 
 @pytest.mark.ray
 @pytest.mark.deepspeed
-@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.usefixtures("forked_training")
 def test_a_comparison_and_its_rerun(shakespeare: str, tmp_path: Path) -> None:
     sizes = {"layers": 2, "embed": 16, "mlp": 64, "heads": 2, "head_dim": 8, "context": 16}
     train = {"text": [shakespeare], "workers": 1, "context": 16, "batch": 8, "learning_rate": 3e-3, "evaluate_every": 2}

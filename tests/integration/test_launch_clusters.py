@@ -82,6 +82,7 @@ def test_an_on_premise_cluster_takes_jobs_from_another_machine(folder: Path, sou
         until(lambda: not [line for line in worker.processes() if "raylet" in line], "the worker to go", timeout_s=120)
 
 
+@pytest.mark.slow
 def test_the_local_cluster_file_makes_a_cluster_of_this_machine(folder: Path, source: Path) -> None:
     with machines(folder, "here") as (here,):
         install(here)

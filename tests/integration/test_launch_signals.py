@@ -19,14 +19,21 @@ from tests.conftest import default_signals
 pytestmark = pytest.mark.ray
 
 
-@pytest.mark.parametrize(("kind", "status"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+@pytest.mark.parametrize(
+    ("kind", "status", "executor"),
+    [
+        (signal.SIGTERM, 143, "ray"),
+        (signal.SIGHUP, 129, "local"),
+        pytest.param(signal.SIGHUP, 129, "ray", marks=pytest.mark.slow),
+    ],
+)
 def test_a_signal_stops_a_verb_as_cleanly_as_ctrl_c_however_often_it_comes(
-    kind: signal.Signals, status: int, tmp_path: Path, pico_llama: Callable[..., Any]
+    kind: signal.Signals, status: int, executor: str, tmp_path: Path, pico_llama: Callable[..., Any]
 ) -> None:
-    store = tmp_path / "store"
-    options = ("--embed", "48", "--memory-limit", "4KiB")
+    source, store = pico_llama(num_hidden_layers=4 if executor == "ray" else 72).url, tmp_path / "store"
+    options = ("--embed", "48", "--memory-limit", "4KiB", "--executor", executor)
     verb = subprocess.Popen(
-        [sys.executable, "-m", "bot_dist.cli", "scale", pico_llama(num_hidden_layers=4).url, store, *options],
+        [sys.executable, "-m", "bot_dist.cli", "scale", source, store, *options],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

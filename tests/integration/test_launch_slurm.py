@@ -74,6 +74,7 @@ def allocation() -> Iterator[Allocation]:
         shutil.rmtree(folder)
 
 
+@pytest.mark.slow
 def test_scancel_stops_a_job_cleanly_and_the_same_job_resumes_on_both_nodes(
     allocation: Allocation, pico_llama: PicoFactory
 ) -> None:

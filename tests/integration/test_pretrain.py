@@ -29,7 +29,7 @@ from bot_dist.train.initial import InitialSource
 from bot_dist.train.optimizer import BETAS
 from bot_dist.train.schedule import learning_rate
 
-pytestmark = [pytest.mark.ray, pytest.mark.deepspeed, pytest.mark.usefixtures("forked_training")]
+pytestmark = [pytest.mark.ray, pytest.mark.deepspeed, pytest.mark.usefixtures("ray_cluster")]
 
 STEPS = 4
 CPU = ClusterConfig(device="cpu")
@@ -161,7 +161,7 @@ def test_two_workers_train_as_one_process_does(pico_llama, start, train, pico_to
     assert json.loads(json.dumps(result.to_json()))["runs"][0]["name"] == "transferred"
 
 
-def test_a_killed_worker_costs_nothing_but_time(pico_llama, start, train, tmp_path):
+def test_a_killed_worker_costs_nothing_but_time(pico_llama, start, train, tmp_path, request):
     config, events = hf_config(pico_llama()), []
     runs = [
         TrainRun(name="first", config=config, url=None, steps=2, save_url=str(tmp_path / "first.zarr")),
@@ -182,6 +182,7 @@ def test_a_killed_worker_costs_nothing_but_time(pico_llama, start, train, tmp_pa
         return [event["event"] for event in events]
 
     survived = start(runs, train, on_event=kill)
+    request.getfixturevalue("forked_training")
     assert "finished_before" in kinds(events)
     assert kinds(events).count("resumed") == 1
     undisturbed = start(
@@ -218,7 +219,7 @@ def test_a_signal_to_the_driver_saves_the_state(pico_llama, start, train):
     assert [event["step"] for event in events if event["event"] == "resumed"] == saved
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("forked_training")
 def test_weights_do_not_depend_on_the_number_of_workers(pico_llama, pico_gpt2, start, train, tmp_path):
     llama, gpt2 = pico_llama(tied=False), pico_gpt2()
     runs = [
@@ -238,6 +239,13 @@ def test_weights_do_not_depend_on_the_number_of_workers(pico_llama, pico_gpt2, s
             assert [h.loss for h in run.held_out] == pytest.approx([h.loss for h in same.held_out], abs=1e-5)
 
 
+def test_an_error_of_a_worker_keeps_its_class(pico_llama, start, train, tmp_path):
+    run = TrainRun(name="r", config=hf_config(pico_llama()), url=str(tmp_path / "nothing"), steps=0)
+    with pytest.raises(InputError, match="nothing"):
+        start([run], train)
+
+
+@pytest.mark.usefixtures("forked_training")
 class TestErrors:
     def test_a_diverging_run_is_named_with_its_step(self, pico_llama, start, train):
         run = TrainRun(name="transferred", config=hf_config(pico_llama()), url=None, steps=STEPS)
@@ -269,11 +277,6 @@ class TestErrors:
         with pytest.raises(CheckpointExistsError, match=r"taken is not empty"):
             start([run], train, on_event=events.append)
         assert not [event for event in events if event["event"] == "step"]
-
-    def test_a_missing_checkpoint_keeps_its_class(self, pico_llama, start, train, tmp_path):
-        run = TrainRun(name="r", config=hf_config(pico_llama()), url=str(tmp_path / "nothing"), steps=0)
-        with pytest.raises(InputError, match="nothing"):
-            start([run], train)
 
     def test_more_workers_than_cpus(self, pico_llama, start, train):
         run = TrainRun(name="r", config=hf_config(pico_llama()), url=None, steps=0)

@@ -18,7 +18,7 @@ from bot_dist.errors import CheckpointError, CheckpointExistsError, FamilyError,
 from bot_dist.recipe import member_of
 from tests.conftest import UNTRAINED
 
-pytestmark = [pytest.mark.ray, pytest.mark.deepspeed, pytest.mark.usefixtures("forked_training")]
+pytestmark = [pytest.mark.ray, pytest.mark.deepspeed, pytest.mark.usefixtures("ray_cluster")]
 
 
 STORES = ("transferred", "trained")
@@ -43,6 +43,7 @@ def recipe(
     return lambda **overrides: bot_dist.make_recipe(data, overrides)
 
 
+@pytest.mark.usefixtures("forked_training")
 def test_a_run_and_its_reruns(recipe: Callable[..., bot_dist.Recipe], tmp_path: Path) -> None:
     out = tmp_path / "run"
     facts = bot_dist.run(recipe())
@@ -94,6 +95,7 @@ def test_a_run_and_its_reruns(recipe: Callable[..., bot_dist.Recipe], tmp_path: 
     CheckpointReader(str(out / "transferred.zarr"))
 
 
+@pytest.mark.usefixtures("forked_training")
 def test_a_family_is_a_run_for_each_of_it(recipe: Callable[..., bot_dist.Recipe], tmp_path: Path) -> None:
     out, copy = tmp_path / "run", str(tmp_path / "copy.zarr")
     family = {"small": {"target": {"mlp": 20}}, "large": {"target": {"embed": 16, "mlp": 80}}}

@@ -108,6 +108,41 @@ def test_setup_takes_the_newest_python_that_fits_and_says_what_it_will_download(
     assert "0.9 GB" in result.stdout
 
 
+PYTHON_STUB = """#!/bin/sh
+case "$1 $2" in
+    "-m venv") mkdir -p .venv/bin; cp "$0" .venv/bin/python; echo "$PWD/.venv" >.venv/bin/activate ;;
+    "-m pip") echo "$@" >>installed ;;
+    "-c import platform"*) echo 3.11.0 ;;
+esac
+"""
+
+
+def test_setup_installs_again_when_a_pin_changes_and_not_for_settings_of_tools(tmp_path: Path) -> None:
+    python, installed = tmp_path / "python", tmp_path / "clone/installed"
+    python.write_text(PYTHON_STUB)
+    python.chmod(0o755)
+    shutil.copytree(ROOT / "launch", tmp_path / "clone/launch")
+    shutil.copy(ROOT / "pyproject.toml", tmp_path / "clone")
+
+    def runs() -> int:
+        before = installed.read_text() if installed.exists() else ""
+        environment = {"PATH": "/usr/bin:/bin", "PYTHON": str(python)}
+        subprocess.run(
+            ["bash", tmp_path / "clone/launch/setup.sh"], env=environment, check=True, stdout=subprocess.PIPE
+        )
+        return installed.read_text().removeprefix(before).count("pip install")
+
+    assert (runs(), runs()) == (2, 0), "the project, and the texts that its quickstart reads"
+    for file, line, again in (
+        ("pyproject.toml", "[tool.other]", 0),
+        ("launch/constraints.txt", "another==1.0", 2),
+        ("launch/inputs.txt", "another==1.0", 2),
+    ):
+        with (tmp_path / "clone" / file).open("a") as text:
+            text.write(f"{line}\n")
+        assert (runs(), runs()) == (again, 0), file
+
+
 def test_every_pin_but_torchs_has_digests() -> None:
     def pins(name: str) -> set[str]:
         lines = (ROOT / "launch" / name).read_text().lower().replace("_", "-").splitlines()

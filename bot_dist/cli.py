@@ -372,7 +372,7 @@ def export(
     ] = None,
     dtype: Annotated[
         Literal["f32", "f16", "bf16", "q8_0"] | None,
-        typer.Option(help="Of matrices in GGUF (f16).", show_default=False),
+        typer.Option(help="Of safetensors (as stored); of matrices in GGUF (f16; also q8_0).", show_default=False),
     ] = None,
     max_shard_size: Annotated[
         str | None, typer.Option(help="Most bytes of one safetensors file, e.g. 2GB (5GB).", show_default=False)

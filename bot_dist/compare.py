@@ -323,12 +323,13 @@ def _calibration(recipe: ComparisonRecipe, method: MethodConfig) -> CalibrateCon
 
 def _untrained(pretrain: PretrainConfig, folder: Path) -> str:
     """Write configuration and tokenizer of the source that is to be trained; the URL of the configuration."""
+    from bot_dist.convert.beside import beside
     from bot_dist.convert.byte_tokenizer import save_byte_tokenizer
-    from bot_dist.convert.tokenizer import TOKENIZER_FILES, load_tokenizer, save_tokenizer
+    from bot_dist.convert.tokenizer import load_tokenizer, save_tokenizer
     from bot_dist.evaluate.untrained import family_of, labels, untrained_config, vocabulary
 
     objective = family_of(pretrain.model_type).objective
-    Storage(str(folder)).remove("config.json", *TOKENIZER_FILES)  # of another tokenizer
+    Storage(str(folder)).remove("config.json", *beside(str(folder)).names("tokenizer"))  # of another tokenizer
     if objective == "image":
         from bot_dist.train.images import open_images
 

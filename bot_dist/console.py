@@ -138,6 +138,8 @@ def show_transfer(report: dict[str, Any], url: str) -> None:
     if report["energy_kept"]:
         kept = ", ".join(f"{name} {share:.1%}" for name, share in report["energy_kept"].items())
         console.print(f"energy kept: {kept}")
+    for note in report.get("notes", ()):  # stores of earlier versions have none
+        console.print(f"note: {note}", markup=False)
     for name, n in report["overflowed"].items():
         warn(f"warning: {name}: {n:,} values are too large for its dtype and became infinite")
 

@@ -114,10 +114,9 @@ def _transfer(
 ) -> dict[str, Any]:
     """``made`` is what is known of a ``source`` that a baseline has made of the recipe's."""
     from bot_dist.checkpoint import CheckpointReader, CheckpointWriter, attempt_of
+    from bot_dist.convert.companions import read_companions
     from bot_dist.convert.open import open_source
-    from bot_dist.convert.processor import save_image_processor
     from bot_dist.convert.shapes import Shapes
-    from bot_dist.convert.tokenizer import save_tokenizer
     from bot_dist.plan import details_of
     from bot_dist.runtime.tally import Tally
 
@@ -127,20 +126,25 @@ def _transfer(
     plan.validate()
     url = absolute(recipe.transferred_url)
     keep_apart(recipe.source, url)
+    companions = read_companions(recipe.source)
     attempt = attempt_of(url, plan.digest) if recipe.overwrite else plan.digest
     writer = CheckpointWriter.create(
         url, _stored(plan), config=plan.target.config, attempt=attempt, overwrite=recipe.overwrite
     )
     tally = Tally(plan, lambda event: on_event({"stage": "transfer", **event}))
     tally.run(recipe.cluster, source, url, attempt)
-    tokenizer = save_tokenizer(recipe.source, f"{writer.url}/tokenizer")
-    if plan.target.family.objective == "image":
-        save_image_processor(recipe.source, writer.url)
+    companions.save(writer.url)
     unchanged = source.provenance() if made is None else made["of"]
     if open_source(absolute(recipe.source)).provenance() != unchanged:
         writer.discard()
         raise SourceError(f"{label(recipe.source)} was changed while it was read; nothing is kept, run it again")
-    report = {"seconds": time.perf_counter() - started, "tokenizer": tokenizer, **tally.report()}
+    report = {
+        "seconds": time.perf_counter() - started,
+        "tokenizer": companions.tokenizer,
+        "notes": list(companions.notes),
+        "sizes": {"source": plan.source.sizes, "target": plan.target.sizes},
+        **tally.report(),
+    }
     if adapted is not None:
         report["calibrate"] = adapted.stages
         report["fitting_s"] = adapted.seconds
@@ -271,11 +275,10 @@ def export_store(
     on_event: OnEvent = ignore,
 ) -> dict[str, Any]:
     """Write the store (or any other source) at ``url`` as a Hugging Face folder, with safetensors in files of at most
-    ``max_shard_bytes`` (5 GB), or with a checkpoint of torch's DCP instead; or as a GGUF file ``folder`` with matrices
-    in ``dtype`` (f16)."""
-    from bot_dist.convert.export import MAX_SHARD_BYTES, export_dcp, export_gguf, export_huggingface
+    ``max_shard_bytes`` (5 GB) and in ``dtype`` (those of the store), or with a checkpoint of torch's DCP instead; or as
+    a GGUF file ``folder`` with matrices in ``dtype`` (f16)."""
+    from bot_dist.convert.export import DTYPES, MAX_SHARD_BYTES, export_dcp, export_gguf, export_huggingface
     from bot_dist.convert.open import open_source
-    from bot_dist.convert.tokenizer import has_tokenizer
 
     started = time.perf_counter()
     source = open_source(url)
@@ -283,13 +286,15 @@ def export_store(
     on_event({"stage": "export", "event": "start", "bytes": total})
     if max_shard_bytes is not None and to != "safetensors":
         raise InputError("--max-shard-size is for safetensors; leave it out")
-    if dtype is not None and to != "gguf":
-        raise InputError("--dtype is for GGUF; the others keep the dtypes of the store, leave it out")
+    if dtype is not None and (to == "dcp" or (to == "safetensors" and dtype not in DTYPES)):
+        raise InputError(
+            f"--dtype {dtype} is for GGUF; safetensors take {', '.join(DTYPES)}, and DCP keeps the dtypes of the store"
+        )
     write: Callable[..., ExportResult]
     match to:
         case "safetensors":
             most = MAX_SHARD_BYTES if max_shard_bytes is None else max_shard_bytes
-            write = functools.partial(export_huggingface, max_shard_bytes=most)
+            write = functools.partial(export_huggingface, max_shard_bytes=most, dtype=DTYPES[dtype] if dtype else None)
         case "dcp":
             write = export_dcp
         case "gguf":
@@ -297,7 +302,6 @@ def export_store(
     result = write(
         source,
         folder,
-        tokenizer_url=url if has_tokenizer(url) else None,
         overwrite=overwrite,
         progress=lambda n: on_event({"stage": "export", "event": "written", "bytes": n}),
     )

@@ -20,7 +20,8 @@ A store at ``URL/`` holds
   - ``details/MODULE/BAND/``: what shrinking dropped, where the plan keeps it: one array per detail band of a module,
     with the layer axis; ``BAND`` has a letter per axis, ``d`` where it is the detail. Axes that one operator changed
     together have it along the first of them, and size 1 along the others. No parameters of the model;
-  - ``tokenizer/``, ``processor/``: the files of the tokenizer and of the image processor, where the source has them;
+  - ``tokenizer/``, ``processor/``, ``source/``: the files of the tokenizer, of the image processor, and what else lay
+    beside the source's weights and goes along with them (how to generate, licences, the card of the model);
   - ``moments/exp_avg/NAME/`` and ``moments/exp_avg_sq/NAME/``: AdamW's moments of a parameter, float32 and of its
     shape, where the store is the state of a training, of which the provenance then tells under ``training``, or a
     transfer has carried them, of which it tells under ``moments``;

@@ -22,7 +22,7 @@ from bot_dist.parsing import parse_object
 STEPS = "_steps"
 LAYOUT = "_layout.json"
 GROUP = "zarr.json"
-FILES = ("tokenizer/", "processor/")
+FILES = ("tokenizer/", "processor/", "source/")
 """Prefixes of what may lie beside the arrays."""
 THREADS = 8
 """Small files that are read or written at a time."""

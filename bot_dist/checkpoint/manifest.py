@@ -52,7 +52,7 @@ class Manifest:
     provenance: dict[str, Any]
     """Where it came from: source, plan, recipe, versions, energy kept."""
     files: dict[str, StoredFile] = field(default_factory=dict)
-    """What else lies in the folder: files of the tokenizer and of the image processor, by path."""
+    """What else lies in the folder and was carried along from the source, by path."""
 
     @property
     def operators(self) -> dict[str, str]:

@@ -160,8 +160,7 @@ def provenance_lines(manifest: Manifest) -> Iterator[tuple[str, str]]:
                 yield "plan", f"{value['digest']}, mesh {mesh}"
                 yield from (("note", note) for note in value["notes"])
             case "recipe":
-                default = make_recipe({"source": value["source"], "output": value["output"]}).public()
-                yield "recipe", ", ".join(_changed(value, default)) or "defaults"
+                yield "recipe", ", ".join(changed_settings(value)) or "defaults"
             case "details":
                 changed = Details.from_json(value).changed(model_of(manifest.config))
                 yield "details", f"along {', '.join(sorted(changed))}, kept"
@@ -174,6 +173,11 @@ def provenance_lines(manifest: Manifest) -> Iterator[tuple[str, str]]:
                 yield "versions", ", ".join(f"{name} {version}" for name, version in value.items())
             case _:
                 yield key, str(value)
+
+
+def changed_settings(recipe: Mapping[str, Any]) -> Iterable[str]:
+    """The settings that a recipe changes, as it would override them; but for where it reads and writes."""
+    return _changed(recipe, make_recipe({"source": recipe["source"], "output": recipe["output"]}).public())
 
 
 def _changed(value: Mapping[str, Any], default: Mapping[str, Any], section: str = "") -> Iterable[str]:

@@ -13,7 +13,7 @@ import torch
 
 from bot_dist.axes import Parameter
 from bot_dist.checkpoint import CheckpointReader
-from bot_dist.convert.export import huggingface_config
+from bot_dist.convert.hf_config import huggingface_config
 from bot_dist.convert.source import Source, read_flat
 from bot_dist.families import model_of
 

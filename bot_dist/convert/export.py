@@ -14,30 +14,32 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from bot_dist.checkpoint.localfile import sync
-from bot_dist.convert.configuration import transformers_config
+from bot_dist.convert.beside import CARD, GENERATION
+from bot_dist.convert.card import known_fields, model_card, origin_of
+from bot_dist.convert.companions import Companions, export_files, read_companions
 from bot_dist.convert.export_folder import STAGING, ExportFolder
 from bot_dist.convert.gguf_header import read_gguf_header
 from bot_dist.convert.gguf_out import Encoding, plan_gguf, write_gguf
+from bot_dist.convert.hf_config import huggingface_config, written_config
 from bot_dist.convert.location import PACKAGE
-from bot_dist.convert.processor import PROCESSOR, image_processor
 from bot_dist.convert.safetensors_in import INDEX, SINGLE
 from bot_dist.convert.safetensors_out import Tensor, shards, write_safetensors
 from bot_dist.convert.source import Source
 from bot_dist.convert.storage import filesystem, is_local
-from bot_dist.convert.tokenizer import load_tokenizer, save_tokenizer
+from bot_dist.convert.tokenizer import has_tokenizer, load_tokenizer
 from bot_dist.disk import writing
 from bot_dist.errors import CheckpointExistsError, InputError, SourceError
-from bot_dist.families import Model, model_of
+from bot_dist.families import model_of
 from bot_dist.urls import label
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
 
 MAX_SHARD_BYTES = 5 * 10**9
+DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
+"""Of safetensors, as a user names them."""
 MADE_BY = "bot_dist.export"
 """Metadata of a GGUF file by which it is known for an export."""
-
-_TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,24 +64,28 @@ def export_huggingface(
     folder: str,
     *,
     tokenizer_url: str | None = None,
+    dtype: torch.dtype | None = None,
+    title: str | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
     overwrite: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> ExportResult:
-    """Write ``config.json``, safetensors, ``generation_config.json``, and the tokenizer or (as ``image_processor`` has
-    it) the image processor into a local folder.
+    """Write ``config.json``, safetensors and all that goes along with the source's weights (as ``export_files`` has it)
+    into a local folder. ``tokenizer_url`` has the tokenizer, if it is not with the source; ``title`` is what the model
+    card calls the model, if not by the folder's name.
 
-    Weights are streamed in bounded pieces and keep their dtypes; ``dtype`` in ``config.json`` is one that holds them
-    all. They fill files of at most ``max_shard_bytes`` (a larger tensor has its own), with an index if there are
-    several. Nothing in the folder looks like a model before everything is there. ``progress`` gets the bytes of each
-    piece. Raises InputError for a remote folder, CheckpointExistsError as ``ExportFolder`` does, SourceError when the
-    source is not the model that its configuration describes, CheckpointError when the disk is full or can't be written.
+    Weights are streamed in bounded pieces, in ``dtype`` or in the dtypes that they have; ``dtype`` in ``config.json``
+    is one that holds them all. They fill files of at most ``max_shard_bytes`` (a larger tensor has its own), with an
+    index if there are several. Nothing in the folder looks like a model before everything is there. ``progress`` gets
+    the bytes of each piece. Raises InputError for a remote folder or a value that ``dtype`` does not hold,
+    CheckpointExistsError as ``ExportFolder`` does, SourceError when the source is not the model that its configuration
+    describes, CheckpointError when the disk is full or can't be written.
     """
 
     def write(staging: Path, tensors: list[Tensor], progress: Callable[[int], None]) -> None:
         _write_safetensors(staging, source, shards(tensors, max_shard_bytes), progress)
 
-    return _export(source, folder, write, tokenizer_url, overwrite, progress)
+    return _export(source, folder, write, tokenizer_url, overwrite, progress, dtype, title)
 
 
 def export_dcp(
@@ -116,21 +122,40 @@ def export_gguf(
     It is streamed, and appears under its name when it is whole. Raises as ``export_huggingface`` does; and FamilyError
     for a model, InputError for a tokenizer or a value that GGUF can't express, MissingPackageError without ``gguf``.
     """
-    from bot_dist.convert.gguf_tokenizer import add_no_tokenizer, add_tokenizer
+    from bot_dist.convert.gguf_about import ABOUT, add_model, add_stops
+    from bot_dist.convert.gguf_tokenizer import PRE, add_no_tokenizer, add_tokenizer
 
     target = _target_file(file, overwrite)
     model = model_of(source.config)
     source.check(model)
     config = huggingface_config(model)
     planned = plan_gguf(model, config, encoding)
-    tokenizer = None if tokenizer_url is None else load_tokenizer(tokenizer_url)
+    companions = _companions(source, tokenizer_url)
+    about = companions.json(ABOUT)
+    generation = companions.json(GENERATION) or {}
+    pre = about.get(PRE) if about is not None and tokenizer_url is None else None
+    tokenizer_url = tokenizer_url or source.url
+    tokenizer = load_tokenizer(tokenizer_url) if has_tokenizer(tokenizer_url) else None
+    vocab_size = model.sizes["vocab"]
+    notes = [*companions.notes, *planned.notes]
 
     def describe(writer: GGUFWriter) -> None:
         writer.add_string(MADE_BY, importlib.metadata.version("bot_dist"))
+        add_model(
+            writer,
+            about=about,
+            fields=known_fields(companions),
+            generation=generation,
+            name=origin_of(source).title,
+            n_parameters=model.n_parameters,
+        )
         if tokenizer is None:
             add_no_tokenizer(writer, config)
         else:
-            add_tokenizer(writer, tokenizer, model.sizes["vocab"])
+            add_tokenizer(writer, tokenizer, vocab_size, pre)
+        eos = config.get("eos_token_id") if tokenizer is None else tokenizer.eos_token_id
+        if more := add_stops(writer, about or {}, generation, eos, vocab_size):
+            notes.append(f"GGUF has three keys for tokens that end a text; {len(more)} more are left out: {more}")
 
     weight_bytes = sum(tensor.nbytes for tensor in planned.tensors)
     with writing(str(target), weight_bytes):
@@ -150,7 +175,7 @@ def export_gguf(
         n_parameters=model.n_parameters,
         weight_bytes=weight_bytes,
         tokenizer=tokenizer is not None,
-        notes=planned.notes,
+        notes=tuple(notes),
     )
 
 
@@ -161,27 +186,41 @@ def _export(
     tokenizer_url: str | None,
     overwrite: bool,
     progress: Callable[[int], None] | None,
+    dtype: torch.dtype | None = None,
+    title: str | None = None,
 ) -> ExportResult:
     """What all exports share: everything is written into a subfolder, and moved into place when it is whole."""
     target = ExportFolder(_local(folder), overwrite=overwrite)
     model = model_of(source.config)
     source.check(model)
-    tensors = [Tensor(p, source.dtype(p)) for _, _, p in model.parameters()]
+    companions = _companions(source, tokenizer_url)
+    files, notes = export_files(companions, model)
+    tensors = [Tensor(p, dtype or source.dtype(p)) for _, _, p in model.parameters()]
     tensors.sort(key=lambda tensor: -tensor.dtype.itemsize)
+    config = written_config(model, reduce(torch.promote_types, {tensor.dtype for tensor in tensors}))
+    title = title or target.path.resolve().name
+    files[CARD] = model_card(source, model, companions, title=title, dtype=config["dtype"], files=[*files])
+    target.refuse_taken([*files, "config.json"])
     with writing(folder, sum(tensor.nbytes for tensor in tensors)), target.staging() as staging:
         write(staging, tensors, progress or (lambda _: None))
-        tokenizer = tokenizer_url is not None and save_tokenizer(tokenizer_url, str(staging))
-        if model.family.objective == "image":
-            _write_json(staging / PROCESSOR, image_processor(source.url, model.config))
-        _write_configs(staging, model, reduce(torch.promote_types, {t.dtype for t in tensors}))
-        files = target.publish(staging)
+        for name, data in files.items():
+            _write_file(staging / name, data)
+        _write_json(staging / "config.json", config)
+        published = target.publish(staging)
     return ExportResult(
         folder=str(target.path),
-        files=files,
+        files=published,
         n_parameters=model.n_parameters,
         weight_bytes=sum(tensor.nbytes for tensor in tensors),
-        tokenizer=tokenizer,
+        tokenizer=companions.tokenizer,
+        notes=(*companions.notes, *notes),
     )
+
+
+def _companions(source: Source, tokenizer_url: str | None) -> Companions:
+    """What goes along with a source, and the tokenizer of ``tokenizer_url`` in place of its own, if one is named."""
+    found = read_companions(source.url)
+    return found if tokenizer_url is None else found.with_tokenizer(tokenizer_url)
 
 
 def _local(target: str) -> Path:
@@ -228,27 +267,13 @@ def _write_safetensors(
     _write_json(folder / INDEX, {"metadata": total, "weight_map": weight_map})
 
 
-def huggingface_config(model: Model) -> dict[str, Any]:
-    """The model's configuration as ``transformers`` writes it, with every default."""
-    config = transformers_config(model.config, architectures=[model.family.architecture(model.config)])
-    found: dict[str, Any] = config.to_dict()
-    return found
-
-
-def _write_configs(folder: Path, model: Model, dtype: torch.dtype) -> None:
-    import transformers
-
-    config = model.config
-    _write_json(folder / "config.json", {**huggingface_config(model), "dtype": str(dtype).removeprefix("torch.")})
-    ids = {key: config[key] for key in _TOKEN_IDS if config.get(key) is not None}
-    if ids and model.family.objective == "causal":
-        version = {"transformers_version": transformers.__version__}
-        _write_json(folder / "generation_config.json", {"_from_model_config": True, **ids, **version})
-
-
 def _write_json(path: Path, value: dict[str, Any]) -> None:
-    with path.open("x") as file:
-        json.dump(value, file, indent=2, sort_keys=True)
-        file.write("\n")
+    _write_file(path, (json.dumps(value, indent=2, sort_keys=True) + "\n").encode())
+
+
+def _write_file(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("xb") as file:
+        file.write(data)
         file.flush()
         os.fsync(file.fileno())

@@ -17,6 +17,8 @@ from bot_dist.errors import SourceError
 from bot_dist.urls import label
 
 FIRST_BYTES, MAX_HEADER_BYTES = 4 * 2**20, 2**30
+MAX_TEXTS = 1000
+"""Most texts of an array that is read: languages, tags."""
 
 _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 _STRING, _ARRAY = 8, 9
@@ -43,6 +45,8 @@ class Header:
     """Metadata that are single values."""
     lengths: dict[str, int] = field(default_factory=dict)
     """Of the metadata that are arrays."""
+    lists: dict[str, list[str]] = field(default_factory=dict)
+    """Those of them that are texts about the model (``general.languages``)."""
     tensors: dict[str, TensorInfo] = field(default_factory=dict)
     end: int = 0
     """Bytes of the header."""
@@ -91,6 +95,8 @@ def _parse(cursor: _Cursor, size: int) -> Header:
         if key in header.scalars or key in header.lengths:
             raise ValueError(f"metadata {key!r} appears twice; the file is damaged")
         if kind == _ARRAY:
+            if key.startswith("general."):
+                header.lists[key] = cursor.texts()
             header.lengths[key] = cursor.skip_array()
         elif kind == _STRING:
             header.scalars[key] = cursor.string()
@@ -146,6 +152,14 @@ class _Cursor:
 
     def string(self) -> str:
         return self.take(self.scalar("<Q")).decode()
+
+    def texts(self) -> list[str]:
+        """A short array of strings, without stepping over it; empty where it is something else."""
+        start = self.at
+        kind, length = self.scalar("<I"), self.scalar("<Q")
+        found = [self.string() for _ in range(length)] if kind == _STRING and length <= MAX_TEXTS else []
+        self.at = start
+        return found
 
     def skip_array(self) -> int:
         """Step over an array; its length."""

@@ -120,7 +120,7 @@ def write_gguf(
     describe: Callable[[GGUFWriter], None],
     progress: Callable[[int], None],
 ) -> None:
-    """Write the file, durably. ``describe`` adds metadata of other kinds (the tokenizer's).
+    """Write the file, durably. ``describe`` adds metadata of other kinds (of the model, and the tokenizer's).
 
     ``progress`` gets the bytes of the source that each piece stands for. Holds pieces of ``PIECE_BYTES`` in float32, or
     of one index along a tensor's outermost axis (a head) where that is more. Raises InputError on a value that has no
@@ -130,7 +130,6 @@ def write_gguf(
 
     writer = gguf.GGUFWriter(path, file.architecture)
     writer.add_type("model")
-    writer.add_name(path.stem)
     writer.add_file_type(_FILE_TYPES[encoding])
     if encoding == "q8_0":
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)

@@ -30,14 +30,20 @@ SPLITS: dict[str, list[Any]] = {
 """By llama.cpp's name (``tokenizer.ggml.pre``): the steps of a byte-level tokenizer that split a text, as
 ``_split`` reads them."""
 
+PRE, TEMPLATE = "tokenizer.ggml.pre", "tokenizer.chat_template."
+"""Keys: how texts are split; and, with its name behind it, a chat template beside the default one."""
+
 _WAY_OUT = "export safetensors, and convert them with llama.cpp's own convert_hf_to_gguf.py"
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6
 
 
-def add_tokenizer(writer: GGUFWriter, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
+def add_tokenizer(
+    writer: GGUFWriter, tokenizer: PreTrainedTokenizerBase, vocab_size: int, pre: str | None = None
+) -> None:
     """Add tokens, types, merges or scores, ids of special tokens and the chat template.
 
-    Raises InputError where llama.cpp would split texts otherwise, or where there are more tokens than ``vocab_size``.
+    ``pre``: how a GGUF file that the tokenizer comes from names its splitting. Raises InputError where llama.cpp would
+    split texts otherwise, or where there are more tokens than ``vocab_size``.
     """
     if not tokenizer.is_fast:
         raise InputError(f"the tokenizer ({type(tokenizer).__name__}) has no tokenizer.json; {_WAY_OUT}")
@@ -48,12 +54,12 @@ def add_tokenizer(writer: GGUFWriter, tokenizer: PreTrainedTokenizerBase, vocab_
     tokens, types = _tokens(tokenizer, parts["model"], vocab_size)
     if parts["model"]["byte_fallback"]:
         writer.add_tokenizer_model("llama")
-        writer.add_tokenizer_pre("default")
+        writer.add_tokenizer_pre(pre or "default")
         writer.add_token_scores(_scores(tokens, types, merges))
         writer.add_add_space_prefix(_prefixes_space(parts))
     else:
         writer.add_tokenizer_model("gpt2")
-        writer.add_tokenizer_pre(_split_name(parts))
+        writer.add_tokenizer_pre(pre or _split_name(parts))
         writer.add_token_merges([f"{a} {b}" for a, b in merges])
         writer.add_add_space_prefix(False)
     writer.add_token_list(tokens)
@@ -84,6 +90,26 @@ def begin(tokenizer: PreTrainedTokenizerBase, metadata: Mapping[str, Any]) -> No
     plain, whole = (own("a", add_special_tokens=special)["input_ids"] for special in (False, True))
     if whole != [own.bos_token_id] * begins + plain + [own.eos_token_id] * ends:
         own.add_bos_token, own.add_eos_token = begins, ends
+
+
+def restore(tokenizer: PreTrainedTokenizerBase, metadata: Mapping[str, Any]) -> None:
+    """Let a tokenizer that ``transformers`` has made of a GGUF file split texts as the file says (of the names in
+    ``SPLITS`` it does not know all), and have all of its chat templates."""
+    from tokenizers import Regex, pre_tokenizers
+
+    if (steps := SPLITS.get(metadata.get(PRE, ""))) and metadata.get("tokenizer.ggml.model") == "gpt2":
+        made: list[Any] = []
+        for step in steps:
+            if step == "Digits":
+                made.append(pre_tokenizers.Digits(individual_digits=True))
+            elif step != "ByteLevel":
+                made.append(pre_tokenizers.Split(Regex(step), "isolated"))
+        made.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex="ByteLevel" in steps))
+        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(made)
+    templates = {k.removeprefix(TEMPLATE): text for k, text in metadata.items() if k.startswith(TEMPLATE)}
+    named = {name: text for name, text in templates.items() if re.fullmatch(r"\w+", name, re.ASCII)}  # files, one day
+    if named and isinstance(tokenizer.chat_template, str):
+        tokenizer.chat_template = {"default": tokenizer.chat_template, **named}
 
 
 def add_no_tokenizer(writer: GGUFWriter, config: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ import torch
 from bot_dist.axes import Parameter
 from bot_dist.convert.files import DTYPES
 from bot_dist.convert.source import Source
+from bot_dist.errors import InputError
 from bot_dist.sharding import PIECE_BYTES, flat_boxes
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -20,7 +21,7 @@ _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 @dataclass(frozen=True)
 class Tensor:
-    """A parameter to write, in the dtype that its source has."""
+    """A parameter to write, in this dtype."""
 
     parameter: Parameter
     dtype: torch.dtype
@@ -33,8 +34,9 @@ class Tensor:
 def write_safetensors(path: Path, source: Source, tensors: Sequence[Tensor], progress: Callable[[int], None]) -> None:
     """Write ``tensors`` of ``source`` in this order, durably. ``progress`` gets the bytes of each piece written.
 
-    Holds one piece of at most ``PIECE_BYTES`` at a time. Tensors must come with the larger dtypes first, so that every
-    offset is aligned to its dtype.
+    Holds one piece of at most ``PIECE_BYTES`` at a time, and once more where its dtype changes. Tensors must come with
+    the larger dtypes first, so that every offset is aligned to its dtype. Raises InputError on a value that a tensor's
+    dtype does not hold.
     """
     with path.open("xb") as file:
         file.write(_header(tensors))
@@ -42,12 +44,23 @@ def write_safetensors(path: Path, source: Source, tensors: Sequence[Tensor], pro
             parameter, step = tensor.parameter, PIECE_BYTES // tensor.dtype.itemsize
             for start in range(0, parameter.size, step):
                 for box in flat_boxes(parameter.sizes, start, min(start + step, parameter.size)):
-                    piece = source.read(parameter, box).contiguous()
-                    assert piece.dtype == tensor.dtype, (parameter.name, piece.dtype, tensor.dtype)
+                    piece = _cast(source.read(parameter, box).contiguous(), tensor)
                     file.write(piece.flatten().view(torch.uint8).numpy().data)
                     progress(piece.nbytes)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _cast(piece: torch.Tensor, tensor: Tensor) -> torch.Tensor:
+    """A piece of a tensor in the dtype that it is written in."""
+    cast = piece.to(tensor.dtype)
+    if cast is not piece and (overflowed := cast.isinf() & ~piece.isinf()).any():
+        peak = float(piece[overflowed].abs().max())
+        raise InputError(
+            f"tensor '{tensor.parameter.name}': a value of {peak:g} is more than {_NAMES[tensor.dtype].lower()} holds "
+            f"({torch.finfo(tensor.dtype).max:g}); use --dtype bf16, or leave it out"
+        )
+    return cast
 
 
 def shards(tensors: Sequence[Tensor], max_bytes: int) -> list[list[Tensor]]:

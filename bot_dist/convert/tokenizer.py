@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bot_dist.checkpoint import CheckpointReader
+from bot_dist.convert.beside import beside
 from bot_dist.convert.gguf_header import read_gguf_header
 from bot_dist.convert.gguf_in import TOKENS
-from bot_dist.convert.gguf_tokenizer import begin
+from bot_dist.convert.gguf_tokenizer import begin, restore
 from bot_dist.convert.location import near_names, resolve
 from bot_dist.convert.open import is_store
 from bot_dist.convert.storage import is_local, join, list_names, read_file, read_range, write_file
@@ -22,21 +22,8 @@ from bot_dist.urls import label
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "vocab.json",
-    "merges.txt",
-    "vocab.txt",
-    "tokenizer.model",
-)
-STORED = "tokenizer/"
-"""Where a store has them."""
 SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model")
+VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model", "tekken.json")
 """Without one of these there is no tokenizer."""
 
 
@@ -55,7 +42,9 @@ def load_tokenizer(url: str) -> PreTrainedTokenizerBase:
             raise SourceError(f"{label(url)}: no tokenizer: metadata has no '{TOKENS}'")
         with _gguf_header_file(url) as path:
             tokenizer = _from_pretrained(url, str(path.parent), gguf_file=path.name)
-        begin(tokenizer, read_gguf_header(url).scalars)
+        metadata = read_gguf_header(url).scalars
+        restore(tokenizer, metadata)
+        begin(tokenizer, metadata)
         return tokenizer
     names = _names(url)
     if not names:
@@ -66,9 +55,11 @@ def load_tokenizer(url: str) -> PreTrainedTokenizerBase:
     if is_local(url) and not is_store(url):
         return _from_pretrained(url, resolve(_folder(url)))
     with tempfile.TemporaryDirectory() as copy:
-        if not is_store(url):
-            names += [name for name in ("config.json",) if name in (list_names(_folder(url)) or ())]
-        _copy(url, copy, names)
+        held = beside(url)
+        files = {name: held.read(name) for name in names}
+        if not is_store(url) and "config.json" in (list_names(_folder(url)) or ()):
+            files["config.json"] = read_file(join(_folder(url), "config.json"))
+        _write(files, copy)
         return _from_pretrained(url, copy)
 
 
@@ -79,29 +70,40 @@ def check_files(url: str) -> None:
         return
     from tokenizers import Tokenizer
 
+    held = beside(url)
     with blamed(lambda why: SourceError(f"{label(url)}: tokenizer.json is no tokenizer ({why}); get it again")):
-        Tokenizer.from_buffer(_read(url, "tokenizer.json"))
+        Tokenizer.from_buffer(held.read("tokenizer.json"))
     for name in {*SETTINGS} & {*names}:
-        parse_object(_read(url, name), f"{label(url)}: {name}")
+        parse_object(held.read(name), f"{label(url)}: {name}")
+
+
+def tokenizer_files(url: str) -> dict[str, bytes]:
+    """The tokenizer of a source as files, by path in a model folder; none where it has no tokenizer.
+
+    They are the source's own. Where there is no ``tokenizer.json``, whoever loads the others needs to know the model's
+    configuration, so these (and GGUF's) are loaded, and what ``transformers`` saves of them is put beside them. Raises
+    SourceError when that fails.
+    """
+    if not has_tokenizer(url):
+        return {}
+    held = beside(url)
+    files = {name: held.read(name) for name in held.names("tokenizer")}
+    if "tokenizer.json" not in files:
+        with tempfile.TemporaryDirectory() as copy:
+            load_tokenizer(url).save_pretrained(copy)
+            saved = [path for path in Path(copy).rglob("*") if path.is_file()]
+            files |= {path.relative_to(copy).as_posix(): path.read_bytes() for path in saved}
+    return files
 
 
 def save_tokenizer(source_url: str, target_folder_url: str) -> bool:
-    """Put the tokenizer files of a source into a folder (local or any fsspec URL).
-
-    Files are copied where there is a ``tokenizer.json``; older formats need the model's configuration to be understood,
-    so these (and GGUF's) are loaded and saved anew. Raises SourceError when that fails.
+    """Put the ``tokenizer_files`` of a source into a folder (local or any fsspec URL).
 
     Returns False, and writes nothing, when the source has no tokenizer.
     """
-    if not has_tokenizer(source_url):
-        return False
-    if not _is_gguf(source_url) and "tokenizer.json" in (names := _names(source_url)):
-        _copy(source_url, target_folder_url, names)
-        return True
-    with tempfile.TemporaryDirectory() as copy:
-        load_tokenizer(source_url).save_pretrained(copy)
-        _copy(copy, target_folder_url, _names(copy))
-    return True
+    files = tokenizer_files(source_url)
+    _write(files, target_folder_url)
+    return bool(files)
 
 
 def _from_pretrained(url: str, folder: str, **options: Any) -> PreTrainedTokenizerBase:
@@ -128,21 +130,13 @@ def _folder(url: str) -> str:
 
 def _names(url: str) -> list[str]:
     """The tokenizer's files of a folder or a store; none when there is no tokenizer."""
-    if is_store(url):
-        held = {name.removeprefix(STORED) for name in CheckpointReader(url).manifest.files}
-    else:
-        held = {*(list_names(_folder(url)) or ())}
-    names = [name for name in TOKENIZER_FILES if name in held]
+    names = beside(url).names("tokenizer")
     return names if {*VOCABULARIES} & {*names} else []
 
 
-def _read(url: str, name: str) -> bytes:
-    return CheckpointReader(url).file(f"{STORED}{name}") if is_store(url) else read_file(join(_folder(url), name))
-
-
-def _copy(url: str, target: str, names: list[str]) -> None:
-    for name in names:
-        write_file(join(target, name), _read(url, name))
+def _write(files: dict[str, bytes], folder: str) -> None:
+    for name, data in files.items():
+        write_file(join(folder, name), data)
 
 
 @contextmanager

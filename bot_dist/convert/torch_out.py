@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from bot_dist.convert.configuration import transformers_config
-from bot_dist.convert.export import huggingface_config
+from bot_dist.convert.hf_config import huggingface_config
 from bot_dist.convert.source import Source, read_flat
 from bot_dist.families import model_of
 

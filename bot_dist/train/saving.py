@@ -10,10 +10,8 @@ import torch.distributed as dist
 
 from bot_dist.checkpoint import CheckpointWriter, Manifest, Storage, store_layout
 from bot_dist.checkpoint.manifest import ATTEMPTS
-from bot_dist.convert.processor import save_image_processor
+from bot_dist.convert.companions import read_companions
 from bot_dist.convert.source import Source
-from bot_dist.convert.storage import join
-from bot_dist.convert.tokenizer import save_tokenizer
 from bot_dist.errors import CheckpointError
 from bot_dist.families import Model
 from bot_dist.train.zero import full_parameters
@@ -22,8 +20,8 @@ from bot_dist.train.zero import full_parameters
 def create_store(
     url: str, model: Model, source: Source, *, tokenizer_url: str, run_digest: str, overwrite: bool
 ) -> str:
-    """Begin an attempt at the store that ``save`` will fill, and put there the tokenizer or image processor that
-    ``tokenizer_url`` has; its name, for ``save``.
+    """Begin an attempt at the store that ``save`` will fill, and put there what goes along with the weights
+    at ``tokenizer_url``; its name, for ``save``.
     Learning-rate factors are the source's.
 
     Every call is an attempt of its own: two trainings need not write the same bytes. Rank 0 does so before training, so
@@ -33,9 +31,7 @@ def create_store(
     if dist.get_rank() == 0:
         stored = [store_layout(p, source.learning_rate_factor(p)) for _, _, p in model.parameters()]
         writer = CheckpointWriter.create(url, stored, config=model.config, attempt=attempt[0], overwrite=overwrite)
-        save_tokenizer(tokenizer_url, join(writer.url, "tokenizer"))
-        if model.family.objective == "image":
-            save_image_processor(tokenizer_url, writer.url)
+        read_companions(tokenizer_url).save(writer.url)
     dist.broadcast_object_list(attempt, src=0)
     return attempt[0]
 

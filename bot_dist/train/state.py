@@ -30,9 +30,8 @@ from bot_dist.checkpoint import (
     remove_store,
     store_layout,
 )
-from bot_dist.convert.processor import save_image_processor
+from bot_dist.convert.companions import read_companions
 from bot_dist.convert.storage import join
-from bot_dist.convert.tokenizer import save_tokenizer
 from bot_dist.errors import CheckpointError, CheckpointMissingError, InputError
 from bot_dist.families import Model, model_of
 from bot_dist.parsing import parse_object
@@ -288,9 +287,7 @@ class States:
                 url, self._layout(), config=self._model.config, attempt=attempt[0], overwrite=True
             )
             if self._tokenizer_url:
-                save_tokenizer(self._tokenizer_url, join(created.url, "tokenizer"))
-                if self._model.family.objective == "image":
-                    save_image_processor(self._tokenizer_url, created.url)
+                read_companions(self._tokenizer_url).save(created.url)
         dist.broadcast_object_list(attempt, src=0, group=self._group)
         writer = CheckpointWriter.open(url, attempt[0])
         mine: dict[str, dict[str, bytes]] = {}

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from bot_dist.convert import gguf_out, open_source
-from bot_dist.convert.export import export_gguf, huggingface_config
+from bot_dist.convert.export import export_gguf
 from bot_dist.convert.gguf_tokenizer import SPLITS
+from bot_dist.convert.hf_config import huggingface_config
 from bot_dist.convert.tokenizer import load_tokenizer
 from bot_dist.convert.torch_out import transformers_model
 from bot_dist.errors import CheckpointExistsError, FamilyError, InputError

@@ -171,9 +171,8 @@ def _body(origin: Origin, model: Model, known: Fields, title: str, dtype: str, l
 
 def _sizes(made: Sequence[Manifest], model: Model) -> Iterator[str]:
     """A table of all axes: the source's sizes, where they are known, and the model's."""
-    source = next(
-        (m.provenance["transfer"]["sizes"]["source"] for m in made if "sizes" in m.provenance["transfer"]), {}
-    )
+    known = [m.provenance["transfer"]["sizes"]["source"] for m in made if "sizes" in m.provenance["transfer"]]
+    source: Mapping[str, int] = known[0] if known else {}
     yield "| axis | source | this model |"
     yield "|---|---:|---:|"
     for axis, size in model.sizes.items():

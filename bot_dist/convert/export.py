@@ -199,7 +199,10 @@ def _export(
     tensors.sort(key=lambda tensor: -tensor.dtype.itemsize)
     config = written_config(model, reduce(torch.promote_types, {tensor.dtype for tensor in tensors}))
     title = title or target.path.resolve().name
-    files[CARD] = model_card(source, model, companions, title=title, dtype=config["dtype"], files=[*files])
+    if target.keeps(CARD):
+        notes.append(f"{target.path / CARD} is not of an export and stays as it is: no model card is written")
+    else:
+        files[CARD] = model_card(source, model, companions, title=title, dtype=config["dtype"], files=[*files])
     target.refuse_taken([*files, "config.json"])
     with writing(folder, sum(tensor.nbytes for tensor in tensors)), target.staging() as staging:
         write(staging, tensors, progress or (lambda _: None))

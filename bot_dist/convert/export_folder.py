@@ -94,6 +94,10 @@ class ExportFolder:
             localfile.sync(str(folder))
         return tuple(sorted((RECORD, *names)))
 
+    def keeps(self, name: str) -> bool:
+        """Whether what no export has made is under a name."""
+        return name in self._foreign()
+
     def refuse_taken(self, names: Iterable[str]) -> None:
         """Raise CheckpointExistsError where what no export has made is in the place of one of these files."""
         wanted = {*names}

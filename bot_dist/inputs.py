@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from bot_dist.errors import InputError
 from bot_dist.families import Model
 from bot_dist.plan import growing, shrinking
-from bot_dist.recipe import OWN_TEXT, CalibrateConfig, Recipe, TrainConfig
+from bot_dist.recipe import OWN_TEXT, CalibrateConfig, Recipe, TextConfig, TrainConfig
 from bot_dist.urls import absolute, label
 
 if TYPE_CHECKING:
@@ -25,8 +25,13 @@ Data = Literal["images", "text", "written", "random"]
 """``written`` by the source itself; ``random`` tokens."""
 
 
+def _named_text(recipe: Recipe) -> tuple[str, TextConfig]:
+    """The section of the recipe that says which text is calibrated on, and how its documents become tokens."""
+    return ("calibrate", recipe.calibrate) if recipe.calibrate.text else ("train", recipe.train)
+
+
 def _calibration_text(recipe: Recipe) -> tuple[str, ...]:
-    return recipe.calibrate.text or recipe.train.text
+    return _named_text(recipe)[1].text
 
 
 def names_data(recipe: Recipe) -> bool:
@@ -57,7 +62,7 @@ def notes_on_text(recipe: Recipe) -> list[str]:
     """What the user should know of how the text to calibrate on is read."""
     from bot_dist.convert.texts.delimited import DELIMITERS
 
-    section, named = ("calibrate", recipe.calibrate) if recipe.calibrate.text else ("train", recipe.train)
+    section, named = _named_text(recipe)
     tables = [label(name) for name in named.text if name.lower().endswith((*DELIMITERS,))]
     return [f"{section}.text: of {', '.join(tables)} the column '{named.column}' is read"] if tables else []
 
@@ -168,9 +173,10 @@ def _document_token(recipe: Recipe, source: Source) -> tuple[int | None, bool]:
     from bot_dist.convert.text import Encoder
     from bot_dist.convert.tokenizer import has_tokenizer, load_tokenizer
 
-    url, named = absolute(recipe.source), recipe.calibrate if recipe.calibrate.text else recipe.train
+    url = absolute(recipe.source)
     if has_tokenizer(url):
-        encoder = Encoder(load_tokenizer(url), "calibrate", named.bos, named.eos)
+        section, named = _named_text(recipe)
+        encoder = Encoder(load_tokenizer(url), section, named.bos, named.eos)
         before, behind = encoder.before, encoder.behind
     else:
         before, behind = (
@@ -210,8 +216,7 @@ def _text(recipe: Recipe, model: Model) -> CalibrationData:
     from bot_dist.convert.texts import open_texts
     from bot_dist.convert.tokenizer import load_tokenizer
 
-    config = recipe.calibrate
-    section, named = ("calibrate", config) if config.text else ("train", recipe.train)
+    section, named = _named_text(recipe)
     tokenizer = load_tokenizer(absolute(recipe.source))
     check_tokenizer(tokenizer, model, recipe.source)
     amount = calibration_amount(recipe, model)

@@ -89,7 +89,7 @@ Calibrate = Annotated[
 ]
 Preset = Annotated[str | None, typer.Option(help="Named settings, e.g. paper-gpt-s2l.", show_default=False)]
 KeepDetails = Annotated[bool, typer.Option("--keep-details", help="Store what shrinking drops, to grow back exactly.")]
-AllowNonfinite = Annotated[bool, typer.Option("--allow-nonfinite", help="Go on where the source has NaN or infinity.")]
+AllowNonfinite = Annotated[bool, typer.Option("--allow-nonfinite", help="Go on where there is NaN or infinity.")]
 Tensor = Annotated[int | None, typer.Option(help="Tensor-parallel degree.", show_default=False)]
 Data = Annotated[int | None, typer.Option(help="Actors per tensor-parallel rank.", show_default=False)]
 MemoryLimit = Annotated[str | None, typer.Option(help="Tensor memory per actor, e.g. 512MiB.", show_default=False)]

@@ -19,7 +19,17 @@ from bot_dist.plan.make import SourceModule, make_plan, target_model
 from bot_dist.plan.simulate import Hardware, Simulation, parse_hardware, simulate
 from bot_dist.plan.summary import ModuleRow, PlanSummary, summarise
 from bot_dist.plan.tiling import LANES
-from bot_dist.plan.transfer import DETAILS, MOMENTS, AxisPlan, ModulePlan, Moment, Step, TransferPlan, moment_name
+from bot_dist.plan.transfer import (
+    DETAILS,
+    MOMENTS,
+    AxisPlan,
+    FunctionKept,
+    ModulePlan,
+    Moment,
+    Step,
+    TransferPlan,
+    moment_name,
+)
 
 __all__ = [
     "DETAILS",
@@ -30,6 +40,7 @@ __all__ = [
     "AxisPlan",
     "Details",
     "Fitted",
+    "FunctionKept",
     "Hardware",
     "ModulePlan",
     "ModuleRow",

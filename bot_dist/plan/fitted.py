@@ -91,7 +91,7 @@ def growing(source: Model, target: Model, config: TransferConfig) -> list[str]:
     found = []
     for name in ("embed", "heads", "mlp"):
         sizes = {axis: (source.sizes[axis], target.sizes[axis]) for axis in ORDER[name] if axis in source.sizes}
-        policies = {config.width_of(axis, grows=True) for axis, (before, after) in sizes.items() if after > before}
+        policies = {config.width_of(axis, *change) for axis, change in sizes.items() if change[1] > change[0]}
         if policies == {"spread"} and all(after >= before for before, after in sizes.values()):
             found.append(name)
         elif "spread" in policies:

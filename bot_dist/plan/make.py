@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from bot_dist.axes import Role
 from bot_dist.errors import PlanError, RecipeError, nearest
@@ -13,6 +13,7 @@ from bot_dist.plan import rules
 from bot_dist.plan.cost import dual_bytes
 from bot_dist.plan.details import Details, ModuleDetails, detail_bands, restoring
 from bot_dist.plan.fitted import Fitted, Place
+from bot_dist.plan.kept import function_kept
 from bot_dist.plan.moments import moments_of
 from bot_dist.plan.rules import RESIDUAL, axis_rule
 from bot_dist.plan.tiling import tiled
@@ -45,8 +46,7 @@ def target_model(
     """The model that a transfer makes: of the given sizes, its head untied where it must be; ``rotated`` says that the
     residual width is, ``layers`` which of the source's are kept."""
     model = source.resized(target, config.depth, layers)
-    grows = model.sizes.get(RESIDUAL, 0) > source.sizes.get(RESIDUAL, 0)
-    lazy = grows and config.width_of(RESIDUAL, grows=True) == "lazy"
+    lazy = config.width_of(RESIDUAL, source.sizes[RESIDUAL], model.sizes[RESIDUAL]) == "lazy"
     if source.tied and (rotated or (lazy and source.family.norm == "layer")):
         return Model(model.family, {**model.config, "tie_word_embeddings": False})
     return model
@@ -87,6 +87,8 @@ def make_plan(
         origin = _origin(source, weight)
         known = modules[origin.name]
         axes = _axes(source, target, weight, config, mesh, details, places.get(weight.name, {}), layers)
+        dtype = known.dtype if config.dtype == "source" else config.dtype
+        tells_apart = not literal and any(a.copies == "apart" for a in axes)
         module = ModulePlan(
             weight=weight,
             origin=origin,
@@ -94,13 +96,13 @@ def make_plan(
             factors=()
             if details or (literal and not exact)
             else _factors(source, target, weight, config, residual_fitted),
-            dtype=known.dtype if config.dtype == "source" else config.dtype,
+            dtype=dtype,
             chunk=(),
             source_bytes=known.nbytes,
             source_dtype=known.dtype,
             whole_rows=whole_rows,
             init_std=target.init_std(weight),
-            noise=config.noise_on_copies if any(a.copies == "apart" for a in axes) and not literal else 0.0,
+            noise=config.noise_on_copies(dtype) if tells_apart else 0.0,
             seed=config.seed,
             learning_rate_factor=known.learning_rate_factor * (1.0 if literal else _learning_rate_factor(weight, axes)),
         )
@@ -122,12 +124,8 @@ def make_plan(
         memory_limit=config.memory_limit,
         allow_nonfinite=config.allow_nonfinite,
         optimizer_step=optimizer_step,
-        notes=(
-            *_notes(source, target, config),
-            *_detail_notes(planned, source.sizes["layer"]),
-            *_dtype_notes(planned),
-            *notes,
-        ),
+        function_kept=None if literal else function_kept(source.family, planned),
+        notes=(*_notes(source, target, config), *_detail_notes(planned, source.sizes["layer"]), *notes),
     )
 
 
@@ -177,6 +175,7 @@ def _axes(
 ) -> tuple[AxisPlan, ...]:
     uses = [(use.axis, use.role) for use in weight.uses]
     cut_axis = next((axis for axis in source.family.tensor_axes if axis in dict(uses)), None)
+    tied_table = _origin(source, source.head) if target.tied and source.head is not None else None
     if weight.layered:
         uses.insert(0, ("layer", "layer"))
     axes: list[AxisPlan] = []
@@ -199,7 +198,7 @@ def _axes(
                 cut=cut,
                 copies=_copies(spec, axis, role, where, config) if weight.kind == "matrix" else "",
                 fill=rule.fill,
-                centred=rule.centred,
+                centred=rule.centred and weight != tied_table,
             )
         )
     for place, spec in fitted.items():
@@ -221,7 +220,7 @@ def _query_slots(source: Model, target: Model, weight: Weight, config: TransferC
 def _copies(spec: OperatorSpec, axis: str, role: Role, where: str, config: TransferConfig) -> Copies:
     """What noise does with the copies that it makes. Raises PlanError where noise is asked for, and it blurs what is
     read instead."""
-    if config.noise_on_copies == 0 or spec.n_target <= spec.n_source:
+    if config.noise_on_copies("float32") == 0 or spec.n_target <= spec.n_source:
         return ""
     if role == "write":
         return "alike" if axis == RESIDUAL and copies_only(spec) else ""
@@ -319,21 +318,6 @@ def _notes(source: Model, target: Model, config: TransferConfig) -> tuple[str, .
             f"the head is untied ({more:,} parameters more): a tied one can't keep its function when '{RESIDUAL}' "
             f"{'grows lazily under LayerNorm' if lazily else 'is rotated'}"
         )
-    for axis in sorted(_changed(source, target) - {"position"}):
-        n_source, n_target = source.sizes[axis], target.sizes[axis]
-        resampled = axis != "layer" and config.width_of(axis, grows=True) == "resample"
-        if n_target < n_source or not resampled:
-            continue
-        wavelet = config.wavelet_of("", axis)
-        haar = copies_only(OperatorSpec(n_source=n_source, n_target=2 * n_source, wavelet=wavelet))
-        if haar and n_target % n_source:
-            integers_only = axis == "head_dim" or (axis == RESIDUAL and target.family.norm == "layer")
-            notes.append(
-                f"'{axis}' {n_source} → {n_target}: resample keeps the function at integer ratios only"
-                + ("" if integers_only else "; copy at any")
-            )
-        elif not haar:
-            notes.append(f"'{axis}' {n_source} → {n_target}: resampling by {wavelet} does not keep the function")
     return tuple(notes)
 
 
@@ -351,8 +335,3 @@ def _detail_notes(modules: Sequence[ModulePlan], layers: int) -> list[str]:
     if "layer" in axes and any(spec.per_layer for spec in fitted.values()):
         notes.append("what is fitted differs per layer, so it is undone only together with the layers")
     return notes
-
-
-def _dtype_notes(modules: Iterable[ModulePlan]) -> list[str]:
-    dtypes = sorted({m.dtype for m in modules if m.noise} - {"float32", "float64"})
-    return [f"noise is invisible up to the rounding of {', '.join(dtypes)} only"] if dtypes else []

@@ -38,7 +38,8 @@ class AxisRule:
     spec: OperatorSpec
     fill: Fill = "neutral"
     centred: bool = False
-    """Subtract the mean over the source first: LayerNorm, which would do it, sees more units from now on."""
+    """Subtract the mean over the source first: LayerNorm, which would do it, sees more units from now on. (Of a table
+    that is a tied head too, it can't be.)"""
 
 
 def axis_rule(
@@ -52,7 +53,7 @@ def axis_rule(
         return AxisRule(spec=OperatorSpec(n_source=n_source, n_target=n_target))
     if role == "layer":
         return AxisRule(spec=_layers(family, weight, n_source, n_target, config))
-    policy = config.width_of(axis, grows=n_target > n_source)
+    policy = config.width_of(axis, n_source, n_target)
     where = f"{weight.name}: axis '{axis}' ({n_source} → {n_target}): width policy '{policy}'"
     if policy == "resample":
         spec = OperatorSpec(
@@ -68,21 +69,15 @@ def axis_rule(
         raise PlanError(f"{where} only grows; {resample}")
     if axis == "position" or (axis == "head_dim" and policy in ("lazy", "spread")):
         raise PlanError(f"{where} has no meaning there; {resample}")
-    integers_only = axis == "head_dim" or (axis == RESIDUAL and family.norm == "layer")
     if policy == "spread" and axis == RESIDUAL and family.norm == "layer":
         raise PlanError(f"{where} would change LayerNorm's mean; copy or {resample}")
     policy = "copy" if policy == "spread" else policy  # until it is known which are copied
-    if policy == "copy" and integers_only and n_target % n_source:
-        multiples = f"{n_target // n_source * n_source} or {(n_target // n_source + 1) * n_source}"
-        what = "LayerNorm's mean" if axis == RESIDUAL else "the softmax scale"
-        raise PlanError(f"{where} keeps {what} at multiples of {n_source} only; use {multiples}, or {resample}")
     if axis == RESIDUAL and policy == "lazy" and family.post_norm:
         raise PlanError(f"{where}: new units would change the norms of family '{family.name}'; copy or {resample}")
     if role == "pointwise":
         return AxisRule(spec=OperatorSpec(n_source=n_source, n_target=n_target, policy=policy))
     if axis == RESIDUAL:
         ratio = n_target / n_source if role == "write" else n_source / n_target
-        added = weight.kind != "vector" or weight.into_residual
         spec = OperatorSpec(
             n_source=n_source,
             n_target=n_target,
@@ -90,9 +85,12 @@ def axis_rule(
             policy=policy,
             split=0.5 if policy == "copy" else 0.0,
         )
-        centred = policy == "lazy" and role == "write" and added and family.norm == "layer"
+        unequal = policy == "lazy" or n_target % n_source != 0
+        added = weight.into_residual or weight.kind == "table"
+        centred = unequal and added and role == "write" and family.norm == "layer"
         return AxisRule(spec=spec, fill="init" if role == "read" else "neutral", centred=centred)
-    split = 1.0 if policy == "copy" and role == "read" else 0.0
+    copied = 0.5 if axis == "head_dim" else 1.0 if role == "read" else 0.0
+    split = copied if policy == "copy" else 0.0
     spec = OperatorSpec(n_source=n_source, n_target=n_target, policy=policy, split=split)
     return AxisRule(spec=spec, fill="init" if role == "write" else "neutral")
 
@@ -142,7 +140,7 @@ def kept_layers(family: Family, weight: Weight, layers: Sequence[int], n_source:
 
 def _is_orthonormal(config: TransferConfig, axis: str, n_source: int, n_target: int) -> bool:
     """Whether an axis is resampled with the paper's gain: ``auto`` gives it to axes that shrink."""
-    resampled = axis == "layer" or config.width_of(axis, grows=n_target > n_source) == "resample"
+    resampled = axis == "layer" or config.width_of(axis, n_source, n_target) == "resample"
     return resampled and (config.gain == "orthonormal" or (config.gain == "auto" and n_target < n_source))
 
 
@@ -162,8 +160,10 @@ def _row_sum(
 
 def query_factor(config: TransferConfig, n_source: int, n_target: int) -> float:
     """What queries are multiplied by when head_dim changes, so that scores q·k/√head_dim keep their scale: with rows of
-    q and k that sum to g, q·k grows by g² · n_t/n_s and the softmax scale by √(n_s/n_t)."""
-    squared = n_source / n_target if _is_orthonormal(config, "head_dim", n_source, n_target) else 1.0
+    q and k that sum to g, q·k grows by g² · n_t/n_s and the softmax scale by √(n_s/n_t). Copies share g² out."""
+    shared = config.width_of("head_dim", n_source, n_target) == "copy"
+    orthonormal = _is_orthonormal(config, "head_dim", n_source, n_target)
+    squared = n_source / n_target if shared or orthonormal else 1.0
     return math.sqrt(n_source / n_target) / squared
 
 

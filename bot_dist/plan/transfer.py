@@ -273,6 +273,22 @@ class Step:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FunctionKept:
+    """Whether a target computes what its source does."""
+
+    verdict: Literal["exactly", "up to rounding", "not"]
+    """``exactly``: its weights are such that in exact arithmetic it does."""
+    because: tuple[str, ...] = ()
+    """What is rounded, or why it does not."""
+
+    def __str__(self) -> str:
+        found = "; ".join(self.because)
+        return {"exactly": "exactly", "up to rounding": f"up to rounding ({found})", "not": f"not, because {found}"}[
+            self.verdict
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
 class TransferPlan:
     """Everything a transfer does, module by module."""
 
@@ -285,11 +301,13 @@ class TransferPlan:
     memory_limit: int
     """Bytes of tensors that one actor may hold."""
     allow_nonfinite: bool = False
-    """Go on where the source holds NaN or infinity."""
+    """Go on where the source holds NaN or infinity, or what comes of it is too large for the target's dtype."""
     notes: tuple[str, ...] = ()
     """What the user should know about it."""
     optimizer_step: int | None = None
     """How many steps AdamW had taken whose moments are carried along; None: none are."""
+    function_kept: FunctionKept | None = None
+    """None: nothing is said of it, for the rule is that of a baseline."""
 
     def steps(self) -> Iterator[Step]:
         """The steps of all modules, made on demand."""
@@ -385,6 +403,7 @@ class TransferPlan:
             "memory_limit": self.memory_limit,
             "operators": {m.name: m.described() for m in self.modules if not m.derived},
             "inserted_layers": self.inserted_layers,
+            "function_kept": str(self.function_kept) if self.function_kept else None,
             "notes": self.notes,
         }
 

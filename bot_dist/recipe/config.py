@@ -74,7 +74,7 @@ class Config(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
-WidthPolicy = Literal["resample", "copy", "lazy", "spread"]
+WidthPolicy = Literal["auto", "resample", "copy", "lazy", "spread"]
 Basis = Literal["auto", "rotation", "permutation"]
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -94,6 +94,9 @@ PRESETS: dict[str, dict[str, Any]] = {
 NOISE = 3.0
 """On copies, where nothing else is asked for: what learned best (``compare_gpt_grow.yaml``)."""
 
+NOISE_OF_16_BITS = 1.0
+"""The same in a store of 16 bits: noise n on c copies makes their rounding √(1 + n² · (1 − 1/c)) times as large."""
+
 
 class TransferConfig(Config):
     """How the source's weights become the target's."""
@@ -106,12 +109,14 @@ class TransferConfig(Config):
     gain: Literal["auto", "measure", "orthonormal"] = "auto"
     """``measure``: rows of write axes sum to 1, of read axes to n_source/n_target. ``orthonormal``: the paper's,
     √(n_source/n_target). ``auto``: measure on axes that grow, orthonormal on axes that shrink."""
-    width: WidthPolicy | dict[str, WidthPolicy] = "resample"
+    width: WidthPolicy | dict[str, WidthPolicy] = "auto"
     """Axes other than layers, all or one by one (``{embed: copy, mlp: lazy}``). ``resample``: the wavelet to the
     nearest power of two, area resampling for the rest; keeps the function at integer ratios of haar. ``copy``
-    (growing): whole units, each copied; keeps it at any ratio under RMSNorm. ``spread`` (growing): the same, but the
-    units that put out most on a text (``calibrate.text``) have the most copies. ``lazy`` (growing): old units stay, new
-    ones start untrained and silent. Axes that shrink are resampled unless named."""
+    (growing): whole units, each copied; keeps it at any ratio (but for LayerNorm's mean, nearly, off integers).
+    ``spread`` (growing): the same, but the units that put out most on a text (``calibrate.text``) have the most copies.
+    ``lazy`` (growing): old units stay, new ones start untrained and silent. ``auto``: what keeps the function, so
+    ``copy`` where an axis grows off integers, unless another wavelet than haar or a gain is asked for; else resampled.
+    Axes that shrink are resampled unless named."""
     depth: Literal["auto", "wavelet", "identity", "stack", "interpolate", "even", "similar", "pairs"] = "auto"
     """The layer axis: resampled by its wavelet; or growing by inserted blocks that change nothing (``identity``), by
     the whole stack again (``stack``) or each block again (``interpolate``); or shrinking to evenly spaced blocks
@@ -140,8 +145,9 @@ class TransferConfig(Config):
     noise: Literal["auto"] | Annotated[float, Field(ge=0)] = "auto"
     """Breaks the symmetry of copies on axes that are read, which would learn alike for ever: each weight times
     1 + noise · (standard normal, less its mean over the copies), the same for all copies of a coordinate of the
-    residual stream that is written. The function can't see it, up to the rounding of the store's dtype. ``auto``: 3
-    where axes grow by copies, but not with the paper's gain or kept details."""
+    residual stream that is written. The function can't see it, up to the rounding of the store's dtype. ``auto``: where
+    axes grow by copies 3, and 1 in bfloat16 and float16, so that no more is lost than by their rounding; 0 with the
+    paper's gain or kept details."""
     seed: int = Field(default=0, ge=0)
     """Of that noise, and of the untrained weights of ``lazy``."""
     keep_details: bool = False
@@ -153,7 +159,7 @@ class TransferConfig(Config):
     """Carry AdamW's moments through the transfer where the source has them, as training states do (``auto``): twice the
     bytes in float32 beside the weights."""
     allow_nonfinite: bool = False
-    """Go on where the source holds NaN or infinity."""
+    """Go on where the source holds NaN or infinity, or what comes of it is too large for the target's dtype."""
     dtype: Literal["source", "float32", "bfloat16"] = "source"
     """Of the target store. ``source`` keeps the source's (float32 where that is quantised)."""
     memory_limit: Bytes = 2**30
@@ -202,12 +208,13 @@ class TransferConfig(Config):
             return self.depth
         return "identity" if grows and self.wavelet == "haar" and self.gain != "orthonormal" else "wavelet"
 
-    @property
-    def noise_on_copies(self) -> float:
-        """``noise``, settled, but for whether there are copies."""
+    def noise_on_copies(self, dtype: str) -> float:
+        """``noise`` in a store of this dtype, settled, but for whether there are copies."""
         if self.noise != "auto":
             return self.noise
-        return 0.0 if self.gain == "orthonormal" or self.keep_details else NOISE
+        if self.gain == "orthonormal" or self.keep_details:
+            return 0.0
+        return NOISE_OF_16_BITS if dtype in ("bfloat16", "float16") else NOISE
 
     def wavelet_of(self, module: str, axis: str) -> str:
         """The wavelet of one axis of one module: the most specific that is named."""
@@ -217,10 +224,19 @@ class TransferConfig(Config):
         keys = [f"{'.'.join(parts[:n])}:{axis}" for n in range(len(parts), 0, -1)]
         return next((self.wavelet[key] for key in (*keys, axis) if key in self.wavelet), "haar")
 
-    def width_of(self, axis: str, *, grows: bool) -> WidthPolicy:
-        if isinstance(self.width, str):
-            return self.width if grows else "resample"
-        return self.width.get(axis, "resample")
+    def width_of(self, axis: str, n_source: int, n_target: int) -> WidthPolicy:
+        """The policy of an axis that is not the layers'; ``auto`` is settled."""
+        grows = n_target > n_source
+        policy = self.width.get(axis, "auto") if isinstance(self.width, dict) else self.width if grows else "auto"
+        if policy != "auto":
+            return policy
+        literal = self.gain != "auto" or any(wavelet != "haar" for wavelet in self._wavelets_along(axis))
+        return "copy" if grows and n_target % n_source and axis != "position" and not literal else "resample"
+
+    def _wavelets_along(self, axis: str) -> list[str]:
+        if isinstance(self.wavelet, str):
+            return [self.wavelet]
+        return [wavelet for key, wavelet in self.wavelet.items() if key.rpartition(":")[2] == axis]
 
 
 class ClusterConfig(Config):

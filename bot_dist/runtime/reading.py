@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from bot_dist.axes import Range
-from bot_dist.errors import SourceError
+from bot_dist.errors import RunError, SourceError
 from bot_dist.plan import Step, TransferPlan
 from bot_dist.runtime.device import Device
 from bot_dist.runtime.executor import Reader
@@ -107,3 +107,15 @@ def refuse_nonfinite(plan: TransferPlan, step: Step, tensor: torch.Tensor) -> No
             f"{', '.join(f'{axis} {i}' for axis, i in where.items())}; repair the source, or go on with it "
             f"(--allow-nonfinite)"
         )
+
+
+def refuse_overflow(plan: TransferPlan, step: Step, made: torch.Tensor) -> None:
+    """Raise RunError, naming the weight, where a value of the step's target is infinite that its dtype can't hold."""
+    module, flat = plan.modules[step.module], int(made.isinf().flatten().int().argmax())
+    written = plan.written(module, step.target)
+    layer = int(np.unravel_index(flat, made.shape)[0]) if len(written) > 1 else 0
+    raise RunError(
+        f"tensor '{written[layer].name}' would hold values too large for {module.dtype} (over "
+        f"{torch.finfo(made.dtype).max:g}); use another dtype (--set transfer.dtype=float32, or bfloat16), or go on "
+        f"with infinity (--allow-nonfinite)"
+    )

@@ -18,7 +18,7 @@ from bot_dist.plan import REQUESTS, Step, TransferPlan, step_bytes, step_peak
 from bot_dist.runtime.device import Device
 from bot_dist.runtime.executor import Reader, StepResult
 from bot_dist.runtime.process import peak_rss_bytes
-from bot_dist.runtime.reading import all_done, core, energy, read_step, refuse_nonfinite
+from bot_dist.runtime.reading import all_done, core, energy, read_step, refuse_nonfinite, refuse_overflow
 from bot_dist.runtime.transform import transform
 from bot_dist.sharding import Box
 from bot_dist.wavelets import OperatorSpec, build_operator
@@ -65,6 +65,8 @@ class Worker:
             if not (math.isfinite(energy_source) or plan.allow_nonfinite):
                 refuse_nonfinite(plan, step, source)
             applied = transform(module, step, tensor)
+            if applied.overflowed and not plan.allow_nonfinite:
+                refuse_overflow(plan, step, applied.tensor)
             shifted = applied.tensor - module.shift if module.shift else applied.tensor
             energy_target = energy(shifted) / module.energy_gain
             del source, tensor, shifted

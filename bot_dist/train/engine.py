@@ -147,6 +147,8 @@ def _ds_config(train: TrainConfig, dtype: torch.dtype, *, world: int, trains: bo
         config["tensor_parallel"] = {"autotp_size": train.tensor, "vocab_parallel_lm_head": False}  # logits are whole
     if dtype == torch.bfloat16 and train.accumulate > 1:
         config["data_types"] = {"grad_accum_dtype": "fp32"}
+        if train.stage == 1:  # sums all parts before it sends them, and would round the sum to bfloat16
+            config["communication_data_type"] = "fp32"
     return config
 
 

@@ -3,12 +3,13 @@
 from bot_dist.wavelets.build import build_operator, check_supported
 from bot_dist.wavelets.copies import copies_only, counts, origins
 from bot_dist.wavelets.dual import dropped, dual, places, split_of
-from bot_dist.wavelets.filter_bank import filters
+from bot_dist.wavelets.filter_bank import HAAR, filters
 from bot_dist.wavelets.moments import dual_matrix, squared_taps
 from bot_dist.wavelets.operators import Operator, from_dense
 from bot_dist.wavelets.spec import OperatorSpec, spec_from_json
 
 __all__ = [
+    "HAAR",
     "Operator",
     "OperatorSpec",
     "build_operator",

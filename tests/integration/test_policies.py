@@ -16,7 +16,7 @@ from bot_dist.checkpoint import CheckpointReader, write_operators
 from bot_dist.convert.export import export_huggingface
 from bot_dist.convert.open import open_source
 from bot_dist.convert.source import Source
-from bot_dist.errors import BotDistError, PlanError, SourceError
+from bot_dist.errors import BotDistError, PlanError, RunError, SourceError
 from bot_dist.families import Model, model_of
 from bot_dist.plan import make_plan
 from bot_dist.planning import Planning
@@ -369,13 +369,26 @@ def _refuse(constant: str) -> None:
     raise AssertionError(f"{constant} is no JSON")
 
 
-def test_overflow_of_a_narrowing_cast_is_counted(tmp_path: Path, pico_llama: Factory) -> None:
+@pytest.mark.parametrize("options", [{"embed": 12, "mlp": 20}, {"embed": 36, "layers": 4}], ids=["smaller", "larger"])
+def test_what_is_too_large_for_its_dtype_is_refused(
+    options: dict[str, int], tmp_path: Path, pico_llama: Factory
+) -> None:
     source = pico_llama(dtype=torch.float16)
     with torch.no_grad():
-        source.model.model.layers[0].mlp.up_proj.weight[:2, :2] = 60000
+        source.model.model.layers[1].mlp.down_proj.weight[:2, :2] = 60000
     source.model.save_pretrained(source.folder)
-    small = transfer(source.url, tmp_path / "small", {"embed": 12, "mlp": 20}, **{"transfer.gain": "orthonormal"})
-    assert small.manifest.provenance["transfer"]["overflowed"] == {"mlp.up": 1}
+    name = r"'model\.layers\.[12]\.mlp\.down_proj\.weight'"
+    larger = {"transfer.gain": "orthonormal"} if "mlp" in options else {}
+    with pytest.raises(
+        RunError, match=rf"{name} would hold values too large for float16 \(over 65504\).*transfer\.dtype"
+    ):
+        transfer(source.url, tmp_path / "refused", options, **larger)
+    with pytest.raises(BotDistError, match="no manifest.json, so this is no committed"):
+        CheckpointReader(str(tmp_path / "refused"))
+    allowed = transfer(source.url, tmp_path / "refused", options, **larger, **{"transfer.allow_nonfinite": True})
+    assert allowed.manifest.provenance["transfer"]["overflowed"].keys() == {"mlp.down"}
+    wider = transfer(source.url, tmp_path / "wider", options, **larger, **{"transfer.dtype": "bfloat16"})
+    assert all(tensor.isfinite().all() for tensor in tensors(wider).values())
 
 
 def test_the_checkpoint_carries_learning_rate_factors(tmp_path: Path, pico_llama: Factory) -> None:
@@ -392,5 +405,5 @@ def test_the_checkpoint_carries_learning_rate_factors(tmp_path: Path, pico_llama
 
 def test_a_policy_that_cannot_be_is_one_clear_error(tmp_path: Path, pico_gpt2: Factory) -> None:
     source = pico_gpt2()
-    with pytest.raises(BotDistError, match="LayerNorm's mean"):
-        transfer(source.url, tmp_path / "s", {"embed": 32, "heads": 4}, **{"transfer.width": "copy"})
+    with pytest.raises(BotDistError, match="width policy 'lazy' has no meaning there"):
+        transfer(source.url, tmp_path / "s", {"embed": 48, "head_dim": 16}, **{"transfer.width": "lazy"})

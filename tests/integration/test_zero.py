@@ -162,3 +162,26 @@ def test_a_state_can_be_taken_over_by_another_stage(
         for name, values in rank["expected"].items():
             torch.testing.assert_close(rank["found"][name], values, atol=2e-6, rtol=0)
             assert not torch.equal(values.flatten(), rank["state"][name, "weights"])
+
+
+def accumulated(url: str, stage: int) -> dict[str, torch.Tensor]:
+    """AdamW's first moments after a step in bfloat16 that adds up one large gradient and five small ones."""
+    made = Engine(url, stage, precision="bfloat16", accumulate=6, clip=1e9)
+    ids = tokens(0, 1, 0)[:5]
+    made.engine.train()
+    for weight in (256, 1, 1, 1, 1, 1):  # 261 is no bfloat16
+        made.engine.backward(weight * made.engine(input_ids=ids, labels=ids).loss)
+        made.engine.step()
+    moments = {name: values for (name, state), values in made.everything().items() if state == "exp_avg"}
+    made.stop()
+    return moments
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_every_stage_adds_up_gradients_of_bfloat16_alike(pico_llama: Any, tmp_path: Path, world: int) -> None:
+    store = transfer(pico_llama(num_hidden_layers=1).url, tmp_path / "store", {})
+    first, *others = (on_ranks(world, accumulated, store.url, stage)[0] for stage in STAGES)
+    for other in others:
+        for name, values in first.items():
+            assert values.any(), name
+            torch.testing.assert_close(other[name], values, rtol=1e-5, atol=0)

@@ -42,6 +42,8 @@ BERT = {
 }
 HALF = {"layers": 15, "embed": 288, "mlp": 768}
 DOUBLE = {"embed": 1152, "mlp": 3072, "heads": 18, "kv_heads": 6}
+THIRD = {"embed": 768, "mlp": 2048, "heads": 12, "kv_heads": 4}
+"""A third larger."""
 
 
 def modules_of(model: Model, dtype: str = "float32") -> dict[str, SourceModule]:
@@ -234,7 +236,7 @@ def test_presets_are_the_ablation_of_the_paper() -> None:
 
 
 def test_copies_of_the_residual_width_keep_its_root_mean_square() -> None:
-    plan = planned(SMOLLM2, {"heads": 12, "kv_heads": 4, "embed": 768, "mlp": 2048}, width="copy")
+    plan = planned(SMOLLM2, THIRD, width="copy")
     specs = {name: {a.axis: a.spec for a in module_of(plan, name).axes} for name in ("mlp.up", "mlp.down", "mlp.norm")}
     assert (specs["mlp.up"]["embed"].row_sum, specs["mlp.up"]["embed"].split) == (math.sqrt(3 / 4), 0.5)
     assert (specs["mlp.down"]["embed"].row_sum, specs["mlp.down"]["embed"].split) == (math.sqrt(4 / 3), 0.5)
@@ -286,14 +288,27 @@ def test_a_weight_with_one_axis_twice_reads_it_once() -> None:
     assert module_of(plan, "head.transform.weight").described() == {"embed": "haar ×1, haar ×0.5"}
 
 
-def test_notes_say_what_a_plan_costs() -> None:
-    assert planned(SMOLLM2, DOUBLE, dtype="bfloat16").notes == (
-        "noise is invisible up to the rounding of bfloat16 only",
-    )
-    assert not planned(SMOLLM2, DOUBLE).notes
-    assert (
-        "'mlp' 1536 → 3072: resampling by db2 does not keep the function"
-        in planned(SMOLLM2, DOUBLE, wavelet="db2").notes
+def test_a_plan_says_what_becomes_of_the_function() -> None:
+    def said(config: dict[str, Any], target: dict[str, int], held: str = "float32", **options: Any) -> str:
+        model, transfer = model_of(config), TransferConfig(**options)
+        grown = target_model(model, target, transfer)
+        plan = make_plan(model, grown, transfer, Mesh(), modules=modules_of(model, held), source_id="test")
+        assert plan.to_json()["function_kept"] == str(plan.function_kept)
+        return str(plan.function_kept)
+
+    assert said(SMOLLM2, {}) == said(SMOLLM2, {"layers": 40}) == said(SMOLLM2, DOUBLE, noise=0) == "exactly"
+    assert said(SMOLLM2, {}, "float16") == "exactly"
+    assert said(SMOLLM2, {}, dtype="bfloat16") == "up to rounding (float32 becomes bfloat16)"
+    assert said(SMOLLM2, DOUBLE) == "up to rounding (noise 3 on copies in float32)"
+    assert said(SMOLLM2, DOUBLE, "bfloat16") == "up to rounding (noise 1 on copies in bfloat16)"
+    assert said(SMOLLM2, THIRD, noise=0) == "up to rounding (factors in float32)"
+    shrinks = "not, because 'embed' 576 → 288 shrinks; 'layer' 30 → 15 shrinks; 'mlp' 1536 → 768 shrinks"
+    assert said(SMOLLM2, HALF) == shrinks
+    assert said(SMOLLM2, DOUBLE, wavelet={"mlp": "db2"}) == "not, because 'mlp' 1536 → 3072 is resampled by db2"
+    assert said(SMOLLM2, {"layers": 60}, depth="stack") == "not, because 'layer' 30 → 60: blocks are stacked"
+    assert said(GPT2, {"context": 2048}) == "not, because 'position' 1024 → 2048: positions are stretched"
+    assert "copies shift LayerNorm's mean a little, unless at multiples of 768" in said(
+        GPT2, {"embed": 832, "heads": 13}
     )
 
 
@@ -306,12 +321,43 @@ def test_lazy_growth_under_layernorm_unties_the_head_and_says_so() -> None:
     assert centred == {"embed", "position", "attn.out.weight", "attn.out.bias", "mlp.down.weight", "mlp.down.bias"}
 
 
-def test_resampling_at_odd_ratios_says_what_it_loses() -> None:
-    assert (
-        "'embed' 576 → 768: resample keeps the function at integer ratios only; copy at any"
-        in planned(SMOLLM2, {"heads": 12, "kv_heads": 4, "embed": 768}).notes
-    )
-    assert not planned(SMOLLM2, {"heads": 12, "kv_heads": 4, "embed": 768}, width="copy").notes
+def test_width_auto_copies_off_integers_unless_a_wavelet_or_a_gain_is_asked_for() -> None:
+    def policies(target: dict[str, int], config: dict[str, Any] = SMOLLM2, **options: Any) -> set[tuple[str, str]]:
+        modules = planned(config, target, **options).modules
+        return {(a.axis, a.spec.policy) for m in modules for a in m.axes if a.n_source != a.n_target and a.spec}
+
+    def every(policy: str) -> set[tuple[str, str]]:
+        return {(axis, policy) for axis in ("embed", "mlp", "kv_heads")}
+
+    assert policies(THIRD) == policies(THIRD, wavelet={"layer": "db2"}) == every("copy")
+    assert policies(THIRD, width="copy") == every("copy")
+    assert policies(DOUBLE) == policies(THIRD, width="resample") == every("resample")
+    for literal in ({"wavelet": "db2"}, {"gain": "measure"}, {"gain": "orthonormal"}, {"preset": "paper-gpt-s2l"}):
+        assert policies(THIRD, **literal) == every("resample")
+    mixed = {("embed", "copy"), ("mlp", "resample"), ("kv_heads", "copy")}
+    assert policies(THIRD, wavelet={"mlp.up:mlp": "db2"}) == mixed
+    assert policies(THIRD, width={"mlp": "resample"}) == policies({**THIRD, "mlp": 1000}) == mixed
+    larger = {"embed": 832, "heads": 13, "context": 1536}
+    assert policies(larger, GPT2) == {("embed", "copy"), ("heads", "copy"), ("position", "resample")}
+
+
+def test_copies_under_layernorm_are_centred_off_integers_but_for_a_tied_table() -> None:
+    def centred(config: dict[str, Any], target: dict[str, int]) -> set[str]:
+        return {m.name for m in planned(config, target, width="copy").modules for a in m.axes if a.centred}
+
+    writers = {"position", "attn.out.weight", "attn.out.bias", "mlp.down.weight", "mlp.down.bias"}
+    larger = {"embed": 832, "heads": 13}
+    assert centred(GPT2, larger) == writers
+    assert centred({**GPT2, "tie_word_embeddings": False}, larger) == writers | {"embed"}
+    assert centred(BERT, {"embed": 80, "heads": 5}) == writers | {"token_type"}
+    assert centred(GPT2, {"embed": 1536, "heads": 24}) == centred(SMOLLM2, THIRD) == set()
+
+
+def test_copies_of_head_dim_keep_scores_and_sums_at_any_ratio() -> None:
+    plan = planned(GPT2, {"head_dim": 96, "embed": 1152})
+    qkv, out = ({a.axis: a.spec for a in module_of(plan, f"attn.{name}.weight").axes} for name in ("qkv", "out"))
+    assert (qkv["head_dim"].policy, qkv["head_dim"].split, out["head_dim"].split) == ("copy", 0.5, 0.5)
+    assert qkv["qkv"].diagonal == pytest.approx((math.sqrt(96 / 64), 1, 1))
 
 
 def test_details_of_every_band() -> None:
@@ -354,13 +400,6 @@ def test_equal_plans_have_equal_digests_in_every_process() -> None:
         (SMOLLM2, DOUBLE, {"noise": 1, "wavelet": "db2"}, "resampled by db2 .* no copies"),
         (SMOLLM2, HALF, {"noise": 1}, "transfer.noise: no axis"),
         (SMOLLM2, {**HALF, "embed": 1152}, {"keep_details": True}, "axis 'embed' grows .576 → 1152., and keep_details"),
-        (
-            GPT2,
-            {"embed": 1024, "heads": 16},
-            {"width": "copy"},
-            "LayerNorm's mean at multiples of 768 only.* or 1536",
-        ),
-        (GPT2, {"head_dim": 96, "embed": 1152}, {"width": {"head_dim": "copy"}}, "softmax scale at multiples of 64"),
         (SMOLLM2, HALF, {"memory_limit": 1000}, r"memory limit of 1,000 bytes.*smallest that works is [\d,]+ bytes"),
         (SMOLLM2, {"layers": 0}, {}, "target layers is 0"),
         (SMOLLM2, {"width": 288}, {}, "target option 'width' does not exist"),

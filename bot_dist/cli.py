@@ -73,7 +73,7 @@ KvHeads = Annotated[int | None, typer.Option(help="Target key/value heads.", sho
 HeadDim = Annotated[int | None, typer.Option(help="Target size of a head (no rotary).", show_default=False)]
 Wavelet = Annotated[str | None, typer.Option(help="Discrete wavelet of PyWavelets (haar).", show_default=False)]
 Gain = Annotated[str | None, typer.Option(help="auto, measure or orthonormal.", show_default=False)]
-Width = Annotated[str | None, typer.Option(help="resample, copy, spread or lazy.", show_default=False)]
+Width = Annotated[str | None, typer.Option(help="auto, resample, copy, spread or lazy.", show_default=False)]
 Depth = Annotated[
     str | None,
     typer.Option(help="auto, wavelet, identity, stack, interpolate, even, similar or pairs.", show_default=False),

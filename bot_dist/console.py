@@ -69,8 +69,8 @@ def show_plan(plan: TransferPlan, recipe: Recipe) -> None:
         f"parameters {summary.n_source:,} → {summary.n_target:,}; forward per token {before} → {after} "
         f"(context {summary.context})"
     )
-    if plan.function_kept is not None:
-        console.print(f"function kept: {plan.function_kept}", markup=False)
+    if summary.function_kept is not None:
+        console.print(f"function kept: {summary.function_kept}", markup=False)
     for note in plan.notes:
         console.print(f"note: {note}")
     console.print(

@@ -158,6 +158,8 @@ def provenance_lines(manifest: Manifest) -> Iterator[tuple[str, str]]:
             case "plan":
                 mesh = " × ".join(f"{axis} {n}" for axis, n in value["mesh"].items())
                 yield "plan", f"{value['digest']}, mesh {mesh}"
+                if kept := value.get("function_kept"):
+                    yield "function kept", kept
                 yield from (("note", note) for note in value["notes"])
             case "recipe":
                 yield "recipe", ", ".join(changed_settings(value)) or "defaults"

@@ -245,7 +245,9 @@ def _modules(plan: dict[str, Any]) -> str:
         )
         for row in plan["rows"]
     ]
-    return table(("module", "source", "target", "operator per axis", "MB read", "MB written", "peak MB"), rows)
+    kept = plan["function_kept"]
+    told = f"<p>The source's function is kept: {html.escape(kept)}.</p>" if kept else ""
+    return told + table(("module", "source", "target", "operator per axis", "MB read", "MB written", "peak MB"), rows)
 
 
 def _shrinking(stages: Stages) -> Iterator[str]:

@@ -48,12 +48,8 @@ def _lost(family: Family, a: AxisPlan, role: Role, *, inserts: bool) -> str:
         off = a.axis == RESIDUAL and family.norm == "layer" and spec.policy == "copy" and a.n_target % a.n_source
         return f"{change}: copies shift LayerNorm's mean a little, unless at multiples of {a.n_source}" if off else ""
     if not copies_only(spec):
-        done = (
-            "averaged, which keeps it at integer ratios only"
-            if spec.wavelet in HAAR
-            else f"resampled by {spec.wavelet}"
-        )
-        return f"{change} is {done}"
+        averaged = spec.wavelet in HAAR
+        return f"{change} is {'averaged, for it is no multiple' if averaged else f'resampled by {spec.wavelet}'}"
     measure = a.n_source / a.n_target if role == "read" else 1.0
     return "" if math.isclose(spec.row_sum, measure) else f"{change} has the orthonormal gain"
 

@@ -39,6 +39,8 @@ class PlanSummary:
     flops_target: int
     context: int
     """Tokens of context for which attention is counted."""
+    function_kept: str | None
+    """Whether the target computes what its source does, in words; None: nothing is said of it."""
     actor_bytes: tuple[int, ...]
     """Bytes read and written by each actor."""
     actor_peak: tuple[int, ...]
@@ -91,6 +93,7 @@ def summarise(plan: TransferPlan, context: int) -> PlanSummary:
         flops_source=plan.source.flops_per_token(context),
         flops_target=plan.target.flops_per_token(context),
         context=context,
+        function_kept=str(plan.function_kept) if plan.function_kept else None,
         actor_bytes=tuple(actor_bytes),
         actor_peak=tuple(actor_peak),
     )

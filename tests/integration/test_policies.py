@@ -73,7 +73,7 @@ def test_copies_keep_the_function_at_any_ratio_under_rmsnorm(variant: str, tmp_p
     source = make_pico(**VARIANTS[variant], num_attention_heads=6, num_key_value_heads=3)
     sizes = model_of(open_source(source.url).config).sizes
     target = {"embed": sizes["embed"] * 4 // 3, "mlp": sizes["mlp"] * 4 // 3, "kv_heads": 4, "heads": 8}
-    grown = transfer(source.url, tmp_path / "grown", target, **{"transfer.width": "copy"})
+    grown = transfer(source.url, tmp_path / "grown", target)
     assert_same(exported(grown, tmp_path / "export", source.model), outputs(source.model)["logits"])
 
 
@@ -383,7 +383,7 @@ def test_what_is_too_large_for_its_dtype_is_refused(
         RunError, match=rf"{name} would hold values too large for float16 \(over 65504\).*transfer\.dtype"
     ):
         transfer(source.url, tmp_path / "refused", options, **larger)
-    with pytest.raises(BotDistError, match="no manifest.json, so this is no committed"):
+    with pytest.raises(BotDistError, match=r"no manifest\.json, so this is no committed"):
         CheckpointReader(str(tmp_path / "refused"))
     allowed = transfer(source.url, tmp_path / "refused", options, **larger, **{"transfer.allow_nonfinite": True})
     assert allowed.manifest.provenance["transfer"]["overflowed"].keys() == {"mlp.down"}

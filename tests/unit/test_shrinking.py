@@ -129,7 +129,15 @@ def facts_of_a_run(**transfer: Any) -> dict[str, Any]:
     }
     moved = {"seconds": 0.0, "steps_seconds": 0.0, "bytes_read": 0, "bytes_written": 0, "gb_per_s": 0.0}
     moved |= {"steps": 1, "steps_resumed": 0, "actor_peak_rss_bytes": [0], "energy_kept": {}}
-    sums = {"rows": [], "n_source": 1, "n_target": 1, "flops_source": 0, "flops_target": 0, "context": 1}
+    sums = {
+        "rows": [],
+        "n_source": 1,
+        "n_target": 1,
+        "flops_source": 0,
+        "flops_target": 0,
+        "context": 1,
+        "function_kept": "exactly",
+    }
     return {
         "recipe": {"source": "s", "target": {}, "transfer": {"wavelet": "haar", "gain": "auto", "depth": "auto"}},
         "plan": sums,

@@ -74,7 +74,8 @@ class Config(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
-WidthPolicy = Literal["auto", "resample", "copy", "lazy", "spread"]
+WidthPolicy = Literal["resample", "copy", "lazy", "spread"]
+WidthChoice = Literal["auto", "resample", "copy", "lazy", "spread"]
 Basis = Literal["auto", "rotation", "permutation"]
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -109,7 +110,7 @@ class TransferConfig(Config):
     gain: Literal["auto", "measure", "orthonormal"] = "auto"
     """``measure``: rows of write axes sum to 1, of read axes to n_source/n_target. ``orthonormal``: the paper's,
     √(n_source/n_target). ``auto``: measure on axes that grow, orthonormal on axes that shrink."""
-    width: WidthPolicy | dict[str, WidthPolicy] = "auto"
+    width: WidthChoice | dict[str, WidthChoice] = "auto"
     """Axes other than layers, all or one by one (``{embed: copy, mlp: lazy}``). ``resample``: the wavelet to the
     nearest power of two, area resampling for the rest; keeps the function at integer ratios of haar. ``copy``
     (growing): whole units, each copied; keeps it at any ratio (but for LayerNorm's mean, nearly, off integers).

@@ -20,10 +20,12 @@ YAML_NODES = 20_000
 """Values of a YAML text, those behind aliases counted wherever they are named."""
 
 
-def parse_json(data: bytes | str, where: str, as_error: type[Exception] = SourceError) -> Any:
+def parse_json(
+    data: bytes | str, where: str, as_error: type[Exception] = SourceError, most_bytes: int = JSON_BYTES
+) -> Any:
     """JSON without duplicate keys; ``where`` names it. Raises an ``as_error`` for anything else."""
-    if len(data) > JSON_BYTES:
-        raise as_error(f"{where}: {len(data):,} bytes of JSON, wanted at most {JSON_BYTES:,}; the file is damaged")
+    if len(data) > most_bytes:
+        raise as_error(f"{where}: {len(data):,} bytes of JSON, wanted at most {most_bytes:,}; the file is damaged")
     try:
         parsed = json.loads(data, object_pairs_hook=_unique, parse_int=_whole)
         _check_depth(parsed)
@@ -34,9 +36,11 @@ def parse_json(data: bytes | str, where: str, as_error: type[Exception] = Source
     return parsed
 
 
-def parse_object(data: bytes | str, where: str, as_error: type[Exception] = SourceError) -> dict[str, Any]:
+def parse_object(
+    data: bytes | str, where: str, as_error: type[Exception] = SourceError, most_bytes: int = JSON_BYTES
+) -> dict[str, Any]:
     """``parse_json`` of an object."""
-    parsed = parse_json(data, where, as_error)
+    parsed = parse_json(data, where, as_error, most_bytes)
     if not isinstance(parsed, dict):
         raise as_error(f"{where} is a JSON {type(parsed).__name__}, wanted an object")
     return parsed

@@ -14,6 +14,8 @@ from bot_dist.sharding import Box, chunk_shape, grid, whole
 
 SHARD_BYTES = 2**26
 """Default size of a shard, in bytes."""
+_PADDED = 2**12
+"""Elements of a shard that may be larger than its parameter."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,14 +98,23 @@ class StoredParameter:
     def from_json(name: str, data: Mapping[str, Any]) -> StoredParameter:
         try:
             axes, sizes, dims = tuple(data["axes"]), tuple(data["sizes"]), tuple(data["dims"])
+            shard, chunk, factor = tuple(data["shard"]), tuple(data["chunk"]), data["learning_rate_factor"]
+            if not all(type(axis) is str for axis in axes):
+                raise ValueError("axes that are no names")
+            if not all(type(n) is int and n > 0 for n in (*sizes, *dims, *shard, *chunk)):
+                raise ValueError("sizes that are no whole numbers above 0")
+            if math.prod(shard) > max(_PADDED, math.prod(sizes)):
+                raise ValueError("a shard that is larger than the parameter")
+            if type(factor) not in (int, float) or not 0 < factor < math.inf:
+                raise ValueError("a factor that is no number above 0")
             return StoredParameter(
                 parameter=Parameter(name=name, axes=axes, sizes=sizes, dims=dims),
                 dtype=data["dtype"],
-                shard=tuple(data["shard"]),
-                chunk=tuple(data["chunk"]),
-                learning_rate_factor=data["learning_rate_factor"],
+                shard=shard,
+                chunk=chunk,
+                learning_rate_factor=factor,
             )
-        except (KeyError, TypeError, AssertionError) as error:
+        except (KeyError, TypeError, ValueError, AssertionError) as error:
             raise CheckpointError(f"manifest: the entry of {name} is malformed ({error!r})") from None
 
 

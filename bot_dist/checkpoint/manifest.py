@@ -21,6 +21,8 @@ from bot_dist.sharding import Box
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
+MOST_BYTES = 2**31
+"""Of a manifest: 16 for each chunk, and a chunk has 256 KiB or less."""
 OPERATORS = "operators"
 """Folder of stores with operators that were fitted to the source: they are there before what is made with them."""
 ATTEMPTS = "data"
@@ -105,7 +107,7 @@ class Manifest:
                 f"if its transfer was interrupted, run the same command again to resume it"
             )
         try:
-            body = parse_object(storage.read(MANIFEST), where, ValueError)
+            body = parse_object(storage.read(MANIFEST), where, ValueError, MOST_BYTES)
             found, version = body.pop("digest"), body["format_version"]
         except (ValueError, KeyError, AttributeError):
             raise CheckpointError(f"{where} is damaged: not the JSON of a manifest") from None
@@ -116,7 +118,10 @@ class Manifest:
             )
         if found != (actual := digest(body)):
             raise CheckpointError(f"{where} was changed: digest {actual}, recorded {found}; restore it")
-        return Manifest._from_body(body, where)
+        try:
+            return Manifest._from_body(body, where)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:  # what wrote it knew digests, and not more
+            raise CheckpointError(f"{where} is malformed ({error!r}); make the store again") from None
 
     @staticmethod
     def _from_body(body: dict[str, Any], where: str) -> Manifest:
@@ -124,6 +129,8 @@ class Manifest:
         digests = {name: bytes.fromhex(data["digests"]) for name, data in body["parameters"].items()}
         if not _ATTEMPT.fullmatch(body["data"]):
             raise CheckpointError(f"{where}: data folder {body['data']!r}, wanted {ATTEMPTS}/NAME")
+        if not isinstance(body["config"], dict):
+            raise CheckpointError(f"{where}: its config is no object; make the store again")
         operators = body["provenance"].get(OPERATORS, {})
         if not isinstance(operators, dict):
             raise CheckpointError(

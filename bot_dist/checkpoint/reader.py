@@ -121,7 +121,12 @@ class CheckpointReader:
     def details(self) -> Details | None:
         """How the model was shrunk, where what that dropped was kept."""
         recorded = self.manifest.provenance.get("details")
-        return Details.from_json(recorded).at(self.url) if recorded else None
+        try:
+            return Details.from_json(recorded).at(self.url) if recorded else None
+        except (KeyError, TypeError, ValueError, AttributeError, AssertionError) as error:
+            raise CheckpointError(
+                f"{self.storage.label}: what its manifest says of details is malformed ({error!r}); make it again"
+            ) from None
 
     @property
     def optimizer_step(self) -> int | None:

@@ -89,8 +89,11 @@ class CheckpointWriter:
         layout = parse_object(
             storage.read(f"{ATTEMPTS}/{attempt}/{LAYOUT}"), f"{storage.label}/{LAYOUT}", CheckpointError
         )
-        parameters = {name: StoredParameter.from_json(name, data) for name, data in layout["parameters"].items()}
-        return cls(storage, attempt, parameters, layout["config"])
+        try:
+            parameters = {name: StoredParameter.from_json(name, data) for name, data in layout["parameters"].items()}
+            return cls(storage, attempt, parameters, layout["config"])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CheckpointError(f"{storage.label}: {LAYOUT} of {attempt} is malformed ({error!r})") from None
 
     def shards(self, name: str) -> list[Box]:
         """The shards of a parameter, in row-major order."""

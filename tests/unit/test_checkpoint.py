@@ -270,6 +270,69 @@ def test_a_manifest_can_not_lead_elsewhere(committed: str, key: str, value: Any,
         CheckpointReader(committed)
 
 
+MALFORMED: list[tuple[str, Any]] = [
+    *(("parameters", value) for value in (None, [], 1, "x", {"w": {}}, {"w": []}, {"w": None})),
+    *((f"parameters.{NORM.name}.{key}", value) for key in ("axes", "sizes", "dims", "shard", "chunk")
+      for value in (None, [], "12", 12, [0], [-12], [1.5], [True], [[12]], [10**30], [12, 12], {})),
+    *((f"parameters.{NORM.name}.dtype", value) for value in (None, "int4", [], 1)),
+    *((f"parameters.{NORM.name}.learning_rate_factor", value) for value in (None, "1", 0, -1, True, [])),
+    *((f"parameters.{NORM.name}.digests", value) for value in (None, "xy", "00", 1, [], "0" * 10_000)),
+    *(("config", value) for value in (None, [], 1, "x")),
+    *(("files", value) for value in (None, [1], 1, {"a": 1}, {"a": {}}, {"a": {"nbytes": 1}}, {"../a": {}})),
+    *(("provenance", value) for value in (None, [], 1, {"operators": 1}, {"operators": {"../a": "0"}})),
+    *(("data", value) for value in (None, 1, [], "data", "data/../x", "/etc")),
+    *(("format_version", value) for value in (None, 2, "1", [])),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("key", "value"), MALFORMED)
+def test_a_manifest_that_is_malformed_is_one_error(committed: str, key: str, value: Any) -> None:
+    """Even one whose digest is right."""
+    path = Path(committed, "manifest.json")
+    body = json.loads(path.read_text())
+    del body["digest"]
+    names = [*key.rpartition(".")] if key.startswith("parameters.") else ["", "", key]
+    inner = body["parameters"][NORM.name] if names[0] else body
+    inner[names[2]] = value
+    path.write_text(json.dumps({**body, "digest": manifest_digest(body)}))
+    with pytest.raises(CheckpointError, match=r"manifest|format version"):
+        CheckpointReader(committed)
+
+
+DEEP = [b"[" * 100_000, b'{"a":' * 100_000]
+NO_JSON = [b"", b"[]", b"null", b"5", b'"x"', b"\xff", b"{", *DEEP, b"{}", b'{"a": 1, "a": 1}']
+
+
+@pytest.mark.parametrize("content", NO_JSON, ids=lambda content: repr(content[:6]))
+def test_no_file_of_a_store_that_is_no_such_thing_is_more_than_damage(committed: str, content: bytes) -> None:
+    held = {path: path.read_bytes() for path in Path(committed).rglob("*.json")}
+    assert len(held) == 3 + len(STORED)
+    for path, before in held.items():
+        path.write_bytes(content)
+        try:
+            problems = [str(damage) for damage in checks.verify(committed).damaged]
+        except CheckpointError as error:
+            problems = [str(error)]
+        assert [str(path.relative_to(committed)) in problem for problem in problems] == [True]
+        path.write_bytes(before)
+
+
+@pytest.mark.parametrize("content", NO_JSON, ids=lambda content: repr(content[:6]))
+def test_what_an_unfinished_attempt_has_left_may_be_no_such_thing(url: str, content: bytes) -> None:
+    writer = create(url)
+    writer.record("step-1", {})
+    layout, step = data(url) / "_layout.json", data(url) / "_steps/step-1.json"
+    step.write_bytes(content)
+    assert writer.record_of("step-1") is None
+    layout.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"_layout\.json"):
+        CheckpointWriter.open(url, "plan")
+    assert create(url).recorded() == {"step-1"}
+    Path(url, "zarr.json").write_bytes(content)
+    with pytest.raises(CheckpointExistsError, match="no bot_dist store"):
+        create(url, overwrite=True)
+
+
 def test_a_committed_store_stays_until_it_is_replaced(committed: str) -> None:
     with pytest.raises(CheckpointExistsError, match="--overwrite"):
         create(committed)

@@ -64,17 +64,22 @@ def load_tokenizer(url: str) -> PreTrainedTokenizerBase:
 
 
 def check_files(url: str) -> None:
-    """Raise SourceError, which names the file, where a source has a ``tokenizer.json``, or settings beside one, that
-    can't be read: such files are carried along as they are."""
-    if _is_gguf(url) or "tokenizer.json" not in (names := _names(url)):
+    """Raise SourceError, which names the file where one alone is to blame, where a source has a tokenizer that can't be
+    read. That of a GGUF file takes long, and is read when it is carried along."""
+    if _is_gguf(url) or not (names := _names(url)):
         return
-    from tokenizers import Tokenizer
-
     held = beside(url)
-    with blamed(lambda why: SourceError(f"{label(url)}: tokenizer.json is no tokenizer ({why}); get it again")):
-        Tokenizer.from_buffer(held.read("tokenizer.json"))
     for name in {*SETTINGS} & {*names}:
         parse_object(held.read(name), f"{label(url)}: {name}")
+    try:
+        load_tokenizer(url)
+    except SourceError:
+        if "tokenizer.json" in names:
+            from tokenizers import Tokenizer
+
+            with blamed(lambda why: SourceError(f"{label(url)}: tokenizer.json is no tokenizer ({why}); get it again")):
+                Tokenizer.from_buffer(held.read("tokenizer.json"))
+        raise
 
 
 def tokenizer_files(url: str) -> dict[str, bytes]:

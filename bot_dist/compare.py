@@ -19,7 +19,7 @@ from bot_dist.calibrate.adapt import FIT_VERSION
 from bot_dist.checkpoint import CheckpointReader, Storage
 from bot_dist.checkpoint.manifest import MANIFEST
 from bot_dist.convert.open import open_source
-from bot_dist.disk import write_whole
+from bot_dist.disk import check_lasting, write_whole
 from bot_dist.errors import InputError
 from bot_dist.evaluate.baselines import Baseline, baseline
 from bot_dist.evaluate.comparison import SCRATCH, SOURCE, UNTIED_SCRATCH, ComparisonRecipe, MethodConfig, PretrainConfig
@@ -43,6 +43,8 @@ def compare(recipe: ComparisonRecipe, on_event: OnEvent = pipeline.ignore) -> di
     """
     from bot_dist.evaluate.plots import comparison_curves
 
+    caches = {"calibrate.folder": recipe.calibrate.folder, "train.token_cache": recipe.train.token_cache}
+    check_lasting({"output": recipe.output, **caches})
     output = Path(recipe.output).resolve()
     bench = Bench(output, recipe.cluster, on_event)
     source = recipe.source

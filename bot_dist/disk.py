@@ -7,13 +7,29 @@ import errno
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from bot_dist.errors import BotDistError, CheckpointError
+from bot_dist.errors import BotDistError, CheckpointError, InputError
+from bot_dist.urls import absolute
 
 _FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the quota is used up", errno.EFBIG: "no file may be so large"}
 _REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+
+_OF_A_JOB = re.compile(r"/runtime_resources/[^/]+_files/")
+"""In paths of what Ray has unpacked for a job, its working directory among it."""
+
+
+def check_lasting(places: Mapping[str, str | Path | None]) -> None:
+    """Raise InputError, naming its key, where a place to write to lies in what Ray has unpacked for a job: hidden in
+    its temporary folder, in another one after any change, and deleted when Ray wants room."""
+    for key, place in places.items():
+        if place is not None and _OF_A_JOB.search(absolute(str(place))):
+            kept = Path.home() / (Path(place).name if Path(place).is_absolute() else place)
+            raise InputError(
+                f"{key}: '{place}' lies in the working directory of the job, {os.getcwd()}, which Ray hides and may "
+                f"delete; give an absolute path that all nodes see, for example {os.path.normpath(kept)}"
+            )
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from bot_dist.disk import writing
+from bot_dist.disk import check_lasting, writing
 from bot_dist.errors import CheckpointError, CheckpointExistsError, InputError, SourceError
 from bot_dist.families import model_of
 from bot_dist.planning import OnEvent, Planning, keep_apart, open_checked
@@ -49,6 +49,7 @@ def ignore(event: dict[str, Any]) -> None:
 def logged(path: Path, on_event: OnEvent) -> OnEvent:
     """``on_event`` that also appends every event to a file, a line of JSON each, with its ``time``. Raises
     CheckpointError where it can't be written."""
+    check_lasting({"events": path})
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.open("a").close()
@@ -78,6 +79,7 @@ def transfer(recipe: Recipe, on_event: OnEvent = ignore, baseline: Baseline | No
     from bot_dist.checkpoint.filesystems import check_writable
     from bot_dist.runtime.cluster import connected
 
+    check_places(recipe)
     check_writable(absolute(recipe.transferred_url))
     planning = Planning(with_copy(recipe, on_event), baseline)
     twice = planning.adapts and recipe.cluster.executor == "ray"  # it is needed to calibrate, and to transfer
@@ -184,6 +186,7 @@ def pretrain(
     from bot_dist.train.driver import pretrain as run_training
 
     url = recipe.transferred_url
+    check_places(recipe, trains=True)
     store = _committed(url)
     config, inserted = store.config, tuple(store.manifest.provenance.get("plan", {}).get("inserted_layers", ()))
     check_inserted(recipe, inserted)
@@ -281,6 +284,7 @@ def export_store(
     from bot_dist.convert.open import open_source
 
     started = time.perf_counter()
+    check_lasting({"folder": folder})
     source = open_source(url)
     total = sum(source.storage_bytes(p) for _, _, p in model_of(source.config).parameters())
     on_event({"stage": "export", "event": "start", "bytes": total})
@@ -427,12 +431,25 @@ def _checked(recipe: Recipe) -> int:
     """How many CPUs a run takes, when nothing is found wrong with it before anything is read or written."""
     from bot_dist.convert.export_folder import ExportFolder
 
+    check_places(recipe, trains=True)
     plan = plan_transfer(recipe)
     check_data(recipe)
     check_training(recipe, plan)
     if recipe.overwrite:
         ExportFolder(Path(recipe.export_dir), overwrite=True)
     return max(plan.mesh.size, recipe.train.workers)
+
+
+def check_places(recipe: Recipe, *, trains: bool = False) -> None:
+    """Raise InputError where something that a transfer writes, or a training too, would not last."""
+    places = {
+        "target_url": recipe.target_url,
+        "output": recipe.output if trains or recipe.target_url is None else None,
+        "import_to": recipe.import_to,
+        "calibrate.folder": recipe.calibrate.folder,
+        "train.token_cache": recipe.train.token_cache if trains else None,
+    }
+    check_lasting(places)
 
 
 def check_data(recipe: Recipe) -> None:

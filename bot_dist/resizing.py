@@ -71,7 +71,7 @@ def resize(
 
     Sizes that are left out are kept; without any, the source is imported. ``calibrate`` names texts that shrinking is
     fitted to. ``target`` is any fsspec URL, by default a folder in ``runs/`` that is named by the source and the sizes.
-    ``overrides`` are further keys of a recipe: ``{"transfer.width": "copy", "cluster.executor": "local"}``.
+    ``overrides`` are further keys of a recipe: ``{"transfer.width": "lazy", "cluster.executor": "local"}``.
 
     Raises RecipeError, InputError, SourceError, FamilyError or PlanError for what is wrong with the request, and
     CheckpointExistsError where the target holds a store already, unless ``overwrite``.

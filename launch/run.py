@@ -1,9 +1,10 @@
 """Runs one bot_dist verb on the Ray cluster whose node executes this script; needs nothing from its own folder.
 
-ray job submit --working-dir . -- python launch/run.py configs/quickstart.yaml --set train.steps=4
+ray job submit --working-dir . -- python launch/run.py configs/quickstart.yaml --set output=/shared/run
 ray submit launch/cluster/local.yaml launch/run.py -- scale configs/quickstart.yaml
 
-The verb may be left out: ``run``. ``ray submit`` joins the arguments unquoted: use none with spaces.
+What a job writes is given by absolute paths: its working directory is a folder that Ray hides and may delete. The verb
+may be left out: ``run``. ``ray submit`` joins the arguments unquoted: use none with spaces.
 """
 
 from __future__ import annotations

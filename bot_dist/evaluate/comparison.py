@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, StrictInt, model_validator
+from pydantic import Field, model_validator
 
 from bot_dist.errors import RecipeError, nearest
 from bot_dist.evaluate.baselines import baseline
@@ -16,6 +16,7 @@ from bot_dist.recipe import (
     Config,
     Folder,
     InsertedConfig,
+    Sizes,
     TrainConfig,
     TransferConfig,
     labelled,
@@ -38,7 +39,7 @@ class PretrainConfig(Config):
 
     model_type: str
     """Of ``transformers``, such as ``gpt2`` or ``llama``."""
-    sizes: dict[str, StrictInt]
+    sizes: Sizes
     """Of the model: ``layers``, ``embed``, ``mlp``, ``heads``, … (what the family has)."""
     fields: dict[str, Any] = Field(default_factory=dict)
     """Other fields of its ``transformers`` configuration, such as ``resid_pdrop: 0.0``."""
@@ -63,7 +64,7 @@ class MethodTrainConfig(Config):
 class MethodConfig(Config):
     """One way to make the target: a transfer of ours, or a baseline."""
 
-    target: dict[str, StrictInt] | None = None
+    target: Sizes | None = None
     """Sizes of its own: ``{}`` is the source as it is, trained on. None: the comparison's."""
     transfer: TransferConfig = TransferConfig()
     """As in the recipe of a run."""
@@ -99,7 +100,7 @@ class ComparisonRecipe(Config):
     """The source that is made first; or ``source``."""
     output: Folder
     """Folder of the comparison (a path that all nodes see). What is there and was made alike is taken again."""
-    target: dict[str, StrictInt]
+    target: Sizes
     """New sizes, as in the recipe of a run."""
     methods: dict[str, MethodConfig] = Field(min_length=1)
     """By a name for tables and pictures."""

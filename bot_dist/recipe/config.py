@@ -61,6 +61,20 @@ def _folder(path: str) -> str:
     return os.path.expanduser(path)
 
 
+SIZES = ("layers", "embed", "mlp", "heads", "kv_heads", "head_dim", "context", "vocab")
+"""Every size that some family has by a name of its own."""
+
+
+def _sizes(target: dict[str, int]) -> dict[str, int]:
+    for name in target:
+        if name not in SIZES:
+            raise ValueError(f"there is no size {name!r}; {nearest(name, SIZES)}")
+    return target
+
+
+Sizes = Annotated[dict[str, StrictInt], AfterValidator(_sizes)]
+"""Sizes by name."""
+
 Url = Annotated[str, AfterValidator(_url)]
 """A path or a URL."""
 
@@ -453,7 +467,7 @@ class TrainConfig(TextConfig):
 class MemberConfig(Config):
     """What one member of a family has of its own; the rest is the recipe's."""
 
-    target: dict[str, StrictInt] = Field(default_factory=dict)
+    target: Sizes = Field(default_factory=dict)
     """Its sizes; those of the recipe's ``target`` that it leaves out hold too."""
     transfer: dict[str, Any] = Field(default_factory=dict)
     """Keys of ``transfer``."""
@@ -471,7 +485,7 @@ class Recipe(Config):
     """Folder of the run (a path that all nodes see)."""
     target_url: Url | None = None
     """Where the transferred store goes, any fsspec URL; None: ``{output}/transferred.zarr``."""
-    target: dict[str, StrictInt] = Field(default_factory=dict)
+    target: Sizes = Field(default_factory=dict)
     """New sizes: ``layers``, ``embed``, ``mlp``, ``heads``, ``kv_heads``, … (what the family has); others are kept."""
     family: dict[Annotated[str, Field(pattern=_MEMBER)], MemberConfig] = Field(default_factory=dict)
     """Several targets by name, each a run of its own in the folder ``{output}/NAME``: all are transferred, then trained

@@ -136,7 +136,14 @@ def pico_recipe(folder: Path) -> Path:
 
 
 def test_a_job_imports_the_package_that_was_shipped_without_venv_and_runs(head: Head) -> None:
-    code = "import os, bot_dist; print('found', bot_dist.__file__, 'beside', sorted(os.listdir()))"
+    code = """if True:
+        import os, bot_dist
+        print('found', bot_dist.__file__, 'beside', sorted(os.listdir()))
+        try:
+            bot_dist.resize('nowhere', 'out.zarr', layers=4)
+        except bot_dist.errors.InputError as error:
+            print('refused', error)
+    """
     result = head.submit("python", "-c", code)
     assert result.returncode == 0, result.stdout
     found = next(line for line in result.stdout.splitlines() if line.startswith("found"))
@@ -144,6 +151,7 @@ def test_a_job_imports_the_package_that_was_shipped_without_venv_and_runs(head: 
     assert "'bot_dist'" in found
     for local in ("'.venv'", "'runs'", "'.git'", "'.mypy_cache'"):
         assert local not in found
+    assert "refused target_url: 'out.zarr' lies in the working directory of the job, /" in result.stdout
 
 
 def test_a_submitted_transfer_commits_its_store(head: Head, tmp_path: Path) -> None:

@@ -129,8 +129,8 @@ def test_a_family_is_a_run_for_each_of_it(recipe: Callable[..., bot_dist.Recipe]
     assert bot_dist.run(member_of(whole, "large"))["complete_before"]
 
     # What is wrong with one of them is found before anything of another is done; and they are planned one by one.
-    wrong = recipe(**short, family={"first": {}, "second": {"target": {"embd": 3}}}, output=str(tmp_path / "other"))
-    with pytest.raises(FamilyError, match="'embd' does not exist"):
+    wrong = recipe(**short, family={"first": {}, "second": {"target": {"head_dim": 3}}}, output=str(tmp_path / "other"))
+    with pytest.raises(FamilyError, match="head_dim=3: family 'llama' keeps it"):
         bot_dist.run(wrong)
     assert not (tmp_path / "other").exists()
     with pytest.raises(InputError, match=r"holds a family \(small, large\): name one of it, as in RECIPE\.yaml:small"):

@@ -170,6 +170,9 @@ LOST, LOST_ONE = "never reached", "never reached (1 of 2 seeds)"
         ({"pretrain": None}, "give a source"),
         ({"methods": {}}, "methods"),
         ({"methods": {"scratch": {}}}, "'scratch' is always there"),
+        ({"target": {"layer": 3}}, "target: there is no size 'layer'; did you mean 'layers'"),
+        ({"pretrain.sizes": {"embd": 3}}, r"pretrain\.sizes: there is no size 'embd'; did you mean 'embed'"),
+        ({"methods": {"a": {"target": {"head": 3}}}}, r"a\.target: there is no size 'head'; did you mean 'head"),
         ({"methods": {"a": {"baselin": "x"}}}, r"unknown key 'methods\.a\.baselin'; did you mean 'baseline'"),
         ({"methods": {"a": {"transfer": {"depht": "even"}}}}, r"unknown key 'methods\.a\.transfer\.depht'"),
         ({"methods": {"a": {"baseline": "weight-election"}}}, "unknown baseline 'weight-election'; did you mean"),
@@ -203,7 +206,7 @@ def test_what_is_wrong_with_a_recipe_is_named(
     [
         ({"pretrain.model_type": "gpt3"}, "unknown 'gpt3'; did you mean"),
         ({"pretrain.fields": {"n_layers": 3}}, "gpt2 has no field 'n_layers'; did you mean 'n_layer'"),
-        ({"pretrain.sizes": {"layer": 3}}, "'layer' does not exist in family 'gpt2'"),
+        ({"pretrain.sizes": {"kv_heads": 3}}, "'kv_heads' does not exist in family 'gpt2'"),
         ({"target.layers": 5}, "weight selection only shrinks"),
         ({"methods": {"a": {"transfer": {"wavelet": "haarr"}}}}, "haarr"),
         ({"train.context": 32}, "n_positions=16"),

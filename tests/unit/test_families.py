@@ -21,6 +21,7 @@ from bot_dist.convert import open_source
 from bot_dist.convert.export import export_huggingface
 from bot_dist.errors import FamilyError, SourceError
 from bot_dist.families import FAMILIES, Model, Weight, model_of
+from bot_dist.recipe.config import SIZES
 from bot_dist.sharding import whole
 from tests.conftest import PICOS, Pico, outputs
 from tests.unit.test_convert_safetensors import assert_same, check, edit_tensors, read_all
@@ -210,6 +211,10 @@ def test_the_context_is_a_table_that_may_change(make_pico: PicoMaker, tmp_path: 
 def test_where_there_is_no_table_to_change_it_is_said(make_pico: PicoMaker, kind: str) -> None:
     with pytest.raises(FamilyError, match=f"target context=64: family '{kind}' keeps it: "):
         of(make_pico(kind)).resized({"context": 64})
+
+
+def test_a_recipe_knows_every_size_that_a_family_has_by_name() -> None:
+    assert {*SIZES} == {name for family in FAMILIES.values() for name in (*family.resizable, *family.fixed)}
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -22,6 +22,9 @@ MINIMAL = {"source": "a", "output": "b"}
         ({**MINIMAL, "transfer": {"depth": "similar", "analysis": "wavelet"}}, "transfer: depth similar is fitted to"),
         ({**MINIMAL, "train": {"steps": -1}}, r"train\.steps.*greater than or equal to 0 \(found -1\)"),
         ({**MINIMAL, "transfer": {"memory_limit": "much"}}, r"memory_limit: 'much' is no size.*512 MiB"),
+        ({**MINIMAL, "target": {"layer": 20}}, "target: there is no size 'layer'; did you mean 'layers'"),
+        ({**MINIMAL, "target": {"kv-heads": 2}}, "no size 'kv-heads'; did you mean 'kv_heads'"),
+        ({**MINIMAL, "target": {"hidden_size": 64}}, "no size 'hidden_size'; known: context, embed, head_dim, heads, "),
         ({**MINIMAL, "transfer": {"gain": "loud"}}, r"transfer\.gain.*'measure'.*found 'loud'"),
     ],
 )
@@ -92,6 +95,7 @@ def test_a_family_copies_a_source_that_is_not_on_a_file_system() -> None:
         ({"train": {"stepz": 1}}, r"family\.small: unknown key 'train\.stepz'; did you mean .*'steps'"),
         ({"transfer": {"gain": "loud"}}, r"family\.small: transfer\.gain.*'measure'.*found 'loud'"),
         ({"target": {"embed": "wide"}}, r"family\.small\.target\.embed"),
+        ({"target": {"layer": 3}}, r"family\.small\.target: there is no size 'layer'; did you mean 'layers'"),
         (None, r"family\.small: .*found None"),
     ],
 )

@@ -365,7 +365,10 @@ def diff(
 @_verb
 def export(
     url: RecipeOrUrl,
-    folder: Annotated[str | None, typer.Argument(metavar="FOLDER|FILE.gguf", help="Where to; needed with URL.")] = None,
+    folder: Annotated[
+        str | None,
+        typer.Argument(metavar="FOLDER|FILE.gguf|hf://USER/MODEL", help="Where to; needed with URL."),
+    ] = None,
     to: Annotated[
         Literal["safetensors", "dcp", "gguf"] | None,
         typer.Option(help="Format of the weights (safetensors; gguf for FILE.gguf).", show_default=False),
@@ -380,7 +383,7 @@ def export(
     overrides: Overrides = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Write a store as a Hugging Face folder or a GGUF file: weights, config and tokenizer."""
+    """Write a store as a Hugging Face folder, here or on the hub, or a GGUF file: weights, config, tokenizer, card."""
     from bot_dist import console, pipeline
     from bot_dist.progress import progress
 

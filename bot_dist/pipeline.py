@@ -279,8 +279,9 @@ def export_store(
 ) -> dict[str, Any]:
     """Write the store (or any other source) at ``url`` as a Hugging Face folder, with safetensors in files of at most
     ``max_shard_bytes`` (5 GB) and in ``dtype`` (those of the store), or with a checkpoint of torch's DCP instead; or as
-    a GGUF file ``folder`` with matrices in ``dtype`` (f16)."""
+    a GGUF file ``folder`` with matrices in ``dtype`` (f16). ``folder`` may be ``hf://USER/MODEL``, on the hub."""
     from bot_dist.convert.export import DTYPES, MAX_SHARD_BYTES, export_dcp, export_gguf, export_huggingface
+    from bot_dist.convert.hub_out import HUB, export_hub
     from bot_dist.convert.open import open_source
 
     started = time.perf_counter()
@@ -303,6 +304,11 @@ def export_store(
             write = export_dcp
         case "gguf":
             write = functools.partial(export_gguf, encoding=dtype or "f16")
+    if folder.startswith(HUB):
+        if to == "dcp":
+            raise InputError(f"{label(folder)}: the hub takes safetensors and GGUF; export DCP into a folder")
+        encoding = (dtype or "f16") if to == "gguf" else None
+        write = functools.partial(export_hub, write=write, gguf=encoding)
     result = write(
         source,
         folder,

@@ -14,7 +14,7 @@ from typing import Any
 
 from bot_dist.checkpoint import CheckpointReader, Manifest
 from bot_dist.checkpoint.summary import changed_settings
-from bot_dist.convert.beside import CARD, is_legal
+from bot_dist.convert.beside import CARD, MODULES, is_legal
 from bot_dist.convert.companions import Companions
 from bot_dist.convert.gguf_about import ABOUT, card_fields
 from bot_dist.convert.source import Source
@@ -111,9 +111,17 @@ def _text(value: Any) -> str | list[str]:
 
 
 def model_card(
-    source: Source, model: Model, companions: Companions, *, title: str, dtype: str, files: Iterable[str]
+    source: Source,
+    model: Model,
+    companions: Companions,
+    *,
+    title: str,
+    dtype: str,
+    files: Iterable[str],
+    library: str = "transformers",
 ) -> bytes:
-    """``README.md`` of an export of ``model``, a ``title`` for people above it. ``files`` lie beside it."""
+    """``README.md`` of an export of ``model``, a ``title`` for people above it. ``files`` lie beside it; ``library`` is
+    what loads it."""
     from huggingface_hub import ModelCardData
 
     origin, known = origin_of(source), known_fields(companions)
@@ -122,7 +130,7 @@ def model_card(
         fields["base_model"] = origin.hub
     fields["tags"] = [*(tag for tag in known.get("tags", ()) if tag != TAG), TAG]
     fields.setdefault("pipeline_tag", _TASKS[model.family.objective])
-    fields["library_name"] = "sentence-transformers" if "modules.json" in files else "transformers"
+    fields["library_name"] = "sentence-transformers" if MODULES in files else library
     front = ModelCardData(**fields).to_yaml(line_break="\n")
     body = "\n".join(_body(origin, model, known, title, dtype, sorted(name for name in files if is_legal(name))))
     return f"---\n{front}\n---\n\n{_PATH.sub(_last, body)}\n".encode()

@@ -65,14 +65,12 @@ def export_huggingface(
     *,
     tokenizer_url: str | None = None,
     dtype: torch.dtype | None = None,
-    title: str | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
     overwrite: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> ExportResult:
     """Write ``config.json``, safetensors and all that goes along with the source's weights (as ``export_files`` has it)
-    into a local folder. ``tokenizer_url`` has the tokenizer, if it is not with the source; ``title`` is what the model
-    card calls the model, if not by the folder's name.
+    into a local folder. ``tokenizer_url`` has the tokenizer, if it is not with the source.
 
     Weights are streamed in bounded pieces, in ``dtype`` or in the dtypes that they have; ``dtype`` in ``config.json``
     is one that holds them all. They fill files of at most ``max_shard_bytes`` (a larger tensor has its own), with an
@@ -85,7 +83,7 @@ def export_huggingface(
     def write(staging: Path, tensors: list[Tensor], progress: Callable[[int], None]) -> None:
         _write_safetensors(staging, source, shards(tensors, max_shard_bytes), progress)
 
-    return _export(source, folder, write, tokenizer_url, overwrite, progress, dtype, title)
+    return _export(source, folder, write, tokenizer_url, overwrite, progress, dtype)
 
 
 def export_dcp(
@@ -187,7 +185,6 @@ def _export(
     overwrite: bool,
     progress: Callable[[int], None] | None,
     dtype: torch.dtype | None = None,
-    title: str | None = None,
 ) -> ExportResult:
     """What all exports share: everything is written into a subfolder, and moved into place when it is whole."""
     target = ExportFolder(_local(folder), overwrite=overwrite)
@@ -198,10 +195,10 @@ def _export(
     tensors = [Tensor(p, dtype or source.dtype(p)) for _, _, p in model.parameters()]
     tensors.sort(key=lambda tensor: -tensor.dtype.itemsize)
     config = written_config(model, reduce(torch.promote_types, {tensor.dtype for tensor in tensors}))
-    title = title or target.path.resolve().name
     if target.keeps(CARD):
         notes.append(f"{target.path / CARD} is not of an export and stays as it is: no model card is written")
     else:
+        title = target.path.resolve().name
         files[CARD] = model_card(source, model, companions, title=title, dtype=config["dtype"], files=[*files])
     target.refuse_taken([*files, "config.json"])
     with writing(folder, sum(tensor.nbytes for tensor in tensors)), target.staging() as staging:
@@ -228,7 +225,7 @@ def _companions(source: Source, tokenizer_url: str | None) -> Companions:
 
 def _local(target: str) -> Path:
     if target.startswith(PACKAGE) or not is_local(target):
-        raise InputError(f"{label(target)}: export writes local folders only; give a path and copy the result")
+        raise InputError(f"{label(target)}: export writes local folders, and hf://USER/MODEL; give one of them")
     return Path(filesystem(target)[1])
 
 

@@ -83,7 +83,7 @@ class ExportFolder:
         the place of one."""
         names = sorted(_files(staging) - {RECORD}, key=lambda name: (name in MARKERS, name))
         self.refuse_taken(names)
-        _write(staging / RECORD, {name: digest_of(staging / name) for name in sorted(names)})
+        record(staging)
         made = self._own()
         localfile.remove(str(self.path), made & {*MARKERS})
         localfile.remove(str(self.path), made)
@@ -115,6 +115,11 @@ class ExportFolder:
 
     def _foreign(self) -> set[str]:
         return _files(self.path) - self._own() - {RECORD}
+
+
+def record(folder: Path) -> None:
+    """Say of all that is in a folder that an export has made it."""
+    _write(folder / RECORD, {name: digest_of(folder / name) for name in sorted(_files(folder) - {RECORD})})
 
 
 def digest_of(path: Path) -> str:

@@ -59,7 +59,8 @@ def read_about(url: str) -> dict[str, bytes]:
     about = {key: value for key, value in said.items() if key.startswith("general.") and not _OF_THE_FILE.match(key)}
     if isinstance(said.get(PRE), str):
         about[PRE] = said[PRE]
-    about |= {key: i for key in _STOPS if type(i := said.get(key)) is int and 0 <= i < header.lengths.get(TOKENS, 0)}
+    n_tokens = header.lengths.get(TOKENS, 2**31)
+    about |= {key: i for key in _STOPS if type(i := said.get(key)) is int and 0 <= i < n_tokens}
     files = {ABOUT: json.dumps(about, indent=1).encode()}
     if generation := _generation({**said, **dict.fromkeys(_STOPS), **about}):
         files[GENERATION] = (json.dumps(generation, indent=2) + "\n").encode()

@@ -92,12 +92,22 @@ def begin(tokenizer: PreTrainedTokenizerBase, metadata: Mapping[str, Any]) -> No
         own.add_bos_token, own.add_eos_token = begins, ends
 
 
-def restore(tokenizer: PreTrainedTokenizerBase, metadata: Mapping[str, Any]) -> None:
-    """Let a tokenizer that ``transformers`` has made of a GGUF file split texts as the file says (of the names in
-    ``SPLITS`` it does not know all), and have all of its chat templates."""
-    from tokenizers import Regex, pre_tokenizers
+def restore(tokenizer: PreTrainedTokenizerBase, metadata: Mapping[str, Any], n_tokens: int) -> None:
+    """Let a tokenizer that ``transformers`` has made of a GGUF file be what the file says: without tokens of its own
+    that the file's ``n_tokens`` have not (GPT-2's ``<|endoftext|>``), splitting texts by its name for that (of those in
+    ``SPLITS`` it does not know all), and with all chat templates."""
+    from tokenizers import Regex, Tokenizer, pre_tokenizers
 
-    if (steps := SPLITS.get(metadata.get(PRE, ""))) and metadata.get("tokenizer.ggml.model") == "gpt2":
+    own: Any = tokenizer
+    parts = json.loads(own.backend_tokenizer.to_str())
+    if any(token["id"] >= n_tokens for token in parts["added_tokens"]):
+        parts["added_tokens"] = [token for token in parts["added_tokens"] if token["id"] < n_tokens]
+        known = {token for token, i in own.get_vocab().items() if i < n_tokens}
+        for name, token in own.special_tokens_map.items():
+            if str(token) not in known:
+                setattr(own, name, None)
+        own._tokenizer = Tokenizer.from_str(json.dumps(parts))
+    if (steps := SPLITS.get(str(metadata.get(PRE)))) and metadata.get("tokenizer.ggml.model") == "gpt2":
         made: list[Any] = []
         for step in steps:
             if step == "Digits":
@@ -105,7 +115,7 @@ def restore(tokenizer: PreTrainedTokenizerBase, metadata: Mapping[str, Any]) -> 
             elif step != "ByteLevel":
                 made.append(pre_tokenizers.Split(Regex(step), "isolated"))
         made.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex="ByteLevel" in steps))
-        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(made)
+        own.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(made)
     templates = {k.removeprefix(TEMPLATE): text for k, text in metadata.items() if k.startswith(TEMPLATE)}
     named = {name: text for name, text in templates.items() if re.fullmatch(r"\w+", name, re.ASCII)}  # files, one day
     if named and isinstance(tokenizer.chat_template, str):

@@ -42,9 +42,9 @@ def load_tokenizer(url: str) -> PreTrainedTokenizerBase:
             raise SourceError(f"{label(url)}: no tokenizer: metadata has no '{TOKENS}'")
         with _gguf_header_file(url) as path:
             tokenizer = _from_pretrained(url, str(path.parent), gguf_file=path.name)
-        metadata = read_gguf_header(url).scalars
-        restore(tokenizer, metadata)
-        begin(tokenizer, metadata)
+        header = read_gguf_header(url)
+        restore(tokenizer, header.scalars, header.lengths[TOKENS])
+        begin(tokenizer, header.scalars)
         return tokenizer
     names = _names(url)
     if not names:

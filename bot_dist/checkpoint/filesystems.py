@@ -28,7 +28,13 @@ def filesystem(url: str) -> tuple[Any, str]:
     if protocol(url) in OBJECT_STORES:
         from bot_dist.checkpoint.objectstore import ObjectStore
 
-        return ObjectStore.of(protocol(url)), url.partition("://")[2].rstrip("/")
+        path = url.partition("://")[2].rstrip("/")
+        if ":" in path.partition("/")[0]:
+            raise InputError(
+                f"{label(url)}: a bucket has no ':' in its name; keys are taken from the environment "
+                f"(AWS_ACCESS_KEY_ID and the like), never from a URL"
+            )
+        return ObjectStore.of(protocol(url)), path
     try:
         fs, path = fsspec.core.url_to_fs(url, **(_by_http() if protocol(url) in ("http", "https") else {}))
     except ImportError as error:

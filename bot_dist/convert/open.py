@@ -21,7 +21,7 @@ def open_source(url: str) -> Source:
     Raises SourceError, FamilyError, MissingPackageError, or CheckpointError for a store that is not complete.
     """
     source = _opened(url)
-    check_configuration(source.config, label(url))
+    check_configuration(source.config, label(url.removesuffix("config.json").rstrip("/") or "."))
     return source
 
 

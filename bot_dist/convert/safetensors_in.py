@@ -27,6 +27,7 @@ _SHARD = re.compile(r"model-(\d{5})-of-(\d{5})\.safetensors")
 _MOST_SHARDS = 10_000
 MAX_HEADER_BYTES = 100_000_000
 """The reference implementation's limit."""
+MOST_DIMENSIONS = 8
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 _ITEM_BYTES = {
@@ -106,8 +107,8 @@ def _entries(url: str, header: dict[str, Any], data_offset: int) -> dict[str, Te
         if name == "__metadata__":
             continue
         match info:
-            case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [int(start), int(stop)]} if all(
-                type(n) is int and n >= 0 for n in (*shape, start, stop)
+            case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [int(start), int(stop)]} if (
+                all(type(n) is int and 0 <= n < 2**63 for n in (*shape, start, stop)) and len(shape) <= MOST_DIMENSIONS
             ):
                 pass
             case _:

@@ -77,7 +77,8 @@ class Weight:
 
 
 MOST_LAYERS = 10_000
-LARGEST_AXIS = 2**24
+LARGEST_AXIS = 2**22
+MOST_PARAMETERS = 2**43
 """More than any model has: what has more is damaged, or made to take all memory."""
 
 
@@ -179,6 +180,12 @@ class Model:
         for axis, size in sizes.items():
             if size > (most := MOST_LAYERS if axis == "layer" else LARGEST_AXIS):
                 raise FamilyError(f"config.json: {axis} is {size:,}, wanted at most {most:,}")
+        weights = (*self.family.weights, *([self.family.head] if self.family.head else ()))
+        wanted = sum(
+            math.prod(sizes.get(use.axis, 0) for use in w.uses) * (sizes["layer"] if w.layered else 1) for w in weights
+        )
+        if wanted > MOST_PARAMETERS:
+            raise FamilyError(f"config.json: some {wanted:,} parameters, wanted at most {MOST_PARAMETERS:,}")
         return sizes
 
     @property

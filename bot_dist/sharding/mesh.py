@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from bot_dist.errors import PlanError
 
+MOST_ACTORS = 2**16
+
 
 @dataclass(frozen=True, kw_only=True)
 class Mesh:
@@ -18,6 +20,8 @@ class Mesh:
         for name in ("tensor", "data"):
             if getattr(self, name) < 1:
                 raise PlanError(f"mesh axis '{name}' is {getattr(self, name)}; give at least 1")
+        if self.size > MOST_ACTORS:
+            raise PlanError(f"mesh of {self.tensor:,} × {self.data:,} actors; give at most {MOST_ACTORS:,}")
 
     @property
     def size(self) -> int:

@@ -70,6 +70,10 @@ BUILDERS: Mapping[Policy, Callable[[OperatorSpec], Operator]] = {
 }
 
 
+MOST_PRODUCTS = 2**27
+"""Of pairs of taps, that a level of an operator takes: seconds, and a GiB."""
+
+
 def check_supported(spec: OperatorSpec, what: str) -> None:
     """Raise PlanError, naming the axis by ``what``, when no operator leads from ``n_source`` to ``n_target``, and
     RecipeError when its wavelet is unknown."""
@@ -78,7 +82,12 @@ def check_supported(spec: OperatorSpec, what: str) -> None:
         raise PlanError(f"{what}: {change} is no size to resample; use sizes of at least 1")
     shrinks = spec.n_target < spec.n_source
     if spec.policy == "resample":
-        filters(spec.wavelet)
+        taps = max(map(len, filters(spec.wavelet)))
+        if taps**2 * max(spec.n_source, spec.n_target) > MOST_PRODUCTS and spec.n_source != spec.n_target:
+            raise PlanError(
+                f"{what}: {change} by {spec.wavelet}, of {taps} taps, takes too long to compute: at most "
+                f"{MOST_PRODUCTS // taps**2:,}; use haar, or a smaller size"
+            )
     elif shrinks and spec.policy in ("lazy", "stack"):
         raise PlanError(
             f"{what}: policy '{spec.policy}' only grows, and {change} shrinks; use 'resample', or 'copy' to select"

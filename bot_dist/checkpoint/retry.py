@@ -49,7 +49,7 @@ def asked(url: str, operation: str, call: Callable[[], T], as_error: type[BotDis
             raise
         except Exception as found:
             error = _behind(found)
-            if isinstance(error, FileNotFoundError) or not (isinstance(error, OSError | ValueError) or _client(error)):
+            if isinstance(error, FileNotFoundError) or not (isinstance(error, OSError) or _client(error)):
                 raise
             again = transient(error)
             if not again or tries == TRIES:

@@ -78,7 +78,7 @@ class Weight:
 
 MOST_LAYERS = 10_000
 LARGEST_AXIS = 2**22
-MOST_PARAMETERS = 2**43
+MOST_PARAMETERS = 2**42
 """More than any model has: what has more is damaged, or made to take all memory."""
 
 

@@ -27,8 +27,8 @@ SHARE = 10
 LEAST_BYTES = 2**20
 DEAR = 2
 """How often tiles may read the source, over those that are no smaller than they must be, to overlap and to be equal."""
-MOST_STEPS = 2**18
-"""Of a plan: those of a model of 2⁴³ parameters."""
+MOST_STEPS = 2**20
+"""Of a plan."""
 REQUEST_BYTES = 2**20
 """What asking a storage for one more file or range costs, as bytes that could have been moved meanwhile."""
 
@@ -42,7 +42,7 @@ def tiled(modules: Sequence[ModulePlan], memory_limit: int, actors: int) -> tupl
     most = max(LEAST_BYTES, total // (actors * SHARE)) if actors > 1 else total
     found, smallest = [], 0
     for module in modules:
-        module = _cut(_whole_rows(module), memory_limit, most, actors)
+        module = _cut(_whole_rows(module), memory_limit, most)
         if (peak := _peak(module)) > memory_limit:
             smallest = max(smallest, peak)
         found.append(dataclasses.replace(module, chunk=chunk_shape(module.shard, ITEMSIZE[module.dtype])))
@@ -52,18 +52,14 @@ def tiled(modules: Sequence[ModulePlan], memory_limit: int, actors: int) -> tupl
             f"the smallest that works is {smallest:,} bytes: transfer.memory_limit={smallest}"
         )
     if (steps := sum(module.n_tiles for module in found)) > MOST_STEPS:
-        raise _too_many(steps, memory_limit, actors)
+        raise PlanError(
+            f"memory limit of {memory_limit:,} bytes per actor: {actors:,} actors would have {steps:,} steps, wanted "
+            f"at most {MOST_STEPS:,}; give a larger limit, or fewer actors"
+        )
     return tuple(found)
 
 
-def _too_many(steps: int, memory_limit: int, actors: int) -> PlanError:
-    return PlanError(
-        f"memory limit of {memory_limit:,} bytes per actor: {actors:,} actors would have {steps:,} steps or more, "
-        f"wanted at most {MOST_STEPS:,}; give a larger limit, or fewer actors"
-    )
-
-
-def _cut(module: ModulePlan, memory_limit: int, most: int, actors: int) -> ModulePlan:
+def _cut(module: ModulePlan, memory_limit: int, most: int) -> ModulePlan:
     """Tiles that fit, and that are as small as is good, unless smaller ones read too much."""
     affordable = math.inf
     while True:
@@ -77,8 +73,6 @@ def _cut(module: ModulePlan, memory_limit: int, most: int, actors: int) -> Modul
         if cut is None or (not must and _read(cut) > affordable):
             return module
         module = cut
-        if module.n_tiles > MOST_STEPS:
-            raise _too_many(module.n_tiles, memory_limit, actors)
 
 
 def _whole_rows(module: ModulePlan) -> ModulePlan:

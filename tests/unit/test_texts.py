@@ -364,6 +364,17 @@ class TestDatasets:
         with pytest.raises(InputError, match=message):
             open_texts([f"hf-datasets://{folder}{query}"], column=column)
 
+    def test_a_document_has_a_limit(self, folder: Path) -> None:
+        (text,) = open_texts([f"hf-datasets://{folder}?split=train"], limit=1000)
+        with pytest.raises(InputError, match=r"shard 1, row 2, is larger than train\.document_limit \(1,000 bytes\)"):
+            read(text)
+
+    @pytest.mark.parametrize("broken", ['{"text": "a"}\n{"text": 3', '{"text": ["a"]}\n', "[" * 9000])
+    def test_what_is_broken_is_one_error(self, folder: Path, broken: str) -> None:
+        (folder / "data" / "train-1.jsonl").write_text(broken)
+        with pytest.raises(InputError, match=r"datasets can't load it|shard 1 can't be read after \d rows: "):
+            read(open_texts([f"hf-datasets://{folder}?split=train"])[0])
+
     def test_without_the_package(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(__import__("sys").modules, "datasets", None)
         with pytest.raises(InputError, match=r"needs the package 'datasets'; pip install datasets"):

@@ -177,6 +177,15 @@ class TestPrepareTokens:
             wanted = everything[start : start + part.numel()].reshape(part.shape)
             assert np.array_equal(part[:, 1:last], wanted[:, 1:last])
 
+    def test_a_table_gives_what_lines_give(self, tokenizer, tmp_path):
+        (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": f'to "be", {i}'}) + "\n" for i in range(20)))
+        (tmp_path / "a.csv").write_text("id,text\n" + "".join(f'{i},"to ""be"", {i}"\n' for i in range(20)))
+        lines, table = (
+            prepare_tokens(config(tmp_path / f"a.{kind}"), "model", 128, tmp_path / "run") for kind in ("jsonl", "csv")
+        )
+        assert np.array_equal(all_tokens(lines), all_tokens(table))
+        assert TokenStore(table.url).documents == 20
+
     def test_tokens_with_others_around_them_are_others(self, tokenizer, text, tmp_path):
         first = prepare_tokens(config(text), "model", 128, tmp_path / "run")
         tokenizer.begins = True

@@ -198,7 +198,8 @@ def test_every_family_shrinks_along_all_axes(
 ) -> None:
     pico = make_pico(kind)
     source = with_tokenizer(pico, pico_tokenizer)
-    report = adapted(tmp_path / "one", source, SMALLER[kind], [shakespeare], **{"calibrate.passes": "auto"})
+    options = {"calibrate.passes": "auto", "calibrate.folder": str(tmp_path / "calibration")}
+    report = adapted(tmp_path / "one", source, SMALLER[kind], [shakespeare], **options)
     stages = report["calibrate"]
     assert [axis for stage in stages for axis in stage["axes"]] == [
         axis for axis in ("layer", "embed", "heads", "mlp") if {"layer": "layers"}.get(axis, axis) in SMALLER[kind]
@@ -216,7 +217,7 @@ def test_every_family_shrinks_along_all_axes(
             assert sizes.get("heads", sizes.get("kv_heads", 0) * sizes.get("group", 0)) == size
         else:
             assert sizes[{"layers": "layer"}.get(option, option)] == size
-    adapted(tmp_path / "two", source, SMALLER[kind], [shakespeare], **{"calibrate.passes": "auto"})
+    adapted(tmp_path / "two", source, SMALLER[kind], [shakespeare], **options)
     again = tensors(tmp_path / "two")
     assert all(torch.equal(again[name], tensor) for name, tensor in tensors(tmp_path / "one").items())
 

@@ -7,33 +7,22 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bot_dist.errors import InputError, SourceError
 from bot_dist.families import Model, Weight, model_of
-from bot_dist.inputs import (
-    calibration,
-    calibration_amount,
-    calibration_data,
-    check_kind_of_data,
-    data_for,
-    has_data,
-    names_data,
-    notes_on_text,
-    writing,
-)
+from bot_dist.fitting import Fitting
+from bot_dist.inputs import calibration_data, check_kind_of_data, names_data, writing
 from bot_dist.making import MADE_VERSION
-from bot_dist.recipe import Basis, Recipe, refuse_family
+from bot_dist.recipe import Recipe, refuse_family
 from bot_dist.sharding import Mesh
-from bot_dist.units import count, duration, size
 from bot_dist.urls import absolute, label
 
 if TYPE_CHECKING:
     from bot_dist.calibrate import Adapted, CalibrationData
-    from bot_dist.calibrate.candidates import Candidate
     from bot_dist.calibrate.cost import CalibrationCost
     from bot_dist.calibrate.writing_cost import Writing
     from bot_dist.checkpoint import MallatSource
@@ -183,7 +172,6 @@ class Planning:
             return adaptation.run() if adaptation.stages else None
 
     def _planned(self, adapted: Adapted | None) -> TransferPlan:
-        from bot_dist.evaluate.shrinking import ranking_lines
         from bot_dist.plan import adaptive, averages, basis_of, growing, make_plan, placed, shrinking, target_model
         from bot_dist.wavelets import origins
 
@@ -202,27 +190,28 @@ class Planning:
                 layers = tuple(origins(model.sizes["layer"], recipe.target["layers"]).tolist())
             rotated = "embed" in (*axes, *grown) and basis == "rotation"
             target = target_model(model, recipe.target, recipe.transfer, rotated=rotated, layers=layers)
-            tried = _tried(recipe, model, axes, grown)
-            sequential = any(stage[0].sequential for stage in tried)
+            fitting = Fitting(
+                recipe=recipe,
+                model=model,
+                target=target,
+                shrunk=axes,
+                grown=grown,
+                basis=basis,
+                writing=self._writing,
+            )
             fitted = adaptive(
                 model,
                 target,
                 basis,
                 [*axes, *grown] if adapted is None else adapted.axes,
-                sequential=sequential if adapted is None else adapted.sequential,
+                sequential=fitting.sequential if adapted is None else adapted.sequential,
                 averaged=averages(model, target, recipe.transfer),
             )
             if adapted is not None:
                 fitted = placed(fitted, adapted.stored)
-            notes = notes + _adaptive_notes(recipe, model, axes, grown, basis) + notes_on_text(recipe)
+            notes = notes + fitting.notes(adapted)
             if axes or grown:
-                notes += _data_notes(recipe, model, self._writing)
-                notes += _enough_notes(recipe, model, target, axes, tried)
-                notes += (
-                    _ranking_notes(recipe, model, axes, tried) if adapted is None else ranking_lines(adapted.stages)
-                )
-                self._cost = _calibration_cost(recipe, model, target, [*axes, *grown], basis, tried)
-                notes.append(_calibration_note(self._cost, model))
+                self._cost = fitting.cost
         elif self.rule is not None:
             return self._by_rule(self.rule)
         else:
@@ -337,127 +326,6 @@ def _averaged_notes(recipe: Recipe, model: Model, target: Model) -> list[str]:
         return []
     axes = shrinking(model, target, recipe.transfer)
     return [f"{', '.join(axes)}: averaged, not fitted to the source, for {asked} is asked for"] if axes else []
-
-
-def _data_notes(recipe: Recipe, model: Model, writing: Writing | None) -> list[str]:
-    """What it is fitted to, where that is no text of the user's, and what it takes to make it."""
-    from bot_dist.calibrate.writing_cost import MEMORY_RATE
-
-    match data_for(recipe, model):
-        case None:
-            image = model.family.objective == "image"
-            why = "there is no train.images" if image else "there is no calibrate.text, and such a model writes none"
-            return [f"it is fitted to the weights alone, for {why}: a start from statistics is much better"]
-        case "random":
-            return [
-                "it is fitted to random tokens, which do where whole blocks alone go; a text of your own domain is "
-                "better still: name it in calibrate.text (--calibrate)"
-            ]
-        case "written":
-            assert writing is not None
-            layers = model.sizes["layer"]
-            again = layers - writing.held
-            return [
-                f"it is fitted to a text that the model writes itself, {writing.sequences} × {writing.window} tokens "
-                f"at temperature 1; text of your own domain is far better: name it in calibrate.text (--calibrate)",
-                f"writing it holds {writing.shares} × {size(writing.share_bytes)}; {count(writing.flops, 'FLOP')}, "
-                f"{size(writing.read_bytes)} read, {duration(writing.seconds)} at {count(MEMORY_RATE, 'B/s')} of memory"
-                + (f"; {again} of {layers} blocks are read again for every token" if again else ""),
-            ]
-    return []
-
-
-def _adaptive_notes(recipe: Recipe, model: Model, axes: Sequence[str], grown: Sequence[str], basis: str) -> list[str]:
-    """What the user should know of how axes shrink, and of those that grow by what is fitted."""
-    from bot_dist.plan import rotation_refused, sequential_refused
-
-    verbs = {"shrinking": axes, "growing": grown}
-    notes = [f"{verb} is fitted to the source along {', '.join(names)}" for verb, names in verbs.items() if names]
-    why_not = sequential_refused(model, model.resized(recipe.target), recipe.transfer)
-    if axes and why_not and recipe.calibrate.passes in ("auto", "sequential") and has_data(recipe, model):
-        notes.append(f"shrinking is fitted in one pass, not block by block: {why_not}")
-    if "embed" in axes and basis == "permutation" and recipe.transfer.basis == "auto":
-        notes.append(
-            f"'embed' keeps its coordinates of most energy: a rotation would not do, {rotation_refused(model.family)}"
-        )
-    return notes
-
-
-def _tried(recipe: Recipe, model: Model, axes: Sequence[str], grown: Sequence[str]) -> list[tuple[Candidate, ...]]:
-    """The candidates at each stage: several where the recipe leaves open which, and their losses rank them."""
-    from bot_dist.calibrate.candidates import candidates, measurable, stages_of
-
-    ranks = measurable(model) and calibration_amount(recipe, model).held_out > 0
-    stages = [*stages_of(model, recipe, axes), *([tuple(grown)] if grown else [])]
-    return [candidates(model, recipe, stage, data=has_data(recipe, model), ranks=ranks) for stage in stages]
-
-
-def _ranking_notes(
-    recipe: Recipe, model: Model, axes: Sequence[str], tried: Sequence[Sequence[Candidate]]
-) -> list[str]:
-    """Which fits will be tried, of what has not been fitted yet."""
-    from bot_dist.calibrate.candidates import candidates
-
-    amount = calibration_amount(recipe, model)
-    held_out = f"{amount.held_out * amount.positions:,} tokens that none is fitted to"
-    several = {"; ".join(candidate.name for candidate in stage) for stage in tried if len(stage) > 1}
-    notes = [f"fits are tried and ranked by their loss on {held_out}: {names}" for names in sorted(several)]
-    first, *others = candidates(model, recipe, axes, data=has_data(recipe, model), ranks=True)
-    if not notes and others:
-        why = "a head" if amount.held_out else "calibrate.held_out"
-        notes.append(f"without {why} fits can't be ranked: {first.name} is taken as it is")
-    return notes
-
-
-def _enough_notes(
-    recipe: Recipe, model: Model, target: Model, axes: Sequence[str], tried: Sequence[Sequence[Candidate]]
-) -> list[str]:
-    """Raises InputError where what shrinks would be fitted to too few tokens."""
-    from bot_dist.calibrate.suitable import check_enough, coordinates_told_by
-
-    if not has_data(recipe, model):
-        return []
-    amount = calibration_amount(recipe, model)
-    sequential = any(candidate.sequential for stage in tried for candidate in stage)
-    told = coordinates_told_by(model, target, axes, sequential=sequential)
-    note = check_enough(amount.fitted * amount.positions, told)
-    return [note] if note else []
-
-
-def _calibration_cost(
-    recipe: Recipe,
-    model: Model,
-    target: Model,
-    axes: Sequence[str],
-    basis: Basis,
-    tried: Sequence[Sequence[Candidate]],
-) -> CalibrationCost:
-    """What fitting takes. Raises PlanError where that is more than it may."""
-    from bot_dist.calibrate.cost import calibration_cost
-    from bot_dist.errors import PlanError
-
-    config = calibration(recipe, model)
-    samples = calibration_amount(recipe, model).fitted
-    shares = min(recipe.cluster.tensor * recipe.cluster.data, samples) if has_data(recipe, model) else 0
-    cost = calibration_cost(model, target, axes, config, basis=basis, shares=shares, stages=tried)
-    if (needed := max(cost.share_bytes, cost.fit_bytes)) > config.memory_limit:
-        raise PlanError(
-            f"calibrate.memory_limit is {config.memory_limit:,} bytes, and fitting {', '.join(axes)} takes about "
-            f"{needed:,} in one process; use calibrate.memory_limit={-(-needed // 2**30)}GiB, or analysis wavelet"
-        )
-    return cost
-
-
-def _calibration_note(cost: CalibrationCost, model: Model) -> str:
-    from bot_dist.calibrate.cost import RATE
-
-    shares, what = cost.shares, "images" if model.family.objective == "image" else "text"
-    text = f"{shares} × {cost.share_bytes / 1e6:,.0f} MB for the {what} and " if shares else ""
-    files = f"; {cost.scratch_bytes / 1e6:,.0f} MB of scratch files" if shares else ""
-    return (
-        f"fitting holds {text}{cost.fit_bytes / 1e6:,.0f} MB for the fits{files}; "
-        f"{(cost.flops + cost.measure_flops) / 1e12:,.1f} TFLOP, {cost.seconds:,.0f} s at {RATE / 1e9:.0f} GFLOP/s"
-    )
 
 
 def _with_details(recipe: Recipe, source: Source, model: Model) -> tuple[MallatSource | None, list[str]]:

@@ -32,6 +32,7 @@ FLOORS = [  # of the architecture, lowest first; the names of one line do not im
     {"convert", "runtime"},
     {"calibrate", "evaluate", "train"},
     {"inputs", "making"},
+    {"fitting"},
     {"bench", "planning"},
     {"checks", "pipeline"},
     {"compare", "resizing"},

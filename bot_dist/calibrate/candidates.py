@@ -12,8 +12,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from bot_dist.disk import write_whole
 from bot_dist.errors import FamilyError
 from bot_dist.families import Model
+from bot_dist.parsing import parse_json
 from bot_dist.plan import ORDER, basis_of, sequential_refused, shrinking
 from bot_dist.recipe import Recipe
 
@@ -132,12 +134,13 @@ class Ranking:
         """None where they are not known."""
         if not self.path.is_file():
             return None
-        return [Result(**found) for found in json.loads(self.path.read_text())]
+        try:
+            return [Result(**found) for found in parse_json(self.path.read_bytes(), str(self.path), ValueError)]
+        except (ValueError, TypeError):  # torn by a crash of the machine
+            return None
 
     def save(self, results: Sequence[Result]) -> None:
-        partial = self.path.with_suffix(".partial")
-        partial.write_text(json.dumps([asdict(result) for result in results]))
-        partial.replace(self.path)
+        write_whole(self.path, json.dumps([asdict(result) for result in results]))
 
 
 def facts_of(results: Sequence[Result]) -> dict[str, Any]:

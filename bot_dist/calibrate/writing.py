@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from safetensors.torch import load_file
 
+from bot_dist import disk
 from bot_dist.calibrate.forward import StreamedModel
 from bot_dist.calibrate.share import Scratch, check_finite, write_whole
 from bot_dist.calibrate.tokens import OPENING
@@ -82,8 +83,9 @@ def write_text(
         event("cached", url=str(path), tokens=n_tokens, loss=None)
         return load_file(path)[TOKENS]
     source.check(model)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = tempfile.mkdtemp(prefix="writing-", suffix=".scratch", dir=path.parent)
+    with disk.writing(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = tempfile.mkdtemp(prefix="writing-", suffix=".scratch", dir=path.parent)
     work = WritingWork(
         source=source,
         model=model,

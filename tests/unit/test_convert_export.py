@@ -69,7 +69,7 @@ def test_the_configuration_says_what_was_written(pico_llama: PicoMaker, tmp_path
     import transformers
 
     source = open_source(pico_llama(dtype=torch.bfloat16).url)
-    source.config.update(auto_map={"AutoModel": "code.Model"}, torch_dtype="float16", architectures=["LlamaModel"])
+    source.config.update(auto_map={"AutoModel": "code.Model"}, torch_dtype="float16")
     export_huggingface(source, str(tmp_path / "out"))
     config = json.loads((tmp_path / "out/config.json").read_text())
     assert config["dtype"] == config["torch_dtype"] == "bfloat16"

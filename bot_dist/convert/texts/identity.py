@@ -15,7 +15,7 @@ from bot_dist.convert.texts.pieces import TextFile
 from bot_dist.errors import CheckpointError
 from bot_dist.parsing import parse_object
 
-KNOWN = "digests.json"
+KNOWN = ".bot_dist-digests.json"
 """File of a folder that remembers the digests of local files, and the versions that they are of."""
 _BLOCK = 2**23
 _THREADS = 8

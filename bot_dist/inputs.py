@@ -156,7 +156,7 @@ def calibration_data(
             return _text(recipe, model)
         case "written":
             assert writing is not None
-            first, every = _document_token(recipe, source)
+            first, every = document_token(recipe, source)
             text = write_text(source, model, writing, first, folder, crew=crew, on_event=on_event)
             found = written_windows(text, every=every)
         case "random":
@@ -167,7 +167,7 @@ def calibration_data(
     return CalibrationData(fitted=fitted, held_out=held_out)
 
 
-def _document_token(recipe: Recipe, source: Source) -> tuple[int | None, bool]:
+def document_token(recipe: Recipe, source: Source) -> tuple[int | None, bool]:
     """The token that documents begin with, or else stand behind, and whether every text begins with it; None where
     nothing tells of one."""
     from bot_dist.convert.text import Encoder

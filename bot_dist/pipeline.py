@@ -373,12 +373,15 @@ def _end(begun: _Begun, at_once: int = 1) -> dict[str, Any]:
         trained = records.save("pretrain", pretrain(again, on_event, fresh=recipe.overwrite, at_once=at_once))
     if (exported := records.load("export")) is None:
         exported = records.save("export", export(again, on_event, probe=output / "train" / "probe.safetensors"))
+    if (samples := records.load("samples")) is None:
+        samples = records.save("samples", _samples(begun, on_event))
     facts = {
         "recipe": recipe.public(),
         "plan": dataclasses.asdict(summarise(begun.plan, recipe.train.context)),
         "transfer": begun.transferred,
         "pretrain": trained,
         "export": exported,
+        "samples": samples,
         "versions": versions(),
         "command": label(" ".join(sys.argv)),
         "machine": platform.platform(),
@@ -387,6 +390,15 @@ def _end(begun: _Begun, at_once: int = 1) -> dict[str, Any]:
     facts["report"] = str(write_report(output / "report.html", facts))
     records.save("facts", facts)
     return {**facts, "complete_before": False}
+
+
+def _samples(begun: _Begun, on_event: OnEvent) -> dict[str, list[str]]:
+    """What the source and the model that was made of it write."""
+    from bot_dist.sampling import sample_texts
+
+    recipe = begun.reading
+    made = recipe.trained_url if recipe.train.steps else recipe.transferred_url
+    return sample_texts(recipe, made, f"{recipe.output}/samples", lambda event: on_event({**event, "stage": "samples"}))
 
 
 def run_family(recipe: Recipe, on_event: OnEvent = ignore) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from bot_dist.errors import CheckpointExistsError, InputError
 from bot_dist.parsing import parse_object
 from bot_dist.recipe import Recipe
 
-NAMES = ("facts", "export", "pretrain", "recipe")
+NAMES = ("facts", "export", "pretrain", "recipe", "samples")
 """Of what is recorded."""
 
 

@@ -46,6 +46,7 @@ def write_report(path: Path, facts: dict[str, Any]) -> Path:
         "<h2>Loss curves</h2>",
         _image(curves, "training and held-out loss of every run by optimizer step"),
         _losses(facts["pretrain"]),
+        *_samples(facts.get("samples", {})),
         "<h2>Stages</h2>",
         _stages(facts),
         _export(facts["export"]),
@@ -194,6 +195,15 @@ def _losses(pretrain: dict[str, Any]) -> str:
         ),
         rows,
     )
+
+
+def _samples(samples: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    """Texts that models wrote, side by side by who wrote them."""
+    if samples:
+        yield "<h2>What they write</h2><p>From where documents begin, at temperature 1, from the same numbers.</p>"
+    for name, texts in samples.items():
+        yield f"<h3>The {html.escape(name)}</h3>"
+        yield from (f"<blockquote>{html.escape(text)}</blockquote>" for text in texts)
 
 
 def _held_out(measured: Mapping[str, Any]) -> str:

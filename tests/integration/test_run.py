@@ -51,7 +51,9 @@ def test_a_run_and_its_reruns(recipe: Callable[..., bot_dist.Recipe], tmp_path: 
     assert [run["name"] for run in facts["pretrain"]["runs"]] == ["transferred", "scratch"]
     assert facts["export"]["logits"]["max_abs_difference"] < 1e-5
     assert facts["export"]["logits"]["missing_keys"] == facts["export"]["logits"]["unexpected_keys"] == []
+    assert {name: len(texts) for name, texts in facts["samples"].items()} == {"source": 2, "target": 2}
     html = (out / "report.html").read_text()
+    assert "What they write" in html
     assert all(text in html for text in ("data:image/png;base64", "mlp.down", "How it was shrunk", "torch"))
     kinds = {(e["stage"], e["event"]) for e in map(json.loads, (out / "events.jsonl").read_text().splitlines())}
     assert {("transfer", "step"), ("transfer", "committed"), ("pretrain", "step"), ("export", "start")} <= kinds

@@ -32,7 +32,7 @@ FLOORS = [  # of the architecture, lowest first; the names of one line do not im
     {"convert", "runtime"},
     {"calibrate", "evaluate", "train"},
     {"inputs", "making"},
-    {"fitting"},
+    {"fitting", "sampling"},
     {"bench", "planning"},
     {"checks", "pipeline"},
     {"compare", "resizing"},

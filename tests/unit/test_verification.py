@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +27,8 @@ PicoMaker = Callable[..., Any]
 def store(pico_llama: PicoMaker, tmp_path: Path) -> Path:
     """A committed store of a pico model with a tokenizer's file."""
     source = pico_llama()
-    (source.folder / "tokenizer.json").write_text('{"version": "1.0"}')
+    words = {"version": "1.0", "added_tokens": [], "model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}}
+    (source.folder / "tokenizer.json").write_text(json.dumps(words))
     recipe = {"source": source.url, "output": str(tmp_path), "target_url": str(tmp_path / "store")}
     pipeline.transfer(make_recipe({**recipe, "cluster": {"executor": "local", "tensor": 2}}))
     return tmp_path / "store"

@@ -70,7 +70,7 @@ def make_weights(
                 crew=crew,
                 on_event=lambda event: on_event({**event, "purpose": f"for {rule.name}"}),
             )
-        if not recipe.calibrate.allow_mismatch:
+        if found.named and not recipe.calibrate.allow_mismatch:
             check_understood(taken.loss, model, source.url, found.named)
         return taken
 

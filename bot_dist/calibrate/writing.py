@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from bot_dist import disk
@@ -27,7 +28,7 @@ from bot_dist.checkpoint.manifest import digest
 from bot_dist.convert.shapes import Shapes
 from bot_dist.convert.source import Source
 from bot_dist.draws import uniform
-from bot_dist.errors import InputError
+from bot_dist.errors import CheckpointError, InputError
 from bot_dist.families import Model
 from bot_dist.runtime.crew import Crew
 from bot_dist.urls import absolute, label
@@ -47,7 +48,7 @@ OnEvent = Callable[[dict[str, Any]], None]
 def write_text(
     source: Source,
     model: Model,
-    writing: Writing,
+    planned: Writing,
     begin: int | None,
     folder: str | Path,
     *,
@@ -59,29 +60,30 @@ def write_text(
     there; else it is kept there.
 
     Events: ``cached``; or ``writing`` after each step, and ``written``. Raises InputError where weights are not finite
-    or there are none, SourceError when the source is not the model's.
+    or there are none, SourceError when the source is not the model's, CheckpointError when the folder can't be written
+    or what it has is damaged.
     """
     if isinstance(source, Shapes):
         raise InputError(f"{label(source.url)} is a configuration without weights; give the model itself")
-    length = writing.window + 1
+    length = planned.window + 1
     wanted = {
         "version": VERSION,
         "seed": SEED,
         "source": source.provenance(),
         "config": model.config,
         "begin": begin,
-        "sequences": writing.sequences,
+        "sequences": planned.sequences,
         "length": length,
     }
     path = Path(absolute(str(folder))) / f"written-{digest(wanted)}.safetensors"
-    n_tokens, started = writing.sequences * length, time.perf_counter()
+    n_tokens, started = planned.sequences * length, time.perf_counter()
 
     def event(name: str, **fields: Any) -> None:
         on_event({"stage": "calibrate", "event": name, "purpose": "a text that the model writes", **fields})
 
     if path.exists():
         event("cached", url=str(path), tokens=n_tokens, loss=None)
-        return load_file(path)[TOKENS]
+        return _kept(path)
     source.check(model)
     with disk.writing(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -90,12 +92,12 @@ def write_text(
         source=source,
         model=model,
         begin=begin,
-        sequences=writing.sequences,
+        sequences=planned.sequences,
         length=length,
-        group=writing.group,
-        held=writing.held,
+        group=planned.group,
+        held=planned.held,
         scratch=scratch,
-        shares=writing.shares,
+        shares=planned.shares,
     )
     tokens = torch.empty(work.sequences, work.length, dtype=torch.int64)
 
@@ -115,6 +117,13 @@ def write_text(
         shutil.rmtree(scratch, ignore_errors=True)
     event("written", url=str(path), tokens=n_tokens, seconds=time.perf_counter() - started)
     return tokens
+
+
+def _kept(path: Path) -> torch.Tensor:
+    try:
+        return load_file(path)[TOKENS]
+    except (SafetensorError, KeyError) as error:
+        raise CheckpointError(f"{path}: is damaged ({error}); remove it, and the text is written again") from None
 
 
 def written_windows(text: torch.Tensor, *, every: bool) -> torch.Tensor:

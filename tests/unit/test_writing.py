@@ -11,16 +11,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from bot_dist.calibrate.statistics import ALONE
 from bot_dist.calibrate.writing import DRAWN, WritingWork, random_tokens, sampled, write_text
 from bot_dist.calibrate.writing_cost import GROUP, Writing, plan_writing
 from bot_dist.convert.open import open_source
 from bot_dist.draws import uniform
-from bot_dist.errors import InputError, PlanError, RecipeError
+from bot_dist.errors import CheckpointError, InputError, PlanError, RecipeError
 from bot_dist.families import model_of
 from bot_dist.inputs import calibration_amount, calibration_data, data_for, writing
 from bot_dist.pipeline import plan_transfer
 from bot_dist.planning import open_checked
-from bot_dist.recipe import ClusterConfig, Recipe, make_recipe
+from bot_dist.recipe import Recipe, make_recipe
 from bot_dist.runtime.crew import Crew
 from tests.conftest import Pico
 
@@ -101,14 +102,28 @@ def test_a_choice_follows_the_probabilities() -> None:
 
 def test_a_text_is_written_once_and_kept(tmp_path: Path, pico_llama: Maker) -> None:
     source, folder = open_source(pico_llama().url), tmp_path / "calibration"
-    model, crew, events = model_of(source.config), Crew(ClusterConfig(executor="local")), []
+    model, events = model_of(source.config), []
     writing = plan_writing(model, sequences=6, window=15, places=1, memory_limit=2**30, stored_bytes=1)
     for begin in (1, 1, None):
-        text = write_text(source, model, writing, begin, folder, crew=crew, on_event=events.append)
+        text = write_text(source, model, writing, begin, folder, crew=ALONE, on_event=events.append)
         assert text.shape == (6, 16)
     assert [e["event"] for e in events if e["event"] != "writing"] == ["written", "cached", "written"]
     assert {path.suffix for path in folder.iterdir()} == {".safetensors"}  # nothing is left of what was between
     assert len({*text[:, 0].tolist()}) > 1, "without a token that begins documents, any one does"
+
+
+def test_a_text_that_was_damaged_is_told(tmp_path: Path, pico_llama: Maker) -> None:
+    source = open_source(pico_llama().url)
+    planned = plan_writing(model_of(source.config), sequences=2, window=3, places=1, memory_limit=2**30, stored_bytes=1)
+
+    def write() -> torch.Tensor:
+        return write_text(source, model_of(source.config), planned, 1, tmp_path / "c", crew=ALONE)
+
+    write()
+    (path,) = (tmp_path / "c").iterdir()
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(CheckpointError, match=r"written-\w+.safetensors: is damaged .* the text is written again"):
+        write()
 
 
 def test_weights_that_are_not_finite_write_nothing(tmp_path: Path, pico_llama: Maker) -> None:

@@ -95,15 +95,14 @@ class Fitting:
 
         match data_for(self.recipe, self.model):
             case None:
-                image = self.model.family.objective == "image"
-                why = (
-                    "there is no train.images" if image else "there is no calibrate.text, and such a model writes none"
-                )
-                yield f"it is fitted to the weights alone, for {why}: a start from statistics is much better"
+                why = "there is no train.images: a start from statistics is much better"
+                yield f"it is fitted to the weights alone, for {why}"
             case "random":
+                causal = self.model.family.objective == "causal"
+                why = "which do where whole blocks alone go" if causal else "for such a model writes no text"
                 yield (
-                    "it is fitted to random tokens, which do where whole blocks alone go; a text of your own domain is "
-                    "better still: name it in calibrate.text (--calibrate)"
+                    f"it is fitted to random tokens, {why}; a text of your own domain is better still: name it in "
+                    f"calibrate.text (--calibrate)"
                 )
             case "written":
                 writing = self.writing

@@ -40,17 +40,17 @@ def names_data(recipe: Recipe) -> bool:
 
 
 def data_for(recipe: Recipe, model: Model) -> Data | None:
-    """What there is to fit to: what the recipe names; else, where the model is causal, what it writes itself, or random
-    tokens, which tell as much of whole blocks; None where there is nothing."""
+    """What there is to fit to: what the recipe names; else what a causal model writes itself, or random tokens, which
+    tell as much of whole blocks, and of a masked model more than its weights do; None where there is nothing."""
     if model.family.objective == "image":
         return "images" if recipe.train.images is not None else None
     if text := _calibration_text(recipe):
         return "written" if text == OWN_TEXT else "text"
     target = model.resized(recipe.target)
     axes = {*shrinking(model, target, recipe.transfer), *growing(model, target, recipe.transfer)}
-    if model.family.objective != "causal" or not axes:
+    if not axes:
         return None
-    return "written" if axes - {"layer"} else "random"
+    return "written" if model.family.objective == "causal" and axes - {"layer"} else "random"
 
 
 def has_data(recipe: Recipe, model: Model) -> bool:
@@ -159,12 +159,12 @@ def calibration_data(
             first, every = document_token(recipe, source)
             text = write_text(source, model, writing, first, folder, crew=crew, on_event=on_event)
             found = written_windows(text, every=every)
+            fitted, held_out = (Samples.of_text(part, model) for part in found.split([amount.fitted, amount.held_out]))
+            return CalibrationData(fitted=fitted, held_out=held_out)
         case "random":
             found = random_tokens(model, amount.fitted, amount.positions)
-        case None:
-            return None
-    fitted, held_out = (Samples.of_text(part, model) for part in (found[: amount.fitted], found[amount.fitted :]))
-    return CalibrationData(fitted=fitted, held_out=held_out)
+            return CalibrationData(fitted=Samples.unlabelled(found), held_out=Samples.unlabelled(found[:0]))
+    return None
 
 
 def document_token(recipe: Recipe, source: Source) -> tuple[int | None, bool]:

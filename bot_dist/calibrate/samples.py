@@ -76,9 +76,9 @@ class Samples:
             )
         if family.objective == "causal":
             return cls(inputs=windows, labels=F.pad(windows[:, 1:], (0, 1), value=IGNORED), positions=context)
-        nothing = torch.full_like(windows, IGNORED)
         if model.head is None:
-            return cls(inputs=windows, labels=nothing, positions=context)
+            return cls.unlabelled(windows)
+        nothing = torch.full_like(windows, IGNORED)
         if mask_token is None:
             raise InputError(
                 "the tokenizer has no mask token, which a masked language model needs; give it a 'mask_token'"
@@ -90,6 +90,11 @@ class Samples:
             labels=torch.where(chosen, windows, nothing),
             positions=context,
         )
+
+    @classmethod
+    def unlabelled(cls, windows: torch.Tensor) -> Samples:
+        """Windows ``(windows, context)`` of which nothing is to be predicted."""
+        return cls(inputs=windows, labels=torch.full_like(windows, IGNORED), positions=windows.shape[-1])
 
     @classmethod
     def of_images(cls, pixels: torch.Tensor, classes: torch.Tensor, model: Model) -> Samples:

@@ -142,8 +142,8 @@ class TransferConfig(Config):
     wavelet."""
     analysis: Literal["auto", "adaptive", "wavelet"] = "auto"
     """How axes shrink. ``adaptive``: by a basis and filters fitted to statistics of the source on a text
-    (``calibrate.text``; a causal model writes one, where none is named) or on images (``train.images``); without, to
-    its weights alone. ``wavelet``: by the wavelet, which averages. ``auto``: adaptive, unless another wavelet than
+    (``calibrate.text``, which tells what does without one) or on images (``train.images``); without images, to the
+    weights alone. ``wavelet``: by the wavelet, which averages. ``auto``: adaptive, unless another wavelet than
     haar, a gain, ``depth: wavelet`` or ``keep_details`` is asked for."""
     basis: Basis = "auto"
     """Of the residual width, where it shrinks adaptively: its Karhunen–Loève basis (``rotation``, which unties a tied
@@ -318,8 +318,8 @@ class CalibrateConfig(TextConfig):
     text: Annotated[tuple[str, ...], BeforeValidator(_own_text)] = ()
     """Files, as of ``train.text``, which is used where this is empty, with the keys of ``train`` about texts. ``self``,
     and the default where there is neither: a text that a causal model writes itself, at temperature 1, from the token
-    that begins its documents; random tokens do, by default, where whole blocks alone go. Text of one's own domain is
-    far better. Other models than causal ones write none: they are fitted to their weights alone."""
+    that begins its documents. By default random tokens do where whole blocks alone go, and for masked models, which
+    write none. Text of one's own domain is far better."""
     tokens: int = Field(default=8192, ge=1)
     """How many are run through the source; an image counts as its patches and the tokens before them. Up to some ten
     times the residual width, more of them make a better start; training soon evens out what fewer cost."""

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import bot_dist
 from bot_dist.calibrate.statistics import ALONE
 from bot_dist.calibrate.writing import DRAWN, WritingWork, random_tokens, sampled, write_text
 from bot_dist.calibrate.writing_cost import GROUP, Writing, plan_writing
@@ -181,7 +182,8 @@ HEADS = {"layers": 2, "embed": 16, "heads": 2, "mlp": 20}
         ("llama", {"layers": 2}, {"calibrate.text": "self"}, "written", "a text that the model writes itself, 20 × 16"),
         ("llama", WIDTHS, {"train.text": ["a"], "calibrate.text": ["self"]}, "written", "text of your own domain is"),
         ("llama", WIDTHS, {"train.text": ["a"]}, "text", "shrinking is fitted to the source along"),
-        ("bert", HEADS, {}, None, "the weights alone, for there is no calibrate.text, and such a model writes none"),
+        ("bert", HEADS, {}, "random", "fitted to random tokens, for such a model writes no text"),
+        ("bert", {"layers": 2}, {}, "random", "fitted to random tokens, for such a model writes no text"),
         ("vit", HEADS, {}, None, "the weights alone, for there is no train.images"),
         ("llama", {"embed": 32}, {"transfer.width": "spread"}, "written", "growing is fitted to the source along"),
         ("llama", WIDTHS, {"transfer.wavelet": "db2"}, "written", "averaged, not fitted to the source, for wavelet"),
@@ -205,6 +207,31 @@ def test_a_plan_says_what_it_is_fitted_to(
     writes = any(line.startswith("writing it holds 1 × ") for line in plan.notes)
     assert writes == (data == "written" and fitted), plan.notes
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "target", "loss"), [("llama", WIDTHS, True), ("llama", {"layers": 2}, False), ("bert", HEADS, False)]
+)
+def test_shrinking_without_a_text_is_fitted(
+    tmp_path: Path, make_pico: Maker, kind: str, target: dict[str, int], loss: bool
+) -> None:
+    """A held-out loss is only measured on what the model writes, that on random tokens means nothing; and what was
+    written is found by the next command."""
+    pico, events, kept = make_pico(kind), [], {"calibrate.folder": str(tmp_path / "calibration")}
+    for name, length in (("one", 32), ("two", 24)):
+        sizes = {**target, "mlp": length} if "mlp" in target else target
+        recipe = recipe_of(pico, tmp_path, sizes, target_url=str(tmp_path / name), **kept)
+        stages = bot_dist.transfer(recipe, events.append)["calibrate"]
+        assert [stage["axes"] for stage in stages if stage["axes"]] == [[*axes_of(target)]]
+        assert all((stage.get("loss") is not None) == loss for stage in stages)
+        assert not bot_dist.verify(str(tmp_path / name)).damaged
+    written = [event["event"] for event in events if event.get("purpose") == "a text that the model writes"]
+    made = [event for event in written if event != "writing"]
+    assert made == (["written", "cached"] if loss else [])
+
+
+def axes_of(target: dict[str, int]) -> list[str]:
+    return [axis for axis in ("layer", "embed", "heads", "mlp") if {"layer": "layers"}.get(axis, axis) in target]
 
 
 def test_growing_writes_nothing_where_nothing_is_fitted(tmp_path: Path, pico_llama: Maker) -> None:

@@ -103,7 +103,7 @@ class StoredParameter:
                 raise ValueError("axes that are no names")
             if not all(type(n) is int and n > 0 for n in (*sizes, *dims, *shard, *chunk)):
                 raise ValueError("sizes that are no whole numbers above 0")
-            if math.prod(shard) > max(_PADDED, math.prod(sizes)):
+            if math.prod(shard) > max(_PADDED, 2 * math.prod(sizes)):  # cuts are rounded up, by a quarter at most
                 raise ValueError("a shard that is larger than the parameter")
             if type(factor) not in (int, float) or not 0 < factor < math.inf:
                 raise ValueError("a factor that is no number above 0")

@@ -64,3 +64,23 @@ def test_keys_in_a_buckets_url_are_refused_and_not_shown() -> None:
 
     with pytest.raises(InputError, match=r"^s3://bucket/x: a bucket has no ':'"):
         filesystem("s3://AKIA:S3cr3t/a@bucket/x")
+
+
+@pytest.mark.parametrize("vocab", [257, 300, 1_111, 50_257])
+def test_a_vocabulary_that_shards_round_up_is_no_absurd_size(vocab: int, tmp_path: Path) -> None:
+    from bot_dist.checkpoint.layout import StoredParameter
+
+    (tmp_path / "config.json").write_text(json.dumps({**LLAMA, "vocab_size": vocab}))
+    plan = plan_transfer(make_recipe({"source": str(tmp_path / "config.json"), "output": "o"}, ["target.embed=12"]))
+    for module in plan.modules:
+        for parameter in plan.written(module):
+            entry = {
+                "axes": parameter.axes,
+                "sizes": parameter.sizes,
+                "dims": parameter.dims,
+                "dtype": module.dtype,
+                "shard": module.shard,
+                "chunk": module.chunk,
+                "learning_rate_factor": 1.0,
+            }
+            assert StoredParameter.from_json(parameter.name, entry).shard == module.shard

@@ -15,7 +15,7 @@ from bot_dist.sharding import Box, chunk_shape, grid, whole
 SHARD_BYTES = 2**26
 """Default size of a shard, in bytes."""
 _PADDED = 2**12
-"""Elements of a shard that may be larger than its parameter."""
+"""Elements of a shard that may be far larger than its parameter; else it is less than twice as long along each axis."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,8 +103,8 @@ class StoredParameter:
                 raise ValueError("axes that are no names")
             if not all(type(n) is int and n > 0 for n in (*sizes, *dims, *shard, *chunk)):
                 raise ValueError("sizes that are no whole numbers above 0")
-            if math.prod(shard) > max(_PADDED, 2 * math.prod(sizes)):  # cuts are rounded up, by a quarter at most
-                raise ValueError("a shard that is larger than the parameter")
+            if math.prod(shard) > max(_PADDED, 2 ** len(sizes) * math.prod(sizes)):
+                raise ValueError("a shard that is far larger than the parameter")
             if type(factor) not in (int, float) or not 0 < factor < math.inf:
                 raise ValueError("a factor that is no number above 0")
             return StoredParameter(

@@ -20,7 +20,7 @@ from bot_dist.checkpoint.manifest import digest
 from bot_dist.convert.processor import PROCESSOR, image_processor
 from bot_dist.convert.storage import join, missing, read_file, sizes
 from bot_dist.convert.texts.hub import DatasetName
-from bot_dist.errors import InputError, MissingPackageError, blamed
+from bot_dist.errors import InputError, MissingPackageError, blamed, some
 from bot_dist.recipe import TrainConfig
 from bot_dist.train.order import shuffled
 from bot_dist.urls import DATASETS, absolute, label
@@ -231,7 +231,7 @@ class HubImages:
     def _column(self, kinds: dict[str, str], wanted: str) -> str:
         found = [key for key, kind in kinds.items() if kind == wanted]
         if len(found) != 1:
-            columns = ", ".join(f"'{key}' ({kind})" for key, kind in kinds.items())
+            columns = some(f"{key} ({kind})" for key, kind in kinds.items())
             raise InputError(
                 f"train.images: {self._url} has {len(found)} columns of {wanted}, wanted one; columns: {columns}"
             )

@@ -299,6 +299,16 @@ class TestBadInput:
         next(pieces)
         assert pa.total_allocated_bytes() - before < 2**24
 
+    def test_a_few_bytes_that_are_a_gigabyte_are_not_unpacked(self, tmp_path: Path) -> None:
+        path = tmp_path / "small.parquet"
+        table = pa.table({"text": ["x" * 2**24]})
+        pq.write_table(table, path, compression="brotli", use_dictionary=False, write_statistics=False)
+        assert path.stat().st_size < 1000
+        message = r"row group 0 of .* has 16,777,2.. bytes in \d+, and is larger than train\.document_limit \(1,048,576"
+        with pytest.raises(InputError, match=message):
+            open_texts([str(path)], limit=2**20)
+        assert len(read(open_texts([str(path)])[0])) == 1
+
     def test_lines_that_are_longer_than_a_range(self, tmp_path: Path) -> None:
         path = write(tmp_path, "jsonl", ["y" * 1000, "z", "y" * 3000, "z"])
         for limit in (3100, 2**20):

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 ROWS = 256
 """Read at a time."""
+PACKED = 1000
+"""How many times smaller than a text what is stored of it may be: gzip makes nothing smaller than that, and a few bytes
+of Brotli are gigabytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,9 +57,14 @@ class Parquet:
             if not metadata.num_rows:
                 raise InputError(f"{section}.text: {label(url)} is empty; leave it out")
             number = next(i for i in range(metadata.num_columns) if metadata.schema.column(i).path == column)
-            groups = [
-                metadata.row_group(i).column(number).total_uncompressed_size for i in range(metadata.num_row_groups)
-            ]
+            columns = [metadata.row_group(i).column(number) for i in range(metadata.num_row_groups)]
+            groups = [found.total_uncompressed_size for found in columns]
+            for i, found in enumerate(columns):
+                if groups[i] > max(limit, PACKED * found.total_compressed_size):
+                    where = (
+                        f"row group {i} of {label(url)} has {groups[i]:,} bytes in {found.total_compressed_size:,}, and"
+                    )
+                    raise too_large(where, section, limit)
         return cls(url=url, section=section, column=column, limit=limit, groups=tuple(groups))
 
     @property

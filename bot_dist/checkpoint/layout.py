@@ -101,8 +101,10 @@ class StoredParameter:
             shard, chunk, factor = tuple(data["shard"]), tuple(data["chunk"]), data["learning_rate_factor"]
             if not all(type(axis) is str for axis in axes):
                 raise ValueError("axes that are no names")
-            if not all(type(n) is int and n > 0 for n in (*sizes, *dims, *shard, *chunk)):
+            if not all(type(n) is int and n > 0 for n in (*sizes, *shard, *chunk)):
                 raise ValueError("sizes that are no whole numbers above 0")
+            if not all(type(n) is int and n >= 0 for n in dims):
+                raise ValueError("dimensions that are made of no whole number of axes")
             if math.prod(shard) > max(_PADDED, 2 ** len(sizes) * math.prod(sizes)):
                 raise ValueError("a shard that is far larger than the parameter")
             if type(factor) not in (int, float) or not 0 < factor < math.inf:

@@ -50,7 +50,7 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the recipe, e.g. train.steps=0. Repeatable."),
 ]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what the output already holds.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what was made there before; all else stays.")]
 Address = Annotated[
     str | None,
     typer.Option(help="Ray cluster to join (also RAY_ADDRESS); by default one is embedded."),

@@ -500,7 +500,7 @@ class Recipe(Config):
     calibrate: CalibrateConfig = CalibrateConfig()
     train: TrainConfig = TrainConfig()
     overwrite: bool = False
-    """Replace what the output already holds."""
+    """Replace what was made there before: stores, exports and records of runs, and nothing else."""
 
     @property
     def transferred_url(self) -> str:

@@ -107,8 +107,8 @@ class Fitting:
             case "written":
                 writing = self.writing
                 assert writing is not None
-                layers = self.model.sizes["layer"]
-                again = layers - writing.held
+                streamed = writing.blocks - writing.held
+                again = f"; {streamed} of {writing.blocks} blocks are read again for every token" if streamed else ""
                 yield (
                     f"it is fitted to a text that the model writes itself, {writing.sequences} × {writing.window} "
                     f"tokens at temperature 1; text of your own domain is far better: name it in calibrate.text "
@@ -117,7 +117,8 @@ class Fitting:
                 yield (
                     f"writing it holds {writing.shares} × {size(writing.share_bytes)}; {count(writing.flops, 'FLOP')}, "
                     f"{size(writing.read_bytes)} read, {duration(writing.seconds)} at {count(MEMORY_RATE, 'B/s')} of "
-                    f"memory" + (f"; {again} of {layers} blocks are read again for every token" if again else "")
+                    f"memory"
+                    + (f"; {again} of {writing.blocks} blocks are read again for every token" if again else "")
                 )
 
     def _on_amount(self) -> Iterator[str]:

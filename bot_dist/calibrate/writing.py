@@ -28,7 +28,7 @@ from bot_dist.checkpoint.manifest import digest
 from bot_dist.convert.shapes import Shapes
 from bot_dist.convert.source import Source
 from bot_dist.draws import uniform
-from bot_dist.errors import CheckpointError, InputError
+from bot_dist.errors import InputError
 from bot_dist.families import Model
 from bot_dist.runtime.crew import Crew
 from bot_dist.urls import absolute, label
@@ -60,8 +60,7 @@ def write_text(
     there; else it is kept there.
 
     Events: ``cached``; or ``writing`` after each step, and ``written``. Raises InputError where weights are not finite
-    or there are none, SourceError when the source is not the model's, CheckpointError when the folder can't be written
-    or what it has is damaged.
+    or there are none, SourceError when the source is not the model's, CheckpointError when the folder can't be written.
     """
     if isinstance(source, Shapes):
         raise InputError(f"{label(source.url)} is a configuration without weights; give the model itself")
@@ -81,9 +80,9 @@ def write_text(
     def event(name: str, **fields: Any) -> None:
         on_event({"stage": "calibrate", "event": name, "purpose": "a text that the model writes", **fields})
 
-    if path.exists():
+    if (kept := _kept(path)) is not None:
         event("cached", url=str(path), tokens=n_tokens, loss=None)
-        return _kept(path)
+        return kept
     source.check(model)
     with disk.writing(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -119,11 +118,12 @@ def write_text(
     return tokens
 
 
-def _kept(path: Path) -> torch.Tensor:
+def _kept(path: Path) -> torch.Tensor | None:
+    """None where it is not there, or torn by a crash of the machine."""
     try:
         return load_file(path)[TOKENS]
-    except (SafetensorError, KeyError) as error:
-        raise CheckpointError(f"{path}: is damaged ({error}); remove it, and the text is written again") from None
+    except (FileNotFoundError, SafetensorError, KeyError):
+        return None
 
 
 def written_windows(text: torch.Tensor, *, every: bool) -> torch.Tensor:

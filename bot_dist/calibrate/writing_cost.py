@@ -12,12 +12,14 @@ from bot_dist.families import Model
 
 WINDOW = 256
 """Tokens of a sequence, at most: each takes a step of its own, in which all weights are gone through."""
-GROUP = 16
+GROUP = 24
 """Sequences that are written side by side, where that fits: the weights are gone through once for all of them."""
 SAMPLING = 28
 """Bytes per token of the vocabulary while one is chosen: a float32 and three float64."""
 MEMORY_RATE, STORAGE_RATE = 2e10, 1e9
 """Bytes per second of weights that a process goes through in memory, and that it reads from storage."""
+CALL_S = 1e-3
+"""Seconds that a block takes for a token of each sequence, however small it is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +33,9 @@ class Writing:
     """Sequences that are written side by side."""
     shares: int
     """Processes that share out the groups."""
+    blocks: int
     held: int
-    """Blocks whose weights stay in memory; those of the others are read for every token."""
+    """Of them, whose weights stay in memory; those of the others are read for every token."""
     share_bytes: int
     """Of tensors that a process holds: weights in float32, keys and values of a group."""
     read_bytes: int
@@ -41,10 +44,10 @@ class Writing:
 
     @property
     def seconds(self) -> float:
-        """At ``RATE``, ``MEMORY_RATE`` and ``STORAGE_RATE``."""
+        """At ``RATE``, ``MEMORY_RATE`` and ``STORAGE_RATE``, of the process that takes longest."""
         steps = -(-self.sequences // (self.group * self.shares)) * self.window
         shared = self.flops / RATE + self.read_bytes / STORAGE_RATE
-        return steps * self.share_bytes / MEMORY_RATE + shared / self.shares
+        return steps * (self.share_bytes / MEMORY_RATE + self.blocks * CALL_S) + shared / self.shares
 
 
 def plan_writing(
@@ -80,6 +83,7 @@ def plan_writing(
         window=window,
         group=group,
         shares=shares,
+        blocks=layers,
         held=held,
         share_bytes=around + min(layers, held + 1) * block + group * sequence,
         read_bytes=math.ceil(shares * stored_bytes + groups * window * again),

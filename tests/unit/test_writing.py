@@ -17,7 +17,7 @@ from bot_dist.calibrate.writing import DRAWN, WritingWork, random_tokens, sample
 from bot_dist.calibrate.writing_cost import GROUP, Writing, plan_writing
 from bot_dist.convert.open import open_source
 from bot_dist.draws import uniform
-from bot_dist.errors import CheckpointError, InputError, PlanError, RecipeError
+from bot_dist.errors import InputError, PlanError, RecipeError
 from bot_dist.families import model_of
 from bot_dist.inputs import calibration_amount, calibration_data, data_for, writing
 from bot_dist.pipeline import plan_transfer
@@ -113,18 +113,20 @@ def test_a_text_is_written_once_and_kept(tmp_path: Path, pico_llama: Maker) -> N
     assert len({*text[:, 0].tolist()}) > 1, "without a token that begins documents, any one does"
 
 
-def test_a_text_that_was_damaged_is_told(tmp_path: Path, pico_llama: Maker) -> None:
+def test_a_text_that_was_torn_is_written_again(tmp_path: Path, pico_llama: Maker) -> None:
     source = open_source(pico_llama().url)
     planned = plan_writing(model_of(source.config), sequences=2, window=3, places=1, memory_limit=2**30, stored_bytes=1)
 
     def write() -> torch.Tensor:
         return write_text(source, model_of(source.config), planned, 1, tmp_path / "c", crew=ALONE)
 
-    write()
+    text = write()
     (path,) = (tmp_path / "c").iterdir()
-    path.write_bytes(path.read_bytes()[:-5])
-    with pytest.raises(CheckpointError, match=r"written-\w+.safetensors: is damaged .* the text is written again"):
-        write()
+    whole = path.read_bytes()
+    for torn in (whole[:-5], b""):
+        path.write_bytes(torn)
+        assert torch.equal(write(), text)
+        assert path.read_bytes() == whole
 
 
 def test_weights_that_are_not_finite_write_nothing(tmp_path: Path, pico_llama: Maker) -> None:
@@ -152,7 +154,7 @@ def test_what_is_held_and_written_at_once_fits_the_memory(pico_llama: Maker) -> 
     assert (roomy.group, roomy.held, roomy.shares) == (GROUP, 3, 1)
     assert roomy.read_bytes == 10**5, "all blocks stay in memory"
     shared = planned(2**30, places=8)
-    assert (shared.shares, shared.group, shared.held) == (3, GROUP, 3)
+    assert (shared.shares, shared.group, shared.held) == (2, GROUP, 3)
     assert shared.seconds < roomy.seconds
     limits = range(roomy.share_bytes - 1, 48_000, -4096)
     tight = [planned(limit) for limit in limits]

@@ -85,7 +85,7 @@ Basis = Annotated[
 ]
 Calibrate = Annotated[
     list[str] | None,
-    typer.Option(metavar="TEXT", help="Text that adaptive shrinking is fitted on. Repeatable.", show_default=False),
+    typer.Option(metavar="TEXT", help="Text to fit to, or self: the model writes one.", show_default=False),
 ]
 Preset = Annotated[str | None, typer.Option(help="Named settings, e.g. paper-gpt-s2l.", show_default=False)]
 KeepDetails = Annotated[bool, typer.Option("--keep-details", help="Store what shrinking drops, to grow back exactly.")]

@@ -378,6 +378,7 @@ def _end(begun: _Begun, at_once: int = 1) -> dict[str, Any]:
     facts = {
         "recipe": recipe.public(),
         "plan": dataclasses.asdict(summarise(begun.plan, recipe.train.context)),
+        "notes": [*begun.plan.notes],
         "transfer": begun.transferred,
         "pretrain": trained,
         "export": exported,

@@ -70,8 +70,9 @@ def resize(
     """Bring a checkpoint to another size, as ``bot_dist scale`` does, and return the store that holds it.
 
     Sizes that are left out are kept; without any, the source is imported. ``calibrate`` names texts that shrinking is
-    fitted to. ``target`` is any fsspec URL, by default a folder in ``runs/`` that is named by the source and the sizes.
-    ``overrides`` are further keys of a recipe: ``{"transfer.width": "lazy", "cluster.executor": "local"}``.
+    fitted to, in place of one that the source writes itself. ``target`` is any fsspec URL, by default a folder in
+    ``runs/`` that is named by the source and the sizes. ``overrides`` are further keys of a recipe:
+    ``{"transfer.width": "lazy", "cluster.executor": "local"}``.
 
     Raises RecipeError, InputError, SourceError, FamilyError or PlanError for what is wrong with the request, and
     CheckpointExistsError where the target holds a store already, unless ``overwrite``.

@@ -52,6 +52,7 @@ def write_report(path: Path, facts: dict[str, Any]) -> Path:
         _export(facts["export"]),
         "<h2>The transfer</h2>",
         _modules(facts["plan"]),
+        *_notes(facts.get("notes", ())),
     ]
     if stages := facts["transfer"].get("calibrate"):
         sections += ["<h2>How it was shrunk</h2>", *_shrinking(stages)]
@@ -60,6 +61,12 @@ def write_report(path: Path, facts: dict[str, Any]) -> Path:
     sections += ["<h2>How to repeat it</h2>", _repeat(facts)]
     _write(path, facts["recipe"]["source"], sections)
     return path
+
+
+def _notes(notes: Sequence[str]) -> Iterator[str]:
+    """What the plan said that the user should know."""
+    if notes:
+        yield f"<ul>{''.join(f'<li>{html.escape(note)}</li>' for note in notes)}</ul>"
 
 
 def _write(path: Path, title: str, sections: Iterable[str]) -> None:

@@ -158,6 +158,8 @@ def test_a_report_tells_it_where_there_was_such_a_shrinking(tmp_path: Path) -> N
     assert "Kept blocks 0, 3." in fitted
     assert "<td class=number>0.3000</td><td></td><td class=number>0.0200</td>" in fitted, "the second block's row"
     assert fitted.count("<img") == 2
+    noted = {**facts_of_a_run(), "notes": ["fitted to <random> tokens"]}
+    assert "<li>fitted to &lt;random&gt; tokens</li>" in write_report(tmp_path / "noted.html", noted).read_text()
     ranked = write_report(tmp_path / "ranked.html", facts_of_a_run(calibrate=[SOURCE, RANKED])).read_text()
     assert "of 3 fits one pass is kept" in ranked
     bare = write_report(tmp_path / "bare.html", facts_of_a_run(calibrate=unmeasured([LAYER]))).read_text()

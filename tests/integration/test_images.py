@@ -20,8 +20,6 @@ from bot_dist.checkpoint import CheckpointReader
 from bot_dist.errors import InputError
 from tests.conftest import UNTRAINED
 
-pytestmark = [pytest.mark.ray, pytest.mark.deepspeed, pytest.mark.usefixtures("forked_training")]
-
 ROOT = Path(__file__).parents[2]
 COLOURS = {"blue": (20, 40, 220), "green": (30, 200, 60), "red": (220, 30, 40)}
 PROCESSOR = {
@@ -66,6 +64,9 @@ def recipe(tmp_path: Path, images: Path, pico_vit: Callable[..., Any]) -> Callab
     return lambda **overrides: bot_dist.make_recipe(data, overrides)
 
 
+@pytest.mark.ray
+@pytest.mark.deepspeed
+@pytest.mark.usefixtures("forked_training")
 def test_a_vit_learns_from_folders_and_is_exported_with_its_processor(
     recipe: Callable[..., bot_dist.Recipe], images: Path, tmp_path: Path
 ) -> None:

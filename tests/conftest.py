@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import json
 import os
 import shutil
 import signal
@@ -36,12 +37,15 @@ def examples(count: int, **options: Any) -> settings:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of several processes (``pytest -n 2 --dist loadgroup``) one has all tests of Ray and of ranks, for they share a
-    cluster and a fork server, and it begins with them; the others have theirs by file."""
+    """Of several processes (``pytest -n 2 --dist loadgroup``) one has all tests of the session's Ray and of ranks, for
+    they share a cluster and a fork server, and it begins with them; the others have theirs by file."""
+
+    def shares(item: pytest.Item) -> bool:
+        return "start_ray" in getattr(item, "fixturenames", ()) or item.get_closest_marker("deepspeed") is not None
+
     for item in items:
-        shared = item.get_closest_marker("ray") or item.get_closest_marker("deepspeed")
-        item.add_marker(pytest.mark.xdist_group("ray" if shared else item.nodeid.partition("::")[0]))
-    items.sort(key=lambda item: not (item.get_closest_marker("ray") or item.get_closest_marker("deepspeed")))
+        item.add_marker(pytest.mark.xdist_group("ray" if shares(item) else item.nodeid.partition("::")[0]))
+    items.sort(key=shares, reverse=True)
 
 
 @pytest.fixture(scope="session")
@@ -123,6 +127,16 @@ def save_pico(tmp_path: Path) -> Callable[..., Pico]:
     """``save(model, dtype=…, max_shard_size=…)``: the model, randomised and saved in a new folder."""
     return lambda model, *options, **more: saved(model, new_folder(tmp_path), *options, **more)
 
+
+TOKENIZER = json.dumps(
+    {
+        "version": "1.0",
+        "added_tokens": [],
+        **dict.fromkeys(("truncation", "padding", "normalizer", "pre_tokenizer", "post_processor", "decoder")),
+        "model": {"type": "WordLevel", "vocab": {"<unk>": 0}, "unk_token": "<unk>"},
+    }
+)
+"""The smallest ``tokenizer.json``, to be carried along."""
 
 RMS = {
     "vocab_size": 64,

@@ -13,7 +13,7 @@ import torch
 
 import bot_dist
 from bot_dist.checkpoint import CheckpointReader
-from tests.conftest import PICOS, randomised
+from tests.conftest import PICOS, TOKENIZER, randomised
 
 OnEvent = Callable[[dict[str, Any]], None]
 
@@ -130,7 +130,7 @@ def _save(recipe: Recipe, folder: Path) -> None:
     model = randomised(getattr(transformers, model_class)(config).to(recipe.dtype))
     with contextlib.redirect_stderr(io.StringIO()):
         model.save_pretrained(folder)
-    (folder / "tokenizer.json").write_text('{"version": "1.0"}')  # carried along, never loaded here
+    (folder / "tokenizer.json").write_text(TOKENIZER)
 
 
 def _word(value: Any) -> str:

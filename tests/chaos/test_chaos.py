@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,11 +51,9 @@ def made() -> Iterator[tuple[Path, list[Case]]]:
 
 
 @pytest.fixture(scope="module")
-def arena(
-    request: pytest.FixtureRequest, made: tuple[Path, list[Case]], start_ray: Callable[[], None]
-) -> Iterator[Arena]:
+def arena(request: pytest.FixtureRequest, made: tuple[Path, list[Case]]) -> Iterator[Arena]:
     if request.param == "ray":
-        start_ray()
+        request.getfixturevalue("start_ray")()
     with prepared(made[0], request.param, made[1]) as arena:
         yield arena
 

@@ -55,7 +55,10 @@ def alone(pico_llama: Callable[..., Pico], tmp_path: Path) -> tuple[Pico, Statis
     return pico, compute(pico, tmp_path / "alone", executor="local")
 
 
-@pytest.mark.parametrize("cluster", [{"data": 1}, {"data": 2}, {"data": 3}, {"tensor": 2, "data": 2}], ids=str)
+SELDOM = [pytest.param(cluster, marks=pytest.mark.slow) for cluster in ({"data": 2}, {"tensor": 2, "data": 2})]
+
+
+@pytest.mark.parametrize("cluster", [{"data": 1}, {"data": 3}, *SELDOM], ids=str)
 def test_any_number_of_actors(alone: tuple[Pico, Statistics], tmp_path: Path, cluster: dict[str, int]) -> None:
     pico, wanted = alone
     assert_same(compute(pico, tmp_path / "actors", executor="ray", **cluster), wanted)
@@ -86,7 +89,7 @@ def killer(block: int, *victims: str) -> OnEvent:
     return on_event
 
 
-@pytest.mark.parametrize("block", [0, 2])
+@pytest.mark.parametrize("block", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_another_actor_does_what_a_dead_one_had(alone: tuple[Pico, Statistics], tmp_path: Path, block: int) -> None:
     pico, wanted = alone
     folder, events = tmp_path / "actors", list[dict[str, Any]]()

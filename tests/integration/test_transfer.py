@@ -137,7 +137,7 @@ def test_the_bytes_do_not_depend_on_the_mesh_or_the_limit(
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("tensor", [1, 2, 3])
+@pytest.mark.parametrize("tensor", [1, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 3))])
 def test_ray_actors_give_the_bytes_of_this_process(
     tensor: int, ray_cluster: None, tmp_path: Path, pico_llama: PicoFactory
 ) -> None:

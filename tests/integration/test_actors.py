@@ -49,7 +49,15 @@ SELDOM = [
 ]
 
 
-@pytest.mark.parametrize(("wavelet", "tensor", "data"), [("haar", 1, 1), ("bior6.8", 3, 1), ("haar", 2, 2), *SELDOM])
+@pytest.mark.parametrize(
+    ("wavelet", "tensor", "data"),
+    [
+        ("haar", 1, 1),
+        ("bior6.8", 3, 1),
+        ("haar", 2, 2),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in SELDOM),
+    ],
+)
 def test_actors_write_what_one_process_writes(
     tmp_path: Path, pico_llama: PicoFactory, wavelet: str, tensor: int, data: int
 ) -> None:

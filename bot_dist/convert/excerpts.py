@@ -16,6 +16,8 @@ CHARACTERS = 12
 """Of a text, that are tokenised to have a token: more than most languages and tokenizers need."""
 LITTLE = 2**22
 """Bytes of text that are rather tokenised as a whole."""
+SMALLEST = 2**16
+"""Bytes of text, about, between places that excerpts are taken from, at least; ``RANGE`` at most."""
 SPARE = 2
 """How many times the tokens that are wanted are taken of much text, so that there is a choice of documents."""
 
@@ -42,9 +44,12 @@ def excerpts(
 
     Raises InputError for what can't be read or is no text.
     """
-    ranges = [(number, *found) for number, text in enumerate(texts) for found in text.ranges(RANGE)]
-    if sum(nbytes for *_, nbytes in ranges) >= LITTLE:
-        found = _sampled(texts, [found[:3] for found in ranges], encoder, tokens, context, withheld)
+    nbytes = sum(size for text in texts for *_, size in text.ranges(RANGE))
+    if nbytes >= LITTLE:
+        wanted = 4 * SPARE * tokens // context  # more places than that many windows need
+        step = min(max(nbytes // wanted, SMALLEST), RANGE)
+        ranges = [(i, start, stop) for i, text in enumerate(texts) for start, stop, _ in text.ranges(step)]
+        found = _sampled(texts, ranges, encoder, tokens, context, withheld)
         if sum(len(excerpt.tokens) for excerpt in found) >= SPARE * tokens:
             return found
     return [
@@ -113,15 +118,18 @@ def _sampled(
             text, [r for r in ranges if r[0] == number], encoder, SPARE * tokens, withheld.get(text.url, 0)
         )
     ]
-    n = min(len(ranges), -(-SPARE * tokens // context))
-    first = sorted({i * len(ranges) // n for i in range(n)}) if n else []
-    each = -(-SPARE * tokens // max(len(first), 1))
+    if not ranges:
+        return []
+    windows = -(-SPARE * tokens // context)
+    each = -(-windows // len(ranges))  # of one range
+    n = -(-windows // each)
+    first = [i * len(ranges) // n for i in range(n)]
     found: dict[int, list[Excerpt]] = {}
     held = 0
     for i in (*first, *sorted({*range(len(ranges))} - {*first})):
         if held >= SPARE * tokens:
             break
-        found[i] = [*_of_range(texts[ranges[i][0]], ranges[i], encoder, each, context)]
+        found[i] = [*_of_range(texts[ranges[i][0]], ranges[i], encoder, each * context, context)]
         held += sum(len(excerpt.tokens) for excerpt in found[i])
     return [excerpt for i in sorted(found) for excerpt in found[i]]
 
@@ -151,7 +159,8 @@ def _of_range(
         span = CHARACTERS * context
         for piece in pieces:
             n = max(min(-(-tokens // context), len(piece.text) // span), 1)
-            for at in (i * len(piece.text) // n for i in range(n)):
+            cell = len(piece.text) // n
+            for at in (i * cell + max(cell - span, 0) // 2 for i in range(n)):
                 yield _part(piece, at, span, encoder, context, (number,))
         return
     n = 0

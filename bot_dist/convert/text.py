@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 Tokens = NDArray[np.int32]
 
+END_OF_TEXT = "<|endoftext|>"
+"""Stands between documents wherever a tokenizer has it, since GPT-2. EOS is another token in chat models (of Qwen,
+SmolLM2, Phi), which ends a turn."""
 BATCH = 2**20
 """Characters, about, that are tokenised at once."""
 RANGE = 2**20
@@ -125,8 +128,11 @@ def _around(tokenizer: Any, section: str) -> tuple[tuple[int, ...], tuple[int, .
 
 
 def _end(tokenizer: Any, section: str) -> tuple[int, ...]:
-    """EOS, or what has its place: BERT's SEP."""
-    for token in (tokenizer.eos_token_id, getattr(tokenizer, "sep_token_id", None)):
+    """``END_OF_TEXT``, EOS, or what has its place: BERT's SEP."""
+    eos, end = tokenizer.eos_token_id, tokenizer.get_vocab().get(END_OF_TEXT)
+    if end is not None and eos is not None and end < eos:  # else transformers may have added it, unknown to the model
+        return (end,)
+    for token in (eos, getattr(tokenizer, "sep_token_id", None)):
         if token is not None:
             return (token,)
     raise InputError(

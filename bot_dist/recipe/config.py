@@ -296,8 +296,8 @@ class TextConfig(Config):
     """Stands before every document, and at the beginning of every window: ``auto``, what the model's tokenizer puts
     before a text (the BOS of Llama and Gemma, BERT's CLS; nothing for GPT-2); ``none``; or a token by name."""
     eos: str = "auto"
-    """Stands behind every document: ``auto``, what the model's tokenizer puts behind a text, else its EOS; ``none``; or
-    a token by name."""
+    """Stands behind every document: ``auto``, what the model's tokenizer puts behind a text, else ``<|endoftext|>``
+    where it has that (the EOS of chat models ends a turn), else its EOS; ``none``; or a token by name."""
     document_limit: Bytes = DOCUMENT_LIMIT
     """Bytes that a line, or a document in one, may have, decompressed; files of plain text may be of any size. What is
     larger is refused."""

@@ -263,6 +263,19 @@ def test_masked_tokens_are_no_special_ones() -> None:
     assert {*found.labels[found.labels != IGNORED].tolist()} == {*range(30, 36)}
 
 
+@pytest.mark.parametrize("n", [3, 7, 12, 20, 40])
+def test_windows_lie_evenly_over_many_files(n: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """None of them, nor any end of the list, is left out where there are as many windows."""
+    monkeypatch.setattr("bot_dist.convert.excerpts.LITTLE", 0)
+    for i in range(12):
+        (tmp_path / f"{i:02}.txt").write_text(chr(300 + i) * 2000)
+    shown, held_out = taken([f"{tmp_path}/*.txt"], fitted=n, held_out=n // 3, context=4)
+    files = {window[1] - 300 for window in shown + held_out}
+    assert len(files) >= min(12, n) - 1
+    assert min(files) <= 12 // n + 1
+    assert max(files) >= 12 - 12 // n - 2
+
+
 def test_windows_of_a_long_text_are_had_without_all_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Evenly over both files, none over another."""
     monkeypatch.setattr("bot_dist.convert.excerpts.LITTLE", 0)
@@ -306,6 +319,18 @@ class TestAround:
         assert piece.tolist() == [*wanted[0], 97, 98, *wanted[1]]
         (part,) = encoder.tokens([Piece("ab", begins=False, ends=False)])
         assert part.tolist() == [97, 98]
+
+    @pytest.mark.parametrize(("end", "wanted"), [(0, 0), (1, 1), (3, 2), (None, 2)])
+    def test_what_ends_a_turn_ends_no_document(self, end: int | None, wanted: int) -> None:
+        """Where the token that does comes before EOS; one behind it may be unknown to the model."""
+
+        class Chat(CharTokenizer):
+            eos_token_id = 2
+
+            def get_vocab(self) -> dict[str, int]:
+                return {"<sep>": 2} if end is None else {"<sep>": 2, "<|endoftext|>": end}
+
+        assert Encoder(Chat()).behind == (wanted,)
 
     def test_other_tokens_around_are_another_digest(self) -> None:
         made = [

@@ -196,6 +196,8 @@ def _store(manifest: Manifest) -> Iterator[str]:
         yield ""
         yield from _facts(provenance["source"])
         yield f"- plan: `{provenance['plan']['digest']}`"
+        if kept := provenance["plan"].get("function_kept"):
+            yield f"- function kept: {_line(kept)}"
         yield from (f"- note: {_line(note)}" for note in provenance["plan"]["notes"])
         yield from _operators(provenance["plan"].get("operators", {}))
         yield from (

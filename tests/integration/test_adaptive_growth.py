@@ -32,7 +32,9 @@ def settled(pico: Any, tokenizer: Path) -> str:
 def grown(pico: Any, source: str, folder: Path, target: dict[str, int], text: list[str], **options: Any) -> Any:
     """The report, and the ``transformers`` model that is exported, which computes what ``pico`` does."""
     report = adapted(folder, source, target, text, **options)
-    export_huggingface(CheckpointReader(str(folder / "transferred.zarr")), str(folder / "export"))
+    store = CheckpointReader(str(folder / "transferred.zarr"))
+    assert store.manifest.provenance["plan"]["function_kept"].startswith("up to rounding (factors in float32")
+    export_huggingface(store, str(folder / "export"))
     model = type(pico.model).from_pretrained(folder / "export")
     before, after = outputs(pico.model)["logits"], outputs(model)["logits"]
     assert (after - before).abs().max() < 1e-5 * before.abs().max()

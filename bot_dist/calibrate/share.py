@@ -177,7 +177,7 @@ def check_finite(values: torch.Tensor, source: Source, where: str) -> None:
         what = "it is NaN or infinity" if where == "loss" else "activations hold NaN or infinity"
         raise InputError(
             f"{label(source.url)}: {where}: {what}; the weights are damaged or of another model: make or download them "
-            f"again"
+            f"again, or shrink by analysis wavelet, which runs nothing through them"
         )
 
 

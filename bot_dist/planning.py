@@ -149,13 +149,13 @@ class Planning:
 
     def _adapted(self, on_event: OnEvent) -> Adapted | None:
         from bot_dist.calibrate import Adaptation
-        from bot_dist.checkpoint import claim
+        from bot_dist.checkpoint import Storage, is_vacant
         from bot_dist.checkpoint.manifest import OPERATORS
         from bot_dist.runtime.crew import Crew
 
         url = absolute(self.recipe.transferred_url)
         keep_apart(self.recipe.source, url)
-        claim(url)
+        is_vacant(Storage(url))
         with Crew(self.recipe.cluster) as crew:
             adaptation = Adaptation(
                 self.recipe,

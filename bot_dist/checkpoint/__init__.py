@@ -45,7 +45,7 @@ what it reads but not the manifest's digests, sees bfloat16 as uint16, and reads
 not as an error.
 """
 
-from bot_dist.checkpoint.folder import claim, remove_store
+from bot_dist.checkpoint.folder import is_vacant, remove_store
 from bot_dist.checkpoint.layout import StoredParameter, array_layout, store_layout
 from bot_dist.checkpoint.mallat import MallatSource
 from bot_dist.checkpoint.manifest import FORMAT_VERSION, Manifest
@@ -65,7 +65,7 @@ __all__ = [
     "StoredParameter",
     "array_layout",
     "attempt_of",
-    "claim",
+    "is_vacant",
     "read_constant",
     "read_dual",
     "read_rows",

@@ -43,19 +43,31 @@ def is_store(storage: Storage, folder: str = "") -> bool:
 
 
 def claim(url: str) -> Storage:
-    """The folder at ``url``, made known for a store's if nothing is in it yet.
-
-    Raises CheckpointExistsError when something else is there, CheckpointError when a link is in it.
-    """
+    """The folder at ``url``, made known for a store's if it is none's. Raises as ``is_vacant`` does."""
     storage = Storage(url)
-    if is_store(storage):
-        storage.refuse_links()
-    elif not storage.is_empty() and storage.names(""):  # else, at most, a killed writer's partial file
-        raise CheckpointExistsError(f"{storage.label} is not empty and no bot_dist store; it is not overwritten")
-    else:
+    if is_vacant(storage):
         storage.write(GROUP, [root_metadata()], durable=True)
         storage.sync_folders("")  # whatever a crash leaves of the rest, it is known for ours
     return storage
+
+
+def is_vacant(storage: Storage) -> bool:
+    """Whether a folder is not a store's yet: nothing is in it, but operators that were fitted for one.
+
+    Raises CheckpointExistsError when something else is there, CheckpointError when a link is in it.
+    """
+    if is_store(storage):
+        storage.refuse_links()
+        return False
+    others = () if storage.is_empty() else {*storage.names("")} - {OPERATORS}
+    if not others:
+        stores = [f"{OPERATORS}/{name}" for name in storage.names(OPERATORS)]
+        fitted = tuple(f"{store}/" for store in stores if is_store(storage, store))
+        # besides, at most, what killed writers have left on the way
+        others = {name for name in storage.sizes("") if partial_of(name) == name and not name.startswith(fitted)}
+    if others:
+        raise CheckpointExistsError(f"{storage.label} is not empty and no bot_dist store; it is not overwritten")
+    return True
 
 
 def remove_store(storage: Storage, folder: str, *, within: str = "") -> None:

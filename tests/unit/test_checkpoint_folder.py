@@ -77,6 +77,17 @@ def test_nothing_is_fitted_into_a_folder_that_is_no_stores(pico_llama: Callable[
     assert contents(tmp_path / "project") == {"operators/my_code.py": b"mine"}
 
 
+def test_operators_that_were_fitted_take_a_folder_for_no_other(tmp_path: Path) -> None:
+    """They are there before what is made with them, be they whole or what a killed writer has left."""
+    url = tmp_path / "store"
+    commit(str(url / "operators/mlp"))
+    CheckpointWriter.create(str(url / "operators/embed"), STORED, config={}, attempt="plan")
+    (url / "operators/layer").mkdir()
+    (url / "operators/layer/zarr.json.0f.partial").write_text("{")
+    commit(str(url))
+    assert not checks.verify(str(url)).damaged
+
+
 LINKS = {
     "the data": "data",
     "an attempt": "data/plan",

@@ -21,13 +21,26 @@ YAML_NODES = 20_000
 
 
 def parse_json(
-    data: bytes | str, where: str, as_error: type[Exception] = SourceError, most_bytes: int = JSON_BYTES
+    data: bytes | str,
+    where: str,
+    as_error: type[Exception] = SourceError,
+    most_bytes: int = JSON_BYTES,
+    largest: int = 10**MOST_DIGITS,
 ) -> Any:
-    """JSON without duplicate keys; ``where`` names it. Raises an ``as_error`` for anything else."""
+    """JSON without duplicate keys and without larger whole numbers than ``largest``; ``where`` names it. Raises an
+    ``as_error`` for anything else."""
+
+    def whole(digits: str) -> int:
+        if len(digits) > MOST_DIGITS:
+            raise ValueError(f"a number of {len(digits):,} digits")
+        if (number := int(digits)) > largest:
+            raise ValueError(f"the number {number:,}, over {largest:,}")
+        return number
+
     if len(data) > most_bytes:
         raise as_error(f"{where}: {len(data):,} bytes of JSON, wanted at most {most_bytes:,}; the file is damaged")
     try:
-        parsed = json.loads(data, object_pairs_hook=_unique, parse_int=_whole)
+        parsed = json.loads(data, object_pairs_hook=_unique, parse_int=whole)
         _check_depth(parsed)
         if "\\u" in data if isinstance(data, str) else b"\\u" in data:
             json.dumps(parsed, ensure_ascii=False).encode()  # half a character can be neither written nor shown
@@ -37,10 +50,14 @@ def parse_json(
 
 
 def parse_object(
-    data: bytes | str, where: str, as_error: type[Exception] = SourceError, most_bytes: int = JSON_BYTES
+    data: bytes | str,
+    where: str,
+    as_error: type[Exception] = SourceError,
+    most_bytes: int = JSON_BYTES,
+    largest: int = 10**MOST_DIGITS,
 ) -> dict[str, Any]:
     """``parse_json`` of an object."""
-    parsed = parse_json(data, where, as_error, most_bytes)
+    parsed = parse_json(data, where, as_error, most_bytes, largest)
     if not isinstance(parsed, dict):
         raise as_error(f"{where} is a JSON {type(parsed).__name__}, wanted an object")
     return parsed
@@ -74,12 +91,6 @@ def _unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
             raise ValueError(f"key {key!r} appears twice")
         result[key] = value
     return result
-
-
-def _whole(digits: str) -> int:
-    if len(digits) > MOST_DIGITS:
-        raise ValueError(f"a number of {len(digits):,} digits")
-    return int(digits)
 
 
 def _check_depth(value: Any) -> None:

@@ -10,6 +10,8 @@ from bot_dist.parsing import parse_object
 from bot_dist.urls import label
 
 PROCESSOR = "preprocessor_config.json"
+LARGEST_SIDE = 2**14
+"""Number in it: sides that images are scaled to, before they are cut to the model's."""
 VIT = {
     "image_processor_type": "ViTImageProcessor",
     "resample": 2,
@@ -27,4 +29,4 @@ def image_processor(url: str, model_config: Mapping[str, Any]) -> dict[str, Any]
         size = model_config.get("image_size", 224)
         height, width = size if isinstance(size, list | tuple) else (size, size)
         return {**VIT, "size": {"height": height, "width": width}}
-    return parse_object(held.read(PROCESSOR), f"{label(url)}: {PROCESSOR}")
+    return parse_object(held.read(PROCESSOR), f"{label(url)}: {PROCESSOR}", largest=LARGEST_SIDE)

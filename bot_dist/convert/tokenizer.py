@@ -27,6 +27,10 @@ VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", 
 """Without one of these there is no tokenizer."""
 
 
+LARGEST_ID = 2**24
+"""Number in a ``tokenizer.json``: ``tokenizers`` takes memory for all ids up to the largest, whichever there are."""
+
+
 def has_tokenizer(url: str) -> bool:
     """Whether ``load_tokenizer`` has something to load there."""
     return _gguf_has_tokens(url) if _is_gguf(url) else bool(_names(url))
@@ -114,6 +118,8 @@ def save_tokenizer(source_url: str, target_folder_url: str) -> bool:
 def _from_pretrained(url: str, folder: str, **options: Any) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
+    if (path := Path(folder) / "tokenizer.json").is_file():
+        parse_object(path.read_bytes(), f"{label(url)}: tokenizer.json", largest=LARGEST_ID)
     with blamed(lambda why: SourceError(f"{label(url)}: transformers can't load the tokenizer: {why}")):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             folder, trust_remote_code=False, local_files_only=True, **options

@@ -136,7 +136,9 @@ def prepare_images(config: TrainConfig, source_url: str, model_config: dict[str,
         )
     processor = image_processor(source_url, model_config)
     image, _ = found.read(0)
-    shape = make_processor(processor)([image])["pixel_values"][0].shape
+    made = make_processor(processor)
+    with blamed(lambda why: InputError(f"train.images: {PROCESSOR} of {label(source_url)} prepares no image ({why})")):
+        shape = made([image])["pixel_values"][0].shape
     size = model_config.get("image_size", 224)
     takes = (model_config.get("num_channels", 3), *(size if isinstance(size, list | tuple) else (size, size)))
     if shape != takes:

@@ -180,7 +180,7 @@ def show_pretrain(result: dict[str, Any]) -> None:
 def show_export(report: dict[str, Any]) -> None:
     console.print(f"exported {report['source']} in {report['seconds']:.1f} s to {report['folder']}")
     for note in report.get("notes", ()):
-        console.print(f"note: {note}")
+        console.print(f"note: {note}", markup=False)
     if "logits" in report:
         logits = report["logits"]
         console.print(

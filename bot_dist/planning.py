@@ -59,12 +59,14 @@ class Planning:
     @cached_property
     def draft(self) -> TransferPlan:
         """The plan; where something is to be fitted, one that says where. Reads no weight and writes nothing."""
+        from bot_dist.convert.companions import check_companions
         from bot_dist.convert.configuration import check_configuration
         from bot_dist.convert.tokenizer import check_files
 
         plan = self._planned(None)
         check_configuration(plan.target.config, "the target")
         check_files(absolute(self.recipe.source))
+        check_companions(absolute(self.recipe.source))
         return plan
 
     @cached_property

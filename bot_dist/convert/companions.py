@@ -67,16 +67,20 @@ class Companions:
 
 
 def read_companions(url: str) -> Companions:
-    """Of a model folder, a file in one, a ``.gguf`` file or a store. Raises SourceError where one is damaged."""
+    """Of a model folder, a file in one, a ``.gguf`` file or a store. Raises as ``check_companions`` does."""
+    check_companions(url)
     held = beside(url)
     files = {name: held.read(name) for name in held.places if kind_of(name) != "tokenizer"}
     if resolve(url).endswith(".gguf"):
         files = read_about(url)
-    if GENERATION in files:
-        _object(files[GENERATION], url, GENERATION)
-    if MODULES in files:
-        read_modules(files[MODULES], url)
     return Companions(url, files | tokenizer_files(url), held.left_out)
+
+
+def check_companions(url: str) -> None:
+    """Raise SourceError where how to generate, or what comes after the model, is said in a way that nobody reads."""
+    held = beside(url)  # which reads the modules
+    if GENERATION in held.places:
+        _object(held.read(GENERATION), url, GENERATION)
 
 
 def export_files(companions: Companions, model: Model) -> tuple[dict[str, bytes], list[str]]:

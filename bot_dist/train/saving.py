@@ -21,7 +21,7 @@ def create_store(
     url: str, model: Model, source: Source, *, tokenizer_url: str, run_digest: str, overwrite: bool
 ) -> str:
     """Begin an attempt at the store that ``save`` will fill, and put there what goes along with the weights
-    at ``tokenizer_url``; its name, for ``save``.
+    at ``tokenizer_url``, if that is named; its name, for ``save``.
     Learning-rate factors are the source's.
 
     Every call is an attempt of its own: two trainings need not write the same bytes. Rank 0 does so before training, so
@@ -31,7 +31,8 @@ def create_store(
     if dist.get_rank() == 0:
         stored = [store_layout(p, source.learning_rate_factor(p)) for _, _, p in model.parameters()]
         writer = CheckpointWriter.create(url, stored, config=model.config, attempt=attempt[0], overwrite=overwrite)
-        read_companions(tokenizer_url).save(writer.url)
+        if tokenizer_url:
+            read_companions(tokenizer_url).save(writer.url)
     dist.broadcast_object_list(attempt, src=0)
     return attempt[0]
 

@@ -85,6 +85,8 @@ def etag(url: str) -> str | None:
 
 def list_names(url: str) -> list[str] | None:
     """Names in a folder, sorted; None when there is no such folder or it can't be listed."""
+    if not exists_in_package(url):
+        return None
     fs, path = filesystem(url)
 
     def names() -> list[str] | None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from bot_dist.convert.location import resolve, safe_relative
-from bot_dist.convert.storage import filesystem, label, read_range, resolve_all, size_bytes
+from bot_dist.convert.storage import filesystem, label, list_names, read_range, resolve_all, size_bytes
 from bot_dist.errors import InputError, MissingPackageError, SourceError
 
 
@@ -24,6 +24,11 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_file_of_a_package_is_found_without_importing_it(package: Path) -> None:
     assert resolve("package://picotexts/texts/a.txt") == str(package / "texts/a.txt")
     assert "picotexts" not in sys.modules
+
+
+def test_folders_of_a_package_are_listed_where_they_are_there(package: Path) -> None:
+    assert list_names("package://picotexts/texts") == ["a.txt", "b.txt", "c.md"]
+    assert list_names("package://picotexts/none") is None
 
 
 def test_other_urls_stay_as_they_are() -> None:

@@ -44,8 +44,10 @@ def data_for(recipe: Recipe, model: Model) -> Data | None:
     tell as much of whole blocks, and of a masked model more than its weights do; None where there is nothing."""
     if model.family.objective == "image":
         return "images" if recipe.train.images is not None else None
-    if text := _calibration_text(recipe):
-        return "written" if text == OWN_TEXT else "text"
+    if recipe.calibrate.text == OWN_TEXT:
+        return "written"
+    if _calibration_text(recipe):
+        return "text"
     target = model.resized(recipe.target)
     axes = {*shrinking(model, target, recipe.transfer), *growing(model, target, recipe.transfer)}
     if not axes:
@@ -71,7 +73,7 @@ def check_kind_of_data(recipe: Recipe, model: Model) -> None:
     """Raise InputError where a text is named for a model of images, or images for one of text, or where a model is to
     write a text that can't."""
     name, text, objective = model.family.name, _calibration_text(recipe), model.family.objective
-    if text == OWN_TEXT and objective != "causal":
+    if recipe.calibrate.text == OWN_TEXT and objective != "causal":
         data = "images in train.images" if objective == "image" else "a text in calibrate.text"
         raise InputError(f"calibrate.text is self, and a model of family '{name}' can't write a text; name {data}")
     if objective == "image" and text:

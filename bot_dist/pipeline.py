@@ -476,7 +476,8 @@ def check_data(recipe: Recipe) -> None:
     from bot_dist.convert.texts import open_texts
 
     for section, named in (("calibrate", recipe.calibrate), ("train", recipe.train)):
-        if named.text not in ((), OWN_TEXT):
+        written = section == "calibrate" and named.text == OWN_TEXT
+        if named.text and not written:
             open_texts(named.text, named.column, section, named.document_limit)
 
 

@@ -113,10 +113,8 @@ def _sampled(
     """From every so-manieth range, ``(text, start, stop)``, and from those between if these have too little."""
     ranges = [
         found
-        for number, text in enumerate(texts)
-        for found in _before_end(
-            text, [r for r in ranges if r[0] == number], encoder, SPARE * tokens, withheld.get(text.url, 0)
-        )
+        for number, own in itertools.groupby(ranges, lambda found: found[0])
+        for found in _before_end(texts[number], [*own], encoder, SPARE * tokens, withheld.get(texts[number].url, 0))
     ]
     if not ranges:
         return []

@@ -44,9 +44,7 @@ def assert_same(url: Path, other: Path) -> None:
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
 
 
-SELDOM = [
-    pytest.param(*case, marks=pytest.mark.slow) for case in (("bior6.8", 1, 1), ("haar", 3, 1), ("bior6.8", 2, 2))
-]
+SELDOM = [("bior6.8", 1, 1), ("haar", 3, 1), ("bior6.8", 2, 2)]
 
 
 @pytest.mark.parametrize(

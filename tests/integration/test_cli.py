@@ -413,7 +413,7 @@ def test_help_is_instant() -> None:
 
 @pytest.mark.ray
 def test_ctrl_c_commits_nothing_stops_the_actors_and_a_rerun_resumes(tmp_path: Path, pico_llama: PicoFactory) -> None:
-    source = pico_llama(num_hidden_layers=72).url  # steps enough for the signal to come amid them
+    source = pico_llama(num_hidden_layers=32).url  # steps enough for the signal to come amid them
     store = tmp_path / "store"
     options = ("--embed", "48", "--tensor", "2", "--memory-limit", "20KiB")
     command = [sys.executable, "-m", "bot_dist.cli", "scale", source, str(store), *options]

@@ -28,7 +28,8 @@ command=("$python" -m pytest -n "$((processes < 2 ? 2 : processes < 4 ? processe
 rc=tests/coverage/coveragerc
 export COVERAGE_FILE=${COVERAGE_FILE:-$PWD/.coverage} # absolute: the processes have folders of their own
 rm -f "$COVERAGE_FILE"*
-PYTHONPATH=$PWD/tests/coverage${PYTHONPATH:+:$PYTHONPATH} COVERAGE_PROCESS_START=$PWD/$rc "${command[@]}" || status=$?
+export PYTHONPATH=$PWD/tests/coverage${PYTHONPATH:+:$PYTHONPATH}
+COVERAGE_PROCESS_START=$PWD/$rc "${command[@]}" || status=$?
 "$python" -m coverage combine --quiet --rcfile=$rc
 "$python" -m coverage report --rcfile=$rc
 exit "${status:-0}"

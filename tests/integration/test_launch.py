@@ -128,7 +128,7 @@ def pico_recipe(folder: Path) -> Path:
         "output": str(folder / "out"),
         "target": {"embed": 8},
         "transfer": {"analysis": "wavelet"},
-        "cluster": {"tensor": 2},
+        "cluster": {"tensor": 1},
     }
     path = folder / "pico.yaml"
     path.write_text(yaml.safe_dump(recipe))

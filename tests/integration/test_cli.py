@@ -128,6 +128,7 @@ def test_export_options(cli: Callable[..., tuple[int, str]], tmp_path: Path, pic
         (("--max-shard-size", "much"), "'much' is no size"),
         (("--max-shard-size", "0"), "--max-shard-size is 0"),
         (("--to", "dcp", "--max-shard-size", "1GB"), "--max-shard-size is for safetensors"),
+        (("--to", "dcp", "--dtype", "bf16"), "DCP keeps the dtypes"),
     ):
         status, text = cli("export", source, str(tmp_path / "no"), *options)
         assert (status, message in text) == (2, True), text
@@ -387,8 +388,9 @@ def test_a_store_is_exported_for_llama_cpp(
     assert cli("export", str(store), str(file), "--to", "gguf", "--dtype", "f32", "--overwrite")[0] == 0
     status, text = cli("diff", "--quick", str(store), str(file))
     assert "rms_norm_eps" in text  # a float32 there; sizes and dtypes are the same
-    status, text = cli("export", str(store), str(tmp_path / "folder"), "--dtype", "f16")
-    assert (status, "--dtype is for GGUF" in text) == (2, True)
+    status, text = cli("export", str(store), str(tmp_path / "folder"), "--dtype", "q8_0")
+    assert (status, "--dtype q8_0 is for GGUF" in text) == (2, True)
+    assert cli("export", str(store), str(tmp_path / "folder"), "--dtype", "f16")[0] == 0
 
 
 def test_a_committed_target_needs_overwrite(

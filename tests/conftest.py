@@ -35,16 +35,18 @@ def examples(count: int, **options: Any) -> settings:
     return settings(max_examples=count if settings.get_current_profile_name() == "long" else few, **options)
 
 
-@pytest.hookimpl(tryfirst=True)
+def shares(item: pytest.Item) -> bool:
+    """Whether a test is of the session's Ray or of ranks: these share a cluster and a fork server."""
+    return "start_ray" in getattr(item, "fixturenames", ()) or item.get_closest_marker("deepspeed") is not None
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Of several processes (``pytest -n 2 --dist loadgroup``) one has all tests that share; the others go by file."""
+    item.add_marker(pytest.mark.xdist_group("ray" if shares(item) else item.nodeid.partition("::")[0]))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of several processes (``pytest -n 2 --dist loadgroup``) one has all tests of the session's Ray and of ranks, for
-    they share a cluster and a fork server, and it begins with them; the others have theirs by file."""
-
-    def shares(item: pytest.Item) -> bool:
-        return "start_ray" in getattr(item, "fixturenames", ()) or item.get_closest_marker("deepspeed") is not None
-
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("ray" if shares(item) else item.nodeid.partition("::")[0]))
+    """They take longest, and begin."""
     items.sort(key=shares, reverse=True)
 
 

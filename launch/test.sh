@@ -21,7 +21,7 @@ if [[ ! ${CI:-} ]] && ! several_machines; then
 fi
 processes=$(nproc)
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # of each process: they share the cores
-command=("$python" -m pytest -n "$((processes < 2 ? 2 : processes < 4 ? processes : 4))" --dist loadgroup --no-loadscope-reorder
+command=("$python" -m pytest -n "$((processes < 2 ? 2 : processes < 4 ? processes : 4))" --dist loadfile --no-loadscope-reorder
     -m "$markers" --hypothesis-profile "$profile" "$@")
 [[ $coverage ]] || exec "${command[@]}"
 

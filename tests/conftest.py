@@ -40,13 +40,8 @@ def shares(item: pytest.Item) -> bool:
     return "start_ray" in getattr(item, "fixturenames", ()) or item.get_closest_marker("deepspeed") is not None
 
 
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """Of several processes (``pytest -n 2 --dist loadgroup``) one has all tests that share; the others go by file."""
-    item.add_marker(pytest.mark.xdist_group("ray" if shares(item) else item.nodeid.partition("::")[0]))
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """They take longest, and begin."""
+    """They take longest, and begin; of several processes (``pytest -n 2 --dist loadfile``) each has its own."""
     items.sort(key=shares, reverse=True)
 
 

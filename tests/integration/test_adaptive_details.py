@@ -54,6 +54,21 @@ def every(reader: CheckpointReader) -> dict[str, torch.Tensor]:
     return dict(reader.tensors([*reader.manifest.parameters]))
 
 
+EPS = 2.0**-24
+"""Half a unit in the last place of float32, relative."""
+
+
+def worst_condition(stores: list[CheckpointReader]) -> float:
+    """By how much undoing what was fitted may enlarge the rounding of weights and operators, at most."""
+    matrices = [
+        tensor.double()
+        for store in stores
+        for name, tensor in store.tensors([*store.manifest.parameters])
+        if tensor.ndim >= 2 and min(tensor.shape[-2:]) > 1 and not name.endswith(".dual")
+    ]
+    return max((float(torch.linalg.cond(matrix).max()) for matrix in matrices), default=1.0)
+
+
 def notes(reader: CheckpointReader) -> list[str]:
     found: list[str] = reader.manifest.provenance["plan"]["notes"]
     return found
@@ -82,6 +97,7 @@ def test_details_give_the_source_back(tmp_path: Path, source: Callable[..., str]
     stores = [CheckpointReader(f"{small.url}/{folder}") for folder in small.manifest.operators]
     duals = sum(s.nbytes for store in stores for name, s in store.manifest.parameters.items() if name.endswith(".dual"))
     assert any(f"takes {duals:,} bytes" in note for note in notes(small)) == (duals > 0)
+    bound = max(3e-6, EPS * worst_condition(stores))
     shutil.move(tmp_path / "small" / STORE, tmp_path / "moved")
     restored = grown(tmp_path / "moved", tmp_path / "again", before(url, target))
     wanted = open_source(url)
@@ -89,7 +105,7 @@ def test_details_give_the_source_back(tmp_path: Path, source: Callable[..., str]
     for _, _, p in model_of(wanted.config).parameters():
         expected, found = (s.read(p, whole(p.sizes)) for s in (wanted, restored))
         error = (found - expected).abs().max() / expected.abs().max()
-        assert error < 3e-6, p.name
+        assert error < bound, p.name
     assert {p.learning_rate_factor for p in restored.manifest.parameters.values()} == {1.0}
     (note,) = notes(restored)
     assert note.startswith("details restore: ")

@@ -159,7 +159,7 @@ def test_a_store_is_never_exported_into(pico_llama: PicoMaker, tmp_path: Path) -
 
 
 def test_remote_targets_are_refused_before_anything_is_read(pico_llama: PicoMaker) -> None:
-    with pytest.raises(InputError, match="export writes local folders only"):
+    with pytest.raises(InputError, match="export writes local folders, and hf:"):
         export_huggingface(open_source(pico_llama().url), "memory://out")
 
 

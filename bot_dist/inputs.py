@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from bot_dist.errors import InputError
-from bot_dist.families import Model
+from bot_dist.families import Model, model_of
 from bot_dist.plan import growing, shrinking
 from bot_dist.recipe import OWN_TEXT, CalibrateConfig, Recipe, TextConfig, TrainConfig
 from bot_dist.urls import absolute, label
@@ -185,7 +185,8 @@ def document_token(recipe: Recipe, source: Source) -> tuple[int | None, bool]:
             (*found,) if isinstance(found := source.config.get(f"{name}_token_id"), list) else (found,)
             for name in ("bos", "eos")
         )
-    first, *_ = (*(token for token in (*before, *behind) if token is not None), None)
+    size = model_of(source.config).sizes["vocab"]
+    first, *_ = (*(token for token in (*before, *behind) if token is not None and token < size), None)
     return first, first in before
 
 

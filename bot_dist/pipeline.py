@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from bot_dist.disk import check_lasting, writing
 from bot_dist.errors import CheckpointError, CheckpointExistsError, InputError, SourceError
-from bot_dist.families import model_of
 from bot_dist.planning import OnEvent, Planning, keep_apart, open_checked
 from bot_dist.recipe import OWN_TEXT, InsertedConfig, Recipe, make_recipe, members_of
 from bot_dist.records import Records
@@ -280,15 +279,20 @@ def export_store(
     """Write the store (or any other source) at ``url`` as a Hugging Face folder, with safetensors in files of at most
     ``max_shard_bytes`` (5 GB) and in ``dtype`` (those of the store), or with a checkpoint of torch's DCP instead; or as
     a GGUF file ``folder`` with matrices in ``dtype`` (f16). ``folder`` may be ``hf://USER/MODEL``, on the hub."""
-    from bot_dist.convert.export import DTYPES, MAX_SHARD_BYTES, export_dcp, export_gguf, export_huggingface
+    from bot_dist.convert.export import (
+        DTYPES,
+        MAX_SHARD_BYTES,
+        export_dcp,
+        export_gguf,
+        export_huggingface,
+        written_bytes,
+    )
     from bot_dist.convert.hub_out import HUB, export_hub
     from bot_dist.convert.open import open_source
 
     started = time.perf_counter()
     check_lasting({"folder": folder})
     source = open_source(url)
-    total = sum(source.storage_bytes(p) for _, _, p in model_of(source.config).parameters())
-    on_event({"stage": "export", "event": "start", "bytes": total})
     if max_shard_bytes is not None and to != "safetensors":
         raise InputError("--max-shard-size is for safetensors; leave it out")
     if dtype is not None and (to == "dcp" or (to == "safetensors" and dtype not in DTYPES)):
@@ -309,6 +313,7 @@ def export_store(
             raise InputError(f"{label(folder)}: the hub takes safetensors and GGUF; export DCP into a folder")
         encoding = (dtype or "f16") if to == "gguf" else None
         write = functools.partial(export_hub, write=write, gguf=encoding)
+    on_event({"stage": "export", "event": "start", "bytes": written_bytes(source, to, dtype)})
     result = write(
         source,
         folder,

@@ -106,6 +106,11 @@ def stored(name: str) -> str:
     return f"{kind_of(name)}/{name}"
 
 
+def folder_of(url: str) -> str:
+    """The folder of a source: itself, or where its file of weights or its configuration lies."""
+    return (url.rpartition("/")[0] or ".") if url.endswith((".safetensors", ".json")) else url
+
+
 def beside(url: str) -> Beside:
     """What lies beside the weights of a model folder, a file in one, or in a store; nothing beside a ``.gguf`` file."""
     if resolve(url).endswith(".gguf"):
@@ -114,7 +119,7 @@ def beside(url: str) -> Beside:
         prefixes = tuple(f"{kind}/" for kind in get_args(Kind))
         held = CheckpointReader(url).manifest.files
         return Beside(url, {name.partition("/")[2]: name for name in held if name.startswith(prefixes)})
-    folder = (url.rpartition("/")[0] or ".") if url.endswith((".safetensors", ".json")) else url
+    folder = folder_of(url)
     top = list_names(folder) or []
     listed = is_local(folder) or "config.json" in top  # a web page about a folder may name other things
     names = _with_folders(folder, top) if listed else _well_known(folder)

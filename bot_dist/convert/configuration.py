@@ -58,8 +58,17 @@ def _is_length(value: Any, _: Any) -> bool:
 
 
 def _in_vocabulary(value: Any, config: Mapping[str, Any]) -> bool:
+    """Or what the class has where nobody gave one (GPT-2: 50256), which says nothing of this vocabulary."""
     ids = value if isinstance(value, list) else [value]
-    return all(type(i) is int and 0 <= i < config.get("vocab_size", math.inf) for i in ids)
+    return all(type(i) is int and 0 <= i < config.get("vocab_size", math.inf) for i in ids) or value in _unsaid(config)
+
+
+def _unsaid(config: Mapping[str, Any]) -> list[Any]:
+    """The ids of tokens that a configuration's class has by default."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    kind: Any = CONFIG_MAPPING[config["model_type"]]
+    return [field.default for field in dataclasses.fields(kind) if field.name.endswith("_token_id")]
 
 
 RULES = (

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -175,6 +175,16 @@ def export_gguf(
         tokenizer=tokenizer is not None,
         notes=tuple(notes),
     )
+
+
+def written_bytes(source: Source, to: str, dtype: str | None) -> int:
+    """Bytes of weights that an export writes, of which its ``progress`` tells: to ``gguf`` in that encoding (f16), else
+    in that dtype (the source's). Raises FamilyError where GGUF can't express the model."""
+    model = model_of(source.config)
+    if to == "gguf":
+        planned = plan_gguf(model, huggingface_config(model), cast("Encoding", dtype or "f16"))
+        return sum(tensor.nbytes for tensor in planned.tensors)
+    return sum(p.size * (DTYPES[dtype] if dtype else source.dtype(p)).itemsize for _, _, p in model.parameters())
 
 
 def _export(

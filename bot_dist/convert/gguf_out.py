@@ -122,7 +122,7 @@ def write_gguf(
 ) -> None:
     """Write the file, durably. ``describe`` adds metadata of other kinds (of the model, and the tokenizer's).
 
-    ``progress`` gets the bytes of the source that each piece stands for. Holds pieces of ``PIECE_BYTES`` in float32, or
+    ``progress`` gets the bytes of each piece of a tensor. Holds pieces of ``PIECE_BYTES`` in float32, or
     of one index along a tensor's outermost axis (a head) where that is more. Raises InputError on a value that has no
     such encoding.
     """
@@ -156,8 +156,9 @@ def write_gguf(
         for tensor in file.tensors:
             _pad(out)
             for rows in _pieces(source, tensor):
-                out.write(_encoded(rows, tensor).data)
-                progress(source.storage_bytes(tensor.parameter) * rows.size // tensor.parameter.size)
+                encoded = _encoded(rows, tensor)
+                out.write(encoded.data)
+                progress(encoded.nbytes)
         _pad(out)
         out.write(factors.data)
         _pad(out)

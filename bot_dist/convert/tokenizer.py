@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bot_dist.convert.beside import beside
+from bot_dist.convert.beside import beside, folder_of
 from bot_dist.convert.gguf_header import read_gguf_header
 from bot_dist.convert.gguf_in import TOKENS
 from bot_dist.convert.gguf_tokenizer import begin, restore
@@ -52,17 +52,17 @@ def load_tokenizer(url: str) -> PreTrainedTokenizerBase:
         return tokenizer
     names = _names(url)
     if not names:
-        there = () if is_store(url) else list_names(_folder(url)) or ()
+        there = () if is_store(url) else list_names(folder_of(url)) or ()
         raise SourceError(
             f"{label(url)}: no tokenizer: none of {', '.join(VOCABULARIES)}{near_names('tokenizer.json', there)}"
         )
     if is_local(url) and not is_store(url):
-        return _from_pretrained(url, resolve(_folder(url)))
+        return _from_pretrained(url, resolve(folder_of(url)))
     with tempfile.TemporaryDirectory() as copy:
         held = beside(url)
         files = {name: held.read(name) for name in names}
-        if not is_store(url) and "config.json" in (list_names(_folder(url)) or ()):
-            files["config.json"] = read_file(join(_folder(url), "config.json"))
+        if not is_store(url) and "config.json" in (list_names(folder_of(url)) or ()):
+            files["config.json"] = read_file(join(folder_of(url), "config.json"))
         _write(files, copy)
         return _from_pretrained(url, copy)
 
@@ -133,10 +133,6 @@ def _is_gguf(url: str) -> bool:
 
 def _gguf_has_tokens(url: str) -> bool:
     return TOKENS in read_gguf_header(url).lengths
-
-
-def _folder(url: str) -> str:
-    return url.rpartition("/")[0] or "." if url.endswith(".safetensors") else url
 
 
 def _names(url: str) -> list[str]:

@@ -146,3 +146,11 @@ def test_a_target_that_transformers_refuses_is_refused_by_the_plan(make_pico: Ca
     recipe = make_recipe({"source": made.url, "output": "o", "target": {"embed": 30}, "calibrate": {"text": ()}})
     with pytest.raises((FamilyError, PlanError), match=r"hidden.size|embed=30"):
         plan_transfer(recipe)
+
+
+def test_a_default_of_the_class_says_nothing_of_the_vocabulary(make_pico: Any) -> None:
+    made = make_pico("gpt2", bos_token_id=50256, eos_token_id=50256)
+    assert open_source(made.url).config["bos_token_id"] == 50256
+    made = make_pico("gpt2", bos_token_id=50255)
+    with pytest.raises(FamilyError, match="bos_token_id is 50255"):
+        open_source(made.url)

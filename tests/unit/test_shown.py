@@ -231,3 +231,16 @@ def test_schema_and_completion_on_the_command_line(capsys: pytest.CaptureFixture
         assert key in json.loads(capsys.readouterr().out)["properties"]
     assert run("--show-completion", "bash") == 0
     assert "_BOT_DIST_COMPLETE" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("options", [(), ("--dtype", "bf16"), ("--to", "dcp"), ("--to", "gguf", "--dtype", "q8_0")])
+def test_an_export_tells_beforehand_what_it_will_write(
+    options: tuple[str, ...], pico_llama: Callable[..., Pico], tmp_path: Path, screen: Callable[..., Screen]
+) -> None:
+    shown = screen(400)
+    shown.console.verbose = True
+    target = tmp_path / ("out.gguf" if "gguf" in options else "out")
+    assert run("export", pico_llama().url, str(target), *options) == 0
+    events = [json.loads(line) for line in shown.text.splitlines() if line.startswith("{")]
+    (total,) = (event["bytes"] for event in events if event["event"] == "start")
+    assert total == sum(event["bytes"] for event in events if event["event"] == "written")

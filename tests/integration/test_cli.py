@@ -20,7 +20,7 @@ import yaml
 from bot_dist.checkpoint import CheckpointReader
 from bot_dist.cli import main
 from bot_dist.recipe import load_recipe
-from tests.conftest import default_signals
+from tests.conftest import TOKENIZER, default_signals
 
 PicoFactory = Callable[..., Any]
 
@@ -93,6 +93,7 @@ def test_a_configuration_alone_can_be_planned_and_simulated(
     cli: Callable[..., tuple[int, str]], tmp_path: Path, pico_llama: PicoFactory
 ) -> None:
     config = f"{pico_llama().url}/config.json"
+    Path(config).with_name("tokenizer.json").write_text(TOKENIZER)
     hardware = "storage_gb_s=1,network_gb_s=1,device_gb_s=100,request_s=1"
     status, text = cli("plan", config, "--embed", "12", "--tensor", "2", "--data", "8", "--hardware", hardware)
     assert (status, "limited by requests" in text, "… and 8 actors" in text) == (0, True, True)

@@ -252,7 +252,7 @@ def test_without_a_text_actors_fit_to_the_one_that_one_process_writes(tmp_path: 
         adapted(tmp_path / name, url, target, [], **few, **cluster)
     texts = [load_file(*(tmp_path / name / "calibration").glob("written-*"))["tokens"] for name in ("one", "two")]
     assert torch.equal(*texts)
-    assert texts[0].shape == (18, 32)
+    assert texts[0].shape == (18, 33)
     one, two = tensors(tmp_path / "one"), tensors(tmp_path / "two")
     for name, tensor in one.items():
         torch.testing.assert_close(two[name], tensor, rtol=1e-3, atol=1e-3)

@@ -62,7 +62,7 @@ def made(
 ) -> dict[str, torch.Tensor]:
     recipe = bot_dist.make_recipe(
         {"source": source(kind, dtype, folder), "output": str(folder), "target": TARGETS[kind]},
-        {"cluster.executor": "local", "transfer.wavelet": wavelet, **options},
+        {"cluster.executor": "local", "transfer.analysis": "wavelet", "transfer.wavelet": wavelet, **options},
     )
     planning = Planning(recipe)
     reader, plan = planning.source, planning.draft

@@ -32,7 +32,11 @@ WIDE = {"hidden_size": 16384, "intermediate_size": 131072, "num_hidden_layers": 
         ({}, ["target.mlp=4000000", "transfer.wavelet=coif17"], "102 taps"),
         ({}, ["cluster.tensor=1000000000"], "at most 65,536"),
         ({}, ["cluster.data=65536", "cluster.tensor=65536"], "at most 65,536"),
-        (WIDE, ["target.embed=8192", "transfer.memory_limit=4MB"], "steps, wanted at most"),
+        (
+            WIDE,
+            ["target.embed=8192", "transfer.analysis=wavelet", "transfer.memory_limit=4MB"],
+            "steps, wanted at most",
+        ),
         ({}, ["train.steps=99999999999999999999"], "at most"),
         ({}, ["transfer.memory_limit=1e30"], "no size"),
     ],

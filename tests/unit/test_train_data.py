@@ -266,7 +266,11 @@ class TestStore:
         with pytest.raises(CheckpointError, match="no tokens were committed"):
             TokenStore(str(folder))
         shards = sorted(folder.glob("*.bin"))
-        assert n // 2 <= len(shards) < n
+        assert n // 2 <= len(shards)
+        for late in shards[n - 1 :]:  # all were begun by then, and threads end what they have begun
+            for path in folder.glob(f"{late.stem}.*"):
+                path.unlink()
+        shards = shards[: n - 1]
         shards[0].write_bytes(bytes(len(shards[0].read_bytes())))  # as a crash of the machine leaves what is not synced
         made = []
         run = tokenise.Tokenising.run

@@ -52,6 +52,11 @@ def _url(text: str) -> str:
         raise ValueError("it is empty; give a path or a URL")
     if slip := re.match(r"(file|s3a?|gs|az|abfss?|hf|https?|package)(:/(?!/)|//)", text):
         raise ValueError(f"write {slip[1]}://{text[slip.end() :]}, or ./{text} for a path")
+    if re.match(r"(s3a?|gs|az|abfss?)://[^/]*:", text):
+        raise ValueError(
+            "a bucket has no ':' in its name; keys are taken from the environment (AWS_ACCESS_KEY_ID and the like), "
+            "never from a URL"
+        )
     return text
 
 

@@ -68,6 +68,10 @@ def test_keys_in_a_buckets_url_are_refused_and_not_shown() -> None:
 
     with pytest.raises(InputError, match=r"^s3://bucket/x: a bucket has no ':'"):
         filesystem("s3://AKIA:S3cr3t/a@bucket/x")
+    for key in ("source", "target_url"):
+        with pytest.raises(InputError, match=rf"{key}: a bucket has no ':'") as caught:
+            make_recipe({"source": "s", "output": "o", key: "s3://AKIA:S3cr3t@bucket/x"})
+        assert "S3cr3t" not in str(caught.value)
 
 
 @pytest.mark.parametrize("vocab", [257, 300, 1_111, 50_257])

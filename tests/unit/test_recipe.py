@@ -157,10 +157,10 @@ def test_dates_and_homes() -> None:
 
 def test_what_is_published_has_no_secrets() -> None:
     recipe = make_recipe(
-        {"source": "s3://me:secret@host/key?token=abc", "output": "b", "train": {"text": ["https://u:p@h/t"]}}
+        {"source": "https://me:secret@host/key?token=abc", "output": "b", "train": {"text": ["https://u:p@h/t"]}}
     )
     public = recipe.public()
-    assert public["source"] == "s3://host/key"
+    assert public["source"] == "https://host/key"
     assert public["train"]["text"] == ["https://h/t"]
     assert label("run --set source=s3://me:secret@host/key?token=abc --x") == "run --set source=s3://host/key --x"
 

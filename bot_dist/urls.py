@@ -5,6 +5,12 @@ from __future__ import annotations
 import os
 import re
 
+KEYS_IN_URL = (
+    "a bucket has no ':' in its name; keys are taken from the environment (AWS_ACCESS_KEY_ID and the like), never from "
+    "a URL"
+)
+"""Why a URL such as ``s3://KEY:SECRET@BUCKET`` is refused."""
+
 DATASETS = "hf-datasets://"
 """Of what Hugging Face's ``datasets`` loads by name; its query says which part, and holds no secret."""
 

@@ -8,7 +8,7 @@ import fsspec
 
 from bot_dist.checkpoint.retry import time_outs
 from bot_dist.errors import InputError, MissingPackageError
-from bot_dist.urls import label
+from bot_dist.urls import KEYS_IN_URL, label
 
 OBJECT_STORES = ("s3", "s3a", "gs", "az", "abfs", "abfss")
 WRITABLE = ("", "file", "local", "memory", *OBJECT_STORES)
@@ -30,10 +30,7 @@ def filesystem(url: str) -> tuple[Any, str]:
 
         path = url.partition("://")[2].rstrip("/")
         if ":" in path.partition("/")[0]:
-            raise InputError(
-                f"{label(url)}: a bucket has no ':' in its name; keys are taken from the environment "
-                f"(AWS_ACCESS_KEY_ID and the like), never from a URL"
-            )
+            raise InputError(f"{label(url)}: {KEYS_IN_URL}")
         return ObjectStore.of(protocol(url)), path
     try:
         fs, path = fsspec.core.url_to_fs(url, **(_by_http() if protocol(url) in ("http", "https") else {}))

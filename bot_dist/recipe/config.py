@@ -20,7 +20,7 @@ from pydantic import (
 )
 
 from bot_dist.errors import nearest
-from bot_dist.urls import label
+from bot_dist.urls import KEYS_IN_URL, label
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
@@ -53,10 +53,7 @@ def _url(text: str) -> str:
     if slip := re.match(r"(file|s3a?|gs|az|abfss?|hf|https?|package)(:/(?!/)|//)", text):
         raise ValueError(f"write {slip[1]}://{text[slip.end() :]}, or ./{text} for a path")
     if re.match(r"(s3a?|gs|az|abfss?)://[^/]*:", text):
-        raise ValueError(
-            "a bucket has no ':' in its name; keys are taken from the environment (AWS_ACCESS_KEY_ID and the like), "
-            "never from a URL"
-        )
+        raise ValueError(KEYS_IN_URL)
     return text
 
 

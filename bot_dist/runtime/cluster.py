@@ -70,11 +70,15 @@ def connected(config: ClusterConfig, cpus: int) -> Iterator[None]:
 
 
 def _protect() -> None:
-    """An embedded Ray listens on every interface: let it take only what knows this process's token.
+    """Keep an embedded Ray to this machine, and let it take only what knows this process's token: by itself, it listens
+    on every interface.
 
-    Ray reads these when it is first imported; in a process that has imported it before, its own default stands.
+    Ray reads these when it is first imported; in a process that has imported it before, its own defaults stand.
     """
-    if "ray" not in sys.modules and "RAY_AUTH_MODE" not in os.environ:
+    if "ray" in sys.modules:
+        return
+    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # loopback, as on machines where Ray has no cluster
+    if "RAY_AUTH_MODE" not in os.environ:
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 

@@ -156,7 +156,7 @@ def prepare_tokens(
                 f"vocabulary has {vocab_size}; the tokenizer does not belong to this model"
             )
 
-    check(max(*encoder.before, *encoder.behind, 0))
+    check(max([*encoder.before, *encoder.behind], default=0))
     cache = absolute(config.token_cache or str(Path(folder) / "tokens"))
     files = identities(texts, Storage(cache))
     contents = [[*text.kind, *(files[url].digest for url in text.sources)] for text in texts]

@@ -200,8 +200,9 @@ def masking(runs: Sequence[TrainRun], tokenizer_url: str) -> dict[str, Any] | No
 def _fit(settings: dict[str, Any], workers: int, device: str, folder: Path) -> list[dict[str, Any]]:
     """Run ``train_worker`` on every worker by Ray Train; returns what it returned."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchTrainer
 
+    from bot_dist.train.meeting import ProcessGroup
     from bot_dist.train.worker import train_worker
 
     failures = FailureConfig(max_failures=settings["train"]["max_failures"])
@@ -209,7 +210,7 @@ def _fit(settings: dict[str, Any], workers: int, device: str, folder: Path) -> l
     trainer = TorchTrainer(
         cast(Any, train_worker),  # Ray's annotation does not know of return values
         train_loop_config=settings,
-        torch_config=TorchConfig(backend="nccl" if device == "cuda" else "gloo"),
+        torch_config=ProcessGroup(backend="nccl" if device == "cuda" else "gloo"),
         scaling_config=ScalingConfig(num_workers=workers, use_gpu=device == "cuda"),
         run_config=RunConfig(name="ray", storage_path=str(folder), failure_config=failures),
     )

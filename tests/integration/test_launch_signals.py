@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from bot_dist.checkpoint.manifest import MANIFEST
@@ -45,6 +47,7 @@ def test_a_signal_stops_a_verb_as_cleanly_as_ctrl_c_however_often_it_comes(
         assert verb.poll() is None, verb.communicate()[0]
         assert time.monotonic() < end
         time.sleep(0.05)
+    assert all(ipaddress.ip_address(ip).is_loopback for ip in listening(verb.pid))
     verb.send_signal(kind)
     time.sleep(0.5)  # a starved machine handles it before the next
     end = time.monotonic() + 60
@@ -57,3 +60,10 @@ def test_a_signal_stops_a_verb_as_cleanly_as_ctrl_c_however_often_it_comes(
     assert "interrupted; nothing unfinished was committed" in text
     assert "Traceback" not in text
     assert not (store / MANIFEST).exists()
+
+
+def listening(pid: int) -> set[str]:
+    """Addresses that a process and what it has started listen on: IPv4 as such, where IPv6 holds it."""
+    pids = {pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))}
+    found = [c for c in psutil.net_connections("inet") if c.pid in pids and c.status == psutil.CONN_LISTEN]
+    return {c.laddr.ip.removeprefix("::ffff:") for c in found}

@@ -194,6 +194,11 @@ class TestPrepareTokens:
         assert len({first.url, second.url, third.url}) == 3
         assert prepare_tokens(config(text, bos="none"), "model", 128, tmp_path / "run") == first
 
+    def test_documents_may_follow_one_another_bare(self, tokenizer, text, tmp_path):
+        (tmp_path / "b.jsonl").write_text('{"text": "what is"}\n{"text": "that"}\n')
+        file = prepare_tokens(config(tmp_path / "b.jsonl", text, eos="none"), "model", 128, tmp_path / "run")
+        assert bytes(all_tokens(file).tolist()).decode() == "what isthat" + text.read_text()
+
     def test_reuses_tokens_of_the_same_content(self, tokenizer, text, tmp_path, monkeypatch):
         cache = str(tmp_path / "cache")
         first = prepare_tokens(config(text, token_cache=cache), "model", 128, tmp_path / "run")

@@ -279,6 +279,7 @@ def export_store(
     """Write the store (or any other source) at ``url`` as a Hugging Face folder, with safetensors in files of at most
     ``max_shard_bytes`` (5 GB) and in ``dtype`` (those of the store), or with a checkpoint of torch's DCP instead; or as
     a GGUF file ``folder`` with matrices in ``dtype`` (f16). ``folder`` may be ``hf://USER/MODEL``, on the hub."""
+    from bot_dist.convert.beside import folder_of
     from bot_dist.convert.export import (
         DTYPES,
         MAX_SHARD_BYTES,
@@ -289,10 +290,13 @@ def export_store(
     )
     from bot_dist.convert.hub_out import HUB, export_hub
     from bot_dist.convert.open import open_source
+    from bot_dist.convert.storage import real_place
 
     started = time.perf_counter()
     check_lasting({"folder": folder})
     source = open_source(url)
+    if not folder.startswith(HUB) and real_place(folder_of(url)) == real_place(folder):
+        raise InputError(f"{label(folder)} is what is exported; give another place")
     if max_shard_bytes is not None and to != "safetensors":
         raise InputError("--max-shard-size is for safetensors; leave it out")
     if dtype is not None and (to == "dcp" or (to == "safetensors" and dtype not in DTYPES)):

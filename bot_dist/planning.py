@@ -298,8 +298,10 @@ def known(source: Source, model: Model) -> dict[str, SourceModule]:
 
 
 def keep_apart(read: str, written: str) -> None:
-    """Raise InputError when writing one place would destroy what is read at another."""
-    a, b = (absolute(url).rstrip("/") + "/" for url in (read, written))
+    """Raise InputError when writing one place would destroy what is read at another, whatever links lead there."""
+    from bot_dist.convert.storage import real_place
+
+    a, b = (real_place(absolute(url)) + "/" for url in (read, written))
     if a.startswith(b) or b.startswith(a):
         raise InputError(f"{label(written)} would be written over its source {label(read)}; give another target")
 

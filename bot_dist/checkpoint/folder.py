@@ -8,6 +8,7 @@ what ``commit`` takes along, the records of steps, and what killed writers have 
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +27,7 @@ FILES = ("tokenizer/", "processor/", "source/")
 """Prefixes of what may lie beside the arrays."""
 THREADS = 8
 """Small files that are read or written at a time."""
+_FITTED = re.compile(r"[a-z_-]+-[0-9a-f]{16}")
 _SHARD = re.compile(r"c(\.\d+)+")
 _REMOVALS = 5
 """How often an attempt is emptied that a forgotten writer goes on filling."""
@@ -56,13 +58,17 @@ def is_vacant(storage: Storage) -> bool:
 
     Raises CheckpointExistsError when something else is there, CheckpointError when a link is in it.
     """
+    if storage.local and os.path.islink(storage.root) and not os.path.exists(storage.root):
+        raise CheckpointExistsError(
+            f"{storage.label} is a link to {os.readlink(storage.root)}, which is not there; make that folder, or give "
+            f"another target"
+        )
     if is_store(storage):
         storage.refuse_links()
         return False
     others = () if storage.is_empty() else {*storage.names("")} - {OPERATORS}
     if not others:
-        stores = [f"{OPERATORS}/{name}" for name in storage.names(OPERATORS)]
-        fitted = tuple(f"{store}/" for store in stores if is_store(storage, store))
+        fitted = tuple(f"{store}/" for store in fitted_stores(storage))
         # besides, at most, what killed writers have left on the way
         others = {name for name in storage.sizes("") if partial_of(name) == name and not name.startswith(fitted)}
     if others:
@@ -77,11 +83,17 @@ def remove_store(storage: Storage, folder: str, *, within: str = "") -> None:
         return
     on_storage = storage.sizes(folder)
     storage.remove(*(_join(folder, name) for name in on_storage if partial_of(name) == MANIFEST))
-    for name in storage.names(_join(folder, OPERATORS)):
-        remove_store(storage, _join(folder, OPERATORS, name), within=within)
+    for store in fitted_stores(storage, folder):
+        remove_store(storage, store, within=within)
     for name in storage.names(_join(folder, ATTEMPTS)):
         remove_attempt(storage, _join(folder, ATTEMPTS, name), within=within)
     storage.remove(*(_join(folder, name) for name in on_storage if partial_of(name) == GROUP), within=within)
+
+
+def fitted_stores(storage: Storage, folder: str = "") -> list[str]:
+    """The stores of operators that were fitted for the store in a folder, finished or not."""
+    names = [name for name in storage.names(_join(folder, OPERATORS)) if _FITTED.fullmatch(name)]
+    return [store for name in names if is_store(storage, store := _join(folder, OPERATORS, name))]
 
 
 def remove_attempt(storage: Storage, folder: str, *, within: str = ATTEMPTS) -> None:

@@ -21,6 +21,7 @@ from bot_dist.checkpoint.folder import (
     STEPS,
     THREADS,
     claim,
+    fitted_stores,
     own_files,
     partial_of,
     remove_attempt,
@@ -261,9 +262,9 @@ class CheckpointWriter:
             for name in self.storage.names(ATTEMPTS):
                 if (all_plans or _plan_of(name) == ours) and f"{ATTEMPTS}/{name}" != self.folder:
                     remove_attempt(self.storage, f"{ATTEMPTS}/{name}")
-        for name in self.storage.names(OPERATORS):
-            if f"{OPERATORS}/{name}" not in committed.operators:
-                remove_store(self.storage, f"{OPERATORS}/{name}", within=OPERATORS)
+        for store in fitted_stores(self.storage):
+            if store not in committed.operators:
+                remove_store(self.storage, store, within=OPERATORS)
 
     def _key(self, name: str, shard: Box) -> str:
         return f"{self.folder}/{name}/{self.stored[name].shard_key(shard)}"

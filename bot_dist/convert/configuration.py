@@ -156,7 +156,8 @@ def _fields(config: Mapping[str, Any]) -> Iterator[tuple[str, Any, tuple[Rule, .
     for key, value in config.items():
         if key in _ROPE and isinstance(value, Mapping):
             for inner, field in value.items():
-                nested = field.items() if isinstance(field, Mapping) else [("", field)]
+                by_layer = isinstance(field, Mapping) and inner.endswith("_attention")
+                nested = field.items() if by_layer else [("", field)]
                 for name, one in nested:
                     yield ".".join(filter(None, [key, inner, name])), one, (*RULES, *ROPE_RULES)
         else:
@@ -184,11 +185,10 @@ def _check_rotary(built: Any) -> None:
     rope = getattr(built, "rope_parameters", None) or {}
     by_layer = {key: rope[key] for key in built.nested_rope_parameter_keys(rope)} or {None: rope}
     for layer_type, fields in by_layer.items():
-        compute: Any = ROPE_INIT_FUNCTIONS.get((fields or {}).get("rope_type", "default"))
-        if compute is None:
+        if (kind := (fields or {}).get("rope_type", "default")) == "default":
             continue
         try:
-            angles, _ = compute(built, "cpu", layer_type=layer_type)
+            angles, _ = ROPE_INIT_FUNCTIONS[kind](built, "cpu", layer_type=layer_type)
             right = bool(angles.isfinite().all())
         except Exception:  # whatever arithmetic makes of fields that go with no others
             right = False

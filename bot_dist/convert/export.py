@@ -243,6 +243,8 @@ def _target_file(file: str, overwrite: bool) -> Path:
     path = _local(file)
     if path.suffix != ".gguf" or path.is_dir():
         raise InputError(f"{path}: an export to GGUF is one file; give a name that ends in .gguf")
+    if path.is_symlink():
+        raise CheckpointExistsError(f"{path}: is a link to {path.readlink()}; give a name that is none")
     if path.exists() and not overwrite:
         raise CheckpointExistsError(f"{path}: already exists; give another name or --overwrite")
     if path.exists() and not _is_export(path):

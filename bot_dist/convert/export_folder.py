@@ -38,8 +38,9 @@ class ExportFolder:
     """
 
     def __init__(self, path: Path, *, overwrite: bool) -> None:
-        if path.exists() and not path.is_dir():
-            raise CheckpointExistsError(f"{path}: is a file; give a folder")
+        if os.path.lexists(path) and not path.is_dir():
+            what = "a file" if path.exists() else f"a link to {path.readlink()}, which is not there"
+            raise CheckpointExistsError(f"{path}: is {what}; give a folder")
         self.path = path
         held = _files(path)
         if held & _STORE:
@@ -103,7 +104,8 @@ class ExportFolder:
         wanted = {*names}
         folders = {str(folder) for name in wanted for folder in Path(name).parents}
         foreign = {name: {str(folder) for folder in Path(name).parents} for name in self._foreign()}
-        if taken := {name for name, inside in foreign.items() if name in wanted | folders or inside & wanted}:
+        taken = {name for name, inside in foreign.items() if name in wanted | folders or inside & wanted}
+        if taken := taken or {name for name in wanted if (self.path / name).is_dir()}:
             raise CheckpointExistsError(
                 f"{self.path}: no export has made {_listed(sorted(taken))}, or it was changed since, and it is not "
                 f"overwritten; give another folder, or move it away"

@@ -42,6 +42,11 @@ def is_local(url: str) -> bool:
     return isinstance(filesystem(url)[0], LocalFileSystem)
 
 
+def real_place(url: str) -> str:
+    """Where a URL leads: a local path, however it is written, without links on the way; any other URL as it is."""
+    return os.path.realpath(filesystem(url)[1]) if is_local(url) else url.rstrip("/")
+
+
 def join(folder: str, name: str) -> str:
     return f"{folder.rstrip('/')}/{name}"
 

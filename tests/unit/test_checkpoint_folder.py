@@ -19,6 +19,10 @@ from tests.unit.test_checkpoint import STORED, VALUES, fill
 NAME = STORED[0].parameter.name
 
 
+FITTED = f"operators/mlp-{'0a' * 8}"
+"""A store of operators."""
+
+
 def commit(url: str, attempt: str = "plan", overwrite: bool = False, **provenance: Any) -> None:
     writer = CheckpointWriter.create(url, STORED, config={}, attempt=attempt, overwrite=overwrite)
     writer.storage.write(f"{writer.folder}/tokenizer/tokenizer.json", [b"{}"])
@@ -33,14 +37,14 @@ def contents(folder: Path) -> dict[str, bytes]:
 def store(tmp_path: Path) -> Path:
     """A committed store, and in it one of operators that it was made with."""
     folder = tmp_path / "store"
-    commit(str(folder / "operators/mlp"))
-    commit_with = CheckpointReader(str(folder / "operators/mlp")).manifest.digest
+    commit(str(folder / FITTED))
+    commit_with = CheckpointReader(str(folder / FITTED)).manifest.digest
     shutil.move(folder / "operators", tmp_path / "operators")
     commit(str(folder))
     shutil.rmtree(folder)
     CheckpointWriter.create(str(folder), STORED, config={}, attempt="plan")
     shutil.move(tmp_path / "operators", folder / "operators")
-    commit(str(folder), operators={"mlp": commit_with})
+    commit(str(folder), operators={Path(FITTED).name: commit_with})
     return folder
 
 
@@ -80,8 +84,8 @@ def test_nothing_is_fitted_into_a_folder_that_is_no_stores(pico_llama: Callable[
 def test_operators_that_were_fitted_take_a_folder_for_no_other(tmp_path: Path) -> None:
     """They are there before what is made with them, be they whole or what a killed writer has left."""
     url = tmp_path / "store"
-    commit(str(url / "operators/mlp"))
-    CheckpointWriter.create(str(url / "operators/embed"), STORED, config={}, attempt="plan")
+    commit(str(url / FITTED))
+    CheckpointWriter.create(str(url / f"operators/embed-heads-{'1f' * 8}"), STORED, config={}, attempt="plan")
     (url / "operators/layer").mkdir()
     (url / "operators/layer/zarr.json.0f.partial").write_text("{")
     commit(str(url))
@@ -97,8 +101,8 @@ LINKS = {
     "carried files": "data/plan/tokenizer",
     "the manifest": "manifest.json",
     "operators": "operators",
-    "a store of operators": "operators/mlp",
-    "an operator's data": "operators/mlp/data",
+    "a store of operators": FITTED,
+    "an operator's data": f"{FITTED}/data",
 }
 
 
@@ -166,7 +170,7 @@ def lived_in(store: Path) -> Path:
         "operators/my_code.py",
         "operators/mine/zarr.json",
         "operators/mine/data/plan/c.0",
-        "operators/mlp/notes.txt",
+        f"{FITTED}/notes.txt",
     ):
         (store / name).parent.mkdir(parents=True, exist_ok=True)
         (store / name).write_text("mine")
@@ -180,6 +184,22 @@ def test_overwriting_leaves_what_is_the_users(lived_in: Path) -> None:
     assert not checks.verify(str(lived_in)).damaged
     left = {name for name in contents(lived_in) if not name.startswith("data/another/")} - before.keys()
     assert left == {"manifest.json", "zarr.json"}
+
+
+@pytest.mark.parametrize("place", ["inner", "data/inner", "operators/inner", f"{FITTED}/inner"])
+def test_a_store_of_the_users_in_a_stores_folder_stays(store: Path, place: str) -> None:
+    commit(str(store / place))
+    before = contents(store / place)
+    commit(str(store), "another", overwrite=True)
+    assert contents(store / place) == before
+    assert not checks.verify(str(store / place)).damaged
+
+
+def test_a_link_that_leads_nowhere_is_no_target(tmp_path: Path) -> None:
+    (tmp_path / "best").symlink_to("not-there")
+    with pytest.raises(CheckpointExistsError, match="is a link to not-there, which is not there"):
+        commit(str(tmp_path / "best"))
+    assert not (tmp_path / "not-there").exists()
 
 
 def test_a_removed_store_leaves_what_is_the_users(lived_in: Path) -> None:

@@ -64,6 +64,8 @@ WRONG: list[tuple[dict[str, Any], dict[str, Any], str]] = [
             {"rope_parameters": {"rope_type": "evil"}},
             {"rope_parameters": {"rope_type": ["linear"]}},
             {"rope_parameters": {"rope_type": "default", "rope_theta": "x"}},
+            {"rope_parameters": {"rope_type": None}},
+            {"rope_parameters": {"rope_theta": {}}},
             {"rope_parameters": {"rope_type": "linear"}},
             {"rope_parameters": {"rope_type": "linear", "factor": "x"}},
             {"rope_parameters": {"rope_type": "linear", "factor": 0.0}},
@@ -91,6 +93,7 @@ WRONG: list[tuple[dict[str, Any], dict[str, Any], str]] = [
             {"head_dim": 7},
         )
     ),
+    (LLAMA, {"rope_scaling": {"type": None}}, "rope_parameters"),
     (LLAMA, {"hidden_size": 10**9}, "embed"),
     (LLAMA, {"hidden_size": 10**30}, "embed"),
     (LLAMA, {"num_hidden_layers": 1_000_000}, "layer"),

@@ -114,6 +114,21 @@ def test_what_is_in_the_place_of_a_file_or_a_folder_stays(tmp_path: Path) -> Non
         assert contents(folder) == before
 
 
+def test_a_folder_in_the_place_of_a_file_is_found_before_anything_goes(tmp_path: Path) -> None:
+    put(tmp_path, FIRST)
+    (tmp_path / "tokenizer.json").mkdir()
+    before = contents(tmp_path)
+    with pytest.raises(CheckpointExistsError, match=r"no export has made tokenizer\.json"):
+        put(tmp_path, {**SECOND, "tokenizer.json": "{}"})
+    assert contents(tmp_path) == before
+
+
+def test_a_link_that_leads_nowhere_is_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "out").symlink_to("not-there")
+    with pytest.raises(CheckpointExistsError, match="is a link to not-there, which is not there"):
+        put(tmp_path / "out", FIRST)
+
+
 def test_links_are_not_followed(tmp_path: Path) -> None:
     put(tmp_path / "out", FIRST)
     (tmp_path / "out/1_Pooling").rename(tmp_path / "elsewhere")

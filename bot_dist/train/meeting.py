@@ -16,6 +16,7 @@ import torch.distributed as dist
 from ray.train import get_context
 from ray.train.torch import TorchConfig
 from ray.train.torch.config import _TorchBackend
+from torch._C._distributed_c10d import TCPStore
 
 TIMEOUT = timedelta(minutes=30)
 """Of collectives, as of Ray Train's own."""
@@ -33,13 +34,13 @@ class ProcessGroup(TorchConfig):
 class _Meeting(_TorchBackend):
     """As Ray Train's own, but for where the workers meet."""
 
-    def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
+    def on_start(self, worker_group: Any, backend_config: Any) -> None:
         host, port = worker_group.execute_single(0, _listen, len(worker_group))
         ranks = range(len(worker_group))
         ray.get([worker_group.execute_single_async(r, _join, backend_config.backend, host, port) for r in ranks])
 
 
-_served: dist.TCPStore | None = None
+_served: TCPStore | None = None
 """Rank 0's, which the others meet at; it lives as long as its process."""
 
 
@@ -49,7 +50,7 @@ def _listen(world_size: int) -> tuple[str, int]:
     host = ray.util.get_node_ip_address()
     listener = socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     port = int(listener.getsockname()[1])
-    _served = dist.TCPStore(
+    _served = TCPStore(
         host, port, world_size, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach()
     )
     return host, port
@@ -71,5 +72,5 @@ def _join(backend: str, host: str, port: int) -> None:
     if host == "127.0.0.1":  # all are on this machine: what they say to each other stays in it
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
         os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
-    store = _served if _served is not None and rank == 0 else dist.TCPStore(host, port, size, is_master=False)
+    store = _served if _served is not None and rank == 0 else TCPStore(host, port, size, is_master=False)
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)

@@ -49,7 +49,7 @@ ONLY_IN = {
     "numba": {"wavelets"},
 }
 HEAVY = {"torch", "ray", "deepspeed", "transformers", "zarr", "numpy", "pandas", "matplotlib", "pywt", "numba"}
-TOP_LEVEL = {"bot_dist", "launch", "configs", "tests", "pyproject.toml", "README.md"}
+TOP_LEVEL = {"bot_dist", "launch", "configs", "tests", "findings", "docs", "pyproject.toml", "README.md", "LICENSE"}
 
 MODULES = sorted(PACKAGE.rglob("*.py"))
 

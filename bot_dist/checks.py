@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from bot_dist.recipe import ClusterConfig
+from bot_dist.units import duration, size
 from bot_dist.urls import absolute
 
 if TYPE_CHECKING:
@@ -91,8 +92,7 @@ def _verify_contents(
             folder: verification.verify_by_threads(stores[folder], parts, n, on_part) for folder, parts in work.items()
         }
     read, seconds = sum(p.nbytes for parts in work.values() for p in parts), time.perf_counter() - started
-    gigabytes = read / 1e9
-    return found, f"{gigabytes:.2f} GB by {n} {workers} in {seconds:.1f} s, {gigabytes / seconds:.2f} GB/s"
+    return found, f"{size(read)} by {n} {workers} in {duration(seconds)}, {size(read / seconds)}/s"
 
 
 def diff(first: str, second: str, on_event: OnEvent = ignore, *, quick: bool = False) -> Diff:

@@ -53,7 +53,7 @@ Overrides = Annotated[
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what was made there before; all else stays.")]
 Address = Annotated[
     str | None,
-    typer.Option(help="Ray cluster to join (also RAY_ADDRESS); by default one is embedded."),
+    typer.Option(help="Ray cluster to join (also RAY_ADDRESS); by default one is started in this process."),
 ]
 Quiet = Annotated[
     bool, typer.Option("--quiet", "-q", help="Show nothing but warnings, errors and what --json asks for.")
@@ -62,7 +62,7 @@ Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show every event
 PrintConfig = Annotated[
     bool, typer.Option("--print-config", help="Show the resolved recipe, every key under what it does, and stop.")
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="As JSON, for programs.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Show the result as JSON, for programs.")]
 
 
 Layers = Annotated[int | None, typer.Option(help="Target number of blocks.", show_default=False)]
@@ -70,30 +70,45 @@ Embed = Annotated[int | None, typer.Option(help="Target residual width.", show_d
 Mlp = Annotated[int | None, typer.Option(help="Target FFN units.", show_default=False)]
 Heads = Annotated[int | None, typer.Option(help="Target query heads.", show_default=False)]
 KvHeads = Annotated[int | None, typer.Option(help="Target key/value heads.", show_default=False)]
-HeadDim = Annotated[int | None, typer.Option(help="Target size of a head (no rotary).", show_default=False)]
-Wavelet = Annotated[str | None, typer.Option(help="Discrete wavelet of PyWavelets (haar).", show_default=False)]
-Gain = Annotated[str | None, typer.Option(help="auto, measure or orthonormal.", show_default=False)]
-Width = Annotated[str | None, typer.Option(help="auto, resample, copy, spread or lazy.", show_default=False)]
+HeadDim = Annotated[
+    int | None, typer.Option(help="Target size of a head, in models without rotary positions.", show_default=False)
+]
+Wavelet = Annotated[
+    str | None, typer.Option(help="Discrete wavelet of PyWavelets (default: haar).", show_default=False)
+]
+Gain = Annotated[str | None, typer.Option(help="Scale of operators: auto, measure or orthonormal.", show_default=False)]
+Width = Annotated[
+    str | None, typer.Option(help="How widths grow: auto, resample, copy, spread or lazy.", show_default=False)
+]
 Depth = Annotated[
     str | None,
-    typer.Option(help="auto, wavelet, identity, stack, interpolate, even, similar or pairs.", show_default=False),
+    typer.Option(
+        help="How blocks change: auto, wavelet, identity, stack, interpolate, even, similar or pairs.",
+        show_default=False,
+    ),
 ]
 Analysis = Annotated[str | None, typer.Option(help="How axes shrink: auto, adaptive or wavelet.", show_default=False)]
 Basis = Annotated[
     str | None,
-    typer.Option(help="Of a width that shrinks adaptively: auto, rotation or permutation.", show_default=False),
+    typer.Option(help="Basis of a residual width that shrinks: auto, rotation or permutation.", show_default=False),
 ]
 Calibrate = Annotated[
     list[str] | None,
-    typer.Option(metavar="TEXT", help="Text to fit to, or self: the model writes one.", show_default=False),
+    typer.Option(
+        metavar="TEXT", help="Text to fit shrinking to; self: the model writes one. Repeatable.", show_default=False
+    ),
 ]
 Preset = Annotated[str | None, typer.Option(help="Named settings, e.g. paper-gpt-s2l.", show_default=False)]
-KeepDetails = Annotated[bool, typer.Option("--keep-details", help="Store what shrinking drops, to grow back exactly.")]
-AllowNonfinite = Annotated[bool, typer.Option("--allow-nonfinite", help="Go on where there is NaN or infinity.")]
+KeepDetails = Annotated[
+    bool, typer.Option("--keep-details", help="Store what shrinking drops too, so that growing gives it back.")
+]
+AllowNonfinite = Annotated[bool, typer.Option("--allow-nonfinite", help="Go on where weights hold NaN or infinity.")]
 Tensor = Annotated[int | None, typer.Option(help="Tensor-parallel degree.", show_default=False)]
 Data = Annotated[int | None, typer.Option(help="Actors per tensor-parallel rank.", show_default=False)]
 MemoryLimit = Annotated[str | None, typer.Option(help="Tensor memory per actor, e.g. 512MiB.", show_default=False)]
-ExecutorKind = Annotated[str | None, typer.Option(help="ray or local.", show_default=False)]
+ExecutorKind = Annotated[
+    str | None, typer.Option(help="Who transfers: ray (actors) or local (this process).", show_default=False)
+]
 
 
 Verb = TypeVar("Verb", bound=Callable[..., None])
@@ -169,15 +184,15 @@ def plan(
     hardware: Annotated[
         str | None,
         typer.Option(
-            help="Simulate: GB/s of all storage, of a node's network and of a device, e.g. "
-            "storage_gb_s=100,network_gb_s=12.5,device_gb_s=1500 (also actors_per_node=8, request_s=0.1).",
+            help="Simulate on a cluster of these GB/s, joined by commas: storage_gb_s=100 (of all), network_gb_s=12.5 "
+            "(of a node), device_gb_s=1500; also actors_per_node=8, request_s=0.1.",
             show_default=False,
         ),
     ] = None,
     as_json: AsJson = False,
     overrides: Overrides = None,
 ) -> None:
-    """Show what a transfer would do, without doing it; of a model's config.json alone, too."""
+    """Show what a transfer would do, without doing it. A model's config.json alone is enough."""
     from bot_dist import console, pipeline
     from bot_dist.plan import parse_hardware, simulate
 
@@ -188,7 +203,7 @@ def plan(
     for member in _members(resolved):
         with _in_options(source):
             planned = pipeline.plan_transfer(member)
-        pipeline.check_data(member)
+            pipeline.check_data(member)
         if member.train.text or member.train.images:
             pipeline.check_training(member, planned)
         simulated = simulate(planned, cluster) if cluster is not None else None
@@ -231,7 +246,7 @@ def scale(
     overwrite: Overwrite = False,
     address: Address = None,
 ) -> None:
-    """Transfer only: from a source checkpoint to a committed store of another size; of the same where none is given."""
+    """Transfer only: write a source checkpoint as a store of another size, or, where no size is given, as it is."""
     from bot_dist import console, pipeline
     from bot_dist.progress import progress
 
@@ -263,7 +278,7 @@ def pretrain(
 def compare(
     recipe: RecipePath, overrides: Overrides = None, address: Address = None, print_config: PrintConfig = False
 ) -> None:
-    """Make one target in several ways, train all alike, and tell how much training each saves over scratch."""
+    """Make one target in several ways, train all alike, and tell how much training each way saves over scratch."""
     from bot_dist import console
     from bot_dist.evaluate.comparison import load_comparison
 
@@ -282,9 +297,9 @@ def compare(
 @_verb
 def verify(
     url: RecipeOrUrl,
-    quick: Annotated[bool, typer.Option("--quick", help="Existence and sizes only.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Look at existence and sizes only.")] = False,
     actors: Annotated[
-        int | None, typer.Option(min=1, help="Read by so many Ray actors, not by threads.", show_default=False)
+        int | None, typer.Option(min=1, help="Let so many Ray actors read, in place of threads.", show_default=False)
     ] = None,
     address: Address = None,
     as_json: AsJson = False,
@@ -310,12 +325,14 @@ def verify(
 def inspect(
     url: RecipeOrAny,
     as_json: Annotated[
-        bool, typer.Option("--json", help="As JSON; of a store, its manifest without the digests of chunks.")
+        bool, typer.Option("--json", help="Show it as JSON; of a store, the manifest without digests of chunks.")
     ] = False,
-    operators: Annotated[bool, typer.Option("--operators", help="Those that were fitted to a store's source.")] = False,
+    operators: Annotated[
+        bool, typer.Option("--operators", help="Show the operators that a store was made with.")
+    ] = False,
     overrides: Overrides = None,
 ) -> None:
-    """Show what a checkpoint is, and of a store where it came from. No weight is read."""
+    """Show what a checkpoint is and, if it is a store, where it came from. No weight is read."""
     from bot_dist import console
     from bot_dist.checkpoint import CheckpointReader
     from bot_dist.checkpoint.summary import operator_rows
@@ -342,7 +359,7 @@ def inspect(
 def diff(
     first: Annotated[str, typer.Argument(metavar="A", help="A store or another checkpoint.")],
     second: Annotated[str, typer.Argument(metavar="B", help="What to compare it with.")],
-    quick: Annotated[bool, typer.Option("--quick", help="Metadata and digests only.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Compare metadata and digests only.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Compare two checkpoints. Exit status: 0 no difference, 1 some, 2 they can't be compared."""
@@ -364,26 +381,30 @@ def diff(
 
 @_verb
 def export(
-    url: RecipeOrUrl,
+    url: RecipeOrSource,
     folder: Annotated[
         str | None,
-        typer.Argument(metavar="FOLDER|FILE.gguf|hf://USER/MODEL", help="Where to; needed with URL."),
+        typer.Argument(metavar="FOLDER|FILE.gguf|hf://USER/MODEL", help="Where to; needed with SOURCE."),
     ] = None,
     to: Annotated[
         Literal["safetensors", "dcp", "gguf"] | None,
-        typer.Option(help="Format of the weights (safetensors; gguf for FILE.gguf).", show_default=False),
+        typer.Option(help="Format of the weights (default: safetensors, or gguf for FILE.gguf).", show_default=False),
     ] = None,
     dtype: Annotated[
         Literal["f32", "f16", "bf16", "q8_0"] | None,
-        typer.Option(help="Of safetensors (as stored); of matrices in GGUF (f16; also q8_0).", show_default=False),
+        typer.Option(
+            help="Of all weights in safetensors (default: as stored), of matrices in GGUF (default: f16).",
+            show_default=False,
+        ),
     ] = None,
     max_shard_size: Annotated[
-        str | None, typer.Option(help="Most bytes of one safetensors file, e.g. 2GB (5GB).", show_default=False)
+        str | None,
+        typer.Option(help="Most bytes of one safetensors file, e.g. 2GB (default: 5GB).", show_default=False),
     ] = None,
     overrides: Overrides = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Write a store as a Hugging Face folder, here or on the hub, or a GGUF file: weights, config, tokenizer, card."""
+    """Write a checkpoint for others: as a Hugging Face folder, here or on the hub, as GGUF, or for torch's DCP."""
     from bot_dist import console, pipeline
     from bot_dist.progress import progress
 
@@ -393,7 +414,7 @@ def export(
         if _is_recipe(url):
             report = pipeline.export(_recipe(url, overrides, overwrite), on_event, folder=folder, **options)
         elif folder is None:
-            raise InputError("export needs a FOLDER (or FILE.gguf) after the URL; write: bot_dist export URL FOLDER")
+            raise InputError("export needs a FOLDER (or FILE.gguf) too; write: bot_dist export SOURCE FOLDER")
         else:
             report = pipeline.export_store(url, folder, overwrite=overwrite, on_event=on_event, **options)
     console.show_export(report)
@@ -401,7 +422,9 @@ def export(
 
 @_verb
 def schema(
-    of: Annotated[Literal["run", "compare"], typer.Argument(help="Recipes of which verb.")] = "run",
+    of: Annotated[
+        Literal["run", "compare"], typer.Argument(metavar="VERB", help="The verb whose recipes it describes.")
+    ] = "run",
 ) -> None:
     """Print the JSON schema of recipes, for editors that check and complete YAML."""
     from bot_dist import console
@@ -469,14 +492,16 @@ def _in_options(source: str) -> Iterator[None]:
 
 
 def _as_options(message: str) -> str:
-    """``transfer.memory_limit=2GiB`` as ``--memory-limit 2GiB``."""
-    keys = "|".join(f"{section}\\.{name}" for section, names in _SECTIONS.items() for name in names)
+    """``transfer.memory_limit=2GiB`` as ``--memory-limit 2GiB``, and ``train.steps=0`` as ``--set train.steps=0``."""
+    options = {f"{section}.{name}": name for section, names in _SECTIONS.items() for name in names}
+    options["calibrate.text"] = "calibrate"
 
     def option(match: re.Match[str]) -> str:
-        name = match[1].partition(".")[2].replace("_", "-")
-        return f"--{name}{' ' if match[2] else ''}"
+        return f"--{options[match[1]].replace('_', '-')}{' ' if match[2] else ''}"
 
-    return re.sub(rf"\b({keys})\b(=?)", option, message)
+    named = re.sub(rf"\b({'|'.join(map(re.escape, options))})\b(=?)", option, message)
+    named = re.sub(r"(?<![\w.])(?<!--set )((?:calibrate|cluster|train|transfer)\.\w+=)", r"--set \1", named)
+    return named.removeprefix("options: ") if named.startswith("options: --") else named
 
 
 _SECTIONS = {

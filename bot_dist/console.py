@@ -243,23 +243,26 @@ def show_verification(url: str, found: Verification) -> None:
 
 def show_diff(first: str, second: str, found: Diff) -> None:
     if found.config:
-        table = Table("configuration", "first", "second", title_justify="left")
+        table = Table(title_justify="left")
+        for heading in ("configuration", "first", "second"):
+            table.add_column(heading, overflow="fold")
         for key, pair in found.config.items():
             table.add_row(key, *("–" if value is None else str(value) for value in pair))
         console.print(table)
     if found.parameters:
-        table = Table("parameter", "difference", title_justify="left")
+        table = Table(title_justify="left")
+        for heading in ("parameter", "difference"):
+            table.add_column(heading, overflow="fold")
         for heading in ("elements", "max |difference|", "relative norm"):
-            table.add_column(heading, justify="right")
+            table.add_column(heading, justify="right", overflow="fold")
         for difference in found.parameters:
             numbers = (f"{v.elements:,}", f"{v.max_abs:.3g}", f"{v.relative:.3g}") if (v := difference.values) else ()
             table.add_row(difference.name, difference.what or "values", *numbers)
         console.print(table)
     equal = f"{found.by_digests} parameters equal by their digests, {found.by_reading} by reading both"
     left = f", {len(found.undecided)} not compared" if found.undecided else ""
-    verdict = (
-        "no difference" if found.equal else f"{len(found.parameters)} parameters and {len(found.config)} keys differ"
-    )
+    differing = {"parameters": len(found.parameters), "keys of config.json": len(found.config)}
+    verdict = "no difference" if found.equal else ", ".join(f"{n} {what} differ" for what, n in differing.items() if n)
     console.print(f"{label(first)}, {label(second)}: {verdict} ({equal}{left})")
 
 
@@ -334,7 +337,8 @@ def show_operators(url: str, rows: Sequence[OperatorRow]) -> None:
         return
     for store, held in itertools.groupby(rows, key=lambda row: row.store):
         table = Table(title=f"{label(url)}/{store}", title_justify="left", box=box.SIMPLE_HEAD)
-        for heading in ("operator", "kind", "shape", "layers", "dtype", "bytes", "digest", "used for"):
+        stored = ("dtype", "bytes", "digest") if console.wide else ()
+        for heading in ("operator", "kind", "shape", "layers", *stored, "used for"):
             numeric = heading in ("layers", "bytes")
             table.add_column(heading, justify="right" if numeric else "left", no_wrap=heading != "used for")
         for row in held:
@@ -343,9 +347,7 @@ def show_operators(url: str, rows: Sequence[OperatorRow]) -> None:
                 row.kind,
                 shape(row.shape) or "–",
                 str(row.layers) if row.layers is not None else "all",
-                row.dtype,
-                size(row.nbytes),
-                f"{row.digest[:SHOWN_DIGEST]}…",
+                *((row.dtype, size(row.nbytes), f"{row.digest[:SHOWN_DIGEST]}…") if console.wide else ()),
                 ", ".join(f"{module}:{axis}" for module, axis in row.used_for) or "–",
             )
         console.print(table)

@@ -115,10 +115,9 @@ class Fitting:
                     f"(--calibrate)"
                 )
                 yield (
-                    f"writing it holds {writing.shares} × {size(writing.share_bytes)}; {count(writing.flops, 'FLOP')}, "
-                    f"{size(writing.read_bytes)} read, {duration(writing.seconds)} at {count(MEMORY_RATE, 'B/s')} of "
-                    f"memory"
-                    + (f"; {again} of {writing.blocks} blocks are read again for every token" if again else "")
+                    f"writing it takes {held(writing.shares, writing.share_bytes)}, {count(writing.flops, 'FLOP')} and "
+                    f"{size(writing.read_bytes)} read: {duration(writing.seconds)} at {count(MEMORY_RATE, 'B/s')} of "
+                    f"memory{again}"
                 )
 
     def _on_amount(self) -> Iterator[str]:
@@ -157,11 +156,11 @@ class Fitting:
         from bot_dist.calibrate.cost import RATE
 
         cost, what = self.cost, "images" if self.model.family.objective == "image" else "text"
-        text = f"{cost.shares} × {cost.share_bytes / 1e6:,.0f} MB for the {what} and " if cost.shares else ""
-        files = f"; {cost.scratch_bytes / 1e6:,.0f} MB of scratch files" if cost.shares else ""
+        text = f"{held(cost.shares, cost.share_bytes)} for the {what} and " if cost.shares else ""
+        files = f", {size(cost.scratch_bytes)} of scratch files" if cost.shares else ""
         return (
-            f"fitting holds {text}{cost.fit_bytes / 1e6:,.0f} MB for the fits{files}; "
-            f"{(cost.flops + cost.measure_flops) / 1e12:,.1f} TFLOP, {cost.seconds:,.0f} s at {RATE / 1e9:.0f} GFLOP/s"
+            f"fitting takes {text}{size(cost.fit_bytes)} of memory for the fits{files}, and "
+            f"{count(cost.flops + cost.measure_flops, 'FLOP')}: {duration(cost.seconds)} at {count(RATE, 'FLOP/s')}"
         )
 
     def _cost_of(self, tried: Sequence[Sequence[Candidate]]) -> CalibrationCost:
@@ -174,6 +173,12 @@ class Fitting:
         if (needed := max(cost.share_bytes, cost.fit_bytes)) > config.memory_limit:
             raise PlanError(
                 f"calibrate.memory_limit is {config.memory_limit:,} bytes, and fitting {', '.join(axes)} takes about "
-                f"{needed:,} in one process; use calibrate.memory_limit={-(-needed // 2**30)}GiB, or analysis wavelet"
+                f"{needed:,} in one process; use calibrate.memory_limit={-(-needed // 2**30)}GiB, or "
+                f"transfer.analysis=wavelet, which averages"
             )
         return cost
+
+
+def held(shares: int, nbytes: float) -> str:
+    """The memory of so many processes, each of which holds so many bytes."""
+    return f"{size(nbytes)} of memory" + (f" in each of {shares} processes" if shares > 1 else "")

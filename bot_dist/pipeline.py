@@ -75,11 +75,16 @@ def transfer(recipe: Recipe, on_event: OnEvent = ignore, baseline: Baseline | No
     memory per actor. Raises CheckpointExistsError when the target holds a committed store, unless
     ``recipe.overwrite``.
     """
+    from bot_dist.checkpoint import check_target
     from bot_dist.checkpoint.filesystems import check_writable
     from bot_dist.runtime.cluster import connected
+    from bot_dist.runtime.device import check_device
 
     check_places(recipe)
     check_writable(absolute(recipe.transferred_url))
+    keep_apart(recipe.source, absolute(recipe.transferred_url))
+    check_target(absolute(recipe.transferred_url), overwrite=recipe.overwrite)
+    check_device(recipe.cluster)
     planning = Planning(with_copy(recipe, on_event), baseline)
     twice = planning.adapts and recipe.cluster.executor == "ray"  # it is needed to calibrate, and to transfer
     with connected(recipe.cluster, planning.draft.mesh.size) if twice else contextlib.nullcontext():

@@ -23,9 +23,9 @@ def count(n: float, of: str = "") -> str:
 
 def duration(seconds: float) -> str:
     """A stretch of time: ``5.2 s``, ``6 min 3 s``, ``2 h 5 min``."""
-    if seconds < 60:
+    if seconds < 59.95:
         return f"{seconds:.1f} s"
-    if seconds < 3600:
-        return f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
+    if (whole := round(seconds)) < 3600:
+        return f"{whole // 60} min {whole % 60} s"
     minutes = round(seconds / 60)
     return f"{minutes // 60} h {minutes % 60} min"

@@ -69,7 +69,8 @@ def plan_writing(
         raise PlanError(
             f"calibrate.memory_limit is {memory_limit:,} bytes, and a text that the model writes itself takes "
             f"{least + sequence:,} in one process at least; use calibrate.memory_limit="
-            f"{-(-(least + sequence) // 2**30)}GiB, name a text in calibrate.text, or use analysis wavelet"
+            f"{-(-(least + sequence) // 2**30)}GiB, name a text in calibrate.text, or use transfer.analysis=wavelet, "
+            f"which averages"
         )
     fits = (memory_limit - (whole if whole + sequence <= memory_limit else least)) // sequence
     group = min(GROUP, sequences, fits)

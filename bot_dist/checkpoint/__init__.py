@@ -52,7 +52,7 @@ from bot_dist.checkpoint.manifest import FORMAT_VERSION, Manifest
 from bot_dist.checkpoint.operators import read_constant, read_dual, read_rows, write_operators
 from bot_dist.checkpoint.reader import CheckpointReader, Damage
 from bot_dist.checkpoint.storage import Storage
-from bot_dist.checkpoint.writer import CheckpointWriter, attempt_of
+from bot_dist.checkpoint.writer import CheckpointWriter, attempt_of, check_target
 
 __all__ = [
     "FORMAT_VERSION",
@@ -65,6 +65,7 @@ __all__ = [
     "StoredParameter",
     "array_layout",
     "attempt_of",
+    "check_target",
     "is_vacant",
     "read_constant",
     "read_dual",

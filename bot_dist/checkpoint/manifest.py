@@ -101,7 +101,9 @@ class Manifest:
         where = f"{storage.label}/{MANIFEST}"
         if not storage.exists(MANIFEST):
             if not storage.exists():
-                raise CheckpointMissingError(f"{storage.label}: no such store; give the URL of a bot_dist checkpoint")
+                raise CheckpointMissingError(
+                    f"{storage.label}: no such store; make it first (bot_dist scale, bot_dist run) or give another URL"
+                )
             raise CheckpointMissingError(
                 f"{storage.label}: no {MANIFEST}, so this is no committed bot_dist checkpoint; "
                 f"if its transfer was interrupted, run the same command again to resume it"

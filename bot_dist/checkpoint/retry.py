@@ -85,7 +85,10 @@ def reason(error: Exception) -> str:
     """The last answer on one line, without what it quotes of the request."""
     text = str(error)
     if _METADATA_SERVICE in text:
-        return "no credentials in the environment, and this machine has no role that gives some"
+        return (
+            "no credentials in the environment (of S3: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY), and this machine "
+            "has no role that gives some"
+        )
     if found := re.search(r"status code: (\d{3}[^:<\n]*)", text):
         detail = [*re.findall(r"<Code>([^<]*)</Code>", text)[:1], *re.findall(r"<Message>([^<]*)</Message>", text)[:1]]
         return ": ".join([found[1].strip(), *detail])

@@ -22,6 +22,7 @@ from bot_dist.checkpoint.folder import (
     THREADS,
     claim,
     fitted_stores,
+    is_vacant,
     own_files,
     partial_of,
     remove_attempt,
@@ -280,12 +281,24 @@ def attempt_of(url: str, plan: str) -> str:
     return f"{plan}-2" if committed == f"{ATTEMPTS}/{plan}" else plan
 
 
-def _check_free(storage: Storage, attempt: str) -> None:
-    """Raise CheckpointExistsError unless nothing but unfinished work of this attempt is there."""
+def check_target(url: str, *, overwrite: bool) -> None:
+    """Raise, before anything is computed for it, as ``CheckpointWriter.create`` does where something other than a store
+    is at the URL, or a committed one that is not to be replaced. Nothing is written."""
+    storage = Storage(url)
+    if not is_vacant(storage) and not overwrite:
+        _refuse_committed(storage)
+
+
+def _refuse_committed(storage: Storage) -> None:
     if storage.exists(MANIFEST):
         raise CheckpointExistsError(
             f"{storage.label} already holds a committed checkpoint; give another target or --overwrite"
         )
+
+
+def _check_free(storage: Storage, attempt: str) -> None:
+    """Raise CheckpointExistsError unless nothing but unfinished work of this attempt is there."""
+    _refuse_committed(storage)
     if others := [name for name in storage.names(ATTEMPTS) if _plan_of(name) != _plan_of(attempt)]:
         raise CheckpointExistsError(
             f"{storage.label} holds an unfinished transfer of another plan ({others[0]}); "

@@ -184,7 +184,11 @@ def read_config(folder: str, url: str) -> dict[str, Any]:
         return parse_object(read_file(path), f"{label(path)}: configuration")
     if size_bytes(url) is None and list_names(url) is None:
         raise missing(url)
-    raise SourceError(f"{label(folder)}: no config.json{near_names('config.json', list_names(folder) or ())}")
+    near = near_names("config.json", list_names(folder) or ())
+    raise SourceError(
+        f"{label(folder)}: no config.json{near}; wanted a folder that has one beside safetensors, a .gguf file, or a "
+        f"bot_dist store"
+    )
 
 
 def _shards_without_index(folder: str) -> list[str]:

@@ -127,28 +127,28 @@ class TransferConfig(Config):
     """``measure``: rows of write axes sum to 1, of read axes to n_source/n_target. ``orthonormal``: the paper's,
     √(n_source/n_target). ``auto``: measure on axes that grow, orthonormal on axes that shrink."""
     width: WidthChoice | dict[str, WidthChoice] = "auto"
-    """Axes other than layers, all or one by one (``{embed: copy, mlp: lazy}``). ``resample``: the wavelet to the
-    nearest power of two, area resampling for the rest; keeps the function at integer ratios of haar. ``copy``
-    (growing): whole units, each copied; keeps it at any ratio (but for LayerNorm's mean, nearly, off integers).
+    """How axes other than layers change, all or one by one (``{embed: copy, mlp: lazy}``). ``resample``: by the wavelet
+    to the nearest power of two, by area resampling for the rest; haar keeps the function at integer ratios. ``copy``
+    (growing): whole units, each copied; keeps it at any ratio (nearly, where LayerNorm is grown off integers).
     ``spread`` (growing): the same, but the units that put out most on a text (``calibrate.text``) have the most copies.
     ``lazy`` (growing): old units stay, new ones start untrained and silent. ``auto``: what keeps the function, so
     ``copy`` where an axis grows off integers, unless another wavelet than haar or a gain is asked for; else resampled.
     Axes that shrink are resampled unless named."""
     depth: Literal["auto", "wavelet", "identity", "stack", "interpolate", "even", "similar", "pairs"] = "auto"
-    """The layer axis: resampled by its wavelet; or growing by inserted blocks that change nothing (``identity``), by
-    the whole stack again (``stack``) or each block again (``interpolate``); or shrinking to evenly spaced blocks
-    (``even``), or to those that change the residual stream most (``similar``: what is left out changes it least),
-    or by making one of two neighbours that change it least (``pairs``).
+    """How the layer axis changes: resampled by its wavelet; or growing by inserted blocks that change nothing
+    (``identity``), by the whole stack again (``stack``) or each block again (``interpolate``); or shrinking to evenly
+    spaced blocks (``even``), or to those that change the residual stream most (``similar``: what is left out changes it
+    least), or by making one of two neighbours that change it least (``pairs``).
     ``auto``: growing identity, where neither a wavelet but haar nor the orthonormal gain is asked for; shrinking
     adaptively, even where half of the blocks go or more (which is better after training), else similar; else
     wavelet."""
     analysis: Literal["auto", "adaptive", "wavelet"] = "auto"
     """How axes shrink. ``adaptive``: by a basis and filters fitted to statistics of the source on a text
-    (``calibrate.text``, which tells what does without one) or on images (``train.images``); without images, to the
-    weights alone. ``wavelet``: by the wavelet, which averages. ``auto``: adaptive, unless another wavelet than
+    (``calibrate.text``, which says what is taken without one) or on images (``train.images``), or, without images, to
+    the weights alone. ``wavelet``: by the wavelet, which averages. ``auto``: adaptive, unless another wavelet than
     haar, a gain, ``depth: wavelet`` or ``keep_details`` is asked for."""
     basis: Basis = "auto"
-    """Of the residual width, where it shrinks adaptively: its Karhunen–Loève basis (``rotation``, which unties a tied
+    """In which basis the residual width shrinks adaptively: its Karhunen–Loève basis (``rotation``, which unties a tied
     head), or its coordinates with the most energy (``permutation``), which predict the others for all that reads them
     but a tied head. ``auto``: a rotation where the family allows it. Where the width grows, ``rotation`` goes with
     ``lazy``: new coordinates are at the end of least energy."""
@@ -158,7 +158,7 @@ class TransferConfig(Config):
     (``calibrate.passes: sequential``), which learns better, else whichever has less loss on ``calibrate.held_out``
     (predicted, where there is none)."""
     ridge: float = Field(default=1e-3, ge=0)
-    """Of the least squares that predict what is dropped, over the mean square of what is kept."""
+    """Ridge of the least squares that predict what is dropped, relative to the mean square of what is kept."""
     noise: Literal["auto"] | Annotated[float, Field(ge=0)] = "auto"
     """Breaks the symmetry of copies on axes that are read, which would learn alike for ever: each weight times
     1 + noise · (standard normal, less its mean over the copies), the same for all copies of a coordinate of the
@@ -166,7 +166,7 @@ class TransferConfig(Config):
     axes grow by copies 3, and 1 in bfloat16 and float16, so that no more is lost than by their rounding; 0 with the
     paper's gain or kept details."""
     seed: int = Field(default=0, ge=0)
-    """Of that noise, and of the untrained weights of ``lazy``."""
+    """Seed of that noise, and of the untrained weights of ``lazy``."""
     keep_details: bool = False
     """Store what shrinking drops beside the small model, so that growing from the store gives the source back. What is
     fitted per layer comes back together with the layers only."""
@@ -178,7 +178,7 @@ class TransferConfig(Config):
     allow_nonfinite: bool = False
     """Go on where the source holds NaN or infinity, or what comes of it is too large for the target's dtype."""
     dtype: Literal["source", "float32", "bfloat16"] = "source"
-    """Of the target store. ``source`` keeps the source's (float32 where that is quantised)."""
+    """Dtype of the target store. ``source`` keeps the source's (float32 where that is quantised)."""
     memory_limit: Bytes = 2**30
     """Bytes of tensors that one actor may hold at once."""
 
@@ -318,13 +318,13 @@ class CalibrateConfig(TextConfig):
     that are not held out."""
 
     text: Annotated[tuple[str, ...], BeforeValidator(_own_text)] = ()
-    """Files, as of ``train.text``, which is used where this is empty, with the keys of ``train`` about texts. ``self``,
-    and the default where there is neither: a text that a causal model writes itself, at temperature 1, from the token
-    that begins its documents. By default random tokens do where whole blocks alone go, and for masked models, which
-    write none. Text of one's own domain is far better."""
+    """Files to fit to, named as in ``train.text``; where none is, ``train.text`` itself, with the keys of ``train``
+    about texts. ``self``, and the default without any: a text that a causal model writes itself, at temperature 1, from
+    the token that begins its documents; by default, random tokens take its place where whole blocks alone go, and for
+    masked models, which write none. Text of one's own domain is far better."""
     tokens: int = Field(default=8192, ge=1)
-    """How many are run through the source; an image counts as its patches and the tokens before them. Up to some ten
-    times the residual width, more of them make a better start; training soon evens out what fewer cost."""
+    """How many tokens are run through the source; an image counts as its patches and the tokens before them. Up to some
+    ten times the residual width, more of them make a better start; training soon evens out what fewer cost."""
     context: int = Field(default=512, ge=2)
     """Tokens per window."""
     passes: Literal["auto", "sequential", "one", "each"] = "auto"
@@ -335,7 +335,7 @@ class CalibrateConfig(TextConfig):
     nothing is. ``each``: FFN, heads, width and blocks in this order, each to the model that the ones before have
     shrunk; takes a pass for each, and loses more than the others."""
     held_out: int = Field(default=4096, ge=0)
-    """Further tokens, on which the loss is measured after every stage, and fits are ranked; 0: they are not."""
+    """Further tokens, on which the loss is measured after every stage and fits are ranked; 0: neither is done."""
     allow_mismatch: bool = False
     """Go on where the source predicts the text (or the images' classes) hardly better than a uniform guess does, or
     worse: then its tokenizer is another model's, or it was never trained."""
@@ -351,7 +351,7 @@ class InsertedConfig(Config):
     """How blocks learn that ``depth: identity`` has put in, which change nothing yet."""
 
     learning_rate: float = Field(default=1.0, gt=0)
-    """Multiplies theirs."""
+    """Multiplies their learning rate."""
     warmup: int = Field(default=0, ge=0)
     """Steps of a linear warm-up of their own, on top of ``train.warmup``."""
 
@@ -389,8 +389,8 @@ class TrainConfig(TextConfig):
     """What lies in the host's memory: master weights and the optimizer's state (``optimizer``), and of stage 3 the
     weights too (``all``)."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of what is computed; master weights and the optimizer's state are float32. ``auto``: bfloat16 on CUDA where the
-    model's own dtype is bfloat16, else float32."""
+    """Dtype of what is computed; master weights and the optimizer's state are float32. ``auto``: bfloat16 on CUDA where
+    the model's own dtype is bfloat16, else float32."""
     checkpointing: bool = False
     """Compute activations again for the backward pass, block by block, and hold less memory."""
     compile: bool = False
@@ -419,7 +419,7 @@ class TrainConfig(TextConfig):
     its steps; the schedule begins anew. ``none``: it begins cold."""
     inserted: InsertedConfig = InsertedConfig()
     weight_decay: float = Field(default=0.1, ge=0)
-    """Of matrices and tables; norms and biases have none."""
+    """Weight decay of matrices and tables; norms and biases have none."""
     clip: float = Field(default=1.0, gt=0)
     """Gradient norm at which gradients are clipped."""
     held_out: int = Field(default=8, ge=1)
@@ -440,13 +440,13 @@ class TrainConfig(TextConfig):
     """``stop``: the run ends, and names the step, its samples and the state to go on from. ``skip``: the step is left
     out before it changes anything; of whole steps that are computed at once (``accumulate`` 1)."""
     max_skipped: int = Field(default=10, ge=1)
-    """Of a run's steps that may be left out; one more ends it."""
+    """How many of a run's steps may be left out; one more ends it."""
     scratch: bool = True
     """Also train the same model from the family's own initialisation, on the same data."""
     source_loss: bool = False
     """Also measure the source model's held-out loss."""
     seed: int = Field(default=0, ge=0)
-    """Of data order, of what is masked and of the scratch initialisation."""
+    """Seed of data order, of what is masked and of the scratch initialisation."""
 
     @model_validator(mode="after")
     def _options_go_together(self) -> TrainConfig:

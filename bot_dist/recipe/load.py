@@ -126,12 +126,32 @@ def validated(
     try:
         return model.model_validate(merged)
     except pydantic.ValidationError as error:
-        raise RecipeError(*(_told(where, dict(e)) for e in error.errors())) from None
+        found = [(_keys(merged, dict(e)), dict(e)) for e in error.errors()]
+        raise RecipeError(*(_told(where, keys, e) for keys, e in found if not _not_meant(keys, e, found))) from None
 
 
-def _told(where: str, error: dict[str, Any]) -> str:
+def _keys(data: Any, error: dict[str, Any]) -> list[str]:
+    """Those that lead to one of pydantic's errors; it puts the kinds of value that it has tried among them."""
+    keys = []
+    for part in error["loc"]:
+        is_key = part in data if isinstance(data, Mapping) else isinstance(data, list | tuple) and isinstance(part, int)
+        if is_key or error["type"] == "missing":
+            keys.append(str(part))
+            data = data[part] if is_key else None
+    return keys
+
+
+def _not_meant(keys: list[str], error: dict[str, Any], errors: list[tuple[list[str], dict[str, Any]]]) -> bool:
+    """Whether an error is about a kind of value that was not meant, because another is about the one that was: a
+    mapping where a name is given, or a name where a mapping is."""
+    deeper = any(len(others) > len(keys) and others[: len(keys)] == keys for others, _ in errors)
+    same = any(others == keys and other["type"] != "dict_type" for others, other in errors)
+    return deeper or (error["type"] == "dict_type" and same)
+
+
+def _told(where: str, keys: list[str], error: dict[str, Any]) -> str:
     """One of pydantic's errors, on one line."""
-    place = ": ".join(filter(None, [where, ".".join(map(str, error["loc"]))]))
+    place = ": ".join(filter(None, [where, ".".join(keys)]))
     found, message = error["input"], error["msg"].removeprefix("Value error, ")
     if error["type"] == "tuple_type":
         return f"{place}: wanted a list, found {found!r}; write [{found}]"
@@ -139,7 +159,7 @@ def _told(where: str, error: dict[str, Any]) -> str:
         return f"{place}: wanted a section of keys, found {found!r}"
     if error["type"] == "missing" or (isinstance(found, dict) and error["type"] == "value_error"):
         return f"{place}: {message}"  # of a section as a whole
-    return f"{place}: {message} (found {found!r})"
+    return f"{place}: {message}" + ("" if repr(found) in message else f" (found {found!r})")
 
 
 def _take_from_members(data: Mapping[str, Any], section: str, key: str) -> None:

@@ -26,7 +26,7 @@ def _lines(model: type[Config], data: Mapping[str, Any], indent: str) -> Iterato
         about = field.description or (section.__doc__ if section else None) or ""
         for line in textwrap.wrap(" ".join(about.replace("``", "`").split()), _WIDTH - len(indent)):
             yield f"{indent}# {line}"
-        if section is not None and isinstance(value, Mapping) and value.keys() == section.model_fields.keys():
+        if section is not None and isinstance(value, Mapping) and value and value.keys() <= section.model_fields.keys():
             yield f"{indent}{name}:"
             yield from _lines(section, value, f"{indent}  ")
         else:

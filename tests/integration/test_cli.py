@@ -404,6 +404,28 @@ def test_a_committed_target_needs_overwrite(
     assert cli(*command, "--overwrite")[0] == 0
 
 
+@pytest.mark.parametrize("target", ["a store", "no store", "no device"])
+def test_what_can_not_be_written_is_refused_before_anything_is_fitted(
+    target: str, cli: Callable[..., tuple[int, str]], tmp_path: Path, pico_llama: PicoFactory
+) -> None:
+    source, store = pico_llama().url, tmp_path / "store"
+    options, message = [], "is not empty and no bot_dist store"
+    if target == "a store":
+        assert cli(*scale(source, store, "--embed", "48"))[0] == 0
+        message = "already holds a committed checkpoint"
+    elif target == "no store":
+        (store / "mine").mkdir(parents=True)
+        (store / "mine/notes.txt").write_text("mine")
+    elif torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    else:
+        options, message = ["--set", "cluster.device=cuda"], "PyTorch finds no such device"
+    status, text = cli(*scale(source, store, "--layers", "2", *options))
+    assert (status, message in text) == (2, True), text
+    assert "calibrate, " not in text
+    assert not [path for path in tmp_path.iterdir() if path.name.endswith(".calibration")]
+
+
 def test_help_is_instant() -> None:
     heavy = ("torch", "ray", "deepspeed", "transformers", "zarr", "numpy", "pydantic")
     code = f"import sys, bot_dist.cli; sys.exit(','.join(m for m in {heavy!r} if m in sys.modules) or 0)"

@@ -215,12 +215,30 @@ def test_the_launcher_knows_every_verb() -> None:
 
 
 def unknown_in(command: list[str]) -> list[str]:
-    """What a command of the README names that this repository doesn't have: scripts, recipes, verbs."""
+    """What a command of the README names that this repository doesn't have: scripts, recipes, verbs, options, keys."""
     paths = [word for word in command if re.match(r"(launch|configs|tests|\.ci)/", word)]
     missing = [word for word in paths if not (ROOT / word).exists()]
-    if Path(command[0]).name == "bot_dist" and command[1:] and not command[1].startswith("-"):
-        missing += [f"verb {command[1]}"] * (command[1] not in verbs())
-    return missing
+    if Path(command[0]).name != "bot_dist" or not command[1:] or command[1].startswith("-"):
+        return missing
+    if command[1] not in verbs():
+        return [*missing, f"verb {command[1]}"]
+    return missing or [*refused(*command[1:])]
+
+
+def refused(verb: str, *arguments: str) -> Iterator[str]:
+    """What the command line, or the recipe that it names, has to say against a command. Nothing is run."""
+    from typer.main import get_command
+
+    from bot_dist.cli import app
+
+    command = get_command(app)
+    try:
+        parsed = command.commands[verb].make_context(verb, [*arguments]).params  # type: ignore[attr-defined]
+        if arguments[0].startswith("configs/"):
+            load = load_comparison if verb == "compare" else load_recipe
+            load(ROOT / arguments[0], parsed.get("overrides") or [])
+    except Exception as error:  # click's, which typer hides, or RecipeError
+        yield str(error)
 
 
 def test_readme_commands_are_found_and_checked() -> None:
@@ -231,6 +249,8 @@ def test_readme_commands_are_found_and_checked() -> None:
     assert unknown_in(first) == ["launch/nothing.sh"]
     assert unknown_in(second) == ["configs/no.yaml", "verb grow"]
     assert not unknown_in(["bash", "launch/quickstart.sh"])
+    for wrong in ("--layer=3", "--layers=many", "--set=train.step=3"):
+        assert unknown_in(["bot_dist", "scale", "configs/quickstart.yaml", wrong]), wrong
     assert not unknown_in(["bot_dist", "run", "configs/quickstart.yaml"])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from bot_dist.cli import main
 from bot_dist.errors import InputError, PlanError
 from bot_dist.pipeline import plan_transfer
 from bot_dist.plan import Hardware, SourceModule, TransferPlan, make_plan, simulate, summarise, target_model
@@ -129,6 +131,21 @@ def test_a_simulation_names_what_limits() -> None:
     assert all(0 < a.peak_bytes <= plan.memory_limit for a in storage.actors)
 
 
+def test_the_readmes_plan_from_a_configuration_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text().replace("\\\n", " ")
+    (command,) = re.findall(r"^bot_dist (plan \S+/config\.json .*)$", readme, re.MULTILINE)
+    monkeypatch.chdir(tmp_path)
+    config = tmp_path / shlex.split(command)[1]
+    config.parent.mkdir()
+    config.write_text(json.dumps({**LLAMA_70B, "torch_dtype": "bfloat16"}))
+    with pytest.raises(SystemExit) as stop:
+        main(shlex.split(command))
+    assert stop.value.code == 0
+    assert re.search(r"the whole takes \S+ s, limited by \w+", capsys.readouterr().out)
+
+
 def test_fitting_a_model_of_width_16384_is_planned(tmp_path: Path) -> None:
     """What a process would hold is worked out before anything is read, and refused where it is more than it may."""
     (tmp_path / "config.json").write_text(json.dumps(LLAMA_405B))
@@ -145,5 +162,7 @@ def test_fitting_a_model_of_width_16384_is_planned(tmp_path: Path) -> None:
     enough = re.findall(r"calibrate.memory_limit=(\w+)", str(refused.value))[0]
     assert 53248**2 * 8 * 3 / 2**30 < int(enough.removesuffix("GiB")) < 53248**2 * 8 * 10 / 2**30
     plan = plan_transfer(make_recipe(recipe, {**options, "calibrate.memory_limit": enough}))
-    assert any(note.startswith("fitting holds 8 × ") for note in plan.notes)
+    assert any(
+        re.match(r"fitting takes \S+ GB of memory in each of 8 processes for the text", note) for note in plan.notes
+    )
     assert any("65,536 are 2.3 for each of 28,672 coordinates of 'mlp'" in note for note in plan.notes)

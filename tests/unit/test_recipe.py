@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import datetime
+import re
 from pathlib import Path
 
 import pytest
@@ -147,6 +148,28 @@ def test_the_digest_is_of_what_is_computed() -> None:
 def test_values_that_would_fail_later(override: str, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         make_recipe(MINIMAL, [override])
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "transfer.width=wide",
+            "transfer.width: Input should be 'auto', 'resample', 'copy', 'lazy' or 'spread' (found 'wide')",
+        ),
+        ("transfer.width={mlp: wide}", "transfer.width.mlp: Input should be 'auto', .* (found 'wide')"),
+        ("transfer.wavelet={mlp: 3}", "transfer.wavelet.mlp: Input should be a valid string (found 3)"),
+        ("transfer.wavelet=[haar]", "transfer.wavelet: Input should be a valid string (found ['haar'])"),
+        (
+            "transfer.memory_limit=lots",
+            "transfer.memory_limit: 'lots' is no size; write a number of bytes or for example 512 MiB",
+        ),
+    ],
+)
+def test_a_value_of_several_kinds_is_refused_once_and_as_what_it_was_meant_to_be(override: str, message: str) -> None:
+    with pytest.raises(RecipeError) as refused:
+        make_recipe({"source": "a", "output": "b"}, [override])
+    assert re.fullmatch(re.escape(f"recipe: {message}").replace(r"\.\*", ".*"), str(refused.value))
 
 
 def test_dates_and_homes() -> None:

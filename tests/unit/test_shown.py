@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,21 @@ import pytest
 import yaml
 
 from bot_dist import console, progress, terminal
+from bot_dist.checkpoint.summary import OperatorRow
 from bot_dist.cli import main
+from bot_dist.convert.diff import Diff, Difference, Values
 from bot_dist.evaluate.comparison import ComparisonRecipe, load_comparison
-from bot_dist.recipe import Recipe, commented, load_recipe, read_yaml, schema
+from bot_dist.recipe import (
+    CalibrateConfig,
+    ClusterConfig,
+    Recipe,
+    TrainConfig,
+    TransferConfig,
+    commented,
+    load_recipe,
+    read_yaml,
+    schema,
+)
 from tests.conftest import Pico
 
 ROOT = Path(__file__).parents[2]
@@ -86,6 +99,36 @@ def test_no_column_that_matters_vanishes(
     assert ("shard" in shown.text.split("\n")[2]) == (columns == 200)
 
 
+def test_names_are_whole_in_narrow_tables(screen: Callable[..., Screen]) -> None:
+    shown = screen(80)
+    name = "model.layers.0.post_attention_layernorm.weight"
+    used = (("attn.q", "embed"), ("attn.k", "embed"), ("attn.v", "embed"))
+    stored = {"dtype": "float32", "nbytes": 4 * 30 * 288 * 576, "digest": "1b06b0bdb8" * 3}
+    row = OperatorRow(
+        store="operators/x",
+        name="embed.read.attn.norm",
+        kind="matrix",
+        shape=(288, 576),
+        layers=30,
+        used_for=used,
+        **stored,
+    )
+    console.show_operators("s", [row])
+    values = Values(elements=1_000_000, max_abs=1e-7, relative=1e-8)
+    differences = [Difference(name=name, what="shape 576×576, 288×576; learning rate factor 1, 2", values=values)]
+    config = {"max_position_embeddings": (1, 2)}
+    console.show_diff("a", "b", Diff(config=config, parameters=differences, by_digests=1, by_reading=2, undecided={}))
+    tables = [line for line in shown.text.splitlines() if line.startswith(("│", "  "))]
+    assert all(len(line) <= 80 for line in tables)
+    assert "…" not in shown.text
+    joined = re.sub(r"[\s│]", "", shown.text)
+    for whole in ("embed.read.attn.norm", "288×576", "usedfor", "attn.v:embed", "max_position_embeddings", "1e-07"):
+        assert whole in joined
+    first = "".join(line.split("│")[1].strip() for line in tables if line.startswith("│"))
+    assert name in first
+    assert "1 parameters differ, 1 keys of config.json differ" in shown.text
+
+
 def test_any_source_is_inspected(
     screen: Callable[..., Screen], pico: Callable[..., Pico], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -137,7 +180,13 @@ def test_verbs_speak_json(pico_llama: Callable[..., Pico], tmp_path: Path, capsy
         (("--embed", "26"), "--embed 24 or 28"),
         (("--memory-limit", "100"), "--memory-limit "),
         (("--tensor", "0"), "--tensor"),
-        (("--gain", "loud"), "--gain"),
+        (("--gain", "loud"), "error: --gain: "),
+        (("--embed", "12", "--set", "calibrate.memory_limit=10kB"), "use --set calibrate.memory_limit=1GiB"),
+        (
+            ("--embed", "12", "--set", "calibrate.tokens=2", "--set", "calibrate.context=2"),
+            "use --set calibrate.tokens=24",
+        ),
+        (("--embed", "12", "--calibrate", "none.txt"), "none.txt"),
     ],
 )
 def test_a_refusal_names_the_options(
@@ -213,6 +262,15 @@ def test_recipes_fit_the_schema_and_come_back_from_what_is_printed(path: Path, t
     assert load(printed) == recipe
     assert yaml.safe_load(text) == recipe.public()
     assert text.count("\n# ") > 4
+
+
+def test_every_key_is_printed_under_what_it_does() -> None:
+    text = commented(Recipe, load_recipe(ROOT / "configs/quickstart.yaml").public())
+    words = " ".join(text.replace("#", " ").split())
+    for section in (Recipe, TransferConfig, ClusterConfig, CalibrateConfig, TrainConfig):
+        for name, field in section.model_fields.items():
+            about = " ".join((field.description or "").replace("``", "`").split())
+            assert about in words or name == "address", f"{name} is printed without what it does"
 
 
 def test_the_schema_refuses_what_a_recipe_does_and_tells_what_keys_do() -> None:

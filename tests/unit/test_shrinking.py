@@ -231,3 +231,4 @@ def test_units_join_their_prefix() -> None:
     assert count(139.4e9, "FLOP") == "139.4 GFLOP"
     assert count(12, "FLOP") == "12 FLOP"
     assert [duration(s) for s in (0.04, 59.94, 363, 7500)] == ["0.0 s", "59.9 s", "6 min 3 s", "2 h 5 min"]
+    assert [duration(s) for s in (59.96, 119.7, 3599.7)] == ["1 min 0 s", "2 min 0 s", "1 h 0 min"], "no 60 s is left"

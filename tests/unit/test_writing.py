@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -206,9 +207,20 @@ def test_a_plan_says_what_it_is_fitted_to(
     plan = plan_transfer(recipe)
     assert any(note in line for line in plan.notes), plan.notes
     fitted = "transfer.wavelet" not in options
-    writes = any(line.startswith("writing it holds 1 × ") for line in plan.notes)
+    writes = any(line.startswith("writing it takes ") for line in plan.notes)
     assert writes == (data == "written" and fitted), plan.notes
     assert not (tmp_path / "run").exists()
+
+
+def test_a_plan_says_what_is_read_again_for_every_token(pico_llama: Maker, tmp_path: Path) -> None:
+    source = pico_llama(num_hidden_layers=12)
+    plan = plan_transfer(recipe_of(source, tmp_path, {"embed": 12, "mlp": 20}, **{"calibrate.memory_limit": 100_000}))
+    (line,) = (line for line in plan.notes if line.startswith("writing it takes "))
+    assert re.fullmatch(
+        r"writing it takes \S+ kB of memory, \S+ MFLOP and \S+ MB read: \S+ s at 20.0 GB/s of memory; "
+        r"\d+ of 12 blocks are read again for every token",
+        line,
+    )
 
 
 @pytest.mark.parametrize(

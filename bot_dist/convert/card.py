@@ -209,7 +209,7 @@ def _store(manifest: Manifest) -> Iterator[str]:
                 yield f"- held-out loss {f'after fitting {after}' if after else 'of the source'}: {stage['loss']:.4f}"
         changed = changed_settings(_public(provenance["recipe"])) if "recipe" in provenance else ()
         if settings := [setting for setting in changed if not setting.startswith(_WHERE)]:
-            yield f"- recipe: {', '.join(f'`{_line(setting)}`' for setting in settings)}"
+            yield f"- recipe: {', '.join(map(_code, settings))}"
     else:
         yield "## Training"
         yield ""
@@ -255,3 +255,9 @@ def _public(value: Any) -> Any:
 def _line(text: object) -> str:
     """On one line, and nothing that begins a markup of its own."""
     return re.sub(r"[`<>|\[\]\x00-\x1f\x7f]+", " ", str(text))[:500]
+
+
+def _code(text: object) -> str:
+    """A span of code on one line, in which nothing but a backtick would be markup."""
+    inside = re.sub(r"[`\x00-\x1f\x7f]+", " ", str(text))[:500]
+    return f"`{inside}`"

@@ -48,7 +48,7 @@ def source(pico_llama: Maker) -> Path:
 
 def resized(source: Path, store: Path) -> str:
     recipe = {"source": str(source), "output": str(store.parent), "target_url": str(store), "target": {"mlp": 80}}
-    pipeline.transfer(make_recipe({**recipe, "cluster": {"executor": "local"}}))
+    pipeline.transfer(make_recipe({**recipe, "cluster": {"executor": "local"}, "calibrate": {"column": "[text]"}}))
     return str(store)
 
 
@@ -70,6 +70,7 @@ def test_a_store_s_export_says_how_it_was_made(source: Path, tmp_path: Path) -> 
         f"plan: `{reader.provenance['plan']['digest']}`",
         f"store: `{reader.digest}`",
         "`target.mlp=80`",
+        "`calibrate.column=[text]`",
         "along mlp: ",
         "transformers 5.",
         "That of the source: own.",

@@ -55,7 +55,7 @@ def load_tokenizer(url: str) -> PreTrainedTokenizerBase:
         there = () if is_store(url) else list_names(folder_of(url)) or ()
         near = near_names("tokenizer.json", (name for name in there if "token" in name))
         raise SourceError(
-            f"{label(url)}: no tokenizer: none of {', '.join(VOCABULARIES)}; put the model's own beside its weights{near}"
+            f"{label(url)}: no tokenizer: none of {', '.join(VOCABULARIES)}; put the model's own there{near}"
         )
     if is_local(url) and not is_store(url):
         return _from_pretrained(url, resolve(folder_of(url)))

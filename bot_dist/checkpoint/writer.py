@@ -185,6 +185,26 @@ class CheckpointWriter:
             files={},
             provenance=dict(provenance),
         )
+        try:
+            self._complete(manifest)
+            if not overwrite:
+                self.storage.create(MANIFEST, manifest.to_bytes())
+        except (CheckpointError, FileExistsError):  # what is not there may have been collected by another's commit
+            if overwrite or not self.storage.exists(MANIFEST):
+                raise
+            self.discard()
+            raise CheckpointExistsError(
+                f"{self.storage.label}: another writer has committed this store; what is there is whole and its own"
+            ) from None
+        if overwrite:
+            self.storage.write(MANIFEST, [manifest.to_bytes()], durable=True)
+            self.storage.sync_folders("")
+            self._check_sizes(self.storage.sizes(self.folder))  # another's commit may have collected it meanwhile
+        with contextlib.suppress(CheckpointError):  # somebody is still writing there; what stays is harmless
+            self._collect(all_plans=overwrite)
+
+    def _complete(self, manifest: Manifest) -> None:
+        """Write all that the manifest will vouch for, and is not there yet."""
         on_storage = self.storage.sizes(self.folder)
         self._check_sizes(on_storage)
         own = own_files(self.storage, self.folder, on_storage)
@@ -196,20 +216,6 @@ class CheckpointWriter:
                 manifest.files[name] = StoredFile(nbytes=len(data), xxh3_128=xxhash.xxh3_128_hexdigest(data))
         self._write_metadata()
         self.storage.sync_folders(self.folder)
-        if overwrite:
-            self.storage.write(MANIFEST, [manifest.to_bytes()], durable=True)
-            self.storage.sync_folders("")
-            self._check_sizes(self.storage.sizes(self.folder))  # another's commit may have collected it meanwhile
-        else:
-            try:
-                self.storage.create(MANIFEST, manifest.to_bytes())
-            except FileExistsError:
-                self.discard()
-                raise CheckpointExistsError(
-                    f"{self.storage.label}: another writer has committed this store; what is there is whole and its own"
-                ) from None
-        with contextlib.suppress(CheckpointError):  # somebody is still writing there; what stays is harmless
-            self._collect(all_plans=overwrite)
 
     def discard(self) -> None:
         """Remove the attempt, unless it is the one that is committed."""

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from bot_dist import checks
 from bot_dist.axes import Parameter
-from bot_dist.checkpoint import CheckpointReader, CheckpointWriter, StoredParameter, arrays, store_layout
+from bot_dist.checkpoint import CheckpointReader, CheckpointWriter, Storage, StoredParameter, arrays, store_layout
 from bot_dist.checkpoint.manifest import digest as manifest_digest
 from bot_dist.errors import CheckpointError, CheckpointExistsError, SourceError
 from tests.conftest import examples
@@ -375,10 +375,31 @@ def test_two_committers_one_wins(url: str) -> None:
     first, second = create(url, plan="plan-1"), create(url, plan="plan-2")
     ours, theirs = fill(first), fill(second)
     first.commit(ours, {"made": "first"})
-    with pytest.raises(CheckpointError, match=r"no file|another writer"):
+    with pytest.raises(CheckpointExistsError, match="another writer"):
         second.commit(theirs, {})
     assert CheckpointReader(url).manifest.provenance == {"made": "first"}
     assert [p.name for p in Path(url, "data").iterdir()] == ["plan-1"]
+
+
+@pytest.mark.parametrize("step", ["sizes", "read", "write", "sync_folders", "create"])
+def test_whatever_is_lost_to_another_commit_is_told_as_that(
+    step: str, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = create(url, plan="plan-1"), create(url, plan="plan-2")
+    ours, theirs = fill(first), fill(second)
+    second.storage.write("data/plan-2/tokenizer/tokenizer.json", [b"{}"])
+    work = getattr(Storage, step)
+
+    def overtaken(storage: Storage, *args: Any, **options: Any) -> Any:
+        if storage is second.storage and not Path(url, "manifest.json").exists():
+            first.commit(ours, {"made": "first"})
+        return work(storage, *args, **options)
+
+    monkeypatch.setattr(Storage, step, overtaken)
+    with pytest.raises(CheckpointExistsError, match="another writer"):
+        second.commit(theirs, {})
+    assert CheckpointReader(url).manifest.provenance == {"made": "first"}
+    assert not any(damage(CheckpointReader(url), name) for name in VALUES)
 
 
 def test_the_loser_takes_its_attempt_away(url: str, monkeypatch: pytest.MonkeyPatch) -> None:

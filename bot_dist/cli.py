@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import io
 import json
 import re
 import signal
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TypeVar
 import typer
 
 from bot_dist.disk import told
-from bot_dist.errors import BotDistError, InputError, presentable
+from bot_dist.errors import BotDistError, CheckpointError, InputError, presentable
 from bot_dist.urls import label
 
 if TYPE_CHECKING:
@@ -340,19 +341,27 @@ def inspect(
     from bot_dist.convert.open import open_source
 
     source = open_source(_store_url(url, overrides))
-    store = source if isinstance(source, CheckpointReader) else None
-    if operators:
-        rows = operator_rows(store) if store is not None else []
-        if as_json:
-            console.show_json([dataclasses.asdict(row) for row in rows])
+    if not isinstance(source, CheckpointReader):
+        if operators:
+            console.show_json([]) if as_json else console.show_operators(source.url, [])
         else:
-            console.show_operators(source.url, rows)
-    elif as_json:
-        console.show_json(console.manifest_json(store.manifest) if store else dataclasses.asdict(describe(source)))
-    elif store is not None:
-        console.show_store(describe(store), store.manifest)
-    else:
-        console.show_description(describe(source))
+            found = describe(source)
+            console.show_json(dataclasses.asdict(found)) if as_json else console.show_description(found)
+        return
+    try:
+        if operators:
+            rows = operator_rows(source)
+            if as_json:
+                console.show_json([dataclasses.asdict(row) for row in rows])
+            else:
+                console.show_operators(source.url, rows)
+        elif as_json:
+            console.show_json(console.manifest_json(source.manifest))
+        else:
+            console.show_store(describe(source), source.manifest)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        what = "its manifest does not record what a transfer does"
+        raise CheckpointError(f"{label(source.url)}: {what} ({error!r}); make the store again") from None
 
 
 @_verb
@@ -556,6 +565,9 @@ def _store_url(url: str, overrides: Sequence[str] | None) -> str:
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run a verb and exit with its status."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # not all terminals have all characters
+            stream.reconfigure(errors="backslashreplace")
     stopped_by = [signal.SIGINT]
     _stop_as_ctrl_c(stopped_by)
     try:

@@ -14,7 +14,10 @@ from bot_dist.errors import BotDistError, CheckpointError, InputError
 from bot_dist.urls import absolute
 
 _FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the quota is used up", errno.EFBIG: "no file may be so large"}
-_REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+_REFUSED = (
+    *(errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR),
+    *(errno.EMFILE, errno.ENFILE, errno.EBUSY, errno.ESTALE, errno.ENODEV, errno.ENXIO),
+)
 
 _OF_A_JOB = re.compile(r"/runtime_resources/[^/]+_files/")
 """In paths of what Ray has unpacked for a job, its working directory among it."""
@@ -75,6 +78,10 @@ def write_whole(path: Path, content: str | bytes) -> None:
 def told(error: Exception) -> str | None:
     """What to say of an error that is the system's answer, from a place where nobody has expected one; None of any
     other."""
+    if isinstance(error, RecursionError):
+        return "something is nested deeper than can be read: a path with that many folders, or an input"
+    if isinstance(error, FileNotFoundError) and error.filename is None and "temporary directory" in str(error):
+        return f"{error.strerror}; set TMPDIR to a folder that can be written"
     if not isinstance(error, OSError) or error.errno not in (*_FULL, *_REFUSED):
         return None
     return f"{error.filename or 'a file'}: can't be read or written: {os.strerror(error.errno)}"

@@ -75,13 +75,22 @@ class Fitting:
 
     def _ways(self) -> Iterator[str]:
         """How axes shrink, and those that grow by what is fitted."""
-        from bot_dist.plan import rotation_refused, sequential_refused
+        from bot_dist.plan import regroups, rotation_refused, sequential_refused
 
         recipe, model = self.recipe, self.model
         verbs = {"shrinking": self.shrunk, "growing": self.grown}
         yield from (
             f"{verb} is fitted to the source along {', '.join(names)}" for verb, names in verbs.items() if names
         )
+        target = model.resized(recipe.target)
+        if regroups(model, target):
+            n, before, after = (
+                model.sizes["kv_heads"] * model.sizes["group"],
+                model.sizes["kv_heads"],
+                target.sizes["kv_heads"],
+            )
+            how = "copied" if after > before else "averaged over those that become one"
+            yield f"all {n} query heads stay, and share other key/value heads: these are {how} ({before} → {after})"
         why_not = sequential_refused(model, model.resized(recipe.target), recipe.transfer)
         if self.shrunk and why_not and recipe.calibrate.passes in ("auto", "sequential") and self._has_data:
             yield f"shrinking is fitted in one pass, not block by block: {why_not}"

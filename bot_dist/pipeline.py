@@ -465,6 +465,8 @@ def _checked(recipe: Recipe) -> int:
     from bot_dist.convert.export_folder import ExportFolder
 
     check_places(recipe, trains=True)
+    for written in (recipe.transferred_url, recipe.trained_url):
+        keep_apart(recipe.source, written)
     plan = plan_transfer(recipe)
     check_data(recipe)
     check_training(recipe, plan)

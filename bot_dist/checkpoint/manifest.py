@@ -24,6 +24,8 @@ MANIFEST = "manifest.json"
 MOST_BYTES = 2**31
 """Of a manifest: 16 for each chunk, and a chunk has 256 KiB or less."""
 OPERATORS = "operators"
+_SECTIONS = ("source", "plan", "recipe", "versions", "transfer", "details", "moments", "training", "calibration")
+"""Of a provenance: objects."""
 """Folder of stores with operators that were fitted to the source: they are there before what is made with them."""
 ATTEMPTS = "data"
 """Folder of the attempts to write a store: each has a folder of its own in there."""
@@ -133,6 +135,9 @@ class Manifest:
             raise CheckpointError(f"{where}: data folder {body['data']!r}, wanted {ATTEMPTS}/NAME")
         if not isinstance(body["config"], dict):
             raise CheckpointError(f"{where}: its config is no object; make the store again")
+        for section, found in body["provenance"].items():
+            if section in _SECTIONS and not isinstance(found, dict):
+                raise CheckpointError(f"{where}: its {section} is no object; make the store again")
         operators = body["provenance"].get(OPERATORS, {})
         if not isinstance(operators, dict):
             raise CheckpointError(

@@ -133,7 +133,9 @@ class CheckpointReader:
         """How many steps AdamW had taken whose moments lie beside the weights; None where there are none."""
         provenance = self.manifest.provenance
         found = provenance.get("training") or provenance.get("moments") or {}
-        step: int | None = found.get("optimizer_step")
+        step = found.get("optimizer_step")
+        if step is not None and (type(step) is not int or step < 0):
+            raise CheckpointError(f"{self.storage.label}: its manifest has {step!r} for AdamW's steps; make it again")
         return step
 
     @property

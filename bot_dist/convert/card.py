@@ -30,7 +30,7 @@ _FIELDS = ("license", "license_name", "license_link", "language", "base_model", 
 _ABOUT = ("model_name", "author", "organization")
 """Taken over for GGUF alone."""
 _TASKS = {"causal": "text-generation", "masked": "fill-mask", "image": "image-classification"}
-_FRONT_MATTER = re.compile(rb"\A(?:\xef\xbb\xbf)?---[ \t]*\r?\n(.{0,65536}?)^---[ \t]*$", re.DOTALL | re.MULTILINE)
+_FRONT_MATTER = re.compile(rb"\A(?:\xef\xbb\xbf)?---[ \t]*\r?\n(.{0,65536}?)^---[ \t]*\r?$", re.DOTALL | re.MULTILINE)
 _PATH = re.compile(r"(?<![\w:/.~<-])(?:file://)?~?/(?:[^\s/,;'\"`|)\]}]+/)*([^\s/,;'\"`|)\]}]+)")
 _HUB = re.compile(r"hf://(?!datasets/|spaces/)([\w.-]+/[\w.-]+?)(?:@[^/]*)?(?:/.*)?")
 _WHERE = ("target_url", "import_to", "overwrite", "cluster.")

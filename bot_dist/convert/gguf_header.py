@@ -52,7 +52,13 @@ class Header:
     """Bytes of the header."""
     data_offset: int = 0
     """Where the data begin: ``end``, aligned."""
+    alignment: int = 32
+    """Of the data, and of every tensor in them, in bytes."""
     sha256: str = ""
+
+    def aligned(self, at: int) -> int:
+        """The next place where data may begin."""
+        return -(-at // self.alignment) * self.alignment
 
 
 def read_gguf_header(url: str) -> Header:
@@ -108,11 +114,11 @@ def _parse(cursor: _Cursor, size: int) -> Header:
             raise ValueError(f"tensor {name!r} appears twice or has {n_dims} dimensions; the file is damaged")
         shape = tuple(cursor.scalar("<Q") for _ in range(n_dims))
         header.tensors[name] = TensorInfo(shape[::-1], cursor.scalar("<I"), cursor.scalar("<Q"))
-    alignment = header.scalars.get("general.alignment", 32)
-    if not isinstance(alignment, int) or alignment < 1:
-        raise ValueError(f"general.alignment is {alignment!r}; the file is damaged")
-    header.end = cursor.at
-    header.data_offset = -(-cursor.at // alignment) * alignment
+    alignment = header.scalars.get("general.alignment", header.alignment)
+    if type(alignment) is not int or alignment < 1 or alignment.bit_count() != 1:
+        raise ValueError(f"general.alignment is {alignment!r}, wanted a power of two; the file is damaged")
+    header.alignment, header.end = alignment, cursor.at
+    header.data_offset = header.aligned(cursor.at)
     return header
 
 

@@ -97,7 +97,7 @@ def _config(
     assert architecture.config is not None
     try:
         config = architecture.config(metadata)
-        rope = _rope(metadata, config["rope_theta"], factors)
+        rope = _rope(metadata, config, factors)
     except (TypeError, ZeroDivisionError, OverflowError) as error:
         raise SourceError(
             f"{label(url)}: metadata '{metadata.prefix}*' make no model: {error}; get it again"
@@ -110,10 +110,15 @@ def _config(
     }
 
 
-def _rope(metadata: _Metadata, theta: float, factors: TensorEntry | None) -> dict[str, Any]:
+def _rope(metadata: _Metadata, config: dict[str, Any], factors: TensorEntry | None) -> dict[str, Any]:
     """``rope_parameters`` where frequencies are scaled; empty where they are not. Raises FamilyError for a scaling that
-    is not read."""
-    url, kind = label(metadata.url), metadata.get("rope.scaling.type", "none")
+    is not read, and where a part of a head turns only."""
+    url, kind, theta = label(metadata.url), metadata.get("rope.scaling.type", "none"), config["rope_theta"]
+    if (turned := metadata.get("rope.dimension_count", config["head_dim"])) != config["head_dim"]:
+        raise FamilyError(
+            f"{url}: rope.dimension_count is {turned!r} of {config['head_dim']} in a head, which is not read from "
+            f"GGUF; use the safetensors release of this model"
+        )
     if kind not in ("none", "linear") or (kind == "linear" and factors is not None):
         raise FamilyError(
             f"{url}: rope.scaling.type is {kind!r}, which is not read from GGUF; use the safetensors release of this "
@@ -197,12 +202,22 @@ def _check_quantisation(url: str, name: str, encoding: str, block_bytes: int) ->
 
 
 def _check_layout(url: str, header: Header, entries: dict[str, TensorEntry]) -> None:
+    """Raise SourceError unless the tensors fill the file, one after the other, as llama.cpp wants them: of a damaged
+    header something else would be read in their places."""
     end = header.data_offset
-    for name, entry in sorted(entries.items(), key=lambda item: item[1].offset):
-        if entry.offset < end:
-            raise SourceError(f"{label(url)}: tensor '{name}' overlaps the one before it; the file is damaged")
+    for name, entry in sorted(entries.items(), key=lambda item: (item[1].offset, item[1].nbytes)):
+        if entry.offset != (wanted := header.aligned(end)):
+            how = "overlaps the one before it" if entry.offset < end else "is not where the one before it ends"
+            raise SourceError(
+                f"{label(url)}: tensor '{name}' {how} (byte {entry.offset:,}, wanted {wanted:,}); the file is damaged"
+            )
         end = entry.offset + entry.nbytes
     if end > header.size:
         raise SourceError(
             f"{label(url)}: is truncated: found {header.size} bytes, wanted at least {end}; download it again"
+        )
+    if header.size > header.aligned(end):
+        raise SourceError(
+            f"{label(url)}: has bytes that no tensor accounts for: found {header.size}, wanted {end}; the file is "
+            f"damaged"
         )

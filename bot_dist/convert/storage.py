@@ -218,7 +218,9 @@ def missing(url: str) -> SourceError:
         example = join(url, f"*{kinds.most_common(1)[0][0] if kinds else '.txt'}")
         return SourceError(f"{label(url)} is a folder, wanted a file; name the files in it, for example {example}")
     if is_local(url):
-        parent, name = posixpath.split(filesystem(url)[1])
+        if os.path.exists(path := filesystem(url)[1]):
+            return SourceError(f"{url} is neither a file nor a folder; give one")
+        parent, name = posixpath.split(path)
         return SourceError(f"{url}: no such file or folder{near_names(name, list_names(parent) or ())}")
     return SourceError(
         f"{label(url)}: no such file or folder, or it can't be listed; check the URL and the credentials"

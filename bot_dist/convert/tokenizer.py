@@ -125,6 +125,10 @@ def _from_pretrained(url: str, folder: str, **options: Any) -> PreTrainedTokeniz
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             folder, trust_remote_code=False, local_files_only=True, **options
         )
+    template: Any = tokenizer.chat_template
+    named = template if isinstance(template, dict) else {"default": template or ""}
+    if not all(isinstance(text, str) for text in named.values()):
+        raise SourceError(f"{label(url)}: chat_template is {template!r}, wanted a text, or several by name; mend it")
     return tokenizer
 
 

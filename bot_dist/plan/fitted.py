@@ -13,6 +13,10 @@ it; where blocks are averaged, all blocks' norms the same, for what reads them i
 out the all-ones direction, so that carries the norm's biases: they are constant, and the maps that read have what
 the biases would have given them as their mean.
 
+Where key/value heads and the query heads that share one change in opposite directions, nothing is fitted: all query
+heads stay, in other groups, and key/value heads are copied, or the mean of those that become one (as in GQA,
+arXiv 2305.13245).
+
 What grows can be fitted too: its loudest units, heads or coordinates have the most copies (``spread``), each copy being
 read with its part; or the residual width is rotated before new coordinates are put behind the old ones (``lazy``).
 
@@ -77,13 +81,19 @@ def shrinking(source: Model, target: Model, config: TransferConfig) -> list[str]
     width."""
     other = {
         "layer": config.depth not in ("auto", "similar", "even", "pairs"),
-        "heads": target.sizes["head_dim"] != source.sizes["head_dim"],
+        "heads": target.sizes["head_dim"] != source.sizes["head_dim"] or regroups(source, target),
     }
     return [
         name
         for name, axes in ORDER.items()
         if any(target.sizes.get(axis, 0) < source.sizes.get(axis, 0) for axis in axes) and not other.get(name)
     ]
+
+
+def regroups(source: Model, target: Model) -> bool:
+    """Whether more key/value heads come to be shared by fewer query heads each, or fewer by more."""
+    before, after = ([model.sizes.get(axis, 0) for axis in ("kv_heads", "group")] for model in (source, target))
+    return (after[0] - before[0]) * (after[1] - before[1]) < 0
 
 
 def growing(source: Model, target: Model, config: TransferConfig) -> list[str]:
@@ -143,7 +153,9 @@ def adaptive(
             spec, spans = None, 1
             name = "heads" if use.axis in ("kv_heads", "heads") else use.axis
             grows = any(target.sizes.get(axis, 0) > source.sizes.get(axis, 0) for axis in ORDER.get(name, ()))
-            if name in axes and grows and not (name == RESIDUAL and basis == "rotation"):
+            if name == "heads" and regroups(source, target):
+                spec, spans = _regrouped(source, target, weight, i)
+            elif name in axes and grows and not (name == RESIDUAL and basis == "rotation"):
                 spec, spans = _spread(source, target, weight, i)
             elif use.axis == RESIDUAL and sequential and weight.layered and weight.into_residual:
                 spec = _named(f"embed.write.{weight.name.removesuffix('.bias').removesuffix('.weight')}")
@@ -240,6 +252,37 @@ def _spread(source: Model, target: Model, weight: Weight, i: int) -> tuple[Opera
         return dataclasses.replace(_named("mlp.spread", selects=True), split=split), 1
     heads, name = _composite(weight, i)
     return dataclasses.replace(_named(f"heads.spread.{name}", selects=True), split=split), heads
+
+
+def _regrouped(source: Model, target: Model, weight: Weight, i: int) -> tuple[OperatorSpec, int]:
+    """Every query head as it is; copies of the key/value heads, or means of those that become one. Raises PlanError
+    where a query head would have no key/value head of its own."""
+    (kv, group), (new_kv, new_group) = (
+        [model.sizes[axis] for axis in ("kv_heads", "group")] for model in (source, target)
+    )
+    heads, new_heads = kv * group, new_kv * new_group
+    if new_heads != heads:
+        first = (
+            f"first target.heads={new_heads} target.kv_heads={new_heads // group}, which keep {group} per key/value "
+            f"head"
+        )
+        raise PlanError(
+            f"target heads={new_heads} with kv_heads={new_kv}, from {heads} with {kv}: query heads change in number, "
+            f"or share key/value heads otherwise, not both in one step; "
+            + (f"{first}, or " if new_heads % group == 0 else "")
+            + f"set target.heads={heads}"
+        )
+    if new_kv % kv and kv % new_kv:
+        known = [n for n in range(1, heads + 1) if heads % n == 0 and not (n % kv and kv % n)]
+        raise PlanError(
+            f"target kv_heads={new_kv}, from {kv}: {heads} query heads can't share them as they do now; set "
+            f"target.kv_heads={' or '.join(map(str, known))}"
+        )
+    spans, name = _composite(weight, i)
+    sized = OperatorSpec(n_source=1, n_target=1)
+    if name == "query":
+        return dataclasses.replace(sized, policy="select", indices=tuple(range(heads))), spans
+    return sized if new_kv < kv else dataclasses.replace(sized, policy="copy"), spans
 
 
 def _composite(weight: Weight, i: int) -> tuple[int, str]:

@@ -27,8 +27,16 @@ def function_kept(family: Family, modules: Sequence[ModulePlan]) -> FunctionKept
 
 
 def _uses(module: ModulePlan) -> Iterator[tuple[AxisPlan, Role]]:
+    """The axes of a module and what it does along each; without those that a selection takes together, which drops
+    nothing (``fitted``)."""
     roles: list[Role] = [use.role for use in module.weight.uses]
-    yield from zip(module.axes, ["layer", *roles] if module.layered else roles, strict=True)
+    taken = 0
+    for a, role in zip(module.axes, ["layer", *roles] if module.layered else roles, strict=True):
+        if a.spans > 1 and a.spec is not None and a.spec.policy == "select":
+            taken = a.spans
+        if taken == 0:
+            yield a, role
+        taken = max(0, taken - 1)
 
 
 def _lost(family: Family, a: AxisPlan, role: Role, *, inserts: bool) -> str:
@@ -62,5 +70,8 @@ def _rounded(module: ModulePlan) -> Iterator[str]:
         yield f"{module.source_dtype} becomes {module.dtype}"
     taps = [a.operator().taps for a in module.axes if a.changes and not a.alone]
     factors = np.abs(np.concatenate([[module.scale], *(t[t != 0] for t in taps)]))
-    if any(a.alone or a.centred for a in module.axes) or (np.frexp(factors)[0] != 0.5).any():
+    if (
+        any((a.alone and a.spec is not None and a.spec.fitted) or a.centred for a in module.axes)
+        or (np.frexp(factors)[0] != 0.5).any()
+    ):
         yield f"factors in {module.dtype}"

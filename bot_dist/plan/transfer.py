@@ -69,9 +69,9 @@ class AxisPlan:
 
     @property
     def alone(self) -> bool:
-        """Whether its operator is a fitted one: applied by itself, before the others are in one pass; after them where
-        it undoes one."""
-        return self.spec is not None and self.spec.fitted
+        """Whether its operator is a fitted one, or acts on several axes together: applied by itself, before the others
+        are in one pass; after them where it undoes one."""
+        return self.spec is not None and (self.spec.fitted or self.spans > 1)
 
     @property
     def restores(self) -> bool:

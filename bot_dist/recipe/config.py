@@ -287,7 +287,7 @@ OWN_TEXT = ("self",)
 class TextConfig(Config):
     """Texts, and how their documents become tokens."""
 
-    text: tuple[str, ...] = ()
+    text: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     """Paths that all nodes see, fsspec URLs or ``package://PACKAGE/FILE``, globs allowed, of JSON lines (``.jsonl``,
     ``.json``, ``.jsonl.gz``), CSV (``.csv``, ``.tsv``), Parquet (``.parquet``) or plain text, a document each (all
     others); ``hf-datasets://NAME?split=train&config=…&revision=…`` of Hugging Face's ``datasets``, NAME a data set or a

@@ -12,7 +12,7 @@ from bot_dist.checkpoint import read_constant, read_dual, read_rows
 from bot_dist.draws import normal
 from bot_dist.plan import AxisPlan, ModulePlan, Step, operator_rows
 from bot_dist.sharding import Box
-from bot_dist.wavelets import Operator, OperatorSpec, counts, origins
+from bot_dist.wavelets import Operator, OperatorSpec, build_operator, counts, origins
 from bot_dist.wavelets.apply import Applied, Stage, apply_operators
 
 
@@ -26,7 +26,7 @@ def transform(module: ModulePlan, step: Step, tensor: torch.Tensor) -> Applied:
     undoing = [i for i in alone if module.axes[i].restores]
     for i in alone:
         if i not in undoing:
-            tensor = _apply_fitted(module.axes, i, step, tensor)
+            tensor = _apply_alone(module.axes, i, step, tensor)
     for i, a in enumerate(module.axes):
         if a.centred:
             tensor = _centred(tensor, i)
@@ -37,7 +37,7 @@ def transform(module: ModulePlan, step: Step, tensor: torch.Tensor) -> Applied:
         return apply_operators(tensor, stages, dtype)
     values = apply_operators(tensor, stages, torch.float32).tensor if stages or not undoing else tensor
     for i in undoing:
-        values = _apply_fitted(module.axes, i, step, values)
+        values = _apply_alone(module.axes, i, step, values)
     if module.moment is None:  # of moments, what takes nothing is zero
         _fill(module, step, values)
     if module.noise:
@@ -60,8 +60,9 @@ def _centred(tensor: torch.Tensor, along: int) -> torch.Tensor:
     return tensor.float() - apply_operators(tensor, [mean], torch.float32).tensor
 
 
-def _apply_fitted(axes: tuple[AxisPlan, ...], i: int, step: Step, tensor: torch.Tensor) -> torch.Tensor:
-    """A fitted operator, a block of its matrix at a time, or what undoes one, or a fitted constant, in float32. It may
+def _apply_alone(axes: tuple[AxisPlan, ...], i: int, step: Step, tensor: torch.Tensor) -> torch.Tensor:
+    """An operator that is applied by itself: a fitted one, a block of its matrix at a time, or what undoes one, or a
+    fitted constant, in float32. It may
     act on several axes together and differ per layer; of all its axes, source and (but for the first) target are
     whole."""
     a = axes[i]
@@ -93,8 +94,11 @@ def _apply_rows(
 ) -> None:
     """The rows of ``target``, a block of them after the other."""
     n_rows = operator_rows(spec)
+    known = None if spec.fitted else build_operator(spec)
     for first in range(*target, n_rows):
-        stage = Stage(along, *read_rows(spec, (first, min(first + n_rows, target[1])), layer))
+        rows = first, min(first + n_rows, target[1])
+        found = read_rows(spec, rows, layer) if known is None else known.restricted(rows, ((0, spec.n_source),))
+        stage = Stage(along, *found)
         made = apply_operators(part, [stage], torch.float32).tensor
         into.narrow(along, first - target[0], len(stage.taps)).copy_(made)
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import bot_dist
+from bot_dist.errors import PlanError
 from bot_dist.families import Model, model_of
 from bot_dist.plan import FunctionKept
 from bot_dist.planning import Planning
@@ -105,3 +106,57 @@ def test_bfloat16_keeps_the_function_up_to_its_rounding(variant: str, tmp_path: 
         assert re.match(said_of(name, variant), str(said)), (name, said)
         if said.verdict != "not":
             assert found < (EXACT if said.verdict == "exactly" else 0.1), (name, said, found)
+
+
+SHARED = {variant: VARIANTS[variant] for variant in ("tied llama", "qwen3", "gemma", "gemma2", "gemma3")}
+"""Whose query heads share key/value heads."""
+OTHER_HEADS: list[tuple[dict[str, int], dict[str, Any], str]] = [
+    ({"kv_heads": 4}, {}, "exactly$"),
+    ({"kv_heads": 4, "layers": 4}, {"width": "lazy"}, "exactly$"),
+    ({"kv_heads": 4, "embed": 48}, {}, "up to rounding"),
+    ({"kv_heads": 1}, {}, "not, because 'kv_heads' 2 → 1 shrinks$"),
+]
+
+
+@pytest.mark.parametrize("variant", SHARED)
+def test_query_heads_that_come_to_share_other_key_value_heads_stay(
+    variant: str, tmp_path: Path, make_pico: Factory
+) -> None:
+    made = make_pico(**SHARED[variant])
+    before = outputs(made.model.double())["logits"]
+    for target, options, verdict in OTHER_HEADS:
+        recipe = {"source": made.url, "output": str(tmp_path), "target": target, "transfer": options}
+        planning = Planning(bot_dist.make_recipe(recipe))
+        model = loaded(planning, made.model)
+        assert re.match(verdict, said := str(planning.draft.function_kept)), (target, said)
+        assert any("all 4 query heads stay" in note for note in planning.draft.notes)
+        if verdict.startswith("not"):
+            attention = model.model.layers[1].self_attn
+            mean = made.model.model.layers[1].self_attn.k_proj.weight.unflatten(0, (2, -1)).mean(0)
+            assert torch.allclose(attention.k_proj.weight.float(), mean.float(), atol=1e-6)
+            assert torch.equal(attention.q_proj.weight, made.model.model.layers[1].self_attn.q_proj.weight)
+            continue
+        found = ((outputs(model)["logits"] - before).abs().max() / before.abs().max()).item()
+        assert found < (EXACT if verdict == "exactly$" else 2e-5), (target, found)
+
+
+@pytest.mark.parametrize(
+    ("target", "way_out"),
+    [
+        ({"heads": 8, "kv_heads": 8}, "first target.heads=8 target.kv_heads=4, which keep 2 per key/value head"),
+        ({"heads": 3, "kv_heads": 3}, "set target.heads=4"),
+    ],
+)
+def test_heads_that_change_in_number_and_in_groups_are_refused(
+    target: dict[str, int], way_out: str, tmp_path: Path, make_pico: Factory
+) -> None:
+    recipe = {"source": make_pico("llama").url, "output": str(tmp_path), "target": target}
+    with pytest.raises(PlanError, match=way_out):
+        _ = Planning(bot_dist.make_recipe(recipe)).draft
+
+
+def test_key_value_heads_that_no_query_head_could_keep_are_refused(tmp_path: Path, make_pico: Factory) -> None:
+    made = make_pico("llama", num_attention_heads=12, num_key_value_heads=4, hidden_size=24)
+    recipe = {"source": made.url, "output": str(tmp_path), "target": {"kv_heads": 6}}
+    with pytest.raises(PlanError, match=r"kv_heads=6, from 4: .* set target.kv_heads=1 or 2 or 4 or 12$"):
+        _ = Planning(bot_dist.make_recipe(recipe)).draft

@@ -172,6 +172,7 @@ def test_other_bytes_and_versions_are_refused(tmp_path: Path) -> None:
     ("edit", "error", "message"),
     [
         (lambda w: w.add_uint16("split.count", 2), SourceError, "merge them with llama-gguf-split"),
+        (lambda w: w.add_rope_dimension_count(4), FamilyError, "rope.dimension_count is 4 of 8 in a head"),
         (lambda w: w.add_string("llama.rope.scaling.type", "yarn"), FamilyError, "rope.scaling.type is 'yarn'"),
         (lambda w: w.add_tensor("rope_freqs.weight", np.arange(1, 5, dtype="f4")), FamilyError, "not those of a rule"),
         (lambda w: w.add_tensor("rope_freqs.weight", np.zeros(4, "f4")), SourceError, "holds no positive numbers"),
@@ -246,11 +247,22 @@ def gguf_file(path: Path, fields: list[bytes], tensors: list[bytes], n_data: int
         ([string(b"a") + struct.pack("<I", 13)], [], "unknown metadata type 13"),
         ([string(b"a") + struct.pack("<IIQ", 9, 9, 1)], [], "unknown metadata type 9"),
         ([string(b"\xff") + struct.pack("<II", 4, 0)], [], "can't decode"),
-        ([string(b"general.alignment") + struct.pack("<II", 4, 0)], [], "general.alignment is 0"),
+        *(
+            ([string(b"general.alignment") + value], [], "general.alignment is .* wanted a power of two")
+            for value in (
+                *(struct.pack("<II", 4, n) for n in (0, 3, 48, 2**32 - 1)),
+                struct.pack("<If", 6, 32.0),
+                struct.pack("<I?", 7, True),
+            )
+        ),
+        ([string(b"general.alignment") + struct.pack("<II", 4, 1)], [], "bytes that no tensor accounts for"),
         ([string(b"a") + struct.pack("<IQ", 8, 2**40)], [], "is truncated inside its header"),
         ([], [tensor_info(b"t", (4,), 0, 0)] * 2, "tensor 't' appears twice"),
         ([], [tensor_info(b"t", (1,) * 9, 0, 0)], "has 9 dimensions"),
         ([], [tensor_info(b"t", (4,), 0, 0), tensor_info(b"u", (4,), 0, 8)], "'u' overlaps"),
+        ([], [tensor_info(b"t", (4,), 0, 0), tensor_info(b"u", (4,), 0, 16)], "'u' is not where the one before it"),
+        ([], [tensor_info(b"t", (4,), 0, 32)], "'t' is not where the one before it ends"),
+        ([], [tensor_info(b"t", (4,), 0, 0)], "bytes that no tensor accounts for"),
         ([], [tensor_info(b"t", (17,), 0, 0)], r"is truncated: found \d+ bytes, wanted at least"),
         ([], [tensor_info(b"t", (48,), 2, 0)], "no whole Q4_0 blocks"),
         ([], [tensor_info(b"t", (4,), 999, 0)], "has type 999, which the installed package 'gguf' doesn't know"),

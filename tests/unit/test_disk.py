@@ -7,6 +7,7 @@ import os
 import pickle
 import resource
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from bot_dist import cli, pipeline
 from bot_dist.calibrate.share import HiddenStates, write_whole
 from bot_dist.checkpoint import Storage
 from bot_dist.convert import open_source
+from bot_dist.convert.byte_tokenizer import save_byte_tokenizer
 from bot_dist.convert.export import export_dcp, export_gguf, export_huggingface
 from bot_dist.disk import write_whole as write_small
 from bot_dist.disk import writing
@@ -26,6 +28,7 @@ from bot_dist.errors import CheckpointError, SourceError
 from bot_dist.records import Records
 
 Writer = Callable[[Any, Path], object]
+LOCAL = {"output": ".", "cluster": {"executor": "local"}}
 TENSORS = {"values": torch.zeros(10_000)}
 
 
@@ -130,3 +133,37 @@ def test_what_is_written_elsewhere_is_told_too(
     told = " ".join(capsys.readouterr().err.split())
     assert told.startswith("error: /cache/of/a/library: can't be")
     assert "Traceback" not in told
+
+
+@pytest.mark.parametrize("place", ["x" * 300, "a/" * 3_000])
+def test_a_path_that_no_disk_takes_is_told(
+    place: str, pico_llama: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_byte_tokenizer(source := pico_llama(vocab_size=300, eos_token_id=256).folder)
+    (tmp_path / "text.txt").write_text("rain on the roof " * 1_500)
+    recipe = tmp_path / "recipe.yaml"
+    train = f"{{steps: 0, context: 32, text: [{tmp_path / 'text.txt'}]}}"
+    recipe.write_text(f"source: {source}\noutput: {tmp_path / place}\ncluster: {{executor: local}}\ntrain: {train}\n")
+    for argv in (["run", str(recipe)], ["scale", str(recipe)], ["export", str(source), str(tmp_path / place)]):
+        with pytest.raises(SystemExit) as stopped:
+            cli.main(argv)
+        assert stopped.value.code == 1
+        assert "Traceback" not in (err := capsys.readouterr().err)
+        assert err.count("error: ") == 1
+
+
+def test_without_a_temporary_folder_the_way_out_is_told(
+    pico_llama: Callable[..., Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    store = str(tmp_path / "store")
+    save_byte_tokenizer(folder := pico_llama(vocab_size=300, eos_token_id=256).folder)
+    pipeline.transfer(bot_dist.make_recipe({"source": str(folder), "target_url": store, **LOCAL}))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: [str(tmp_path / "not-there")])
+    for argv in (["plan", store, "--mlp", "20"], ["export", store, str(tmp_path / "made.gguf")]):
+        with pytest.raises(SystemExit):
+            cli.main(argv)
+        assert "set TMPDIR to a folder that can be written" in capsys.readouterr().err

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 import yaml
 
 from bot_dist import console, progress, terminal
+from bot_dist.checkpoint.manifest import digest
 from bot_dist.checkpoint.summary import OperatorRow
 from bot_dist.cli import main
 from bot_dist.convert.diff import Diff, Difference, Values
@@ -245,6 +247,44 @@ def test_verbose_shows_every_event(screen: Callable[..., Screen], monkeypatch: p
     with progress.progress() as on_event:
         on_event({"stage": "plan", "event": "planned", "digest": "abc"})
     assert '{"stage": "plan", "event": "planned", "digest": "abc"}' in shown.text
+
+
+def test_a_store_whose_manifest_records_something_else_is_told(
+    pico_llama: Callable[..., Pico], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = tmp_path / "store"
+    assert run("scale", pico_llama().url, str(store), "--executor", "local") == 0
+    manifest = json.loads((store / "manifest.json").read_text())
+    manifest.pop("digest")
+    for section in manifest["provenance"]:
+        for value in (None, 5, "x", [], {}, {"calibrate": [5]}):
+            body = {**manifest, "provenance": {**manifest["provenance"], section: value}}
+            (store / "manifest.json").write_text(json.dumps({**body, "digest": digest(body)}))
+            capsys.readouterr()
+            assert run("inspect", str(store)) in (0, 1), (section, value)
+            assert "Traceback" not in (err := capsys.readouterr().err), (section, value)
+            assert isinstance(value, dict) or err.count("error: ") == 1, (section, value, err)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
+def test_a_terminal_without_a_character_shows_its_number(
+    encoding: str, pico_llama: Callable[..., Pico], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = tmp_path / "réseau 🔥.yaml"
+    recipe.write_text(f"source: {pico_llama().url}\noutput: {tmp_path / 'é🔥'}\ntarget: {{mlp: 80}}\n")
+    for status, *argv in (
+        (0, "plan", str(recipe)),
+        (0, "run", str(recipe), "--print-config"),
+        (0, "inspect", pico_llama().url),
+        (2, "plan", "🔥 is not there"),
+        (2, "plan", str(recipe), "--🔥"),
+    ):
+        for name in ("stdout", "stderr"):
+            monkeypatch.setattr(f"sys.{name}", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
+        assert run(*map(str, argv)) == status, argv
+        shown = [stream.buffer.getvalue().decode(encoding) for stream in (sys.stdout, sys.stderr) if not stream.flush()]
+        assert "Traceback" not in "".join(shown)
+        assert ("\\U0001f525" in "".join(shown)) == (argv[0] != "inspect"), argv
 
 
 def comparison(path: Path) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from bot_dist.errors import InputError
-from bot_dist.pipeline import export_store, transfer
+from bot_dist.pipeline import export_store, run, transfer
 from bot_dist.recipe import make_recipe
 from tests.conftest import Pico
 
@@ -66,4 +66,14 @@ def test_an_export_leaves_what_is_exported(written: str, places: Path, pico_llam
         options: dict[str, Any] = {"overwrite": True, "dtype": "bf16"}
         with pytest.raises(InputError, match="is what is exported"):
             export_store(str(read), SPELLINGS[written](places / "source"), **options)
+        assert files(places) == before
+
+
+def test_a_run_into_its_source_writes_nothing(places: Path, pico_llama: Callable[..., Pico]) -> None:
+    pico_llama().folder.rename(places / "source")
+    before = files(places)
+    for output in ("source", "source/run", "source-link"):
+        recipe = make_recipe({"source": str(places / "source"), "output": str(places / output), "overwrite": True})
+        with pytest.raises(InputError, match="would be written over its source"):
+            run(recipe)
         assert files(places) == before

@@ -24,11 +24,11 @@ MANIFEST = "manifest.json"
 MOST_BYTES = 2**31
 """Of a manifest: 16 for each chunk, and a chunk has 256 KiB or less."""
 OPERATORS = "operators"
-_SECTIONS = ("source", "plan", "recipe", "versions", "transfer", "details", "moments", "training", "calibration")
-"""Of a provenance: objects."""
 """Folder of stores with operators that were fitted to the source: they are there before what is made with them."""
 ATTEMPTS = "data"
 """Folder of the attempts to write a store: each has a folder of its own in there."""
+_SECTIONS = ("source", "plan", "recipe", "versions", "transfer", "details", "moments", "training", "calibration")
+"""The parts of a provenance that are objects."""
 
 _ATTEMPT = re.compile(rf"{ATTEMPTS}/[A-Za-z0-9][A-Za-z0-9_-]*")
 _NAME = re.compile(r"(?!\.)[^/\\\0:]+(/(?!\.)[^/\\\0:]+)*")

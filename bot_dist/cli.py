@@ -120,10 +120,11 @@ def _verb(work: Verb) -> Verb:
 
     @functools.wraps(work)
     def verb(*args: Any, quiet: bool, verbose: bool, **options: Any) -> None:
-        if quiet or verbose:
+        if quiet or verbose or "as_json" in options:
             from bot_dist.terminal import console
 
             console.quiet, console.verbose = quiet, verbose
+            console.stderr = bool(options.get("as_json"))  # then standard output is for JSON alone
         work(*args, **options)
 
     common = {"quiet": Quiet, "verbose": Verbose}

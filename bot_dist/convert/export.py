@@ -28,7 +28,7 @@ from bot_dist.convert.source import Source
 from bot_dist.convert.storage import filesystem, is_local
 from bot_dist.convert.tokenizer import has_tokenizer, load_tokenizer
 from bot_dist.disk import writing
-from bot_dist.errors import CheckpointExistsError, InputError, SourceError
+from bot_dist.errors import CheckpointError, CheckpointExistsError, InputError, SourceError, blamed
 from bot_dist.families import model_of
 from bot_dist.urls import label
 
@@ -209,7 +209,9 @@ def _export(
         notes.append(f"{target.path / CARD} is not of an export and stays as it is: no model card is written")
     else:
         title = target.path.resolve().name
-        files[CARD] = model_card(source, model, companions, title=title, dtype=config["dtype"], files=[*files])
+        what = f"{label(source.url)}: its manifest does not record what a transfer does"
+        with blamed(lambda why: CheckpointError(f"{what} ({why}); make the store again")):
+            files[CARD] = model_card(source, model, companions, title=title, dtype=config["dtype"], files=[*files])
     target.refuse_taken([*files, "config.json"])
     with writing(folder, sum(tensor.nbytes for tensor in tensors)), target.staging() as staging:
         write(staging, tensors, progress or (lambda _: None))

@@ -155,8 +155,11 @@ def test_verbs_speak_json(pico_llama: Callable[..., Pico], tmp_path: Path, capsy
     assert capsys.readouterr().out == ""
 
     def told(status: int, *argv: str) -> Any:
-        assert run(*argv, "--json", "--quiet") == status
-        return json.loads(capsys.readouterr().out)
+        found = []
+        for more in ((), ("--quiet",), ("--verbose",)):
+            assert run(*argv, "--json", *more) == status
+            found.append(json.loads(capsys.readouterr().out))
+        return found[0]
 
     planned = told(0, "plan", source, "--mlp", "80")
     assert (planned["n_source"], planned["mesh"]) == (
@@ -264,6 +267,8 @@ def test_a_store_whose_manifest_records_something_else_is_told(
             assert run("inspect", str(store)) in (0, 1), (section, value)
             assert "Traceback" not in (err := capsys.readouterr().err), (section, value)
             assert isinstance(value, dict) or err.count("error: ") == 1, (section, value, err)
+            assert run("export", str(store), str(tmp_path / "made"), "--overwrite") in (0, 1), (section, value)
+            assert "Traceback" not in capsys.readouterr().err, (section, value)
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])

@@ -41,7 +41,7 @@ def front_matter(folder: Path) -> dict[str, Any]:
 @pytest.fixture
 def source(pico_llama: Maker) -> Path:
     folder = pico_llama().folder
-    (folder / "README.md").write_text(CARD)
+    (folder / "README.md").write_bytes(CARD.replace("\n", "\r\n").encode())  # as some editors save it
     (folder / "LICENSE").write_text("Do what you like.")
     return folder
 

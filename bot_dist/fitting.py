@@ -84,14 +84,11 @@ class Fitting:
         )
         target = model.resized(recipe.target)
         if regroups(model, target):
-            n, before, after = (
-                model.sizes["kv_heads"] * model.sizes["group"],
-                model.sizes["kv_heads"],
-                target.sizes["kv_heads"],
-            )
+            before, after = model.sizes["kv_heads"], target.sizes["kv_heads"]
+            heads = before * model.sizes["group"]
             how = "copied" if after > before else "averaged over those that become one"
-            yield f"all {n} query heads stay, and share other key/value heads: these are {how} ({before} → {after})"
-        why_not = sequential_refused(model, model.resized(recipe.target), recipe.transfer)
+            yield f"all {heads} query heads stay, and share other key/value heads: these are {how} ({before} → {after})"
+        why_not = sequential_refused(model, target, recipe.transfer)
         if self.shrunk and why_not and recipe.calibrate.passes in ("auto", "sequential") and self._has_data:
             yield f"shrinking is fitted in one pass, not block by block: {why_not}"
         if "embed" in self.shrunk and self.basis == "permutation" and recipe.transfer.basis == "auto":

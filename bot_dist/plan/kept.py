@@ -70,8 +70,6 @@ def _rounded(module: ModulePlan) -> Iterator[str]:
         yield f"{module.source_dtype} becomes {module.dtype}"
     taps = [a.operator().taps for a in module.axes if a.changes and not a.alone]
     factors = np.abs(np.concatenate([[module.scale], *(t[t != 0] for t in taps)]))
-    if (
-        any((a.alone and a.spec is not None and a.spec.fitted) or a.centred for a in module.axes)
-        or (np.frexp(factors)[0] != 0.5).any()
-    ):
+    fitted = any(a.centred or (a.spec is not None and a.spec.fitted) for a in module.axes)
+    if fitted or (np.frexp(factors)[0] != 0.5).any():
         yield f"factors in {module.dtype}"

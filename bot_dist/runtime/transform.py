@@ -62,9 +62,8 @@ def _centred(tensor: torch.Tensor, along: int) -> torch.Tensor:
 
 def _apply_alone(axes: tuple[AxisPlan, ...], i: int, step: Step, tensor: torch.Tensor) -> torch.Tensor:
     """An operator that is applied by itself: a fitted one, a block of its matrix at a time, or what undoes one, or a
-    fitted constant, in float32. It may
-    act on several axes together and differ per layer; of all its axes, source and (but for the first) target are
-    whole."""
+    fitted constant, in float32. It may act on several axes together and differ per layer; of all its axes, source and
+    (but for the first) target are whole."""
     a = axes[i]
     assert a.spec is not None
     matrix = a.spec.matrix

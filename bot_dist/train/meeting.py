@@ -15,11 +15,8 @@ import ray
 import torch.distributed as dist
 from ray.train import get_context
 from ray.train.torch import TorchConfig
-from ray.train.torch.config import _TorchBackend
+from ray.train.torch.config import _set_torch_distributed_env_vars, _TorchBackend
 from torch._C._distributed_c10d import TCPStore
-
-TIMEOUT = timedelta(minutes=30)
-"""Of collectives, as of Ray Train's own."""
 
 
 @dataclass
@@ -36,8 +33,7 @@ class _Meeting(_TorchBackend):
 
     def on_start(self, worker_group: Any, backend_config: Any) -> None:
         host, port = worker_group.execute_single(0, _listen, len(worker_group))
-        ranks = range(len(worker_group))
-        ray.get([worker_group.execute_single_async(r, _join, backend_config.backend, host, port) for r in ranks])
+        worker_group.execute(_join, backend_config, host, port)
 
 
 _served: TCPStore | None = None
@@ -56,21 +52,15 @@ def _listen(world_size: int) -> tuple[str, int]:
     return host, port
 
 
-def _join(backend: str, host: str, port: int) -> None:
+def _join(config: TorchConfig, host: str, port: int) -> None:
     """Open the process group on a worker."""
     context = get_context()
     rank, size = context.get_world_rank(), context.get_world_size()
-    os.environ.update(  # what DeepSpeed reads of it
-        RANK=str(rank),
-        WORLD_SIZE=str(size),
-        LOCAL_RANK=str(context.get_local_rank()),
-        LOCAL_WORLD_SIZE=str(context.get_local_world_size()),
-        NODE_RANK=str(context.get_node_rank()),
-        MASTER_ADDR=host,
-        MASTER_PORT=str(port),
-    )
+    _set_torch_distributed_env_vars()
+    os.environ.update(MASTER_ADDR=host, MASTER_PORT=str(port))  # DeepSpeed reads all these
     if host == "127.0.0.1":  # all are on this machine: what they say to each other stays in it
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
         os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
-    store = _served if _served is not None and rank == 0 else TCPStore(host, port, size, is_master=False)
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
+    store = TCPStore(host, port, size, is_master=False) if _served is None else _served
+    timeout = timedelta(seconds=config.timeout_s)
+    dist.init_process_group(config.backend, store=store, rank=rank, world_size=size, timeout=timeout)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -16,6 +17,7 @@ INSTALL = re.compile(r'(?:/pip" install|\{pip\[@\]\}")(.*)')  # what pip is told
 def test_a_finding_parses_pins_its_packages_and_says_what_it_shows(path: Path) -> None:
     checked = subprocess.run(["bash", "-n", str(path)], capture_output=True, text=True)
     assert checked.returncode == 0, checked.stderr
+    assert os.access(path, os.X_OK), "chmod +x it"
     lines = path.read_text().splitlines()
     assert len(lines) <= 60
     start = lines.index("set -euo pipefail")

@@ -8,6 +8,7 @@ that norm and head need.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -21,6 +22,9 @@ from bot_dist.families import Model
 from bot_dist.sharding import whole
 
 LAYER = "{layer}"
+
+_BUILDING = threading.Lock()
+"""Held where a model is built: what leaves out its weights changes ``torch.nn.Module`` for the whole process."""
 
 
 class StreamedModel:
@@ -111,7 +115,7 @@ class StreamedModel:
     def free(self) -> None:
         """Let go of all weights."""
         for module, name, empty in self._placed:
-            setattr(module, name, empty)
+            module._parameters[name] = empty
         self._placed.clear()
         self._values.clear()
 
@@ -119,7 +123,7 @@ class StreamedModel:
         inside = {*self.blocks[layer].modules()}
         for module, name, empty in self._placed:
             if module in inside:
-                setattr(module, name, empty)
+                module._parameters[name] = empty
                 self._values.pop(empty, None)
         self._placed = [placed for placed in self._placed if placed[0] not in inside]
 
@@ -132,7 +136,7 @@ class StreamedModel:
                 parameter = self._parameters[empty]
                 values = self._source.read(parameter, whole(parameter.sizes)).reshape(parameter.shape).float()
                 self._values[empty] = torch.nn.Parameter(values, requires_grad=False)
-            setattr(module, name, self._values[empty])
+            module._parameters[name] = self._values[empty]  # not registered: another thread may be building a model
             self._placed.append((module, name, empty))
 
     @contextmanager
@@ -175,7 +179,8 @@ def _without_weights(model: Model) -> torch.nn.Module:
 
     config = transformers_config(model.config, **RUN)
     architecture: Any = getattr(transformers, model.family.architecture(model.config))
-    with no_init_weights(), init_empty_weights(include_buffers=False):
-        module: torch.nn.Module = architecture._from_config(config, dtype=torch.float32)
-    module.tie_weights()  # type: ignore[operator]  # no_init_weights has skipped it
+    with _BUILDING:
+        with no_init_weights(), init_empty_weights(include_buffers=False):
+            module: torch.nn.Module = architecture._from_config(config, dtype=torch.float32)
+        module.tie_weights()  # type: ignore[operator]  # no_init_weights has skipped it
     return module.eval().requires_grad_(False)

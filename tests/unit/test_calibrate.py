@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import accelerate  # type: ignore[import-untyped]
 import numpy as np
 import pytest
 import torch
@@ -218,6 +220,29 @@ def test_weights_are_held_while_they_are_needed_only(pico_llama: Callable[..., P
     streamed.block(1, hidden)
     streamed.free()
     assert all(p.is_meta for p in streamed.module.parameters())
+
+
+def test_threads_build_and_read_models_at_once(pico_llama: Callable[..., Pico]) -> None:
+    """Members of a family that end at once do so; a model without weights is built by changing what all modules do."""
+    source = open_source(pico_llama().url)
+    model = model_of(source.config)
+    register = torch.nn.Module.register_parameter
+
+    def build(_: int) -> StreamedModel:
+        streamed = StreamedModel(source, model)
+        for layer in range(2):
+            streamed.load_block(layer)
+        return streamed
+
+    streamed = StreamedModel(source, model)
+    with accelerate.init_empty_weights():  # as another thread may be doing
+        streamed.load_block(0)
+    assert not any(p.is_meta for p in streamed.blocks[0].parameters())
+    with ThreadPoolExecutor(8) as threads:
+        several = [*threads.map(build, range(32))]
+    assert torch.nn.Module.register_parameter is register
+    expected = [(name, p.is_meta) for name, p in several[0].module.named_parameters()]
+    assert all([(name, p.is_meta) for name, p in one.module.named_parameters()] == expected for one in several)
 
 
 class Altered:

@@ -19,22 +19,24 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bot_dist.checkpoint import CheckpointReader
-    from bot_dist.checks import diff, verify
-    from bot_dist.pipeline import export, export_store, plan_transfer, pretrain, run, transfer
+    from bot_dist.pipeline.checks import diff, verify
+    from bot_dist.pipeline.resizing import Checkpoint, resize
+    from bot_dist.pipeline.stages import export, export_store, plan_transfer, pretrain, run, transfer
     from bot_dist.recipe import Recipe, load_recipe, make_recipe
-    from bot_dist.resizing import Checkpoint, resize
+    from bot_dist.store import CheckpointReader
 
 _HOME = {
-    "Checkpoint": "bot_dist.resizing",
-    "CheckpointReader": "bot_dist.checkpoint",
+    "Checkpoint": "bot_dist.pipeline.resizing",
+    "CheckpointReader": "bot_dist.store",
     "Recipe": "bot_dist.recipe",
-    "diff": "bot_dist.checks",
+    "diff": "bot_dist.pipeline.checks",
     "load_recipe": "bot_dist.recipe",
     "make_recipe": "bot_dist.recipe",
-    "resize": "bot_dist.resizing",
-    "verify": "bot_dist.checks",
-} | dict.fromkeys(("export", "export_store", "plan_transfer", "pretrain", "run", "transfer"), "bot_dist.pipeline")
+    "resize": "bot_dist.pipeline.resizing",
+    "verify": "bot_dist.pipeline.checks",
+} | dict.fromkeys(
+    ("export", "export_store", "plan_transfer", "pretrain", "run", "transfer"), "bot_dist.pipeline.stages"
+)
 
 __all__ = [
     "Checkpoint",

@@ -53,8 +53,8 @@ def start_ray() -> Iterator[Callable[[], None]]:
     """
     import ray
 
+    from bot_dist.execute.ray.cluster import connected
     from bot_dist.recipe import ClusterConfig
-    from bot_dist.runtime.cluster import connected
 
     init = ray.init
 

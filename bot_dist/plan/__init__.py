@@ -16,11 +16,8 @@ from bot_dist.plan.fitted import (
     sequential_refused,
     shrinking,
 )
-from bot_dist.plan.make import SourceModule, make_plan, target_model
-from bot_dist.plan.simulate import Hardware, Simulation, parse_hardware, simulate
-from bot_dist.plan.summary import ModuleRow, PlanSummary, summarise
-from bot_dist.plan.tiling import LANES
-from bot_dist.plan.transfer import (
+from bot_dist.plan.make_plan import SourceModule, make_plan, target_model
+from bot_dist.plan.plan import (
     DETAILS,
     MOMENTS,
     AxisPlan,
@@ -31,6 +28,9 @@ from bot_dist.plan.transfer import (
     TransferPlan,
     moment_name,
 )
+from bot_dist.plan.simulate import Hardware, Simulation, parse_hardware, simulate
+from bot_dist.plan.summary import ModuleRow, PlanSummary, summarise
+from bot_dist.plan.tiling import LANES
 
 __all__ = [
     "DETAILS",

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from bot_dist.axes import ITEMSIZE
-from bot_dist.sharding import PIECE_BYTES, Box, box_size
+from bot_dist.tensors import PIECE_BYTES, Box, box_size
+from bot_dist.tensors.axes import ITEMSIZE
 
 if TYPE_CHECKING:
-    from bot_dist.plan.transfer import ModulePlan, Step
-    from bot_dist.wavelets import OperatorSpec
+    from bot_dist.operators import OperatorSpec
+    from bot_dist.plan.plan import ModulePlan, Step
 
 FLOAT32 = ITEMSIZE["float32"]
 

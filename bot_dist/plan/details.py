@@ -19,10 +19,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from bot_dist.errors import PlanError
-from bot_dist.families import Model
+from bot_dist.model import Model
+from bot_dist.operators import OperatorSpec, check_supported, spec_from_json
+from bot_dist.plan.plan import AxisPlan, ModulePlan
 from bot_dist.plan.rules import RESIDUAL
-from bot_dist.plan.transfer import AxisPlan, ModulePlan
-from bot_dist.wavelets import OperatorSpec, check_supported, spec_from_json
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,10 +32,10 @@ import math
 from collections.abc import Collection, Iterator, Mapping
 
 from bot_dist.errors import PlanError
-from bot_dist.families import Family, Model, Weight
+from bot_dist.model import Family, Model, Weight
+from bot_dist.operators import OperatorSpec
 from bot_dist.plan.rules import RESIDUAL
 from bot_dist.recipe import Basis, TransferConfig
-from bot_dist.wavelets import OperatorSpec
 
 Place = tuple[int, int]
 """The axes that an operator acts on together, among ``Weight.uses``: the first, and how many."""

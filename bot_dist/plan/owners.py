@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from bot_dist.sharding import Mesh
+from bot_dist.tensors import Mesh
 
 SLACK = 1.03
 """How far over its fair share an actor may get for the sake of owning what lies in its rank."""

@@ -15,11 +15,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from bot_dist.axes import Role
 from bot_dist.errors import PlanError
-from bot_dist.families import Family, Weight
+from bot_dist.model import Family, Weight
+from bot_dist.operators import OperatorSpec
 from bot_dist.recipe import TransferConfig
-from bot_dist.wavelets import OperatorSpec
+from bot_dist.tensors.axes import Role
 
 RESIDUAL = "embed"
 """The axis along which sublayers add to each other."""

@@ -11,12 +11,12 @@ from __future__ import annotations
 import math
 from dataclasses import MISSING, dataclass, fields
 
-from bot_dist.axes import ITEMSIZE
 from bot_dist.errors import RecipeError, nearest
 from bot_dist.plan.cost import step_bytes, step_peak
+from bot_dist.plan.plan import ModulePlan, Step, TransferPlan
 from bot_dist.plan.tiling import LANES
-from bot_dist.plan.transfer import ModulePlan, Step, TransferPlan
-from bot_dist.sharding import box_size
+from bot_dist.tensors import box_size
+from bot_dist.tensors.axes import ITEMSIZE
 
 GB = 1e9
 EXAMPLE = "storage_gb_s=100,network_gb_s=12.5,device_gb_s=1500"

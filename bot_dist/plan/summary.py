@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bot_dist.plan.cost import step_bytes, step_peak
-from bot_dist.plan.transfer import TransferPlan
+from bot_dist.plan.plan import TransferPlan
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,11 +12,11 @@ import math
 from collections.abc import Sequence
 from functools import lru_cache
 
-from bot_dist.axes import ITEMSIZE
 from bot_dist.errors import PlanError
 from bot_dist.plan.cost import step_peak
-from bot_dist.plan.transfer import AxisPlan, ModulePlan
-from bot_dist.sharding import chunk_shape
+from bot_dist.plan.plan import AxisPlan, ModulePlan
+from bot_dist.tensors import chunk_shape
+from bot_dist.tensors.axes import ITEMSIZE
 
 STEP_BYTES = 2**26
 """A step's target is at most this large: progress shows, and little is done twice after an interruption."""

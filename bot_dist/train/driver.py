@@ -13,11 +13,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from bot_dist.disk import writing
 from bot_dist.errors import BotDistError, InputError, RunError
-from bot_dist.families import model_of
+from bot_dist.execute.ray.cluster import resources
+from bot_dist.model import model_of
 from bot_dist.recipe import ClusterConfig, TrainConfig
-from bot_dist.runtime.cluster import resources
+from bot_dist.storage.disk import writing
 from bot_dist.train.results import PretrainResult, TrainRun, run_result
 from bot_dist.train.side_by_side import per_node, stoppable
 from bot_dist.urls import absolute, label
@@ -39,8 +39,8 @@ _PREPARING = threading.Lock()
 OnEvent = Callable[[dict[str, Any]], None]
 
 if TYPE_CHECKING:
-    from bot_dist.train.data import TokenFile
-    from bot_dist.train.images import ImageFile
+    from bot_dist.data.batches import TokenFile
+    from bot_dist.data.images import ImageFile
 
 
 def pretrain(
@@ -127,10 +127,10 @@ def samples_of(
 ) -> TokenFile | ImageFile:
     """What is trained on, prepared: tokens in ``folder``, or where ``train`` says. Raises InputError."""
     if train.images is not None:
-        from bot_dist.train.images import prepare_images
+        from bot_dist.data.images import prepare_images
 
         return prepare_images(train, tokenizer_url, runs[0].config)
-    from bot_dist.train.data import prepare_tokens
+    from bot_dist.data.batches import prepare_tokens
 
     models = [model_of(run.config) for run in runs]
     vocab_size = min(model.sizes["vocab"] for model in models)
@@ -141,7 +141,7 @@ def samples_of(
 def check(train: TrainConfig, configs: Mapping[str, dict[str, Any]], tokenizer_url: str) -> None:
     """Raise InputError for what can be seen to be wrong before anything runs; ``configs`` are the models by run, and
     ``tokenizer_url`` has what makes their input."""
-    from bot_dist.convert.texts.open import resolve_texts
+    from bot_dist.data.texts.open import resolve_texts
     from bot_dist.train.objectives import check_objective
 
     if train.workers % train.tensor:
@@ -167,7 +167,7 @@ def check(train: TrainConfig, configs: Mapping[str, dict[str, Any]], tokenizer_u
                 + ("images; name them in train.images" if train.images is None else "text; leave train.images out")
             )
         if train.images is not None:
-            from bot_dist.train.images import prepare_images
+            from bot_dist.data.images import prepare_images
 
             prepare_images(train, tokenizer_url, config)
             continue
@@ -184,7 +184,7 @@ def check(train: TrainConfig, configs: Mapping[str, dict[str, Any]], tokenizer_u
 
 def masking(runs: Sequence[TrainRun], tokenizer_url: str) -> dict[str, Any] | None:
     """The tokens that masking needs to know. Raises InputError when the tokenizer has none to mask with."""
-    from bot_dist.convert.tokenizer import load_tokenizer
+    from bot_dist.formats.tokenizer import load_tokenizer
 
     if all(model_of(run.config).family.objective != "masked" for run in runs):
         return None

@@ -15,9 +15,9 @@ from typing import Any, Literal
 
 import torch
 
-from bot_dist.convert.configuration import RUN, transformers_config
 from bot_dist.errors import InputError
-from bot_dist.families import Model
+from bot_dist.formats.configuration import RUN, transformers_config
+from bot_dist.model import Model
 from bot_dist.recipe import TrainConfig
 from bot_dist.train.optimizer import adamw, parameter_groups
 

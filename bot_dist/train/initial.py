@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 
-from bot_dist.axes import Parameter
-from bot_dist.draws import normal
 from bot_dist.errors import SourceError
-from bot_dist.families import Model, Weight
-from bot_dist.sharding import Box, box_shape
+from bot_dist.model import Model, Weight
+from bot_dist.tensors import Box, box_shape
+from bot_dist.tensors.axes import Parameter
+from bot_dist.tensors.random import normal
 
 
 class InitialSource:

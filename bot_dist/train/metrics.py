@@ -9,8 +9,8 @@ from typing import Any
 
 from ray.util.metrics import Gauge
 
-from bot_dist.checkpoint import Storage
-from bot_dist.disk import writing
+from bot_dist.storage.disk import writing
+from bot_dist.storage.folder import Storage
 
 LINES, BOARD = "metrics.jsonl", "tensorboard"
 METRICS = {

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from bot_dist.checkpoint import CheckpointReader
-from bot_dist.families import Model
+from bot_dist.model import Model
 from bot_dist.plan import moment_name
 from bot_dist.recipe import TrainConfig
+from bot_dist.store import CheckpointReader
 from bot_dist.train.zero import Partition, State, begin_moments, partitions, read, writing
 
 

@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 
 from bot_dist.errors import InputError
-from bot_dist.families import Model
+from bot_dist.model import Model
 from bot_dist.train.loss import IGNORED, cross_entropy
 
 if TYPE_CHECKING:
-    from bot_dist.train.data import Batches
+    from bot_dist.data.batches import Batches
 
 MASKED = 0.15
 """Share of the tokens of a sequence that BERT predicts: of these 80 % are masked, 10 % random, 10 % as they were."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from bot_dist.families import Model
+from bot_dist.model import Model
 from bot_dist.recipe import TrainConfig
 from bot_dist.train.schedule import learning_rate, ramp
 

@@ -8,12 +8,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from bot_dist.checkpoint import CheckpointWriter, Manifest, Storage, store_layout
-from bot_dist.checkpoint.manifest import ATTEMPTS
-from bot_dist.convert.companions import read_companions
-from bot_dist.convert.source import Source
 from bot_dist.errors import CheckpointError
-from bot_dist.families import Model
+from bot_dist.formats.companions import read_companions
+from bot_dist.formats.source import Source
+from bot_dist.model import Model
+from bot_dist.storage.folder import Storage
+from bot_dist.store import CheckpointWriter, Manifest, store_layout
+from bot_dist.store.manifest import ATTEMPTS
 from bot_dist.train.zero import full_parameters
 
 

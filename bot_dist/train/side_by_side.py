@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from typing import Any, TypeVar
 
+from bot_dist.execute.ray.cluster import resources
 from bot_dist.recipe import ClusterConfig
-from bot_dist.runtime.cluster import resources
 
 Result = TypeVar("Result")
 

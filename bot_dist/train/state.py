@@ -21,21 +21,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from bot_dist.checkpoint import (
-    CheckpointReader,
-    CheckpointWriter,
-    Storage,
-    StoredParameter,
-    manifest,
-    remove_store,
-    store_layout,
-)
-from bot_dist.convert.companions import read_companions
-from bot_dist.convert.storage import join
 from bot_dist.errors import CheckpointError, CheckpointMissingError, InputError
-from bot_dist.families import Model, model_of
+from bot_dist.formats.companions import read_companions
+from bot_dist.model import Model, model_of
 from bot_dist.parsing import parse_object
 from bot_dist.recipe import HOW_TRAINED, TrainConfig
+from bot_dist.storage.files import join
+from bot_dist.storage.folder import Storage
+from bot_dist.store import CheckpointReader, CheckpointWriter, StoredParameter, manifest, remove_store, store_layout
 from bot_dist.train.moments import array_name, read_state
 from bot_dist.train.results import HeldOut, Step, TrainRun
 from bot_dist.train.zero import Shard, State, begin_moments, partitions, writing

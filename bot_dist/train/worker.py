@@ -16,14 +16,14 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from bot_dist.checkpoint import manifest
-from bot_dist.convert.storage import join
-from bot_dist.disk import writing
+from bot_dist.data.batches import Batches
 from bot_dist.errors import BotDistError, DivergedError, RunError, StoppedError
-from bot_dist.families import model_of
+from bot_dist.execute.process import peak_rss_bytes, reset_peak_rss, usable_cpus
+from bot_dist.model import model_of
 from bot_dist.recipe import TrainConfig
-from bot_dist.runtime.process import peak_rss_bytes, reset_peak_rss, usable_cpus
-from bot_dist.train.data import Batches
+from bot_dist.storage.disk import writing
+from bot_dist.storage.files import join
+from bot_dist.store import manifest
 from bot_dist.train.events import Events
 from bot_dist.train.moments import fill_moments, steps_before
 from bot_dist.train.objectives import HELD_OUT, Data, Examples, Objective, objective_of
@@ -276,7 +276,7 @@ class Trainer:
             from bot_dist.train.initial import InitialSource
 
             return InitialSource(self._model, self._train.seed)
-        from bot_dist.convert.open import open_source
+        from bot_dist.formats.open import open_source
 
         source = open_source(self._run.url)
         source.check(self._model)

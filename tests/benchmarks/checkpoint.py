@@ -28,8 +28,8 @@ import torch.multiprocessing as mp
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from bot_dist.checkpoint import CheckpointReader, CheckpointWriter, store_layout
-from bot_dist.families import Model, model_of
+from bot_dist.model import Model, model_of
+from bot_dist.store import CheckpointReader, CheckpointWriter, store_layout
 
 SMOLLM2 = {
     "model_type": "llama",

@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import bot_dist
-from bot_dist.compare import machine
-from bot_dist.convert.byte_tokenizer import save_byte_tokenizer
-from bot_dist.convert.open import open_source
-from bot_dist.convert.tokenizer import load_tokenizer
-from bot_dist.evaluate.untrained import untrained_config, vocabulary
-from bot_dist.families import model_of
+from bot_dist.compare.trials import machine
+from bot_dist.compare.untrained import untrained_config, vocabulary
+from bot_dist.data.batches import prepare_tokens
+from bot_dist.data.byte_tokenizer import save_byte_tokenizer
+from bot_dist.formats.open import open_source
+from bot_dist.formats.tokenizer import load_tokenizer
+from bot_dist.model import model_of
 from bot_dist.recipe import TrainConfig
-from bot_dist.train.data import prepare_tokens
 from bot_dist.train.results import TrainRun
 from tests.integration.ranks import on_ranks
 

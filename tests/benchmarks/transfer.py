@@ -29,10 +29,10 @@ import torch
 from safetensors.torch import save_file
 
 import bot_dist
-from bot_dist.families import model_of
+from bot_dist.execute.ray.cluster import connected
+from bot_dist.execute.ray.shards import RayExecutor, ShardActor
+from bot_dist.model import model_of
 from bot_dist.recipe import ClusterConfig
-from bot_dist.runtime.cluster import connected
-from bot_dist.runtime.ray_executor import RayExecutor, ShardActor
 from tests.benchmarks.checkpoint import SMOLLM2
 
 TWICE = {"embed": 1152, "mlp": 3072, "heads": 18, "kv_heads": 6}

@@ -21,9 +21,9 @@ import numpy as np
 import pywt
 import torch
 
-from bot_dist.wavelets import OperatorSpec, build_operator
-from bot_dist.wavelets import apply as implementation
-from bot_dist.wavelets.apply import Stage, apply_operators
+from bot_dist import kernels as implementation
+from bot_dist.kernels import Stage, apply_operators
+from bot_dist.operators import OperatorSpec, build_operator
 
 THREADS = 2
 MODULE = (24, 1024, 4096)

@@ -9,8 +9,8 @@ import time
 import pytest
 import ray
 
-import bot_dist.runtime.dispatch
-from bot_dist.runtime.ray_executor import RayExecutor
+import bot_dist.execute.dispatch
+from bot_dist.execute.ray.shards import RayExecutor
 from tests.chaos import actors
 from tests.chaos.actors import PHASES, Fault
 from tests.chaos.arena import Arena, Seen, attempt
@@ -37,7 +37,7 @@ def hung_actor(arena: Arena, draw: random.Random) -> Ending:
     if fault.phase == "get ready":
         fault = Fault(phase=fault.phase, tokens=fault.tokens, how="hang")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bot_dist.runtime.dispatch, "STRAGGLER_S", 0.5)
+        patch.setattr(bot_dist.execute.dispatch, "STRAGGLER_S", 0.5)
         return _by_actors(arena, fault, draw.choice(arena.cases), _mesh(draw))
 
 

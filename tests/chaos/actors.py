@@ -15,9 +15,9 @@ from typing import Any, ClassVar, Literal
 
 from ray import cloudpickle
 
+from bot_dist.execute.executor import StepResult
+from bot_dist.execute.ray.shards import ShardActor
 from bot_dist.plan import Step
-from bot_dist.runtime.executor import StepResult
-from bot_dist.runtime.ray_executor import ShardActor
 
 PHASES = (
     "get ready",

@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 import pytest
 
-from bot_dist.checkpoint import Storage
-from bot_dist.checkpoint.localfile import PARTIAL
+from bot_dist.storage.folder import Storage
+from bot_dist.storage.localfile import PARTIAL
 
 OPERATIONS = ("exists", "read", "read_into", "names", "sizes", "write", "create", "sync_folders", "remove")
 Call = Callable[[], Any]

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 import bot_dist
-from bot_dist.checkpoint import CheckpointReader
+from bot_dist.store import CheckpointReader
 from tests.conftest import PICOS, TOKENIZER, randomised
 
 OnEvent = Callable[[dict[str, Any]], None]

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import bot_dist
-from bot_dist.checkpoint import CheckpointReader
+from bot_dist.store import CheckpointReader
 from tests.chaos import actors, boundary, drivers
 from tests.chaos.arena import Arena, Seen, attempt
 from tests.chaos.cases import Case

@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import load_file
 
 import bot_dist
-from bot_dist.checkpoint import CheckpointReader
 from bot_dist.errors import BotDistError, CheckpointMissingError
-from bot_dist.pipeline import export_store
+from bot_dist.pipeline.stages import export_store
 from bot_dist.plan import DETAILS
-from bot_dist.sharding import whole
+from bot_dist.store import CheckpointReader
+from bot_dist.tensors import whole
 from tests.chaos.cases import Case, transfer
 
 RIGHT = "right bytes"

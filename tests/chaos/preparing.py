@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import ray
 
+from bot_dist.execute.ray.cluster import connected
 from bot_dist.recipe import ClusterConfig
-from bot_dist.runtime.cluster import connected
 from tests.chaos.arena import Arena
 from tests.chaos.cases import RECIPES, Case, all_made
 from tests.chaos.endings import Ending

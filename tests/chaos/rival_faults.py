@@ -14,9 +14,9 @@ import pytest
 import torch
 
 import bot_dist
-from bot_dist.checkpoint import CheckpointReader, CheckpointWriter
-from bot_dist.checkpoint.arrays import torch_dtype
 from bot_dist.errors import CheckpointExistsError
+from bot_dist.store import CheckpointReader, CheckpointWriter
+from bot_dist.store.arrays import torch_dtype
 from tests.chaos import boundary
 from tests.chaos.arena import Arena, Seen, attempt
 from tests.chaos.endings import RIGHT, Ending, SilentDifference, again, is_right

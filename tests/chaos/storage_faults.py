@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-import bot_dist.checkpoint.retry
-from bot_dist.convert.storage import write_file
+import bot_dist.storage.retry
+from bot_dist.storage.files import write_file
 from tests.chaos import boundary, damage
 from tests.chaos.arena import Arena, Run, Seen, attempt
 from tests.chaos.endings import RIGHT, Ending, again, is_right, of_damaged
@@ -83,8 +83,8 @@ def _s3(arena: Arena, draw: random.Random, **overrides: Any) -> Ending:
     begun = len(proxy.exchanges)
     try:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(bot_dist.checkpoint.retry, "FIRST_WAIT_S", 0.005)
-            patch.setattr(bot_dist.checkpoint.retry, "TRIES", draw.choice([2, 4, 8]))
+            patch.setattr(bot_dist.storage.retry, "FIRST_WAIT_S", 0.005)
+            patch.setattr(bot_dist.storage.retry, "TRIES", draw.choice([2, 4, 8]))
             error = attempt(case, url, source=f"{place}/source", **overrides)
     finally:
         proxy.plan = lambda exchange: None

@@ -44,7 +44,7 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 @pytest.fixture(scope="module")
 def s3_environment(s3: S3Server) -> Iterator[S3Server]:
     """The server with a bucket ``tests``; its address and keys are in this process's environment."""
-    from bot_dist.checkpoint import Storage
+    from bot_dist.storage.folder import Storage
 
     with pytest.MonkeyPatch.context() as patch:
         for name, value in s3.environment().items():

@@ -18,8 +18,8 @@ import pytest
 import torch
 
 import bot_dist
-from bot_dist.checkpoint import CheckpointReader, CheckpointWriter, store_layout
-from bot_dist.families import model_of
+from bot_dist.model import model_of
+from bot_dist.store import CheckpointReader, CheckpointWriter, store_layout
 from tests.conftest import Pico
 
 MB = 10**6

@@ -13,18 +13,19 @@ import torch
 from safetensors.torch import load_file
 
 import bot_dist
-from bot_dist.calibrate import Adaptation, CalibrationData, Samples
-from bot_dist.calibrate.fit import Given, Lifted, Rotation
-from bot_dist.calibrate.weight_only import WeightStatistics
-from bot_dist.checkpoint import CheckpointReader, read_rows, write_operators
-from bot_dist.convert.open import open_source
-from bot_dist.convert.source import Source
+from bot_dist.data.calibration_samples import CalibrationData, Samples
 from bot_dist.errors import InputError, PlanError
-from bot_dist.families import Model, model_of
+from bot_dist.execute.lazy_source import TransformedSource
+from bot_dist.fit import Adaptation
+from bot_dist.fit.axis_fits import Given, Lifted, Rotation
+from bot_dist.fit.weight_only import WeightStatistics
+from bot_dist.formats.open import open_source
+from bot_dist.formats.source import Source
+from bot_dist.model import Model, model_of
+from bot_dist.pipeline.planning import known
 from bot_dist.plan import TransferPlan, adaptive, basis_of, make_plan, operators, placed, target_model
-from bot_dist.planning import known
-from bot_dist.runtime.transformed import TransformedSource
-from bot_dist.sharding import Mesh, whole
+from bot_dist.store import CheckpointReader, read_rows, write_operators
+from bot_dist.tensors import Mesh, whole
 from tests.conftest import UNTRAINED
 
 Factory = Callable[..., Any]
@@ -399,7 +400,7 @@ def test_leaving_blocks_out_as_they_are_is_a_fit_too(
     pico = make_pico("llama")
     source = with_tokenizer(pico, pico_tokenizer)
     falling = itertools.count(4.0, -0.01)  # whatever comes last is best
-    monkeypatch.setattr("bot_dist.calibrate.Statistics.loss", property(lambda self: next(falling)))
+    monkeypatch.setattr("bot_dist.fit.Statistics.loss", property(lambda self: next(falling)))
     report = adapted(tmp_path, source, {"layers": 2}, [shakespeare], **{"calibrate.passes": "auto"})
     assert report["calibrate"][1]["chosen"] == "one pass, predicting"
     kept = report["calibrate"][1]["facts"]["layer"]["kept"]

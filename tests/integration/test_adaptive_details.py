@@ -11,10 +11,10 @@ import pytest
 import torch
 
 import bot_dist
-from bot_dist.checkpoint import CheckpointReader
-from bot_dist.convert.open import open_source
-from bot_dist.families import model_of
-from bot_dist.sharding import whole
+from bot_dist.formats.open import open_source
+from bot_dist.model import model_of
+from bot_dist.store import CheckpointReader
+from bot_dist.tensors import whole
 from tests.integration.test_adaptive import SMALLER, adapted, unsettled, with_quiet_norms, with_tokenizer
 
 Factory = Callable[..., Any]

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from bot_dist.checkpoint import CheckpointReader
-from bot_dist.convert.export import export_huggingface
-from bot_dist.convert.open import open_source
 from bot_dist.errors import PlanError, RecipeError
-from bot_dist.families import model_of
+from bot_dist.formats.export import export_huggingface
+from bot_dist.formats.open import open_source
+from bot_dist.model import model_of
+from bot_dist.store import CheckpointReader
 from tests.conftest import outputs
 from tests.integration.test_adaptive import ROTATED, adapted, tensors, unsettled, with_quiet_norms, with_tokenizer
 

@@ -13,17 +13,17 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
-from bot_dist import pipeline
-from bot_dist.checkpoint import CheckpointReader
-from bot_dist.convert.byte_tokenizer import save_byte_tokenizer
-from bot_dist.convert.tokenizer import load_tokenizer
+from bot_dist.baselines import baseline
+from bot_dist.baselines.front import resized
+from bot_dist.baselines.ligo import STEPS
+from bot_dist.data.byte_tokenizer import save_byte_tokenizer
 from bot_dist.errors import InputError, PlanError, RecipeError
-from bot_dist.evaluate.baselines import baseline
-from bot_dist.evaluate.baselines.front import resized
-from bot_dist.evaluate.baselines.ligo import STEPS
-from bot_dist.families import model_of
+from bot_dist.formats.tokenizer import load_tokenizer
+from bot_dist.model import model_of
+from bot_dist.pipeline import stages as pipeline
 from bot_dist.recipe import make_recipe
-from bot_dist.sharding import whole
+from bot_dist.store import CheckpointReader
+from bot_dist.tensors import whole
 from tests.conftest import UNTRAINED, Pico, outputs
 
 TEXT = "It was the best of times, it was the worst of times, it was the age of wisdom. "

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 import torch
 
-from bot_dist import pipeline
-from bot_dist.checkpoint import CheckpointReader
-from bot_dist.compare import compare
-from bot_dist.convert.tokenizer import load_tokenizer
-from bot_dist.evaluate.baselines import baseline
-from bot_dist.evaluate.comparison import ComparisonRecipe
-from bot_dist.families import model_of
+from bot_dist.baselines import baseline
+from bot_dist.compare.recipe import ComparisonRecipe
+from bot_dist.compare.trials import compare
+from bot_dist.formats.tokenizer import load_tokenizer
+from bot_dist.model import model_of
+from bot_dist.pipeline import stages as pipeline
 from bot_dist.recipe import make_recipe, validated
-from bot_dist.sharding import whole
+from bot_dist.store import CheckpointReader
+from bot_dist.tensors import whole
 from tests.conftest import UNTRAINED
 
 

@@ -12,11 +12,11 @@ import torch
 
 import bot_dist
 from bot_dist.errors import PlanError
-from bot_dist.families import Model, model_of
+from bot_dist.execute.lazy_source import TransformedSource
+from bot_dist.model import Model, model_of
+from bot_dist.pipeline.planning import Planning
 from bot_dist.plan import FunctionKept
-from bot_dist.planning import Planning
-from bot_dist.runtime.transformed import TransformedSource
-from bot_dist.sharding import whole
+from bot_dist.tensors import whole
 from tests.conftest import VARIANTS, outputs
 
 Factory = Callable[..., Any]

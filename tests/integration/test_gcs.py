@@ -17,9 +17,8 @@ from xml.sax.saxutils import escape
 
 import pytest
 
-from bot_dist.checkpoint import Storage
-from bot_dist.checkpoint.storage import Request
 from bot_dist.errors import CheckpointError
+from bot_dist.storage.folder import Request, Storage
 
 
 class Gcs(BaseHTTPRequestHandler):

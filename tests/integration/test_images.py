@@ -16,8 +16,8 @@ import torch
 from PIL import Image
 
 import bot_dist
-from bot_dist.checkpoint import CheckpointReader
 from bot_dist.errors import InputError
+from bot_dist.store import CheckpointReader
 from tests.conftest import UNTRAINED
 
 ROOT = Path(__file__).parents[2]

@@ -13,11 +13,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from bot_dist import pipeline
-from bot_dist.checkpoint import CheckpointReader, CheckpointWriter, store_layout
-from bot_dist.convert.export_folder import RECORD
-from bot_dist.families import model_of
+from bot_dist.formats.export_folder import RECORD
+from bot_dist.model import model_of
+from bot_dist.pipeline import stages as pipeline
 from bot_dist.recipe import make_recipe
+from bot_dist.store import CheckpointReader, CheckpointWriter, store_layout
 from tests.conftest import Pico
 
 PicoMaker = Callable[..., Pico]
@@ -76,7 +76,7 @@ def big_store(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 EXPORT = """
 import json, sys
-from bot_dist.pipeline import export_store
+from bot_dist.pipeline.stages import export_store
 
 def status(key):
     with open("/proc/self/status") as file:

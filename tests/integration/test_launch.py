@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 import yaml
 
-from bot_dist.checkpoint.manifest import MANIFEST
+from bot_dist.store.manifest import MANIFEST
 
 ROOT = Path(__file__).parents[2]
 RAY = Path(sys.executable).parent / "ray"

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-from bot_dist.checkpoint import CheckpointReader
-from bot_dist.checkpoint.manifest import MANIFEST
+from bot_dist.store import CheckpointReader
+from bot_dist.store.manifest import MANIFEST
 from tests.integration.machines import ROOT, install, machines, until
 
 pytestmark = [pytest.mark.ray, pytest.mark.namespaces]

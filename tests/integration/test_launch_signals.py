@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
-from bot_dist.checkpoint.manifest import MANIFEST
+from bot_dist.store.manifest import MANIFEST
 from tests.conftest import default_signals
 
 pytestmark = pytest.mark.ray

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from bot_dist.checkpoint import CheckpointReader
-from bot_dist.checkpoint.manifest import MANIFEST
+from bot_dist.store import CheckpointReader
+from bot_dist.store.manifest import MANIFEST
 from tests.integration.machines import ROOT, VENV, Machine, machines, until
 
 pytestmark = [pytest.mark.ray, pytest.mark.namespaces]

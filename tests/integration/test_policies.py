@@ -12,16 +12,16 @@ import pytest
 import torch
 
 import bot_dist
-from bot_dist.checkpoint import CheckpointReader, write_operators
-from bot_dist.convert.export import export_huggingface
-from bot_dist.convert.open import open_source
-from bot_dist.convert.source import Source
 from bot_dist.errors import BotDistError, PlanError, RunError, SourceError
-from bot_dist.families import Model, model_of
+from bot_dist.formats.export import export_huggingface
+from bot_dist.formats.open import open_source
+from bot_dist.formats.source import Source
+from bot_dist.model import Model, model_of
+from bot_dist.operators import OperatorSpec
+from bot_dist.pipeline.planning import Planning
 from bot_dist.plan import make_plan
-from bot_dist.planning import Planning
-from bot_dist.sharding import whole
-from bot_dist.wavelets import OperatorSpec
+from bot_dist.store import CheckpointReader, write_operators
+from bot_dist.tensors import whole
 from tests.conftest import VARIANTS, inputs, outputs
 
 Factory = Callable[..., Any]
@@ -340,9 +340,9 @@ def _known(module: Any) -> Any:
 
 
 def run_plan(plan: Any, source: Any, url: Path) -> dict[str, torch.Tensor]:
-    from bot_dist.checkpoint import CheckpointWriter
-    from bot_dist.pipeline import _stored
-    from bot_dist.runtime.tally import Tally
+    from bot_dist.execute.run_plan import Tally
+    from bot_dist.pipeline.stages import _stored
+    from bot_dist.store import CheckpointWriter
 
     writer = CheckpointWriter.create(str(url), _stored(plan), config=plan.target.config, attempt=plan.digest)
     tally = Tally(plan, lambda event: None)

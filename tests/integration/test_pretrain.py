@@ -18,12 +18,12 @@ import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from bot_dist.checkpoint import CheckpointReader
+from bot_dist.data.batches import Batches, TokenFile, prepare_tokens
 from bot_dist.errors import CheckpointExistsError, InputError, RunError, StoppedError
-from bot_dist.families import model_of
+from bot_dist.model import model_of
 from bot_dist.recipe import ClusterConfig, TrainConfig
-from bot_dist.sharding import whole
-from bot_dist.train.data import Batches, TokenFile, prepare_tokens
+from bot_dist.store import CheckpointReader
+from bot_dist.tensors import whole
 from bot_dist.train.driver import PretrainResult, TrainRun, pretrain
 from bot_dist.train.initial import InitialSource
 from bot_dist.train.optimizer import BETAS

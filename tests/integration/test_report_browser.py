@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from bot_dist.evaluate.report import write_report
+from bot_dist.report.html import write_report
 from tests.unit.test_shrinking import STAGES, facts_of_a_run
 
 KEPT = Path(__file__).parents[2] / ".cache/screenshots"

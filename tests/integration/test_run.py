@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 import bot_dist
-from bot_dist.checkpoint import CheckpointReader
 from bot_dist.errors import CheckpointError, CheckpointExistsError, FamilyError, InputError, RecipeError, StoppedError
 from bot_dist.recipe import member_of
+from bot_dist.store import CheckpointReader
 from tests.conftest import UNTRAINED
 
 pytestmark = [pytest.mark.ray, pytest.mark.deepspeed, pytest.mark.usefixtures("ray_cluster")]

@@ -15,12 +15,13 @@ import torch
 from safetensors.torch import load_file
 
 import bot_dist
-from bot_dist.checkpoint import CheckpointReader, CheckpointWriter, Storage, store_layout
-from bot_dist.convert.storage import list_names, read_range, size_bytes, write_file
 from bot_dist.errors import BotDistError, CheckpointError, CheckpointExistsError, SourceError
-from bot_dist.families import model_of
-from bot_dist.pipeline import export_store
+from bot_dist.model import model_of
+from bot_dist.pipeline.stages import export_store
 from bot_dist.plan import LANES
+from bot_dist.storage.files import list_names, read_range, size_bytes, write_file
+from bot_dist.storage.folder import Storage
+from bot_dist.store import CheckpointReader, CheckpointWriter, store_layout
 from tests.chaos.seaweed import SECRET, S3Server
 from tests.conftest import Pico
 from tests.integration.test_transfer import tensors

@@ -12,10 +12,11 @@ import pytest
 import torch
 
 import bot_dist
-from bot_dist.checkpoint import CheckpointReader, Storage, retry
-from bot_dist.checkpoint.storage import Request
-from bot_dist.convert.storage import list_names, read_file, read_range, size_bytes
 from bot_dist.errors import CheckpointError, SourceError
+from bot_dist.storage import retry
+from bot_dist.storage.files import list_names, read_file, read_range, size_bytes
+from bot_dist.storage.folder import Request, Storage
+from bot_dist.store import CheckpointReader
 from tests.chaos.proxy import TRANSIENT, Fault, FaultyProxy, Plan, first, seeded
 from tests.chaos.seaweed import S3Server
 from tests.conftest import Pico

@@ -10,13 +10,14 @@ import pytest
 import torch
 
 import bot_dist
-from bot_dist.calibrate import Adaptation, CalibrationData, Samples
-from bot_dist.calibrate.sequential import SequentialShare, SequentialWork
-from bot_dist.convert.open import open_source
-from bot_dist.families import Model, model_of
-from bot_dist.planning import known
-from bot_dist.runtime.transformed import TransformedSource
-from bot_dist.sharding import whole
+from bot_dist.data.calibration_samples import CalibrationData, Samples
+from bot_dist.execute.lazy_source import TransformedSource
+from bot_dist.fit import Adaptation
+from bot_dist.fit.sequential_share import SequentialShare, SequentialWork
+from bot_dist.formats.open import open_source
+from bot_dist.model import Model, model_of
+from bot_dist.pipeline.planning import known
+from bot_dist.tensors import whole
 from tests.integration.test_adaptive import with_quiet_norms
 
 Factory = Callable[..., Any]

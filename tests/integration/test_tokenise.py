@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from bot_dist.convert.storage import write_file
+from bot_dist.data import tokenise
+from bot_dist.data.batches import TokenFile, prepare_tokens
 from bot_dist.errors import InputError
 from bot_dist.recipe import TrainConfig
-from bot_dist.train import tokenise
-from bot_dist.train.data import TokenFile, prepare_tokens
+from bot_dist.storage.files import write_file
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 

@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 import torch
 
-from bot_dist.checkpoint import CheckpointReader
-from bot_dist.checkpoint.verification import default_threads, parts, verify_by_threads
+from bot_dist.data.batches import Batches
 from bot_dist.errors import CheckpointError, InputError, RunError, StoppedError
-from bot_dist.families import model_of
+from bot_dist.model import model_of
 from bot_dist.recipe import TrainConfig
-from bot_dist.train.data import Batches
+from bot_dist.store import CheckpointReader
+from bot_dist.store.verification import default_threads, parts, verify_by_threads
 from bot_dist.train.objectives import objective_of
 from bot_dist.train.results import RunResult, Step, TrainRun, run_result
 from bot_dist.train.spikes import highest, is_spike

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from bot_dist.families import model_of
+from bot_dist.data.batches import Batches
+from bot_dist.model import model_of
 from bot_dist.recipe import TrainConfig
-from bot_dist.train.data import Batches
 from bot_dist.train.objectives import HELD_OUT, Data, Stacked, objective_of
 from bot_dist.train.optimizer import BETAS
 from bot_dist.train.results import RunResult, TrainRun, run_result

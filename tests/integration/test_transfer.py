@@ -14,10 +14,10 @@ import pywt
 import torch
 
 import bot_dist
-from bot_dist.checkpoint import CheckpointReader, CheckpointWriter
-from bot_dist.convert.export import export_huggingface
 from bot_dist.errors import BotDistError, CheckpointError, CheckpointExistsError
-from bot_dist.sharding import whole
+from bot_dist.formats.export import export_huggingface
+from bot_dist.store import CheckpointReader, CheckpointWriter
+from bot_dist.tensors import whole
 
 LLAMA_X2 = {"embed": 48, "mlp": 80, "heads": 8, "kv_heads": 4}
 GPT2_X2 = {"embed": 48, "mlp": 192, "heads": 6}

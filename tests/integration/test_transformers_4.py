@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 import torch
 
-from bot_dist import pipeline
-from bot_dist.convert import open_source
-from bot_dist.convert.companions import export_files, read_companions
-from bot_dist.convert.tokenizer import load_tokenizer
-from bot_dist.families import model_of
+from bot_dist.formats import open_source
+from bot_dist.formats.companions import export_files, read_companions
+from bot_dist.formats.tokenizer import load_tokenizer
+from bot_dist.model import model_of
+from bot_dist.pipeline import stages as pipeline
 from tests.conftest import VARIANTS, Pico, outputs
 
 pytestmark = pytest.mark.slow

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from bot_dist import checks
-from bot_dist.checkpoint import CheckpointReader
-from bot_dist.checkpoint.verification import parts
 from bot_dist.errors import CheckpointError, RunError
+from bot_dist.pipeline import checks
+from bot_dist.store import CheckpointReader
+from bot_dist.store.verification import parts
 from tests.unit.test_verification import data, fitted, flip, hurt, store
 
 __all__ = ["fitted", "store"]  # fixtures
@@ -78,7 +78,7 @@ def test_more_actors_than_the_cluster_has_cpus_are_refused(store: Path) -> None:
 
 
 def test_a_store_that_is_replaced_meanwhile_is_told(store: Path) -> None:
-    from bot_dist.runtime.verify_actors import VerifyActor  # Ray's import is prepared by now
+    from bot_dist.execute.ray.verify import VerifyActor  # Ray's import is prepared by now
 
     reader = CheckpointReader(str(store))
     with pytest.raises(CheckpointError, match="was replaced while it was read"):

@@ -13,10 +13,10 @@ import tensorstore
 import torch
 import zarr
 
-from bot_dist import pipeline
-from bot_dist.checkpoint import CheckpointReader
-from bot_dist.checkpoint.arrays import view
+from bot_dist.pipeline import stages as pipeline
 from bot_dist.recipe import make_recipe
+from bot_dist.store import CheckpointReader
+from bot_dist.store.arrays import view
 from tests.conftest import Pico
 
 

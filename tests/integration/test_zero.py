@@ -10,9 +10,10 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from bot_dist.checkpoint import CheckpointReader, Storage
-from bot_dist.families import model_of
+from bot_dist.model import model_of
 from bot_dist.recipe import TrainConfig
+from bot_dist.storage.folder import Storage
+from bot_dist.store import CheckpointReader
 from tests.integration.ranks import on_ranks
 from tests.integration.test_transfer import transfer
 
@@ -110,7 +111,7 @@ def load(url: str) -> dict[int, tuple[str, int, int, int]]:
 def test_every_world_and_stage_loads_the_same_weights_and_reads_its_own(
     pico_llama: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bot_dist.sharding.chunks.CHUNK_BYTES", CHUNK_BYTES)
+    monkeypatch.setattr("bot_dist.tensors.chunks.CHUNK_BYTES", CHUNK_BYTES)
     store = transfer(pico_llama(tied=False, **SIZES).url, tmp_path / "store", {})
     model = model_of(store.config)
     chunks = sum(store.stored(p.name).chunk_bytes for _, _, p in model.parameters())

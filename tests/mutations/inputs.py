@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bot_dist.convert.byte_tokenizer import save_byte_tokenizer
+from bot_dist.data.byte_tokenizer import save_byte_tokenizer
 from tests.conftest import PICOS, randomised
 
 LINES = [f"rain on the roof and rain on the road, {i} times over" for i in range(60)]

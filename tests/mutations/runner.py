@@ -20,9 +20,9 @@ MEMORY_BYTES = 2**30
 """That a command may take more than the process that it is forked from."""
 CPU_S = 60
 PRELOADED = (
-    *("bot_dist.calibrate.adapt", "bot_dist.checks", "bot_dist.cli", "bot_dist.console", "bot_dist.convert.export"),
-    *("bot_dist.pipeline", "bot_dist.runtime.local", "bot_dist.train.images", "bot_dist.wavelets.apply.kernels"),
-    *("gguf", "numba", "pyarrow.parquet", "pyarrow.csv", "pywt", "rich.progress", "torch"),
+    *("bot_dist.fit.stages", "bot_dist.pipeline.checks", "bot_dist.pipeline.stages", "bot_dist.cli"),
+    *("bot_dist.cli.console", "bot_dist.formats.export", "bot_dist.execute.local", "bot_dist.data.images"),
+    *("bot_dist.kernels.kernels", "gguf", "numba", "pyarrow.parquet", "pyarrow.csv", "pywt", "rich.progress", "torch"),
     *("transformers.models.llama.modeling_llama", "transformers.models.vit.modeling_vit"),
 )
 ROOT = Path(__file__).parents[2]
@@ -112,7 +112,7 @@ def _run(folder: Path, command: list[str]) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_S, CPU_S + 1))
     status = 70
     try:
-        from bot_dist.cli import main
+        from bot_dist.cli.verbs import main
 
         main(command)
     except SystemExit as stopped:

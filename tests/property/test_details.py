@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bot_dist.errors import PlanError
-from bot_dist.wavelets import Operator, OperatorSpec, build_operator, check_supported
-from bot_dist.wavelets.details import complement, is_filter_bank, largest_block
+from bot_dist.operators import Operator, OperatorSpec, build_operator, check_supported
+from bot_dist.operators.details import complement, is_filter_bank, largest_block
 from tests.conftest import examples
 from tests.property.test_operators import HAAR, TOLERANCE, boundaries, gains, levels, spec, tolerance, wavelets
 

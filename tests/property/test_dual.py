@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bot_dist.errors import PlanError
-from bot_dist.wavelets import dropped, dual, places, split_of
-from bot_dist.wavelets.lifting import lifted
+from bot_dist.operators import dropped, dual, places, split_of
+from bot_dist.operators.lifting import lifted
 
 seeds = st.integers(0, 2**32 - 1)
 

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bot_dist.errors import CalibrationError
-from bot_dist.wavelets import OperatorSpec, build_operator, from_dense
-from bot_dist.wavelets.bases import isometry, isometry_centred, klt
-from bot_dist.wavelets.details import complement
-from bot_dist.wavelets.lifting import (
+from bot_dist.operators import OperatorSpec, build_operator, from_dense
+from bot_dist.operators.details import complement
+from bot_dist.operators.klt import isometry, isometry_centred, klt
+from bot_dist.operators.lifting import (
     expanded,
     lifted,
     loudness,
@@ -228,7 +228,7 @@ def test_the_cheapest_unit_is_dropped_again_and_again(
 def test_many_are_dropped_together_as_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
     x, weight = signal(60, seed=3), np.random.default_rng(3).standard_normal((5, 60))
     one_by_one = most_telling(moment_of(x), weight, 1e-3, 20)
-    monkeypatch.setattr("bot_dist.wavelets.lifting.TOGETHER", 8)
+    monkeypatch.setattr("bot_dist.operators.lifting.TOGETHER", 8)
     assert np.isin(most_telling(moment_of(x), weight, 1e-3, 20), one_by_one).mean() > 0.9
 
 

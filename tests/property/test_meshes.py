@@ -15,10 +15,10 @@ from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 import bot_dist
-from bot_dist.checkpoint import CheckpointReader, CheckpointWriter
-from bot_dist.pipeline import _stored
-from bot_dist.planning import Planning
-from bot_dist.runtime.worker import Worker
+from bot_dist.execute.worker import Worker
+from bot_dist.pipeline.planning import Planning
+from bot_dist.pipeline.stages import _stored
+from bot_dist.store import CheckpointReader, CheckpointWriter
 from tests.conftest import PICOS, examples, randomised
 
 TARGETS: dict[str, dict[str, int]] = {

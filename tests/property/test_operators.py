@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bot_dist.errors import PlanError, RecipeError
-from bot_dist.wavelets import (
+from bot_dist.kernels import Stage, apply_operators
+from bot_dist.operators import (
     Operator,
     OperatorSpec,
     build_operator,
@@ -24,7 +25,6 @@ from bot_dist.wavelets import (
     counts,
     spec_from_json,
 )
-from bot_dist.wavelets.apply import Stage, apply_operators
 from tests.conftest import examples
 
 WAVELETS = pywt.wavelist(kind="discrete")
@@ -314,7 +314,7 @@ def test_products_are_those_of_matrices(a: int, b: int, c: int, wide: int, wider
 
 
 def test_products_of_scattered_rows_take_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bot_dist.wavelets.operators.BLOCK", 16)
+    monkeypatch.setattr("bot_dist.operators.banded.BLOCK", 16)
     rng = np.random.default_rng(0)
     outer = Operator(rng.integers(0, 30, (20, 3)), rng.standard_normal((20, 3)), 30)
     inner = Operator(rng.integers(0, 50, (30, 2)), rng.standard_normal((30, 2)), 50)

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from bot_dist.convert.safetensors_in import read_header
 from bot_dist.errors import FamilyError, InputError, PlanError, SourceError
-from bot_dist.pipeline import plan_transfer
+from bot_dist.formats.safetensors_in import read_header
+from bot_dist.pipeline.stages import plan_transfer
 from bot_dist.recipe import make_recipe
 from tests.conftest import PICOS
 
@@ -64,7 +64,7 @@ def test_a_shape_that_no_tensor_has_is_refused(shape: Any, tmp_path: Path) -> No
 
 
 def test_keys_in_a_buckets_url_are_refused_and_not_shown() -> None:
-    from bot_dist.checkpoint.filesystems import filesystem
+    from bot_dist.storage.filesystems import filesystem
 
     with pytest.raises(InputError, match=r"^s3://bucket/x: a bucket has no ':'"):
         filesystem("s3://AKIA:S3cr3t/a@bucket/x")
@@ -76,7 +76,7 @@ def test_keys_in_a_buckets_url_are_refused_and_not_shown() -> None:
 
 @pytest.mark.parametrize("vocab", [257, 300, 1_111, 50_257])
 def test_a_vocabulary_that_shards_round_up_is_no_absurd_size(vocab: int, tmp_path: Path) -> None:
-    from bot_dist.checkpoint.layout import StoredParameter
+    from bot_dist.store.layout import StoredParameter
 
     (tmp_path / "config.json").write_text(json.dumps({**LLAMA, "vocab_size": vocab}))
     plan = plan_transfer(make_recipe({"source": str(tmp_path / "config.json"), "output": "o"}, ["target.embed=12"]))

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from bot_dist.calibrate.candidates import candidates, stages_of
-from bot_dist.calibrate.suitable import check_understood
 from bot_dist.errors import InputError
-from bot_dist.families import model_of
-from bot_dist.pipeline import plan_transfer
+from bot_dist.fit.candidates import candidates, stages_of
+from bot_dist.fit.suitable import check_understood
+from bot_dist.model import model_of
+from bot_dist.pipeline.stages import plan_transfer
 from bot_dist.plan import TransferPlan, shrinking
 from bot_dist.recipe import make_recipe
 from tests.conftest import PICOS

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import yaml
 
-from bot_dist import pipeline
-from bot_dist.convert import card, open_source
-from bot_dist.convert.card import known_fields, origin_of, shown
-from bot_dist.convert.companions import Companions
+from bot_dist.formats import card, open_source
+from bot_dist.formats.card import known_fields, origin_of, shown
+from bot_dist.formats.companions import Companions
+from bot_dist.pipeline import stages as pipeline
 from bot_dist.recipe import make_recipe
 from tests.conftest import Pico
 
@@ -90,8 +90,8 @@ def test_a_plain_source_s_export_has_one_too(source: Path, tmp_path: Path) -> No
 
 
 def test_a_trained_store_is_followed_to_what_it_was_made_from(source: Path, tmp_path: Path) -> None:
-    from bot_dist.checkpoint import CheckpointReader, CheckpointWriter, store_layout
-    from bot_dist.families import model_of
+    from bot_dist.model import model_of
+    from bot_dist.store import CheckpointReader, CheckpointWriter, store_layout
 
     reader = CheckpointReader(resized(source, tmp_path / "store"))
     parameters = [p for _, _, p in model_of(reader.config).parameters()]
@@ -164,7 +164,7 @@ def test_cards_that_say_nothing_are_passed_over(text: str) -> None:
 def test_no_path_in_a_note_or_a_setting_is_given_away(source: Path, tmp_path: Path) -> None:
     url = resized(source, tmp_path / "store")
     manifest = tmp_path / "store/manifest.json"
-    from bot_dist.checkpoint.manifest import digest
+    from bot_dist.store.manifest import digest
 
     body = json.loads(manifest.read_text())
     body.pop("digest")

@@ -14,16 +14,16 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from bot_dist import pipeline
-from bot_dist.checkpoint import CheckpointReader
-from bot_dist.convert import beside as beside_module
-from bot_dist.convert import open_source
-from bot_dist.convert.beside import beside
-from bot_dist.convert.companions import read_companions
-from bot_dist.convert.export import export_huggingface
-from bot_dist.convert.tokenizer import load_tokenizer
 from bot_dist.errors import InputError, SourceError
+from bot_dist.formats import beside as beside_module
+from bot_dist.formats import open_source
+from bot_dist.formats.beside import beside
+from bot_dist.formats.companions import read_companions
+from bot_dist.formats.export import export_huggingface
+from bot_dist.formats.tokenizer import load_tokenizer
+from bot_dist.pipeline import stages as pipeline
 from bot_dist.recipe import make_recipe
+from bot_dist.store import CheckpointReader
 from tests.conftest import Pico
 
 Maker = Callable[..., Pico]

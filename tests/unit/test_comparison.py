@@ -10,17 +10,18 @@ from typing import Any
 
 import pytest
 
-from bot_dist import bench, compare
-from bot_dist.bench import Bench
-from bot_dist.convert.byte_tokenizer import save_byte_tokenizer
-from bot_dist.convert.tokenizer import load_tokenizer
+from bot_dist.compare import result_cache as bench
+from bot_dist.compare import trials as compare
+from bot_dist.compare.ranking import at_best, best_rates, markdown, notes, rows, table
+from bot_dist.compare.recipe import ComparisonRecipe
+from bot_dist.compare.result_cache import Bench
+from bot_dist.compare.savings import Curve, flops_saved
+from bot_dist.data.byte_tokenizer import save_byte_tokenizer
 from bot_dist.errors import BotDistError, InputError, RecipeError
-from bot_dist.evaluate.comparison import ComparisonRecipe
-from bot_dist.evaluate.plots import comparison_curves
-from bot_dist.evaluate.ranking import at_best, best_rates, markdown, notes, rows, table
-from bot_dist.evaluate.savings import Curve, flops_saved
-from bot_dist.families import model_of
+from bot_dist.formats.tokenizer import load_tokenizer
+from bot_dist.model import model_of
 from bot_dist.recipe import ClusterConfig, TrainConfig, validated
+from bot_dist.report.plots import comparison_curves
 from bot_dist.train.driver import TrainRun
 
 RECIPE: dict[str, Any] = {

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from bot_dist.convert.configuration import CODE, check_configuration, transformers_config
-from bot_dist.convert.open import open_source
 from bot_dist.errors import FamilyError, PlanError
-from bot_dist.pipeline import plan_transfer
+from bot_dist.formats.configuration import CODE, check_configuration, transformers_config
+from bot_dist.formats.open import open_source
+from bot_dist.pipeline.stages import plan_transfer
 from bot_dist.recipe import make_recipe
 from tests.conftest import PICOS
 

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bot_dist.execute import dispatch
+from bot_dist.execute.dispatch import COPIES, LIVES, STRAGGLER, STRAGGLER_S, Dispatch
 from bot_dist.plan import LANES, Step
-from bot_dist.runtime import dispatch
-from bot_dist.runtime.dispatch import COPIES, LIVES, STRAGGLER, STRAGGLER_S, Dispatch
 from tests.conftest import examples
 
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from bot_dist.convert import open_source
-from bot_dist.convert.export import export_dcp, export_gguf, export_huggingface
-from bot_dist.convert.export_folder import MARKERS, RECORD, STAGING, ExportFolder
 from bot_dist.errors import CheckpointExistsError
+from bot_dist.formats import open_source
+from bot_dist.formats.export import export_dcp, export_gguf, export_huggingface
+from bot_dist.formats.export_folder import MARKERS, RECORD, STAGING, ExportFolder
 
 Exporter = Callable[..., Any]
 

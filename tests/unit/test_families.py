@@ -17,14 +17,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from bot_dist.convert import open_source
-from bot_dist.convert.export import export_huggingface
 from bot_dist.errors import FamilyError, SourceError
-from bot_dist.families import FAMILIES, Model, Weight, model_of
+from bot_dist.formats import open_source
+from bot_dist.formats.export import export_huggingface
+from bot_dist.model import FAMILIES, Model, Weight, model_of
 from bot_dist.recipe.config import SIZES
-from bot_dist.sharding import whole
+from bot_dist.tensors import whole
 from tests.conftest import PICOS, Pico, outputs
-from tests.unit.test_convert_safetensors import assert_same, check, edit_tensors, read_all
+from tests.unit.test_formats_safetensors import assert_same, check, edit_tensors, read_all
 
 PicoMaker = Callable[..., Pico]
 

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import yaml
 
-from bot_dist import pipeline
-from bot_dist.convert import open_source
-from bot_dist.convert.companions import read_companions
-from bot_dist.convert.export import export_gguf
-from bot_dist.convert.gguf_tokenizer import PRE
-from bot_dist.convert.tokenizer import load_tokenizer
+from bot_dist.formats import open_source
+from bot_dist.formats.companions import read_companions
+from bot_dist.formats.export import export_gguf
+from bot_dist.formats.gguf.tokenizer import PRE
+from bot_dist.formats.tokenizer import load_tokenizer
+from bot_dist.pipeline import stages as pipeline
 from bot_dist.recipe import make_recipe
 from tests.conftest import Pico
 from tests.unit.test_companions import write_tokenizer

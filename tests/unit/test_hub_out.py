@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from bot_dist import pipeline
-from bot_dist.convert.export_folder import RECORD
 from bot_dist.errors import CheckpointExistsError, InputError, RunError
+from bot_dist.formats.export_folder import RECORD
+from bot_dist.pipeline import stages as pipeline
 from tests.conftest import Pico
 
 Maker = Callable[..., Pico]

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from bot_dist.errors import FamilyError, PlanError, RecipeError
-from bot_dist.families import Model, model_of
+from bot_dist.model import Model, model_of
+from bot_dist.operators import OperatorSpec
 from bot_dist.plan import Fitted, ModulePlan, SourceModule, TransferPlan, make_plan, summarise, target_model
 from bot_dist.recipe import PRESETS, TransferConfig, make_recipe
-from bot_dist.sharding import Mesh, box_size
-from bot_dist.wavelets import OperatorSpec
+from bot_dist.tensors import Mesh, box_size
 
 SMOLLM2 = {
     "model_type": "llama",

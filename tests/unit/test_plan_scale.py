@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from bot_dist.cli import main
+from bot_dist.cli.verbs import main
 from bot_dist.errors import InputError, PlanError
-from bot_dist.pipeline import plan_transfer
+from bot_dist.pipeline.stages import plan_transfer
 from bot_dist.plan import Hardware, SourceModule, TransferPlan, make_plan, simulate, summarise, target_model
 from bot_dist.recipe import TransferConfig, make_recipe
-from bot_dist.sharding import Mesh
+from bot_dist.tensors import Mesh
 from tests.unit.test_plan import DOUBLE, HALF, SMOLLM2, planned
 
 LLAMA = {"model_type": "llama", "head_dim": 128, "vocab_size": 128256, "num_key_value_heads": 8}
@@ -32,7 +32,7 @@ CASES = {"down": (LLAMA_405B, TO_70B), "up": (LLAMA_70B, TO_405B)}
 
 def of_shapes(config: dict[str, Any], target: dict[str, int], mesh: Mesh, **transfer: Any) -> TransferPlan:
     """A plan from a configuration alone, all of it bfloat16."""
-    from bot_dist.families import model_of
+    from bot_dist.model import model_of
 
     model, options = model_of(config), TransferConfig(**transfer)
     modules = {
@@ -50,7 +50,7 @@ def test_405_billion_parameters_over_1024_actors(case: str, wavelet: str) -> Non
         "import json, re, resource\n"
         "from pathlib import Path\n"
         "from bot_dist.plan import summarise\n"
-        "from bot_dist.sharding import Mesh\n"
+        "from bot_dist.tensors import Mesh\n"
         "from tests.unit.test_plan_scale import CASES, of_shapes\n"
         "used_s = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_utime\n"
         "before_s = used_s()\n"

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 import bot_dist
-from bot_dist.checkpoint import CheckpointWriter
-from bot_dist.convert.token_store import TokenStoreWriter
+from bot_dist.data.token_store import TokenStoreWriter
 from bot_dist.errors import CheckpointExistsError, InputError
-from bot_dist.records import Records
+from bot_dist.pipeline.records import Records
+from bot_dist.store import CheckpointWriter
 from bot_dist.train.metrics import Metrics
 from bot_dist.train.state import forget, state_name
-from tests.unit.test_checkpoint import STORED, fill
+from tests.unit.test_store import STORED, fill
 
 
 @pytest.fixture

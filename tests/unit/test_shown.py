@@ -14,12 +14,10 @@ import jsonschema
 import pytest
 import yaml
 
-from bot_dist import console, progress, terminal
-from bot_dist.checkpoint.manifest import digest
-from bot_dist.checkpoint.summary import OperatorRow
-from bot_dist.cli import main
-from bot_dist.convert.diff import Diff, Difference, Values
-from bot_dist.evaluate.comparison import ComparisonRecipe, load_comparison
+from bot_dist.cli import console, progress, terminal
+from bot_dist.cli.verbs import main
+from bot_dist.compare.recipe import ComparisonRecipe, load_comparison
+from bot_dist.formats.diff import Diff, Difference, Values
 from bot_dist.recipe import (
     CalibrateConfig,
     ClusterConfig,
@@ -31,6 +29,8 @@ from bot_dist.recipe import (
     read_yaml,
     schema,
 )
+from bot_dist.store.manifest import digest
+from bot_dist.store.summary import OperatorRow
 from tests.conftest import Pico
 
 ROOT = Path(__file__).parents[2]

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from bot_dist import progress
-from bot_dist.evaluate.plots import shrinking
-from bot_dist.evaluate.report import verdict, write_report
-from bot_dist.evaluate.shrinking import losses, prediction_errors, ranges, ranking_lines, spectrum, stage_rows
+from bot_dist.cli import progress
+from bot_dist.report.html import verdict, write_report
+from bot_dist.report.plots import shrinking
+from bot_dist.report.shrinking import losses, prediction_errors, ranges, ranking_lines, spectrum, stage_rows
 from bot_dist.units import count, duration
 
 SOURCE: dict[str, Any] = {"axes": [], "sizes": {}, "facts": {}, "loss": 3.0}

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from bot_dist.errors import InputError
-from bot_dist.pipeline import export_store, run, transfer
+from bot_dist.pipeline.stages import export_store, run, transfer
 from bot_dist.recipe import make_recipe
 from tests.conftest import Pico
 

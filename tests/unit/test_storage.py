@@ -17,12 +17,13 @@ import pytest
 from obstore.exceptions import GenericError
 
 import bot_dist
-from bot_dist.checkpoint import CheckpointReader, Storage, localfile, retry
-from bot_dist.checkpoint.storage import Request
-from bot_dist.convert.export import export_huggingface
-from bot_dist.convert.open import open_source
-from bot_dist.convert.storage import write_file
 from bot_dist.errors import CheckpointError, CheckpointMissingError, InputError, SourceError
+from bot_dist.formats.export import export_huggingface
+from bot_dist.formats.open import open_source
+from bot_dist.storage import localfile, retry
+from bot_dist.storage.files import write_file
+from bot_dist.storage.folder import Request, Storage
+from bot_dist.store import CheckpointReader
 from tests.conftest import Pico
 
 

@@ -14,17 +14,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bot_dist.convert import excerpts
-from bot_dist.convert import text as as_tokens
-from bot_dist.convert.text import Encoder
-from bot_dist.convert.texts import TextFile, open_texts, pieces
-from bot_dist.convert.texts.hub import DatasetName
-from bot_dist.convert.texts.jsonl import JsonLines
-from bot_dist.convert.texts.plain import PlainText
+from bot_dist.data import encoder as as_tokens
+from bot_dist.data import excerpts
+from bot_dist.data.encoder import Encoder
+from bot_dist.data.texts import TextFile, open_texts, pieces
+from bot_dist.data.texts.hub import DatasetName
+from bot_dist.data.texts.jsonl import JsonLines
+from bot_dist.data.texts.plain import PlainText
 from bot_dist.errors import InputError
 from bot_dist.urls import label
 from tests.conftest import examples
-from tests.unit.test_calibrate_tokens import CharTokenizer, taken
+from tests.unit.test_calibration_windows import CharTokenizer, taken
 
 DOCUMENTS = ["to be", "or\nnot", "", "  ", "ﬆrange – “words”", "x" * 3000]
 KEPT = [document for document in DOCUMENTS if document.strip()]
@@ -101,8 +101,8 @@ def write(folder: Path, kind: str, documents: list[str] | list[str | None] = DOC
 
 def pieces_of_size(patch: pytest.MonkeyPatch, piece: int, look: int) -> None:
     for module in ("pieces", "plain"):
-        patch.setattr(f"bot_dist.convert.texts.{module}.PIECE", piece)
-        patch.setattr(f"bot_dist.convert.texts.{module}.LOOK", look)
+        patch.setattr(f"bot_dist.data.texts.{module}.PIECE", piece)
+        patch.setattr(f"bot_dist.data.texts.{module}.LOOK", look)
 
 
 class TestFormats:
@@ -116,7 +116,7 @@ class TestFormats:
 
     @pytest.mark.parametrize("url", ["memory://texts/documents.jsonl", "memory://texts/documents.parquet"])
     def test_of_any_storage(self, url: str, tmp_path: Path) -> None:
-        from bot_dist.convert.storage import write_file
+        from bot_dist.storage.files import write_file
 
         write_file(url, Path(write(tmp_path, url.rpartition(".")[2])).read_bytes())
         (text,) = open_texts(["memory://texts/*" + url[-6:]])
@@ -139,7 +139,7 @@ class TestCutting:
     @examples(200)
     @given(st.text(st.sampled_from("ab \n\u3000\xa0é界"), max_size=400), st.integers(1, 200))
     def test_a_text_is_the_same_however_it_is_cut(self, document: str, nbytes: int) -> None:
-        from bot_dist.convert.storage import write_file
+        from bot_dist.storage.files import write_file
 
         write_file("memory://cut/text", (document + "x").encode())
         with pytest.MonkeyPatch.context() as patch:
@@ -161,7 +161,7 @@ class TestCutting:
     @examples(100)
     @given(st.lists(st.text(st.sampled_from('ab"\n\\é'), max_size=30), min_size=1, max_size=20), st.integers(1, 300))
     def test_every_line_is_read_once(self, documents: list[str], nbytes: int) -> None:
-        from bot_dist.convert.storage import write_file
+        from bot_dist.storage.files import write_file
 
         write_file("memory://lines/text.jsonl", as_lines(documents))
         text = JsonLines.open("memory://lines/text.jsonl", "train", "text", 2**20)

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from bot_dist.convert.text import Encoder
-from bot_dist.convert.tokenizer import load_tokenizer
+from bot_dist.data.encoder import Encoder
 from bot_dist.errors import SourceError
-from bot_dist.planning import Planning
+from bot_dist.formats.tokenizer import load_tokenizer
+from bot_dist.pipeline.planning import Planning
 from bot_dist.recipe import make_recipe
 from tests.conftest import Pico
 

@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
-from bot_dist.draws import BLOCK
 from bot_dist.errors import SourceError
-from bot_dist.families import Model, model_of
-from bot_dist.sharding import flat_boxes, grid, whole
+from bot_dist.model import Model, model_of
+from bot_dist.tensors import flat_boxes, grid, whole
+from bot_dist.tensors.random import BLOCK
 from bot_dist.train.initial import InitialSource
 
 LLAMA = {

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from bot_dist.convert.export import export_huggingface
-from bot_dist.convert.open import open_source
-from bot_dist.convert.source import Source
-from bot_dist.families import model_of
+from bot_dist.formats.export import export_huggingface
+from bot_dist.formats.open import open_source
+from bot_dist.formats.source import Source
+from bot_dist.model import model_of
 from bot_dist.recipe import InsertedConfig, TrainConfig
 from bot_dist.train.optimizer import adamw, parameter_groups, set_rates
 from tests.conftest import Pico, inputs

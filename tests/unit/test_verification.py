@@ -14,11 +14,12 @@ import pytest
 import torch
 import zarr
 
-from bot_dist import checks, pipeline
-from bot_dist.checkpoint import CheckpointReader
-from bot_dist.checkpoint.verification import parts, verify_by_threads
 from bot_dist.errors import CheckpointError
+from bot_dist.pipeline import checks
+from bot_dist.pipeline import stages as pipeline
 from bot_dist.recipe import make_recipe
+from bot_dist.store import CheckpointReader
+from bot_dist.store.verification import parts, verify_by_threads
 
 PicoMaker = Callable[..., Any]
 

@@ -1,0 +1,1 @@
+"""Texts and images, made into what models read: tokens, batches, calibration samples."""

@@ -1,1 +1,0 @@
-"""Is the transfer good? Comparisons, reports and pictures."""

@@ -1,0 +1,1 @@
+"""Execution by Ray actors, each of which owns a shard."""

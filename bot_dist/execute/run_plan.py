@@ -1,0 +1,107 @@
+"""Running a plan where the configuration says, and adding up what its steps report."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+from bot_dist.execute.executor import Executor, Reader, StepResult
+from bot_dist.execute.local import LocalExecutor
+from bot_dist.execute.ray.cluster import connected, device_of
+from bot_dist.plan import TransferPlan, step_bytes
+from bot_dist.recipe import ClusterConfig
+
+
+class Tally:
+    """One execution of a plan. ``on_event`` gets ``start`` with the totals, then one ``step`` after the other."""
+
+    def __init__(self, plan: TransferPlan, on_event: Callable[[dict[str, Any]], None]) -> None:
+        self.plan, self._on_event = plan, on_event
+        self.digests: dict[str, dict[str, bytes]] = {}
+        """Per parameter, the digest of every chunk written: what a commit needs."""
+        self._steps = self._resumed = self._bytes_read = self._bytes_written = 0
+        self._overflowed: dict[str, int] = {}
+        self._peak_rss = [0] * plan.mesh.size
+        self._energy = [[0.0, 0.0] for _ in plan.modules]
+        self._seconds = 0.0
+
+    def run(self, cluster: ClusterConfig, source: Reader, target_url: str, attempt: str = "") -> None:
+        """Execute every step, by Ray actors or in this process."""
+        if cluster.executor == "local":
+            self._execute(LocalExecutor(device_of(cluster)), source, target_url, attempt)
+            return
+        with connected(cluster, self.plan.mesh.size):
+            from bot_dist.execute.ray.shards import RayExecutor  # after connected() has prepared Ray's import
+
+            self._execute(RayExecutor(device_of(cluster)), source, target_url, attempt)
+
+    def report(self) -> dict[str, Any]:
+        """What was measured, as plain data."""
+        return {
+            "steps_seconds": self._seconds,
+            "bytes_read": self._bytes_read,
+            "bytes_written": self._bytes_written,
+            "gb_per_s": (self._bytes_read + self._bytes_written) / self._seconds / 1e9,
+            "steps": self._steps,
+            "steps_resumed": self._resumed,
+            "actor_peak_rss_bytes": self._peak_rss,
+            "energy_kept": self._energy_kept(),
+            "detail_energy": self._detail_energy(),
+            "overflowed": self._overflowed,
+        }
+
+    def _execute(self, executor: Executor, source: Reader, target_url: str, attempt: str) -> None:
+        steps = list(self.plan.steps())
+        total = sum(sum(step_bytes(self.plan.modules[step.module], step)) for step in steps)
+        self._on_event({"event": "start", "steps": len(steps), "bytes": total})
+        started = time.perf_counter()
+        executor.run(self.plan, source, target_url, self._add, self._on_event, attempt)
+        self._seconds = time.perf_counter() - started
+
+    def _add(self, result: StepResult) -> None:
+        for name, found in result.digests.items():
+            self.digests.setdefault(name, {}).update(found)
+        self._steps += 1
+        self._resumed += result.resumed
+        if not result.resumed:
+            self._bytes_read += result.bytes_read
+            self._bytes_written += result.bytes_written
+        self._peak_rss[result.rank] = max(self._peak_rss[result.rank], result.peak_rss_bytes)
+        if result.overflowed:
+            name = self.plan.modules[result.module].name
+            self._overflowed[name] = self._overflowed.get(name, 0) + result.overflowed
+        self._energy[result.module][0] += result.energy_source
+        self._energy[result.module][1] += result.energy_target
+        measured = dataclasses.asdict(result)
+        del measured["digests"]
+        self._on_event({"event": "step", **measured})
+
+    def _energy_kept(self) -> dict[str, float]:
+        """Share of each module's squared norm that its approximation band keeps; modules that only grow keep all.
+
+        Exact for orthonormal operators. For others it is what they would keep of white noise, and never more than all.
+        Of modules with fitted operators, whose gain is not known here, and of constants there is none.
+        """
+        return {
+            module.name: min(1.0, target / source)
+            for module, (source, target) in zip(self.plan.modules, self._energy, strict=True)
+            if _finite(source, target)
+            and not module.derived
+            and any(a.n_target < a.n_source for a in module.axes)
+            and not any(a.alone or a.constant for a in module.axes)
+        }
+
+    def _detail_energy(self) -> dict[str, dict[str, float]]:
+        """Share of each module's squared norm in each detail band that was kept."""
+        shares: dict[str, dict[str, float]] = {}
+        for module, (source, target) in zip(self.plan.modules, self._energy, strict=True):
+            if module.band and _finite(source, target):
+                shares.setdefault(module.weight.name, {})[module.band] = target / source
+        return shares
+
+
+def _finite(source: float, target: float) -> bool:
+    return source > 0 and math.isfinite(source) and math.isfinite(target)

@@ -1,0 +1,100 @@
+"""Growing by what is fitted: which units, heads or coordinates are copied, and a rotation before new coordinates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from bot_dist.fit.axis_fits import Array, Given, Rotation, energies
+from bot_dist.operators import lifting
+from bot_dist.operators.copies import spread
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lengthened:
+    """The residual width in its Karhunen–Loève basis, with new coordinates at the end of least energy, which nothing is
+    written to."""
+
+    given: Given
+    n_target: int
+
+    @cached_property
+    def _rotation(self) -> Rotation:
+        return Rotation(given=self.given, n_target=self.given.model.sizes["embed"])
+
+    def matrix(self, name: str, layer: int) -> Array:
+        """``(n_target, n)``: rows of zeros after those of the rotation, which predicts nothing."""
+        rotation, n = self._rotation, self._rotation.n_target
+        found = rotation.isometry
+        if name != "embed.write":
+            found = self.given.with_norm(np.sqrt(n / self.n_target) * found, name.removeprefix("embed.read."), layer)
+        return np.concatenate([found, np.zeros((self.n_target - n, n))])
+
+    def facts(self) -> dict[str, Any]:
+        return {**self._rotation.facts(), "kept": self.n_target}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpreadCoordinates:
+    """Coordinates of the residual width, those of most energy copied most often."""
+
+    given: Given
+    n_target: int
+
+    def matrix(self, name: str, layer: int) -> Array:
+        """``(n_target,)``: the coordinate that each copies."""
+        return spread(energies(self.given), self.n_target).astype(np.float64)
+
+    def facts(self) -> dict[str, Any]:
+        return {"copies": _most(spread(energies(self.given), self.n_target))}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpreadUnits:
+    """Units or heads of every block, those that put out most copied most often; of grouped query heads first whole
+    groups, then each group's own."""
+
+    given: Given
+    axis: str
+    """``mlp`` or ``heads``."""
+    sizes: dict[str, int]
+    """Of the target."""
+    _copies: list[int] = field(default_factory=list)
+
+    def matrix(self, name: str, layer: int) -> Array:
+        """``(n_target,)``: the unit or head that each copies."""
+        given, before = self.given, self.given.model.sizes
+        reader = given.reader_of(*(("mlp",) if self.axis == "mlp" else ("kv_heads", "heads")))
+        moment = given.statistics.moment(reader.name.removesuffix(".weight"), layer)
+        values = given.reading(reader, layer)
+        if self.axis == "mlp" or "kv_heads" not in before:
+            inner = 1 if self.axis == "mlp" else before["head_dim"]
+            axis = "mlp" if self.axis == "mlp" else "heads"
+            return self._noted(spread(_amplitudes(moment, values, inner), self.sizes[axis]))
+        group = before["group"]
+        whole = spread(_amplitudes(moment, values, group * before["head_dim"]), self.sizes["kv_heads"])
+        if name.endswith(".keyvalue"):
+            return whole.astype(np.float64)
+        heads = _amplitudes(moment, values, before["head_dim"]).reshape(-1, group)
+        return self._noted(np.concatenate([spread(heads[i], self.sizes["group"]) + i * group for i in whole]))
+
+    def _noted(self, found: lifting.Indices) -> Array:
+        self._copies.append(_most(found))
+        return found.astype(np.float64)
+
+    def facts(self) -> dict[str, Any]:
+        return {"copies": max(self._copies)}
+
+
+def _amplitudes(moment: Array, values: Array, inner: int) -> Array:
+    """Root mean square of what each unit puts out: of a copy that is read with 1/c it is 1/c."""
+    found: Array = np.sqrt(np.maximum(lifting.loudness(moment, values.T, inner), 0.0))
+    return found
+
+
+def _most(indices: lifting.Indices) -> int:
+    """How often the one with most copies is there."""
+    return int(np.bincount(indices).max())

@@ -1,0 +1,84 @@
+"""What any source holds, in short."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from bot_dist.formats.source import Source
+from bot_dist.model import model_of
+from bot_dist.store import CheckpointReader
+from bot_dist.urls import label
+
+
+@dataclass(frozen=True, kw_only=True)
+class Module:
+    """One weight of every layer that has it."""
+
+    name: str
+    axes: dict[str, int]
+    """Of each tensor, with their sizes."""
+    dtypes: tuple[str, ...]
+    tensors: int
+    nbytes: int
+    """On storage, of all of them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Description:
+    """A checkpoint for people and for JSON."""
+
+    url: str
+    format: str
+    family: str
+    n_parameters: int
+    nbytes: int
+    sizes: dict[str, int]
+    """Of all axes that a target may change, ``layers`` among them."""
+    losses: dict[str, float]
+    """Held-out losses that are recorded with it, by when they were measured."""
+    config: dict[str, Any]
+    """As ``transformers`` has it."""
+    modules: tuple[Module, ...]
+
+
+def describe(source: Source) -> Description:
+    """Read no weight. Raises SourceError where the source is not the model that its configuration describes."""
+    model = model_of(source.config)
+    source.check(model)
+    modules = []
+    for weight in model.weights:
+        parameters = [model.parameter(weight, i) for i in range(model.weight_layers(weight))]
+        modules.append(
+            Module(
+                name=weight.name,
+                axes=dict(zip(parameters[0].axes, parameters[0].sizes, strict=True)),
+                dtypes=tuple(dict.fromkeys(str(source.dtype(p)).removeprefix("torch.") for p in parameters)),
+                tensors=len(parameters),
+                nbytes=sum(source.storage_bytes(p) for p in parameters),
+            )
+        )
+    provenance = source.manifest.provenance if isinstance(source, CheckpointReader) else {}
+    return Description(
+        url=label(source.url),
+        format="bot_dist store" if provenance else source.provenance()["format"],
+        family=model.family.name,
+        n_parameters=model.n_parameters,
+        nbytes=sum(module.nbytes for module in modules),
+        sizes=dict(model.sizes),
+        losses=losses(provenance),
+        config=source.config,
+        modules=tuple(modules),
+    )
+
+
+def losses(provenance: Mapping[str, Any]) -> dict[str, float]:
+    """Held-out losses in a store's provenance: of the source, of the model as it was fitted, and as it was trained."""
+    found = {}
+    for stage in provenance.get("transfer", {}).get("calibrate", ()):
+        if stage.get("loss") is not None:
+            found[f"fitted, {', '.join(stage['axes'])}" if stage["axes"] else "source"] = stage["loss"]
+    for held_out in provenance.get("held_out") or provenance.get("training", {}).get("held_out", ()):
+        found[f"step {held_out['step']}"] = held_out["loss"]
+    return found

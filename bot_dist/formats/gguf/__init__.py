@@ -1,0 +1,1 @@
+"""GGUF, the format of llama.cpp: its header, its tensors and its tokenizer, read and written."""

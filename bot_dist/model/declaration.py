@@ -1,0 +1,318 @@
+"""What a family declares, and the model that a declaration and a configuration make."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+from bot_dist.errors import FamilyError, nearest
+from bot_dist.model.gguf import GgufArchitecture
+from bot_dist.tensors.axes import AxisUse, Parameter
+
+Kind = Literal["matrix", "table", "vector"]
+"""A linear map, a lookup table, or a norm weight or bias (which keep their scale under every gain)."""
+
+Init = Literal["normal", "residual", "ones", "zeros"]
+"""The family's own initialisation; ``residual`` is normal divided by √(2 · layers), as in GPT-2."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weight:
+    """One weight of a family: its names elsewhere, and its axes with what it does along each."""
+
+    name: str
+    """Name of the module: this function's weights over all layers, e.g. ``attn.q``."""
+    hf: str
+    """Name in files of ``transformers``, with ``{layer}`` when there is one per layer."""
+    dims: tuple[tuple[AxisUse, ...], ...]
+    """Per dimension of the tensor in ``transformers``, the axes it is made of."""
+    kind: Kind = "matrix"
+    init: Init = "normal"
+    into_residual: bool = False
+    """Whether what it puts out is added to the residual stream."""
+    speaks: Literal["every", "first", "last"] | None = None
+    """Identity depth makes several blocks of one: which of them keep this weight. In the others it is ``silent``.
+    None: the first if it writes ``into_residual``, else every."""
+    query: bool = False
+    """Whether its output is compared with keys under a softmax scale of 1/√head_dim; on a ``qkv`` axis, slot 0 is. Said
+    where head_dim can change."""
+    root_width: bool = False
+    """Whether the model multiplies what it puts out by √embed (Gemma's embedding)."""
+    offset: float = 0.0
+    """What the model adds to the stored values before it uses them (Gemma's norms: 1)."""
+    pooled: bool = False
+    """Whether it is applied once for a whole sequence and not to every token (poolers, classifiers)."""
+    feature: str | None = None
+    """The feature of a configuration (``Family.features``) that it comes with; None: it is always there."""
+    inside: str | None = None
+    """Name of the parameter inside the ``transformers`` model, with ``{layer}``, where files (``hf``) have another."""
+
+    @property
+    def layered(self) -> bool:
+        return "{layer}" in self.hf
+
+    @property
+    def speaking(self) -> Literal["every", "first", "last"]:
+        """Which blocks keep it under identity depth."""
+        return self.speaks or ("first" if self.into_residual else "every")
+
+    @property
+    def neutral(self) -> float:
+        """What new units hold along a width that grows lazily: for norm weights, what makes the model's factor 1."""
+        return 1.0 if self.init == "ones" else 0.0
+
+    @property
+    def silent(self) -> float:
+        """What it holds in a block that is to do nothing, where another copy speaks: what puts nothing out into the
+        residual stream, else the neutral value."""
+        return 0.0 - self.offset if self.into_residual else self.neutral
+
+    @property
+    def uses(self) -> tuple[AxisUse, ...]:
+        """The axes in order, unfused; the layer axis is not among them."""
+        return tuple(use for dim in self.dims for use in dim)
+
+
+MOST_LAYERS = 10_000
+LARGEST_AXIS = 2**22
+MOST_PARAMETERS = 2**42
+"""More than any model has: what has more is damaged, or made to take all memory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """A declaration of one model family."""
+
+    name: str
+    model_types: tuple[str, ...]
+    """The ``model_type`` values of ``transformers`` configurations that it covers."""
+    weights: tuple[Weight, ...]
+    head: Weight | None
+    """The output head that may be tied to the embedding; present as a tensor only where it is not."""
+    before_head: tuple[str, ...]
+    """Modules just before the head: they take the factor that a tied table can't have."""
+    tensor_axes: tuple[str, ...]
+    """Axes that tensor parallelism cuts; the first of them that a weight has is cut."""
+    resizable: Mapping[str, str]
+    """Target options that a user may set, and what each means."""
+    fixed: Mapping[str, str]
+    """Options that a user may ask for in vain, and why they can't be set."""
+    sizes: Callable[[Mapping[str, Any]], dict[str, int]]
+    """Sizes of all axes of a configuration. Raises FamilyError on one the family can't express."""
+    resize: Callable[[Mapping[str, Any], Mapping[str, int]], dict[str, Any]]
+    """The configuration with the given target options. Raises FamilyError on impossible ones."""
+    tied: Callable[[Mapping[str, Any]], bool]
+    """Whether the head is the embedding; asked only where there is a head."""
+    architecture: Callable[[Mapping[str, Any]], str]
+    """Name of the ``transformers`` class that a configuration is for."""
+    objective: Literal["causal", "masked", "image"] = "causal"
+    """What it is pretrained on."""
+    features: Callable[[Mapping[str, Any]], frozenset[str]] = lambda config: frozenset()
+    """Which optional weights a configuration has (``Weight.feature``)."""
+    norm: Literal["rms", "layer"] = "rms"
+    """Kind of its norms: LayerNorm removes the mean of the residual stream, RMSNorm does not."""
+    post_norm: bool = False
+    """Whether the residual stream itself is normalised after every sublayer (BERT)."""
+    half_steps: bool = True
+    """Whether a shorter step of each block can be had by scaling what it writes: not where a norm comes after it."""
+    parallel: Callable[[Mapping[str, Any]], bool] = lambda config: False
+    """Whether attention and FFN of a block read the same residual stream, instead of one what the other has written."""
+    per_layer_fields: tuple[str, ...] = ("layer_types",)
+    """Fields of the configuration that are lists with one entry per layer; ``resize`` spells out defaulted ones, still
+    with the entries of the source's layers."""
+    gguf: Mapping[str, GgufArchitecture] = field(default_factory=dict)
+    """By ``model_type``: what GGUF makes of it."""
+    optional_prefix: str = ""
+    """Prefix of names that some published checkpoints leave out."""
+    tied_biases: Mapping[str, str] = field(default_factory=dict)
+    """Names of tensors that are others', by whose name, where the head is the embedding."""
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    """Regular expressions of parts of names in old checkpoints, and what they are called now."""
+    ignored: tuple[str, ...] = ()
+    """Regular expressions of tensors in published checkpoints that are no parameters."""
+    context_field: str = "max_position_embeddings"
+    init_std: str = "initializer_range"
+
+    @property
+    def ties(self) -> dict[str, str]:
+        """Names of tensors that are others', by whose name, where the head is the embedding: the head's first."""
+        if self.head is None:
+            return {}
+        return {self.head.hf: next(w.hf for w in self.weights if w.name == "embed"), **self.tied_biases}
+
+    def norm_of(self, weight: Weight) -> str | None:
+        """The norm of the residual width that a weight is a part of: ``attn.norm`` of ``attn.norm.bias``."""
+        name = weight.name.removesuffix(".weight").removesuffix(".bias")
+        along_width = [use.axis for use in weight.uses] == ["embed"]
+        return name if weight.kind == "vector" and along_width and name.split(".")[-1] == "norm" else None
+
+    def norm_before(self, weight: Weight) -> str:
+        """The norm whose output a weight reads, where norms come before sublayers: ``attn.norm`` of all that is named
+        ``attn.…``; the last one, ``norm``, of what comes after the blocks."""
+        first = f"{weight.name.partition('.')[0]}.norm"
+        return first if weight.layered and any(self.norm_of(w) == first for w in self.weights) else "norm"
+
+    def read_with(self, weight: Weight) -> str | None:
+        """The first map that reads from the residual stream what a weight reads: ``attn.q`` for all named ``attn.…``;
+        outside blocks each for itself. None for what reads something else, or one place of a text only."""
+        if not _reads_stream(weight):
+            return None
+        part = weight.name.partition(".")[0]
+        if weight.layered:
+            weight = next(w for w in self.weights if w.layered and _reads_stream(w) and w.name.startswith(f"{part}."))
+        return weight.name.removesuffix(".weight")
+
+
+@dataclass(frozen=True)
+class Model:
+    """A family and a configuration: which parameters there are, of which sizes."""
+
+    family: Family
+    config: dict[str, Any] = field(hash=False)
+
+    @cached_property
+    def sizes(self) -> dict[str, int]:
+        """Of all axes. Raises FamilyError for sizes that no model has."""
+        sizes = self.family.sizes(self.config)
+        for axis, size in sizes.items():
+            if size > (most := MOST_LAYERS if axis == "layer" else LARGEST_AXIS):
+                raise FamilyError(f"config.json: {axis} is {size:,}, wanted at most {most:,}")
+        weights = (*self.family.weights, *([self.family.head] if self.family.head else ()))
+        wanted = sum(
+            math.prod(sizes.get(use.axis, 0) for use in w.uses) * (sizes["layer"] if w.layered else 1) for w in weights
+        )
+        if wanted > MOST_PARAMETERS:
+            raise FamilyError(f"config.json: some {wanted:,} parameters, wanted at most {MOST_PARAMETERS:,}")
+        return sizes
+
+    @property
+    def tied(self) -> bool:
+        """Whether there is a head that is the embedding."""
+        return self.head is not None and self.family.tied(self.config)
+
+    @cached_property
+    def features(self) -> frozenset[str | None]:
+        """The features that weights of this model may come with."""
+        return frozenset({None, *self.family.features(self.config)})
+
+    @property
+    def head(self) -> Weight | None:
+        """The output head, tied or not; None where the model has none."""
+        head = self.family.head
+        return head if head is not None and head.feature in self.features else None
+
+    @cached_property
+    def weights(self) -> tuple[Weight, ...]:
+        untied = () if self.tied or self.head is None else (self.head,)
+        return tuple(w for w in (*self.family.weights, *untied) if w.feature in self.features)
+
+    def weight_layers(self, weight: Weight) -> int:
+        """How many parameters the module of this weight stacks."""
+        return self.sizes["layer"] if weight.layered else 1
+
+    def parameter(self, weight: Weight, layer: int = 0) -> Parameter:
+        return Parameter(
+            name=weight.hf.format(layer=layer),
+            axes=tuple(use.axis for use in weight.uses),
+            sizes=tuple(self.sizes[use.axis] for use in weight.uses),
+            dims=tuple(len(dim) for dim in weight.dims),
+        )
+
+    def parameters(self) -> Iterator[tuple[Weight, int, Parameter]]:
+        """Every parameter with its weight and layer; modules in order, layers ascending."""
+        for weight in self.weights:
+            for layer in range(self.weight_layers(weight)):
+                yield weight, layer, self.parameter(weight, layer)
+
+    @cached_property
+    def inside(self) -> dict[str, str]:
+        """By name of a parameter in files: its name inside the ``transformers`` model (with its head)."""
+        return {p.name: (weight.inside or weight.hf).format(layer=layer) for weight, layer, p in self.parameters()}
+
+    @cached_property
+    def n_parameters(self) -> int:
+        return sum(self.weight_layers(w) * self.parameter(w).size for w in self.weights)
+
+    @property
+    def classifies(self) -> bool:
+        """Whether it has a head for classes."""
+        return any(use.axis == "class" for weight in self.weights for use in weight.uses)
+
+    @property
+    def attention_width(self) -> int:
+        """Coordinates of all query heads together."""
+        return math.prod(self.sizes.get(axis, 1) for axis in ("kv_heads", "group", "heads", "head_dim"))
+
+    def init_std(self, weight: Weight) -> float:
+        """Standard deviation of the family's own initialisation of a matrix or table."""
+        std = self.config.get(self.family.init_std)
+        std = 0.02 if std is None else float(std)
+        return std / math.sqrt(2 * self.sizes["layer"]) if weight.init == "residual" else std
+
+    def tokens_per_sample(self, context: int) -> int:
+        """Positions that are computed for one sample: of a text ``context``, of an image its patches and the tokens
+        before them."""
+        return self.sizes["position"] if self.family.objective == "image" else context
+
+    def flops_per_token(self, context: int) -> int:
+        """Forward FLOPs per token: two per multiply-add of every matrix, of the head, and of the attention's scores and
+        sums over ``context`` tokens."""
+        matrices = [w for w in self.weights if w.kind == "matrix"]
+        if self.tied and self.head is not None:
+            matrices.append(self.head)
+        sizes = {w: self.weight_layers(w) * self.parameter(w).size for w in matrices}
+        every_token = sum(size for w, size in sizes.items() if not w.pooled)
+        once = sum(size for w, size in sizes.items() if w.pooled)
+        attention = 2 * self.sizes["layer"] * self.attention_width * context
+        return 2 * (every_token + once // context + attention)
+
+    def training_flops_per_token(self, context: int) -> int:
+        """FLOPs per token of a training step: the backward pass costs two forward passes. What is computed again under
+        activation checkpointing does not count."""
+        return 3 * self.flops_per_token(context)
+
+    def resized(self, target: Mapping[str, int], depth: str = "auto", layers: Sequence[int] = ()) -> Model:
+        """The model of the same family with the given target options; the others are kept.
+
+        Per-layer fields of the configuration follow the layers: the source's ``layers``, where these are given; else
+        source layer ``i mod n`` with depth ``stack``, and ``floor(i · n / n_target)`` with others.
+        """
+        for option, size in target.items():
+            if option in self.family.fixed:
+                raise FamilyError(
+                    f"target {option}={size}: family '{self.family.name}' keeps it: {self.family.fixed[option]}"
+                )
+            if option not in self.family.resizable:
+                raise FamilyError(
+                    f"target option {option!r} does not exist in family '{self.family.name}'; "
+                    f"{nearest(option, self.family.resizable)}"
+                )
+            if size < 1:
+                raise FamilyError(f"target {option} is {size}; give at least 1")
+            if size > (most := MOST_LAYERS if option == "layers" else LARGEST_AXIS):
+                raise FamilyError(f"target {option} is {size:,}; give at most {most:,}")
+        model = Model(self.family, self.family.resize(self.config, target))
+        n_source, n_target = self.sizes["layer"], model.sizes["layer"]
+        origin = layers or [i % n_source if depth == "stack" else i * n_source // n_target for i in range(n_target)]
+        for key in self.family.per_layer_fields:
+            if isinstance(model.config.get(key), list):
+                model.config[key] = [model.config[key][i] for i in origin]
+        return model
+
+
+def _reads_stream(weight: Weight) -> bool:
+    reads = any(use.axis == "embed" and use.role == "read" for use in weight.uses)
+    return weight.kind == "matrix" and reads and not weight.pooled
+
+
+def size_field(config: Mapping[str, Any], key: str, family: str, default: int | None = None) -> int:
+    """A size from a configuration. Raises FamilyError, naming the field, when it is missing or no positive integer."""
+    value = default if config.get(key) is None else config[key]
+    if value is None:
+        raise FamilyError(f"config.json: family '{family}' needs the field {key!r}, which is missing")
+    if not isinstance(value, int) or value < 1:
+        raise FamilyError(f"config.json: {key}={value!r}; family '{family}' needs a positive integer")
+    return value

@@ -1,0 +1,1 @@
+"""One file of declarations per family of models."""

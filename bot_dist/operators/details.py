@@ -1,0 +1,168 @@
+"""What a shrinking operator drops, and how to undo it.
+
+For a shrinking operator ``A`` of shape ``(n_target, n_source)``, the details of a signal w are ``D · w``, D of shape
+``(n_source − n_target, n_source)``, and ``R · [A·w; D·w] = w`` with R of shape ``(n_source, n_source)``.
+
+- Levels of a periodic filter bank: D is the high-pass analysis band of every level, the coarsest level first, and R
+  the synthesis bank (Mallat 1989). D's rows are orthonormal if the wavelet is orthogonal.
+- Fitted matrices: see ``dual.py``.
+- Any other operator falls into blocks that share no index of source or target; an operator that is not banded is one
+  block. In each, D's rows are an orthonormal basis of A's kernel, and ``R = [pinv(A), Dᵀ]``. Details are numbered block
+  by block, in the order of the blocks' first source indices.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from bot_dist.errors import PlanError
+from bot_dist.operators.banded import Indices, Operator, Taps, below, beside, from_dense, keep
+from bot_dist.operators.filter_bank import HAAR, analysis, filters, synthesis
+from bot_dist.operators.spec import OperatorSpec
+
+Part = tuple[Indices, Indices, Taps]
+"""Target indices, source indices and the dense matrix between them."""
+
+MAX_BLOCK = 4096
+"""Source indices of the largest block that is inverted."""
+
+MAX_CONDITION = 1e6
+"""Of a block that is inverted: float32 has 7 digits, and its inverse would leave one."""
+
+
+def undoing(spec: OperatorSpec, operator: Operator) -> tuple[Operator, Operator]:
+    """D and R of ``operator``, which is the one that ``spec`` describes. Raises PlanError if it can't be undone."""
+    if is_filter_bank(spec):
+        return _bank(spec)
+    return complement(operator, f"{spec} ({spec.n_source} → {spec.n_target})")
+
+
+def is_filter_bank(spec: OperatorSpec) -> bool:
+    """Whether a shrinking operator is levels of a filter bank that has a synthesis bank of the same length."""
+    periodic = spec.boundary == "periodic" or spec.wavelet in HAAR
+    exact = spec.wavelet != "dmey"  # a truncated filter: its synthesis does not undo its analysis
+    return spec.policy == "resample" and spec.levels > 0 and spec.is_dyadic and periodic and exact
+
+
+def largest_block(spec: OperatorSpec) -> int:
+    """Source indices of the largest block that :func:`undoing` inverts."""
+    if is_filter_bank(spec) or spec.policy in ("copy", "select") or not spec.inverted:
+        return 1
+    if spec.policy == "resample" and (spec.wavelet in HAAR or not spec.levels):
+        return spec.n_source // math.gcd(spec.n_source, spec.n_target)
+    return spec.n_source
+
+
+def complement(operator: Operator, name: str) -> tuple[Operator, Operator]:
+    """D and R of any shrinking operator. Raises PlanError, calling it ``name``, if its rows are (nearly) dependent."""
+    n_source, n_target = operator.n_source, operator.n_target
+    known: dict[tuple[tuple[int, ...], bytes], tuple[Taps, Taps]] = {}
+    details: list[Part] = []
+    restores: list[Part] = []
+    n_details = 0
+    if not (operator.taps != 0).any(axis=1).all():
+        raise _dependent(name)
+    for rows, columns in blocks(operator):
+        matrix = submatrix(operator, rows, columns)
+        key = matrix.shape, matrix.tobytes()
+        if key not in known:
+            known[key] = _inverted(matrix, name)
+        detail, restore = known[key]
+        numbers = n_details + np.arange(len(detail))
+        details.append((numbers, columns, detail))
+        restores.append((columns, np.concatenate((rows, n_target + numbers)), restore))
+        n_details += len(detail)
+    return _assembled(details, n_source - n_target, n_source), _assembled(restores, n_source, n_source)
+
+
+def _bank(spec: OperatorSpec) -> tuple[Operator, Operator]:
+    bank = filters(spec.wavelet)
+    down = up = keep(spec.n_source)
+    detail, restore = [], []
+    for level in range(spec.levels):
+        n = spec.n_source >> level
+        detail.append(analysis(n, bank.dec_hi, "periodic").after(down))
+        restore.append(up.after(synthesis(n // 2, bank.rec_hi, "periodic")))
+        down = analysis(n, bank.dec_lo, "periodic").after(down)
+        up = up.after(synthesis(n // 2, bank.rec_lo, "periodic"))
+    scale = spec.row_sum * 2 ** (-spec.levels / 2)
+    return below(detail[::-1]), beside([up.scaled(1 / scale), *restore[::-1]])
+
+
+def blocks(operator: Operator) -> list[tuple[Indices, Indices]]:
+    """The connected components of the graph that joins row i and column s where ``A[i, s] ≠ 0``: rows and columns of
+    each, ascending, in the order of their first columns. Every row takes something."""
+    used = operator.taps != 0
+    row = np.broadcast_to(np.arange(operator.n_target)[:, None], used.shape)[used]
+    column = operator.indices[used]
+    label = np.arange(operator.n_source)  # of a column: the smallest that it is known to be joined with
+    while True:
+        of_row = np.full(operator.n_target, operator.n_source)
+        np.minimum.at(of_row, row, label[column])
+        joined = label.copy()
+        np.minimum.at(joined, column, of_row[row])
+        np.minimum.at(joined, label, joined)
+        joined = joined[joined]
+        if (joined == label).all():
+            break
+        label = joined
+    first = np.unique(label)
+    rows, columns = (_members(np.searchsorted(first, group), len(first)) for group in (of_row, label))
+    return list(zip(rows, columns, strict=True))
+
+
+def _members(group: Indices, n_groups: int) -> list[Indices]:
+    """The members of each group, ascending, of which ``group`` names each one's."""
+    stops = np.cumsum(np.bincount(group, minlength=n_groups))
+    return np.split(np.argsort(group, kind="stable"), stops[:-1])
+
+
+def submatrix(operator: Operator, rows: Indices, columns: Indices) -> Taps:
+    """Rows and columns that no other taps share, ``(len(rows), len(columns))``."""
+    matrix = np.zeros((len(rows), len(columns)))
+    taps = operator.taps[rows]
+    row, place = np.nonzero(taps)
+    np.add.at(matrix, (row, np.searchsorted(columns, operator.indices[rows[row], place])), taps[row, place])
+    return matrix
+
+
+def _inverted(matrix: Taps, name: str) -> tuple[Taps, Taps]:
+    """D and R of a dense A: rows that are an orthonormal basis of its kernel, and ``[pinv(A), Dᵀ]``.
+
+    The kernel alone has no preferred basis, and that of a decomposition depends on the machine: D is the one that the
+    Gram-Schmidt process makes of fixed vectors projected onto it, so that another machine can put details back.
+    """
+    n_target, n_source = matrix.shape
+    if n_target > n_source:
+        raise _dependent(name)
+    basis, triangle = np.linalg.qr(matrix.T, mode="complete")
+    triangle = triangle[:n_target]
+    if n_target and not np.linalg.cond(triangle, 1) < MAX_CONDITION:
+        raise _dependent(name)
+    inverse = basis[:, :n_target] @ np.linalg.inv(triangle).T
+    kernel = basis[:, n_target:]
+    fixed = np.random.RandomState(0).uniform(-1, 1, (n_source, n_source - n_target))
+    rotation, triangle = np.linalg.qr(kernel.T @ fixed)
+    kernel = kernel @ (rotation * np.sign(np.diag(triangle)))
+    return kernel.T, np.concatenate((inverse, kernel), axis=1)
+
+
+def _dependent(name: str) -> PlanError:
+    return PlanError(
+        f"{name} can't be undone: its rows are (nearly) dependent; use the wavelet haar, or keep no details"
+    )
+
+
+def _assembled(parts: list[Part], n_target: int, n_source: int) -> Operator:
+    """The operator that consists of dense parts, no two of which share a target."""
+    if len(parts) == 1:
+        return from_dense(parts[0][2])
+    width = max(len(sources) for _, sources, _ in parts)
+    indices, taps = np.empty((n_target, width), dtype=np.int64), np.zeros((n_target, width))
+    for targets, sources, matrix in parts:
+        indices[targets, : len(sources)] = sources
+        indices[targets, len(sources) :] = sources[0]
+        taps[targets, : len(sources)] = matrix
+    return Operator(indices, taps, n_source)

@@ -1,0 +1,91 @@
+"""Where AdamW's moments go when an operator ``A`` of shape ``(n_target, n_source)`` takes the weights.
+
+With ``w' = A·w`` a gradient of the old weights is ``g = Aᵀ·g'``; the smallest new one that is, or comes nearest to it,
+is ``g' = B·g``, ``B = pinv(A)ᵀ``, of the shape of A. First moments are means of gradients: ``m' = B·m``. Second
+moments are means of their squares: ``v' = (B∘B)·v``, as if the gradients of different weights were independent. Of
+several axes A is a Kronecker product, and so are B and B∘B: each axis has its own.
+
+A row of B that takes nothing is that of a new weight, and no gradient of it is known: ``m' = 0``. With ``v' = 0`` too,
+AdamW's next steps would be too long, for its bias corrections are those of a run of many steps (by up to
+``(1 − β₁ⁿ) / √(1 − β₂ⁿ)`` after n of them: 6.6 for β₂ = 0.999). So it has the second moment of the old weight in whose
+place it is (``copies.origins``).
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from bot_dist.operators.banded import Operator, Taps, from_dense
+from bot_dist.operators.copies import origins
+from bot_dist.operators.details import MAX_CONDITION, blocks, is_filter_bank, submatrix
+from bot_dist.operators.filter_bank import HAAR, is_orthogonal
+from bot_dist.operators.spec import OperatorSpec
+
+
+def dual_operator(spec: OperatorSpec, operator: Operator) -> Operator:
+    """B of ``operator``, which is the A that ``spec`` describes.
+
+    A filter bank that is orthogonal is a multiple of an isometry, and B a multiple of A. All others fall into blocks
+    that share no index, each with a pseudo-inverse of its own.
+    """
+    if _is_isometry(spec):
+        square = float((operator.taps**2).sum()) / min(spec.n_source, spec.n_target)
+        return operator.scaled(1 / square)
+    taking = np.flatnonzero((operator.taps != 0).any(axis=1))
+    others = Operator(operator.indices[taking], operator.taps[taking], operator.n_source)
+    known: dict[tuple[tuple[int, ...], bytes], Taps] = {}
+    parts = []
+    for rows, columns in blocks(others):
+        matrix = submatrix(others, rows, columns)
+        key = matrix.shape, matrix.tobytes()
+        if key not in known:
+            known[key] = dual_matrix(matrix)
+        parts.append((taking[rows], columns, known[key]))
+    if len(parts) == 1 and parts[0][2].shape == (operator.n_target, operator.n_source):
+        return from_dense(parts[0][2])
+    width = max((len(columns) for rows, columns, _ in parts if len(rows)), default=1)
+    indices = np.repeat(origins(operator.n_source, operator.n_target)[:, None], width, axis=1)
+    taps = np.zeros(indices.shape)
+    for rows, columns, matrix in parts:
+        indices[rows, : len(columns)] = columns
+        indices[rows, len(columns) :] = columns[0]
+        taps[rows, : len(columns)] = matrix
+    return Operator(indices, taps, operator.n_source)
+
+
+def dual_matrix(matrix: Taps) -> Taps:
+    """B of a dense A, of the same shape; what A maps to nothing, or nearly, is left out."""
+    n_target, n_source = matrix.shape
+    if n_target <= n_source:
+        return np.linalg.pinv(matrix @ matrix.T, rcond=MAX_CONDITION**-1.5, hermitian=True) @ matrix
+    return matrix @ np.linalg.pinv(matrix.T @ matrix, rcond=MAX_CONDITION**-1.5, hermitian=True)
+
+
+def second_moments(first: Operator) -> Operator:
+    """B∘B, of B; rows that take nothing take the index in whose place they are."""
+    dense = first.indices.strides[0] == 0
+    taps = squared_taps(first.taps, origins(first.n_source, first.n_target) if dense else np.zeros(1, dtype=np.int64))
+    return Operator(first.indices, taps, first.n_source)
+
+
+def squared_taps(taps: Taps, own: np.ndarray) -> Taps:
+    """Squares of the taps of rows; of rows of zeros, 1 at the place that ``own`` names."""
+    found: Taps = taps**2
+    empty = np.flatnonzero(~found.any(axis=1))
+    found[empty, np.broadcast_to(own, len(found))[empty]] = 1.0
+    return found
+
+
+def inverted_indices(spec: OperatorSpec) -> int:
+    """How many indices the largest block has that ``dual_operator`` inverts, about."""
+    if _is_isometry(spec) or spec.policy != "resample":
+        return 1
+    largest = max(spec.n_source, spec.n_target)
+    area = spec.wavelet in HAAR or not spec.levels
+    return largest // math.gcd(spec.n_source, spec.n_target) if area else largest
+
+
+def _is_isometry(spec: OperatorSpec) -> bool:
+    return is_filter_bank(spec) and is_orthogonal(spec.wavelet)

@@ -1,0 +1,1 @@
+"""The stages of a run, from a recipe to a report, composed and remembered."""

@@ -1,0 +1,112 @@
+"""Checks of finished checkpoints: is a store whole, and are two checkpoints the same?
+
+Both take an optional ``on_event``, called with one plain mapping per thing that happened.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from bot_dist.recipe import ClusterConfig
+from bot_dist.units import duration, size
+from bot_dist.urls import absolute
+
+if TYPE_CHECKING:
+    from bot_dist.formats.diff import Diff
+    from bot_dist.store import CheckpointReader, Damage
+    from bot_dist.store.verification import Part, Verification
+
+OnEvent = Callable[[dict[str, Any]], None]
+
+
+def ignore(event: dict[str, Any]) -> None:
+    """The default ``on_event``."""
+
+
+def verify(
+    url: str,
+    on_event: OnEvent = ignore,
+    *,
+    quick: bool = False,
+    actors: int | None = None,
+    cluster: ClusterConfig | None = None,
+) -> Verification:
+    """Read every chunk and file of a committed store and of the operators that it was made with, and tell what is
+    damaged or missing, and what is foreign.
+
+    ``quick`` looks at existence and sizes only. Else threads of this process read; or, when ``cluster.address``
+    (also RAY_ADDRESS) names a cluster, its actors; or ``actors`` of them, on an embedded cluster where none is named.
+    """
+    from bot_dist.store import CheckpointReader, verification
+
+    reader = CheckpointReader(absolute(url))
+    reader.storage.refuse_links()
+    operators, unopened = verification.operator_stores(reader)
+    stores = {"": reader, **operators}
+    if quick:
+        found = {folder: verification.verify_sizes(store) for folder, store in stores.items()}
+        every = (stored for store in stores.values() for stored in store.manifest.parameters.values())
+        read = f"sizes of {sum(1 for stored in every for _ in stored.shards()):,} shards, no contents"
+    else:
+        found, read = _verify_contents(stores, on_event, cluster or ClusterConfig(), actors)
+        for folder, store in stores.items():
+            found[folder] += verification.verify_beside(store)
+    damaged = found.pop("")
+    for folder in operators:
+        damaged += verification.within(folder, found[folder])
+    return verification.Verification(damaged=damaged + unopened, foreign=verification.foreign_files(reader), read=read)
+
+
+def _verify_contents(
+    stores: dict[str, CheckpointReader], on_event: OnEvent, cluster: ClusterConfig, actors: int | None
+) -> tuple[dict[str, list[Damage]], str]:
+    """What is damaged in the arrays of each store; and what was read, by whom and how fast."""
+    from bot_dist.store import verification
+
+    def deal(workers: int) -> dict[str, list[Part]]:
+        work = {folder: verification.parts(reader, workers) for folder, reader in stores.items()}
+        on_event(
+            {"stage": "verify", "event": "start", "bytes": sum(p.nbytes for parts in work.values() for p in parts)}
+        )
+        return work
+
+    def on_part(part: Part) -> None:
+        on_event({"stage": "verify", "event": "read", "bytes": part.nbytes})
+
+    if cluster.address or os.environ.get("RAY_ADDRESS") or actors:
+        from bot_dist.execute.ray.cluster import connected
+
+        with connected(cluster, actors or 1):
+            from bot_dist.execute.ray.verify import actors_of, verify_by_actors  # after connected() has prepared Ray
+
+            n, workers = actors_of(actors), "actors"
+            started, work = time.perf_counter(), deal(n)
+            found = {folder: verify_by_actors(stores[folder], parts, n, on_part) for folder, parts in work.items()}
+    else:
+        n, workers = verification.default_threads(), "threads"
+        started, work = time.perf_counter(), deal(n)
+        found = {
+            folder: verification.verify_by_threads(stores[folder], parts, n, on_part) for folder, parts in work.items()
+        }
+    read, seconds = sum(p.nbytes for parts in work.values() for p in parts), time.perf_counter() - started
+    return found, f"{size(read)} by {n} {workers} in {duration(seconds)}, {size(read / seconds)}/s"
+
+
+def diff(first: str, second: str, on_event: OnEvent = ignore, *, quick: bool = False) -> Diff:
+    """Compare two stores, or any two sources: configuration, parameters and values. ``quick`` reads no values, and
+    leaves undecided what digests don't tell."""
+    from bot_dist.formats.diff import diff_metadata, diff_values
+    from bot_dist.formats.open import open_source
+    from bot_dist.store.verification import default_threads
+
+    a, b = open_source(first), open_source(second)
+    found = diff_metadata(a, b)
+    if quick or not found.undecided:
+        return found
+    on_event({"stage": "diff", "event": "start", "elements": sum(found.undecided.values())})
+    return diff_values(
+        a, b, found, default_threads(), lambda n: on_event({"stage": "diff", "event": "read", "elements": n})
+    )

@@ -1,0 +1,61 @@
+"""What the stages of a run have measured, kept in its output folder, so that a rerun takes up where it was."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from bot_dist.errors import CheckpointExistsError, InputError
+from bot_dist.parsing import parse_object
+from bot_dist.recipe import Recipe
+from bot_dist.storage.disk import write_whole, writing
+
+NAMES = ("facts", "export", "pretrain", "recipe", "samples")
+"""Of what is recorded."""
+
+
+class Records:
+    """The folder ``{output}/stages``.
+
+    Raises InputError when the output belongs to another recipe, and CheckpointExistsError when it holds what no attempt
+    of this run has made where the last stages will write; unless ``recipe.overwrite``, which forgets what was recorded.
+    Raises CheckpointExistsError where records are that no run has made, CheckpointError where the output can't be
+    written.
+    """
+
+    def __init__(self, output: Path, recipe: Recipe) -> None:
+        self._folder = output / "stages"
+        found = self.load("recipe")
+        if "digest" not in (found or {}) and any(self._path(name).exists() for name in NAMES):
+            raise CheckpointExistsError(f"{self._folder} holds what no run has recorded; give another output")
+        if found is not None and not recipe.overwrite and found["digest"] != recipe.digest():
+            raise InputError(
+                f"{output} holds a run of another recipe; give another output (--set output=DIR) or --overwrite"
+            )
+        if found is None and not recipe.overwrite:
+            for made in (Path(recipe.trained_url), Path(recipe.export_dir), output / "report.html"):
+                if made.is_file() or (made.is_dir() and any(made.iterdir())):
+                    what = "is there already" if made.is_file() else "is not empty"
+                    raise CheckpointExistsError(f"{made} {what}; give another output or --overwrite")
+        if recipe.overwrite:
+            with writing(self._folder):
+                for name in NAMES:
+                    self._path(name).unlink(missing_ok=True)
+        self.save("recipe", {"digest": recipe.digest(), "recipe": recipe.public()})
+
+    def load(self, name: str) -> dict[str, Any] | None:
+        """What was saved under this name, None if nothing was."""
+        path = self._path(name)
+        if not path.is_file():
+            return None
+        return parse_object(path.read_bytes(), str(path), InputError)
+
+    def save(self, name: str, result: dict[str, Any]) -> dict[str, Any]:
+        """Record a result, atomically, and return it."""
+        assert name in NAMES, name
+        write_whole(self._path(name), json.dumps(result, indent=1))
+        return result
+
+    def _path(self, name: str) -> Path:
+        return self._folder / f"{name}.json"

@@ -1,6 +1,0 @@
-"""Who executes a plan: this process, or Ray shard actors. Same plan, same bytes."""
-
-from bot_dist.runtime.executor import Executor, StepResult
-from bot_dist.runtime.local import LocalExecutor
-
-__all__ = ["Executor", "LocalExecutor", "StepResult"]

@@ -20,8 +20,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bot_dist.pipeline.checks import diff, verify
+    from bot_dist.pipeline.export import export, export_store
+    from bot_dist.pipeline.pretrain import pretrain
     from bot_dist.pipeline.resizing import Checkpoint, resize
-    from bot_dist.pipeline.stages import export, export_store, plan_transfer, pretrain, run, transfer
+    from bot_dist.pipeline.run import run
+    from bot_dist.pipeline.transfer import plan_transfer, transfer
     from bot_dist.recipe import Recipe, load_recipe, make_recipe
     from bot_dist.store import CheckpointReader
 
@@ -30,13 +33,17 @@ _HOME = {
     "CheckpointReader": "bot_dist.store",
     "Recipe": "bot_dist.recipe",
     "diff": "bot_dist.pipeline.checks",
+    "export": "bot_dist.pipeline.export",
+    "export_store": "bot_dist.pipeline.export",
     "load_recipe": "bot_dist.recipe",
     "make_recipe": "bot_dist.recipe",
+    "plan_transfer": "bot_dist.pipeline.transfer",
+    "pretrain": "bot_dist.pipeline.pretrain",
     "resize": "bot_dist.pipeline.resizing",
+    "run": "bot_dist.pipeline.run",
+    "transfer": "bot_dist.pipeline.transfer",
     "verify": "bot_dist.pipeline.checks",
-} | dict.fromkeys(
-    ("export", "export_store", "plan_transfer", "pretrain", "run", "transfer"), "bot_dist.pipeline.stages"
-)
+}
 
 __all__ = [
     "Checkpoint",

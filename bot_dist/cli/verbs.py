@@ -149,7 +149,8 @@ def run(
     """Plan, transfer, continue pretraining, export and report: the whole of a recipe."""
     from bot_dist.cli import console
     from bot_dist.cli.progress import progress
-    from bot_dist.pipeline import stages as pipeline
+    from bot_dist.pipeline.run import run as run_all
+    from bot_dist.pipeline.transfer import plan_transfer
 
     allowed = ["transfer.allow_nonfinite=true"] if allow_nonfinite else []
     resolved = _recipe(recipe, [*allowed, *(overrides or ())], overwrite, address, family=True)
@@ -157,9 +158,9 @@ def run(
         console.show_recipe(resolved)
         return
     for member in _members(resolved):
-        console.show_plan(pipeline.plan_transfer(member), member)
+        console.show_plan(plan_transfer(member), member)
     with progress() as on_event:
-        facts = pipeline.run(resolved, on_event)
+        facts = run_all(resolved, on_event)
     console.show_run(facts, resolved)
 
 
@@ -197,7 +198,9 @@ def plan(
 ) -> None:
     """Show what a transfer would do, without doing it. A model's config.json alone is enough."""
     from bot_dist.cli import console
-    from bot_dist.pipeline import stages as pipeline
+    from bot_dist.pipeline.pretrain import check_training
+    from bot_dist.pipeline.run import check_data
+    from bot_dist.pipeline.transfer import plan_transfer
     from bot_dist.plan import parse_hardware, simulate
 
     given = _plain(locals())
@@ -206,10 +209,10 @@ def plan(
     found = []
     for member in _members(resolved):
         with _in_options(source):
-            planned = pipeline.plan_transfer(member)
-            pipeline.check_data(member)
+            planned = plan_transfer(member)
+            check_data(member)
         if member.train.text or member.train.images:
-            pipeline.check_training(member, planned)
+            check_training(member, planned)
         simulated = simulate(planned, cluster) if cluster is not None else None
         if as_json:
             found.append(console.plan_json(planned, member, simulated))
@@ -253,15 +256,16 @@ def scale(
     """Transfer only: write a source checkpoint as a store of another size, or, where no size is given, as it is."""
     from bot_dist.cli import console
     from bot_dist.cli.progress import progress
-    from bot_dist.pipeline import stages as pipeline
+    from bot_dist.pipeline.records import logged
+    from bot_dist.pipeline.transfer import plan_transfer, transfer
 
     if target_url is None and not _is_recipe(source):
         raise InputError("scale needs a target; write: bot_dist scale SOURCE TARGET_URL --layers …")
     resolved = _recipe_or_options(source, target_url, overrides, overwrite, address, _plain(locals()))
     with _in_options(source):
-        console.show_plan(pipeline.plan_transfer(resolved), resolved)
+        console.show_plan(plan_transfer(resolved), resolved)
     with _in_options(source), progress() as on_event:
-        report = pipeline.transfer(resolved, pipeline.logged(events, on_event) if events else on_event)
+        report = transfer(resolved, logged(events, on_event) if events else on_event)
     console.show_transfer(report, resolved.transferred_url)
 
 
@@ -272,11 +276,11 @@ def pretrain(
     """Continue pretraining from the recipe's transferred store."""
     from bot_dist.cli import console
     from bot_dist.cli.progress import progress
-    from bot_dist.pipeline import stages as pipeline
+    from bot_dist.pipeline.pretrain import pretrain as train
 
     resolved = _recipe(recipe, overrides, overwrite, address)
     with progress() as on_event:
-        result = pipeline.pretrain(resolved, on_event)
+        result = train(resolved, on_event)
     console.show_pretrain(result)
 
 
@@ -423,17 +427,18 @@ def export(
     """Write a checkpoint for others: as a Hugging Face folder, here or on the hub, as GGUF, or for torch's DCP."""
     from bot_dist.cli import console
     from bot_dist.cli.progress import progress
-    from bot_dist.pipeline import stages as pipeline
+    from bot_dist.pipeline.export import export as export_trained
+    from bot_dist.pipeline.export import export_store
 
     to = to or ("gguf" if folder is not None and folder.endswith(".gguf") else "safetensors")
     options: dict[str, Any] = {"to": to, "dtype": dtype, "max_shard_bytes": _bytes("--max-shard-size", max_shard_size)}
     with progress() as on_event:
         if _is_recipe(url):
-            report = pipeline.export(_recipe(url, overrides, overwrite), on_event, folder=folder, **options)
+            report = export_trained(_recipe(url, overrides, overwrite), on_event, folder=folder, **options)
         elif folder is None:
             raise InputError("export needs a FOLDER (or FILE.gguf) too; write: bot_dist export SOURCE FOLDER")
         else:
-            report = pipeline.export_store(url, folder, overwrite=overwrite, on_event=on_event, **options)
+            report = export_store(url, folder, overwrite=overwrite, on_event=on_event, **options)
     console.show_export(report)
 
 

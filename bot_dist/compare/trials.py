@@ -22,8 +22,10 @@ from bot_dist.errors import InputError
 from bot_dist.fit.stages import FIT_VERSION
 from bot_dist.formats.open import open_source
 from bot_dist.parsing import parse_object
-from bot_dist.pipeline import stages as pipeline
-from bot_dist.pipeline.planning import Planning
+from bot_dist.pipeline.planning import Planning, ignore
+from bot_dist.pipeline.pretrain import check_inserted
+from bot_dist.pipeline.transfer import transfer
+from bot_dist.pipeline.versions import versions
 from bot_dist.plan import TransferPlan
 from bot_dist.recipe import OWN_TEXT, CalibrateConfig, Recipe, TextConfig, TrainConfig
 from bot_dist.report.shrinking import ranking_lines
@@ -35,7 +37,7 @@ from bot_dist.train.driver import TrainRun, check
 from bot_dist.urls import absolute, label
 
 
-def compare(recipe: ComparisonRecipe, on_event: OnEvent = pipeline.ignore) -> dict[str, Any]:
+def compare(recipe: ComparisonRecipe, on_event: OnEvent = ignore) -> dict[str, Any]:
     """Make the source if it has to be made, the target in every way, train all, and write ``comparison.json``, ``.md``
     and ``.png`` into ``recipe.output``. Returns what is in the JSON.
 
@@ -56,7 +58,7 @@ def compare(recipe: ComparisonRecipe, on_event: OnEvent = pipeline.ignore) -> di
     check(recipe.train, {trial.name: trial.plan.target.config for trial in drafts}, source)
     for trial in drafts:
         if not trial.scratch and recipe.methods[trial.method].train.inserted is not None:
-            pipeline.check_inserted(trial.recipe, trial.plan.inserted_layers)
+            check_inserted(trial.recipe, trial.plan.inserted_layers)
         bench.key(trial)  # reads the texts
     pretrained = None
     if recipe.pretrain is not None:
@@ -79,7 +81,7 @@ def compare(recipe: ComparisonRecipe, on_event: OnEvent = pipeline.ignore) -> di
         "learning_rates": rates,
         "table": {"headings": headings, "lines": lines},
         "notes": [*notes(chosen, recipe.rates), *(r["diverged"] for r in results if r["diverged"])],
-        "versions": pipeline.versions(),
+        "versions": versions(),
         "command": label(" ".join(sys.argv)),
         "machine": machine(),
         "date": time.strftime("%Y-%m-%d %H:%M:%S"),
@@ -205,7 +207,7 @@ class Trial:
             return run
         recipe = self._transfer(start)
         if not Storage(recipe.transferred_url).exists(MANIFEST):  # it may be there for another learning rate
-            pipeline.transfer(recipe, baseline=self.baseline)
+            transfer(recipe, baseline=self.baseline)
         made = CheckpointReader(recipe.transferred_url)  # tells of which layers it is made, a draft of the plan can't
         inserted = tuple(made.manifest.provenance["plan"]["inserted_layers"])
         return dataclasses.replace(run, config=made.config, url=recipe.transferred_url, inserted=inserted)

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bot_dist.baselines.make_weights import MADE_VERSION
-from bot_dist.errors import InputError, SourceError
+from bot_dist.errors import SourceError
 from bot_dist.fit.calibration_data import calibration_data, check_kind_of_data, names_data, writing
 from bot_dist.model import Model, Weight, model_of
+from bot_dist.pipeline.places import keep_apart
 from bot_dist.pipeline.planned_fit import Fitting
 from bot_dist.recipe import Recipe, refuse_family
 from bot_dist.tensors import Mesh
-from bot_dist.urls import absolute, label
+from bot_dist.urls import absolute
 
 if TYPE_CHECKING:
     from bot_dist.baselines import Baseline, Rule
@@ -33,6 +34,10 @@ if TYPE_CHECKING:
     from bot_dist.plan import Fitted, SourceModule, TransferPlan
 
 OnEvent = Callable[[dict[str, Any]], None]
+
+
+def ignore(event: dict[str, Any]) -> None:
+    """The default ``on_event``."""
 
 
 class Planning:
@@ -297,15 +302,6 @@ def known(source: Source, model: Model) -> dict[str, SourceModule]:
         )
         for w in model.weights
     }
-
-
-def keep_apart(read: str, written: str) -> None:
-    """Raise InputError when writing one place would destroy what is read at another, whatever links lead there."""
-    from bot_dist.storage.files import real_place
-
-    a, b = (real_place(absolute(url)) + "/" for url in (read, written))
-    if a.startswith(b) or b.startswith(a):
-        raise InputError(f"{label(written)} would be written over its source {label(read)}; give another target")
 
 
 def _adapts(recipe: Recipe) -> bool:

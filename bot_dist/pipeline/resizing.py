@@ -11,7 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from bot_dist.pipeline.stages import export_store, ignore, transfer
+from bot_dist.pipeline.export import export_store
+from bot_dist.pipeline.planning import ignore
+from bot_dist.pipeline.transfer import transfer
 from bot_dist.recipe import make_recipe
 from bot_dist.urls import label
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 import bot_dist
 from bot_dist.errors import BotDistError, CheckpointMissingError
-from bot_dist.pipeline.stages import export_store
+from bot_dist.pipeline.export import export_store
 from bot_dist.plan import DETAILS
 from bot_dist.store import CheckpointReader
 from bot_dist.tensors import whole

@@ -20,7 +20,8 @@ from bot_dist.data.byte_tokenizer import save_byte_tokenizer
 from bot_dist.errors import InputError, PlanError, RecipeError
 from bot_dist.formats.tokenizer import load_tokenizer
 from bot_dist.model import model_of
-from bot_dist.pipeline import stages as pipeline
+from bot_dist.pipeline import transfer as transferring
+from bot_dist.pipeline.export import export_store
 from bot_dist.recipe import make_recipe
 from bot_dist.store import CheckpointReader
 from bot_dist.tensors import whole
@@ -37,7 +38,7 @@ def transfer(tmp_path: Path) -> Callable[..., CheckpointReader]:
         output = tmp_path / f"run-{len([*tmp_path.glob('run-*')])}"
         data = {"source": pico.url, "output": str(output), "target": target, "cluster": {"executor": "local"}, **keys}
         recipe = make_recipe(data)
-        pipeline.transfer(recipe, baseline=baseline(name))
+        transferring.transfer(recipe, baseline=baseline(name))
         reader = CheckpointReader(recipe.transferred_url)
         reader.check(model_of(reader.config))
         return reader
@@ -53,7 +54,7 @@ def tensors(reader: CheckpointReader) -> dict[str, torch.Tensor]:
 
 def loaded(reader: CheckpointReader, folder: Path) -> Any:
     """The model of ``transformers``."""
-    pipeline.export_store(reader.url, str(folder))
+    export_store(reader.url, str(folder))
     config = json.loads((folder / "config.json").read_text())
     return getattr(transformers, config["architectures"][0]).from_pretrained(folder, dtype=torch.float32)
 

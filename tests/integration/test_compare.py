@@ -16,7 +16,7 @@ from bot_dist.compare.recipe import ComparisonRecipe
 from bot_dist.compare.trials import compare
 from bot_dist.formats.tokenizer import load_tokenizer
 from bot_dist.model import model_of
-from bot_dist.pipeline import stages as pipeline
+from bot_dist.pipeline.transfer import transfer
 from bot_dist.recipe import make_recipe, validated
 from bot_dist.store import CheckpointReader
 from bot_dist.tensors import whole
@@ -102,7 +102,7 @@ def test_weight_selection_takes_weights_as_they_are(pico_gpt2: Callable[..., Any
 
     def transferred(name: str) -> dict[str, torch.Tensor]:
         recipe = make_recipe({**data, "target_url": str(tmp_path / f"{name}.zarr")})
-        pipeline.transfer(recipe, baseline=baseline(name))
+        transfer(recipe, baseline=baseline(name))
         reader = CheckpointReader(recipe.transferred_url)
         model = model_of(reader.config)
         reader.check(model)

@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 
 from bot_dist.formats.export_folder import RECORD
 from bot_dist.model import model_of
-from bot_dist.pipeline import stages as pipeline
+from bot_dist.pipeline.export import export_store
+from bot_dist.pipeline.transfer import transfer
 from bot_dist.recipe import make_recipe
 from bot_dist.store import CheckpointReader, CheckpointWriter, store_layout
 from tests.conftest import Pico
@@ -31,9 +32,9 @@ def test_every_byte_is_kept(pico: PicoMaker, tmp_path: Path, options: dict[str, 
     assert (made.folder / "model.safetensors.index.json").exists() == bool(options)
     store, straight, through = (str(tmp_path / name) for name in ("store", "straight", "through"))
     recipe = {"source": made.url, "output": str(tmp_path), "target_url": store, "cluster": {"executor": "local"}}
-    pipeline.transfer(make_recipe(recipe))
+    transfer(make_recipe(recipe))
     for url, folder in ((made.url, straight), (store, through)):
-        pipeline.export_store(url, folder, max_shard_bytes=9_000 if options else None)
+        export_store(url, folder, max_shard_bytes=9_000 if options else None)
     expected, found = ({path.name: path.read_bytes() for path in Path(f).iterdir()} for f in (straight, through))
     said, says = (json.loads(files.pop("config.json")) for files in (expected, found))
     assert {key: value for key, value in said.items() if value is not None}.items() <= says.items()
@@ -76,7 +77,7 @@ def big_store(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 EXPORT = """
 import json, sys
-from bot_dist.pipeline.stages import export_store
+from bot_dist.pipeline.export import export_store
 
 def status(key):
     with open("/proc/self/status") as file:
@@ -105,7 +106,7 @@ def test_an_export_holds_a_few_pieces(pico_llama: PicoMaker, big_store: str, tmp
 def test_a_large_model_is_sharded_and_loads(big_store: str, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
-    result = pipeline.export_store(big_store, str(tmp_path / "out"), max_shard_bytes=300_000_000)
+    result = export_store(big_store, str(tmp_path / "out"), max_shard_bytes=300_000_000)
     weights = [tmp_path / "out" / name for name in result["files"] if name.endswith(".safetensors")]
     assert len(weights) == 4
     assert all(path.stat().st_size < 300_100_000 for path in weights)

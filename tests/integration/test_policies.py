@@ -341,10 +341,10 @@ def _known(module: Any) -> Any:
 
 def run_plan(plan: Any, source: Any, url: Path) -> dict[str, torch.Tensor]:
     from bot_dist.execute.run_plan import Tally
-    from bot_dist.pipeline.stages import _stored
+    from bot_dist.pipeline.transfer import stored_parameters
     from bot_dist.store import CheckpointWriter
 
-    writer = CheckpointWriter.create(str(url), _stored(plan), config=plan.target.config, attempt=plan.digest)
+    writer = CheckpointWriter.create(str(url), stored_parameters(plan), config=plan.target.config, attempt=plan.digest)
     tally = Tally(plan, lambda event: None)
     tally.run(
         bot_dist.make_recipe({"source": "x", "output": "."}, {"cluster.executor": "local"}).cluster, source, str(url)

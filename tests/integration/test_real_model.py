@@ -11,7 +11,7 @@ import bot_dist
 from bot_dist.execute.lazy_source import TransformedSource
 from bot_dist.formats.open import open_source
 from bot_dist.model import model_of
-from bot_dist.pipeline.stages import export_store
+from bot_dist.pipeline.export import export_store
 from bot_dist.storage.package_urls import resolve
 from bot_dist.urls import absolute
 from tests.integration.test_adaptive import in_new_basis, loaded

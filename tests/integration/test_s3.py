@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 import bot_dist
 from bot_dist.errors import BotDistError, CheckpointError, CheckpointExistsError, SourceError
 from bot_dist.model import model_of
-from bot_dist.pipeline.stages import export_store
+from bot_dist.pipeline.export import export_store
 from bot_dist.plan import LANES
 from bot_dist.storage.files import list_names, read_range, size_bytes, write_file
 from bot_dist.storage.folder import Storage

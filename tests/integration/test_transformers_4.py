@@ -19,7 +19,7 @@ from bot_dist.formats import open_source
 from bot_dist.formats.companions import export_files, read_companions
 from bot_dist.formats.tokenizer import load_tokenizer
 from bot_dist.model import model_of
-from bot_dist.pipeline import stages as pipeline
+from bot_dist.pipeline.export import export_store
 from tests.conftest import VARIANTS, Pico, outputs
 
 pytestmark = pytest.mark.slow
@@ -121,7 +121,7 @@ def test_every_export_loads_alike_in_both(site: str, make_pico: Callable[..., Pi
     variants = VARIANTS | ROPES | {"bfloat16": {"kind": "llama", "dtype": torch.bfloat16}}
     for name, options in variants.items():
         made, folder = make_pico(**options), str(tmp_path / name)
-        pipeline.export_store(made.url, folder)
+        export_store(made.url, folder)
         # Scores of Gemma 2 are capped in no other way by both; of GPT-2 and BERT each has its own eager way.
         attention[name] = "eager" if name == "gemma2" else "sdpa"
         kind = getattr(transformers, type(made.model).__name__)

@@ -13,7 +13,7 @@ import tensorstore
 import torch
 import zarr
 
-from bot_dist.pipeline import stages as pipeline
+from bot_dist.pipeline.transfer import transfer
 from bot_dist.recipe import make_recipe
 from bot_dist.store import CheckpointReader
 from bot_dist.store.arrays import view
@@ -40,7 +40,7 @@ def by_zarrs(array: Path) -> npt.NDArray[Any]:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_every_array_reads_right(pico: Callable[..., Pico], tmp_path: Path, dtype: torch.dtype) -> None:
     recipe = {"source": pico(dtype=dtype).url, "output": str(tmp_path), "target_url": str(tmp_path / "store")}
-    pipeline.transfer(make_recipe(recipe, {"cluster.executor": "local", "cluster.data": 2}))
+    transfer(make_recipe(recipe, {"cluster.executor": "local", "cluster.data": 2}))
     reader = CheckpointReader(str(tmp_path / "store"))
     for name, stored in reader.manifest.parameters.items():
         wanted = view(reader.read_flat(name, 0, stored.parameter.size)).reshape(stored.parameter.sizes)
@@ -55,7 +55,7 @@ def test_every_array_reads_right(pico: Callable[..., Pico], tmp_path: Path, dtyp
 def test_a_flipped_bit_is_an_error(pico_llama: Callable[..., Pico], tmp_path: Path, read: Callable[..., Any]) -> None:
     """By the crc32c of its chunk."""
     recipe = {"source": pico_llama().url, "output": str(tmp_path), "target_url": str(tmp_path / "store")}
-    pipeline.transfer(make_recipe(recipe, {"cluster.executor": "local"}))
+    transfer(make_recipe(recipe, {"cluster.executor": "local"}))
     (shard,) = (tmp_path / "store").glob("data/*/model.norm.weight/c.0")
     content = bytearray(shard.read_bytes())
     content[0] ^= 1

@@ -20,7 +20,7 @@ MEMORY_BYTES = 2**30
 """That a command may take more than the process that it is forked from."""
 CPU_S = 60
 PRELOADED = (
-    *("bot_dist.fit.stages", "bot_dist.pipeline.checks", "bot_dist.pipeline.stages", "bot_dist.cli"),
+    *("bot_dist.fit.stages", "bot_dist.pipeline.checks", "bot_dist.pipeline.run", "bot_dist.cli"),
     *("bot_dist.cli.console", "bot_dist.formats.export", "bot_dist.execute.local", "bot_dist.data.images"),
     *("bot_dist.kernels.kernels", "gguf", "numba", "pyarrow.parquet", "pyarrow.csv", "pywt", "rich.progress", "torch"),
     *("transformers.models.llama.modeling_llama", "transformers.models.vit.modeling_vit"),

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 import bot_dist
 from bot_dist.execute.worker import Worker
 from bot_dist.pipeline.planning import Planning
-from bot_dist.pipeline.stages import _stored
+from bot_dist.pipeline.transfer import stored_parameters
 from bot_dist.store import CheckpointReader, CheckpointWriter
 from tests.conftest import PICOS, examples, randomised
 
@@ -68,7 +68,7 @@ def made(
     reader, plan = planning.source, planning.draft
     plan.validate()
     with tempfile.TemporaryDirectory() as url:
-        writer = CheckpointWriter.create(url, _stored(plan), config=plan.target.config, attempt=plan.digest)
+        writer = CheckpointWriter.create(url, stored_parameters(plan), config=plan.target.config, attempt=plan.digest)
         worker = Worker(plan, reader, url, "cpu")
         steps = [*plan.steps()]
         if seed is not None:

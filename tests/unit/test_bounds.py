@@ -11,7 +11,7 @@ import pytest
 
 from bot_dist.errors import FamilyError, InputError, PlanError, SourceError
 from bot_dist.formats.safetensors_in import read_header
-from bot_dist.pipeline.stages import plan_transfer
+from bot_dist.pipeline.transfer import plan_transfer
 from bot_dist.recipe import make_recipe
 from tests.conftest import PICOS
 

@@ -14,7 +14,7 @@ from bot_dist.errors import InputError
 from bot_dist.fit.candidates import candidates, stages_of
 from bot_dist.fit.suitable import check_understood
 from bot_dist.model import model_of
-from bot_dist.pipeline.stages import plan_transfer
+from bot_dist.pipeline.transfer import plan_transfer
 from bot_dist.plan import TransferPlan, shrinking
 from bot_dist.recipe import make_recipe
 from tests.conftest import PICOS

@@ -13,7 +13,8 @@ import yaml
 from bot_dist.formats import card, open_source
 from bot_dist.formats.card import known_fields, origin_of, shown
 from bot_dist.formats.companions import Companions
-from bot_dist.pipeline import stages as pipeline
+from bot_dist.pipeline.export import export_store
+from bot_dist.pipeline.transfer import transfer
 from bot_dist.recipe import make_recipe
 from tests.conftest import Pico
 
@@ -48,13 +49,13 @@ def source(pico_llama: Maker) -> Path:
 
 def resized(source: Path, store: Path) -> str:
     recipe = {"source": str(source), "output": str(store.parent), "target_url": str(store), "target": {"mlp": 80}}
-    pipeline.transfer(make_recipe({**recipe, "cluster": {"executor": "local"}, "calibrate": {"column": "[text]"}}))
+    transfer(make_recipe({**recipe, "cluster": {"executor": "local"}, "calibrate": {"column": "[text]"}}))
     return str(store)
 
 
 def test_a_store_s_export_says_how_it_was_made(source: Path, tmp_path: Path) -> None:
     url = resized(source, tmp_path / "store")
-    pipeline.export_store(url, str(tmp_path / "Pico-80"))
+    export_store(url, str(tmp_path / "Pico-80"))
     found = front_matter(tmp_path / "Pico-80")
     assert found["license"], found["license_name"] == ("other", "own")
     assert found["language"] == ["en", "no"]
@@ -81,7 +82,7 @@ def test_a_store_s_export_says_how_it_was_made(source: Path, tmp_path: Path) -> 
 
 
 def test_a_plain_source_s_export_has_one_too(source: Path, tmp_path: Path) -> None:
-    pipeline.export_store(str(source), str(tmp_path / "out"), dtype="bf16")
+    export_store(str(source), str(tmp_path / "out"), dtype="bf16")
     text = (tmp_path / "out/README.md").read_text()
     assert "`pico-0`, converted by bot_dist" in text
     assert "weights in bfloat16" in text
@@ -105,13 +106,13 @@ def test_a_trained_store_is_followed_to_what_it_was_made_from(source: Path, tmp_
     held_out = [{"step": 0, "loss": 4.25}, {"step": 9, "loss": 3.125}]
     provenance = {"run": "transferred", "steps": 9, "source": reader.provenance(), "held_out": held_out}
     writer.commit(digests, provenance)
-    pipeline.export_store(trained, str(tmp_path / "out"))
+    export_store(trained, str(tmp_path / "out"))
     text = (tmp_path / "out/README.md").read_text()
     assert "held-out loss after step 9: 3.1250" in text
     assert "`target.mlp=80`" in text
     assert "`pico-0`, resized" in text
     (tmp_path / "store/manifest.json").unlink()
-    pipeline.export_store(trained, str(tmp_path / "other"))
+    export_store(trained, str(tmp_path / "other"))
     assert "`target.mlp=80`" not in (tmp_path / "other/README.md").read_text()
 
 
@@ -171,7 +172,7 @@ def test_no_path_in_a_note_or_a_setting_is_given_away(source: Path, tmp_path: Pa
     body["provenance"]["plan"]["notes"] = ["read /home/jo/secret/text.txt, and ~/other; see https://x.org/a/b", "`<b>|"]
     body["provenance"]["recipe"]["calibrate"]["text"] = ["/home/jo/plays/hamlet.txt"]
     manifest.write_text(json.dumps({**body, "digest": digest(body)}))
-    pipeline.export_store(url, str(tmp_path / "out"))
+    export_store(url, str(tmp_path / "out"))
     text = (tmp_path / "out/README.md").read_text()
     assert "read text.txt, and other; see https://x.org/a/b" in text
     assert "hamlet.txt" in text

@@ -21,7 +21,8 @@ from bot_dist.formats.beside import beside
 from bot_dist.formats.companions import read_companions
 from bot_dist.formats.export import export_huggingface
 from bot_dist.formats.tokenizer import load_tokenizer
-from bot_dist.pipeline import stages as pipeline
+from bot_dist.pipeline.export import export_store
+from bot_dist.pipeline.transfer import transfer
 from bot_dist.recipe import make_recipe
 from bot_dist.store import CheckpointReader
 from tests.conftest import Pico
@@ -73,14 +74,14 @@ def source(pico_llama: Maker) -> Path:
 
 def to_store(source: str, store: Path) -> dict[str, Any]:
     plain = {"source": source, "output": str(store.parent), "target_url": str(store)}
-    return pipeline.transfer(make_recipe({**plain, "cluster": {"executor": "local"}}))
+    return transfer(make_recipe({**plain, "cluster": {"executor": "local"}}))
 
 
 def test_a_source_goes_whole_through_a_store_into_an_export(source: Path, tmp_path: Path) -> None:
     store, out = tmp_path / "store", tmp_path / "out"
     (note,) = to_store(str(source), store)["notes"]
     assert all(f"{name} ({why})" if why else name in note for name, why in LEFT.items())
-    report = pipeline.export_store(str(store), str(out))
+    report = export_store(str(store), str(out))
     assert report["tokenizer"]
     assert not report["notes"], "named once"
     for name in (*CARRIED, "tokenizer.json"):
@@ -102,12 +103,12 @@ def test_what_was_carried_has_a_digest(source: Path, tmp_path: Path) -> None:
     } <= reader.manifest.files.keys()
     (tmp_path / "store" / reader.manifest.data / "source/LICENSE").write_text("Pay.")
     with pytest.raises(Exception, match="source/LICENSE was changed"):
-        pipeline.export_store(str(tmp_path / "store"), str(tmp_path / "out"))
+        export_store(str(tmp_path / "store"), str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 
 def test_an_export_straight_from_a_folder_has_the_same(source: Path, tmp_path: Path) -> None:
-    report = pipeline.export_store(str(source), str(tmp_path / "out"))
+    report = export_store(str(source), str(tmp_path / "out"))
     assert {*CARRIED} <= {*report["files"]}
     assert "modeling_x.py (code)" in report["notes"][0]
 
@@ -180,7 +181,7 @@ def test_damage_is_found_before_weights_are_transferred(
 def test_a_source_that_does_not_say_how_to_generate(pico_llama: Maker, tmp_path: Path) -> None:
     folder = pico_llama(eos_token_id=[2, 5]).folder
     (folder / "generation_config.json").unlink()
-    pipeline.export_store(str(folder), str(tmp_path / "out"))
+    export_store(str(folder), str(tmp_path / "out"))
     made = json.loads((tmp_path / "out/generation_config.json").read_text())
     assert (made["bos_token_id"], made["eos_token_id"], made["_from_model_config"]) == (1, [2, 5], True)
 
@@ -194,7 +195,7 @@ def test_a_tokenizer_is_named_as_both_transformers_know_it(pico_llama: Maker, tm
         backend="tokenizers",
         extra_special_tokens=["<tool>"],
     )
-    pipeline.export_store(str(folder), str(tmp_path / "out"))
+    export_store(str(folder), str(tmp_path / "out"))
     config = json.loads((tmp_path / "out/tokenizer_config.json").read_text())
     assert config["tokenizer_class"] == "PreTrainedTokenizerFast"
     assert config["additional_special_tokens"] == ["<tool>"]
@@ -227,7 +228,7 @@ def test_what_comes_after_the_model_takes_its_width(pico_bert: Maker, tmp_path: 
     made = pico_bert(model_class="BertModel")
     sentences(made.folder, ("1_Pooling", POOLING), ("2_Normalize", "sentence_transformers.models.Normalize"))
     to_store(made.url, tmp_path / "store")
-    report = pipeline.export_store(str(tmp_path / "store"), str(tmp_path / "out"))
+    report = export_store(str(tmp_path / "store"), str(tmp_path / "out"))
     assert not report["notes"]
     pooling = json.loads((tmp_path / "out/1_Pooling/config.json").read_text())
     assert pooling == {"word_embedding_dimension": 24, "pooling_mode_mean_tokens": True}
@@ -251,7 +252,7 @@ def test_a_module_with_weights_goes_along_where_it_fits(
     sentences(made.folder, ("1_Pooling", POOLING), ("2_Dense", kind))
     put(made.folder, {"2_Dense/config.json": json.dumps({"in_features": width, "out_features": 4})})
     save_file({"linear.weight": torch.zeros(4, width)}, made.folder / "2_Dense" / weights)
-    report = pipeline.export_store(made.url, str(tmp_path / "out"))
+    report = export_store(made.url, str(tmp_path / "out"))
     assert (tmp_path / "out/2_Dense/model.safetensors").exists() == (why is None)
     assert exported_modules(tmp_path / "out") == ["", "1_Pooling", *(["2_Dense"] if why is None else [])]
     assert why is None or any(f"2_Dense is left out: {why}" in note for note in report["notes"])
@@ -262,7 +263,7 @@ def test_weights_are_written_in_the_dtype_that_is_asked_for(pico_llama: Maker, t
     from safetensors.torch import load_file
 
     made = pico_llama(dtype=torch.bfloat16 if dtype == "f32" else torch.float32)
-    pipeline.export_store(made.url, str(tmp_path / "out"), dtype=dtype)  # type: ignore[arg-type]
+    export_store(made.url, str(tmp_path / "out"), dtype=dtype)  # type: ignore[arg-type]
     wanted = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}[dtype]
     for name, tensor in load_file(tmp_path / "out/model.safetensors").items():
         assert torch.equal(tensor, made.tensors[name].detach().to(wanted)), name
@@ -279,4 +280,4 @@ def test_values_that_a_dtype_does_not_hold_are_refused(pico_llama: Maker, tmp_pa
         export_huggingface(open_source(made.url), str(tmp_path / "out"), dtype=torch.float16)
     assert not (tmp_path / "out").exists()
     with pytest.raises(InputError, match="--dtype q8_0 is for GGUF; safetensors take f32, f16, bf16"):
-        pipeline.export_store(made.url, str(tmp_path / "out"), dtype="q8_0")
+        export_store(made.url, str(tmp_path / "out"), dtype="q8_0")

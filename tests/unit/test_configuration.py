@@ -12,7 +12,7 @@ import pytest
 from bot_dist.errors import FamilyError, PlanError
 from bot_dist.formats.configuration import CODE, check_configuration, transformers_config
 from bot_dist.formats.open import open_source
-from bot_dist.pipeline.stages import plan_transfer
+from bot_dist.pipeline.transfer import plan_transfer
 from bot_dist.recipe import make_recipe
 from tests.conftest import PICOS
 

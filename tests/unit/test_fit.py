@@ -152,13 +152,11 @@ def test_any_map_that_reads(pico_llama: Callable[..., Pico], tmp_path: Path) -> 
 
 
 def test_a_store_is_a_source_too(pico_llama: Callable[..., Pico], tmp_path: Path) -> None:
-    from bot_dist.pipeline import stages as pipeline
+    from bot_dist.pipeline.transfer import transfer
     from bot_dist.recipe import make_recipe
 
     pico = pico_llama()
-    pipeline.transfer(
-        make_recipe({"source": pico.url, "output": str(tmp_path / "run"), "cluster": {"executor": "local"}})
-    )
+    transfer(make_recipe({"source": pico.url, "output": str(tmp_path / "run"), "cluster": {"executor": "local"}}))
     folder, store = open_source(pico.url), open_source(str(tmp_path / "run" / "transferred.zarr"))
     model = model_of(store.config)
     of_store = statistics(store, model, Samples.of_text(windows(), model), ["mlp.down"], tmp_path / "a")

@@ -15,7 +15,7 @@ from bot_dist.errors import CheckpointError
 from bot_dist.formats import diff
 from bot_dist.formats.diff import Diff
 from bot_dist.pipeline import checks
-from bot_dist.pipeline import stages as pipeline
+from bot_dist.pipeline.transfer import transfer
 from bot_dist.recipe import make_recipe
 from tests.conftest import Pico
 
@@ -31,7 +31,7 @@ def stored(tmp_path: Path) -> Stored:
         url = str(tmp_path / f"store-{len(list(tmp_path.glob('store-*')))}")
         cluster = {"executor": "local", "tensor": tensor}
         recipe = {"source": source, "output": str(tmp_path), "target_url": url, "target": target, "cluster": cluster}
-        pipeline.transfer(make_recipe({**recipe, "transfer": {"analysis": "wavelet"}}))
+        transfer(make_recipe({**recipe, "transfer": {"analysis": "wavelet"}}))
         return url
 
     return make

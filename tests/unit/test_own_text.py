@@ -22,7 +22,7 @@ from bot_dist.fit.statistics import ALONE
 from bot_dist.formats.open import open_source
 from bot_dist.model import model_of
 from bot_dist.pipeline.planning import open_checked
-from bot_dist.pipeline.stages import plan_transfer
+from bot_dist.pipeline.transfer import plan_transfer
 from bot_dist.recipe import Recipe, make_recipe
 from bot_dist.tensors.random import uniform
 from tests.conftest import Pico

@@ -14,7 +14,7 @@ import pytest
 
 from bot_dist.cli.verbs import main
 from bot_dist.errors import InputError, PlanError
-from bot_dist.pipeline.stages import plan_transfer
+from bot_dist.pipeline.transfer import plan_transfer
 from bot_dist.plan import Hardware, SourceModule, TransferPlan, make_plan, simulate, summarise, target_model
 from bot_dist.recipe import TransferConfig, make_recipe
 from bot_dist.tensors import Mesh

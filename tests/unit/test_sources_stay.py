@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from bot_dist.errors import InputError
-from bot_dist.pipeline.stages import export_store, run, transfer
+from bot_dist.pipeline.export import export_store
+from bot_dist.pipeline.run import run
+from bot_dist.pipeline.transfer import transfer
 from bot_dist.recipe import make_recipe
 from tests.conftest import Pico
 

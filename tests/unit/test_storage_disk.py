@@ -22,8 +22,8 @@ from bot_dist.errors import CheckpointError, SourceError
 from bot_dist.fit.statistics_share import HiddenStates, write_whole
 from bot_dist.formats import open_source
 from bot_dist.formats.export import export_dcp, export_gguf, export_huggingface
-from bot_dist.pipeline import stages as pipeline
-from bot_dist.pipeline.records import Records
+from bot_dist.pipeline.records import Records, logged
+from bot_dist.pipeline.transfer import transfer
 from bot_dist.storage.disk import write_whole as write_small
 from bot_dist.storage.disk import writing
 from bot_dist.storage.folder import Storage
@@ -34,7 +34,7 @@ TENSORS = {"values": torch.zeros(10_000)}
 
 
 def events(source: Any, path: Path) -> None:
-    log = pipeline.logged(path / "events.jsonl", lambda event: None)
+    log = logged(path / "events.jsonl", lambda event: None)
     for _ in range(30):
         log({"event": "step", "name": "x" * 1000})
 
@@ -127,7 +127,7 @@ def test_what_is_written_elsewhere_is_told_too(
     def fails(*args: Any, **options: Any) -> None:
         raise OSError(code, os.strerror(code), "/cache/of/a/library")
 
-    monkeypatch.setattr(pipeline, "export_store", fails)
+    monkeypatch.setattr("bot_dist.pipeline.export.export_store", fails)
     with pytest.raises(SystemExit) as left:
         cli.main(["export", "store", str(tmp_path / "out")])
     assert left.value.code == 1
@@ -161,7 +161,7 @@ def test_without_a_temporary_folder_the_way_out_is_told(
 ) -> None:
     store = str(tmp_path / "store")
     save_byte_tokenizer(folder := pico_llama(vocab_size=300, eos_token_id=256).folder)
-    pipeline.transfer(bot_dist.make_recipe({"source": str(folder), "target_url": store, **LOCAL}))
+    transfer(bot_dist.make_recipe({"source": str(folder), "target_url": store, **LOCAL}))
     monkeypatch.setattr(tempfile, "tempdir", None)
     monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: [str(tmp_path / "not-there")])
     for argv in (["plan", store, "--mlp", "20"], ["export", store, str(tmp_path / "made.gguf")]):

@@ -11,7 +11,7 @@ import pytest
 
 from bot_dist.errors import CheckpointError, CheckpointExistsError
 from bot_dist.pipeline import checks
-from bot_dist.pipeline import stages as pipeline
+from bot_dist.pipeline.transfer import transfer
 from bot_dist.recipe import make_recipe
 from bot_dist.storage.folder import Storage
 from bot_dist.store import CheckpointReader, CheckpointWriter, remove_store
@@ -79,7 +79,7 @@ def test_nothing_is_fitted_into_a_folder_that_is_no_stores(pico_llama: Callable[
     (tmp_path / "project/operators/my_code.py").write_text("mine")
     options = {"cluster.executor": "local", "transfer.analysis": "adaptive", "target.mlp": 20}
     with pytest.raises(CheckpointExistsError, match="is not empty and no bot_dist store"):
-        pipeline.transfer(make_recipe(recipe, options))
+        transfer(make_recipe(recipe, options))
     assert contents(tmp_path / "project") == {"operators/my_code.py": b"mine"}
 
 

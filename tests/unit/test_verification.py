@@ -16,7 +16,7 @@ import zarr
 
 from bot_dist.errors import CheckpointError
 from bot_dist.pipeline import checks
-from bot_dist.pipeline import stages as pipeline
+from bot_dist.pipeline.transfer import transfer
 from bot_dist.recipe import make_recipe
 from bot_dist.store import CheckpointReader
 from bot_dist.store.verification import parts, verify_by_threads
@@ -31,7 +31,7 @@ def store(pico_llama: PicoMaker, tmp_path: Path) -> Path:
     words = {"version": "1.0", "added_tokens": [], "model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}}
     (source.folder / "tokenizer.json").write_text(json.dumps(words))
     recipe = {"source": source.url, "output": str(tmp_path), "target_url": str(tmp_path / "store")}
-    pipeline.transfer(make_recipe({**recipe, "cluster": {"executor": "local", "tensor": 2}}))
+    transfer(make_recipe({**recipe, "cluster": {"executor": "local", "tensor": 2}}))
     return tmp_path / "store"
 
 
@@ -129,7 +129,7 @@ def test_strangers_are_noted_and_harmless(store: Path) -> None:
 
 def test_a_remote_store_is_verified_alike(pico_llama: PicoMaker) -> None:
     recipe = {"source": pico_llama().url, "output": ".", "target_url": "memory://verified"}
-    pipeline.transfer(make_recipe({**recipe, "cluster": {"executor": "local"}, "overwrite": True}))
+    transfer(make_recipe({**recipe, "cluster": {"executor": "local"}, "overwrite": True}))
     reader = CheckpointReader("memory://verified")
     assert not checks.verify(reader.url).damaged
     norm = f"{reader.manifest.data}/model.norm.weight"
@@ -165,7 +165,7 @@ def fitted(pico_llama: PicoMaker, tmp_path: Path) -> Path:
         "cluster": {"executor": "local"},
     }
     more["calibrate"] = {"passes": "each", "tokens": 256, "held_out": 0, "context": 32}
-    pipeline.transfer(make_recipe({**recipe, **more}))
+    transfer(make_recipe({**recipe, **more}))
     return tmp_path / "fitted"
 
 

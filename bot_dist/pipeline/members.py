@@ -1,0 +1,57 @@
+"""The runs of a recipe with several targets: transferred one after the other, trained side by side."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from pathlib import Path
+from typing import Any
+
+from bot_dist.pipeline.planning import OnEvent, ignore
+from bot_dist.pipeline.records import Records
+from bot_dist.pipeline.run import begin, check_run, end
+from bot_dist.recipe import Recipe, members_of
+
+
+def run_family(recipe: Recipe, on_event: OnEvent = ignore) -> dict[str, Any]:
+    """Every member of a family as ``run`` does it; events tell which (``member``), and come from several threads.
+
+    All are planned before the first begins, transferred one after the other, and then trained, as many at once as
+    ``cluster.side_by_side`` says. Returns the facts of each by name under ``"members"``, and the index of their
+    reports, which is written anew after each. Raises as ``run`` does, once the others are done; a signal stops all.
+    """
+    from bot_dist.execute.ray.cluster import connected
+    from bot_dist.report.html import write_index
+    from bot_dist.train.side_by_side import places, side_by_side
+
+    members = members_of(recipe)
+    cpus = max(check_run(member) for member in members.values())
+    records = {name: Records(Path(member.output), member) for name, member in members.items()}
+    before = {name: facts for name in members if (facts := records[name].load("facts")) is not None}
+    done = {name: {**facts, "complete_before": True} for name, facts in before.items()}
+    report = Path(recipe.output) / "report.html"
+    with connected(recipe.cluster, cpus) if len(before) < len(members) else contextlib.nullcontext():
+        begun = {
+            name: begin(member, records[name], functools.partial(_tell_member, on_event, name))
+            for name, member in members.items()
+            if name not in before
+        }
+
+        def ended(name: str, facts: dict[str, Any]) -> None:
+            done[name] = facts
+            shown = {name: done[name] for name in members if name in done}
+            write_index(report, {"recipe": recipe.public(), "members": shown})
+
+        workers = max(member.train.workers for member in members.values())
+        at_once = places(recipe.cluster, workers, len(begun))
+        works = {name: functools.partial(end, one, at_once) for name, one in begun.items()}
+        side_by_side(works, at_once, ended)
+    return {
+        "members": {name: done[name] for name in members},
+        "report": str(report),
+        "complete_before": len(before) == len(members),
+    }
+
+
+def _tell_member(on_event: OnEvent, name: str, event: dict[str, Any]) -> None:
+    on_event({**event, "member": name})

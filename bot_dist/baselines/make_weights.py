@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bot_dist.errors import InputError
+from bot_dist.events import OnEvent
 from bot_dist.model import Model
 from bot_dist.recipe import Recipe
 from bot_dist.storage.disk import writing
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
     from bot_dist.execute.shared_work import Crew
     from bot_dist.fit import Statistics
     from bot_dist.formats.source import Source
-
-OnEvent = Callable[[dict[str, Any]], None]
 
 MADE_VERSION = 1
 """Raised when a rule comes to make other weights."""
@@ -69,7 +68,8 @@ def make_weights(
                 default_wanted(model),
                 statistics_folder,
                 crew=crew,
-                on_event=lambda event: on_event({**event, "purpose": f"for {rule.name}"}),
+                purpose=f"for {rule.name}",
+                on_event=on_event,
             )
         if found.named and not recipe.calibrate.allow_mismatch:
             check_understood(taken.loss, model, source.url, found.named)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import singledispatchmethod
 from typing import Any
 
 from rich.progress import (
@@ -23,6 +24,29 @@ from rich.progress import (
 from rich.text import Text
 
 from bot_dist.cli.terminal import console, warn
+from bot_dist.events import Event, OnEvent
+from bot_dist.events.calibrate import BlockDone, LossMeasured, PassStarted, TakenUp, TextProgress
+from bot_dist.events.checkpoints import (
+    DiffRead,
+    DiffStarted,
+    ExportStarted,
+    ExportWritten,
+    VerifyRead,
+    VerifyStarted,
+)
+from bot_dist.events.training import (
+    FinishedBefore,
+    HeldOutMeasured,
+    JobBegun,
+    MomentsTaken,
+    Resumed,
+    StatePassedOver,
+    StepSkipped,
+    Tokenised,
+    TokensDamaged,
+    TrainingStepDone,
+)
+from bot_dist.events.transfer import ActorDied, StepDone, TransferStarted
 from bot_dist.units import count, duration, size
 
 LINE_EVERY_S = 10.0
@@ -30,7 +54,7 @@ LINE_EVERY_S = 10.0
 
 
 @contextmanager
-def progress() -> Iterator[Callable[[dict[str, Any]], None]]:
+def progress() -> Iterator[OnEvent]:
     """What a verb gives its events to, while it runs."""
     if not console.is_terminal:
         yield _Told(_Lines())
@@ -121,14 +145,12 @@ class _Told:
         self.member = ""
         self._lock = threading.Lock()
 
-    def __call__(self, event: dict[str, Any]) -> None:
-        handler = getattr(self, f"on_{event['stage']}_{event['event']}", None)
+    def __call__(self, event: Event) -> None:
         with self._lock:
-            self.member = event.get("member", "")
+            self.member = event.member
             if console.verbose:
-                console.print(json.dumps(event), style="dim")
-            if handler is not None:
-                handler(event)
+                console.print(json.dumps(event.to_json()), style="dim")
+            self.show(event)
 
     def say(self, text: str) -> None:
         console.print(self.named(text))
@@ -151,96 +173,87 @@ class _Told:
         rate = self.bytes[name] / max(1e-9, time.perf_counter() - self.started[name]) / 1e9
         self.shown.update(self.tasks[name], advance=advance, note=f"{rate:.2f} GB/s")
 
-    def calibration(self, event: dict[str, Any]) -> str:
-        return f"calibrate, {event.get('purpose', 'statistics')}"
+    @singledispatchmethod
+    def show(self, event: Event) -> None:
+        """Show an event by its type: a bar, a line, or, of a type that is not registered here, nothing."""
 
-    def on_calibrate_start(self, event: dict[str, Any]) -> None:
-        task = self.task(self.calibration(event), event["blocks"])
-        self.shown.update(task, note=f"{event['tokens']:,} tokens")
+    @show.register
+    def pass_started(self, event: PassStarted) -> None:
+        self.shown.update(self.task(event.work, event.blocks), note=f"{event.tokens:,} tokens")
 
-    def on_calibrate_block(self, event: dict[str, Any]) -> None:
-        self.shown.update(self.tasks[self.named(self.calibration(event))], completed=event["block"] + 1)
+    @show.register
+    def block_done(self, event: BlockDone) -> None:
+        self.shown.update(self.tasks[self.named(event.work)], completed=event.block + 1)
 
-    def on_calibrate_writing(self, event: dict[str, Any]) -> None:
-        task = self.task(f"{self.calibration(event)}, tokens", event["of"])
-        self.shown.update(task, completed=event["tokens"])
+    @show.register
+    def text_progress(self, event: TextProgress) -> None:
+        if event.stage == "calibrate":  # samples for the report are too short for a bar
+            self.shown.update(self.task(f"{event.work}, tokens", event.of), completed=event.tokens)
 
-    def on_calibrate_cached(self, event: dict[str, Any]) -> None:
-        task = self.task(self.calibration(event), 1)
-        self.shown.update(task, completed=1, note=f"{event['tokens']:,} tokens, found done")
+    @show.register
+    def taken_up(self, event: TakenUp) -> None:
+        if event.stage == "calibrate":
+            self.shown.update(self.task(event.work, 1), completed=1, note=f"{event.tokens:,} tokens, found done")
 
-    def on_calibrate_loss(self, event: dict[str, Any]) -> None:
-        if event["loss"] is not None:
-            self.say(f"held-out loss, {_after(event['after'])}: {event['loss']:.3f}")
+    @show.register
+    def loss_measured(self, event: LossMeasured) -> None:
+        if event.loss is not None:
+            self.say(str(event))
 
-    def on_transfer_start(self, event: dict[str, Any]) -> None:
-        self.start_bytes("transfer, steps", event["steps"], plain)
+    @show.register
+    def transfer_started(self, event: TransferStarted) -> None:
+        self.start_bytes("transfer, steps", event.steps, plain)
 
-    def on_transfer_actor_died(self, event: dict[str, Any]) -> None:
-        steps = ", ".join(event["steps"]) or "nothing"
-        self.say(f"actor {event['rank']} died while doing {steps}; others go on, a new one starts ({event['why']})")
+    @show.register
+    def step_done(self, event: StepDone) -> None:
+        self.add_bytes("transfer, steps", event.bytes_read + event.bytes_written, 1)
 
-    def on_transfer_step(self, event: dict[str, Any]) -> None:
-        self.add_bytes("transfer, steps", event["bytes_read"] + event["bytes_written"], 1)
+    @show.register(ActorDied)
+    @show.register(JobBegun)
+    @show.register(Resumed)
+    @show.register(MomentsTaken)
+    @show.register(FinishedBefore)
+    def sentence(self, event: Event) -> None:
+        self.say(str(event))
 
-    def on_compare_begin(self, event: dict[str, Any]) -> None:
-        self.say(f"to be trained: {event['job']}")
+    @show.register(TokensDamaged)
+    @show.register(StatePassedOver)
+    @show.register(StepSkipped)
+    def warning(self, event: Event) -> None:
+        warn(self.named(str(event)))
 
-    def on_export_start(self, event: dict[str, Any]) -> None:
-        self.start_bytes("export", event["bytes"])
+    @show.register(ExportStarted)
+    @show.register(VerifyStarted)
+    def bytes_started(self, event: ExportStarted | VerifyStarted) -> None:
+        self.start_bytes(event.stage, event.bytes)
 
-    def on_export_written(self, event: dict[str, Any]) -> None:
-        self.add_bytes("export", event["bytes"], event["bytes"])
+    @show.register(ExportWritten)
+    @show.register(VerifyRead)
+    def bytes_done(self, event: ExportWritten | VerifyRead) -> None:
+        self.add_bytes(event.stage, event.bytes, event.bytes)
 
-    def on_verify_start(self, event: dict[str, Any]) -> None:
-        self.start_bytes("verify", event["bytes"])
+    @show.register
+    def diff_started(self, event: DiffStarted) -> None:
+        self.task("diff, elements", event.elements, elements)
 
-    def on_verify_read(self, event: dict[str, Any]) -> None:
-        self.add_bytes("verify", event["bytes"], event["bytes"])
+    @show.register
+    def diff_read(self, event: DiffRead) -> None:
+        self.shown.update(self.tasks[self.named("diff, elements")], advance=event.elements)
 
-    def on_diff_start(self, event: dict[str, Any]) -> None:
-        self.task("diff, elements", event["elements"], elements)
+    @show.register
+    def tokenised(self, event: Tokenised) -> None:
+        self.shown.update(self.task("tokenise", event.of_bytes, size), completed=event.bytes)
 
-    def on_diff_read(self, event: dict[str, Any]) -> None:
-        self.shown.update(self.tasks[self.named("diff, elements")], advance=event["elements"])
+    @show.register
+    def training_step(self, event: TrainingStepDone) -> None:
+        task = self.task(f"pretrain {event.run}", event.steps)
+        self.shown.update(task, completed=event.step, note=event.measures)
 
-    def on_pretrain_tokens_damaged(self, event: dict[str, Any]) -> None:
-        warn(self.named(f"tokens are made again: {event['why']}"))
-
-    def on_pretrain_tokenised(self, event: dict[str, Any]) -> None:
-        self.shown.update(self.task("tokenise", event["of_bytes"], size), completed=event["bytes"])
-
-    def on_pretrain_resumed(self, event: dict[str, Any]) -> None:
-        self.say(f"{event['run']}: goes on from step {event['step']} ({event['url']})")
-
-    def on_pretrain_moments(self, event: dict[str, Any]) -> None:
-        self.say(f"{event['run']}: AdamW goes on after the source's {event['step']} steps")
-
-    def on_pretrain_state_passed(self, event: dict[str, Any]) -> None:
-        warn(self.named(f"{event['run']}: the state of step {event['step']} is passed over: {event['problem']}"))
-
-    def on_pretrain_skipped(self, event: dict[str, Any]) -> None:
-        warn(self.named(f"{event['run']}: step {event['step']} is left out: its loss is {event['loss']:.4g}"))
-
-    def on_pretrain_finished_before(self, event: dict[str, Any]) -> None:
-        self.say(f"{event['run']}: its {event['steps']} steps were done before")
-
-    def on_pretrain_step(self, event: dict[str, Any]) -> None:
-        task = self.task(f"pretrain {event['run']}", event["steps"])
-        self.shown.update(task, completed=event["step"], note=_speed(event))
-
-    def on_pretrain_held_out(self, event: dict[str, Any]) -> None:
-        if event["steps"]:
-            self.task(f"pretrain {event['run']}", event["steps"])
-        self.say(f"{event['run']}: held-out loss after {event['step']} steps: {event['loss']:.3f}{accuracy(event)}")
-
-
-def _after(stage: str) -> str:
-    return "source" if stage == "source" else f"after {stage}"
-
-
-def _speed(step: Mapping[str, Any]) -> str:
-    return f"loss {step['loss']:.3f}, {step['tokens_per_s']:,.0f} tokens/s, MFU {step['mfu']:.1%}"
+    @show.register
+    def held_out(self, event: HeldOutMeasured) -> None:
+        if event.steps:
+            self.task(f"pretrain {event.run}", event.steps)
+        self.say(str(event))
 
 
 def accuracy(held_out: Mapping[str, Any]) -> str:

@@ -13,6 +13,8 @@ from typing import Any, Protocol
 
 from bot_dist.data.encoder import Encoder
 from bot_dist.data.texts import identities, open_texts
+from bot_dist.events import Event, OnEvent
+from bot_dist.events.training import JobBegun, RunDone
 from bot_dist.execute.ray.cluster import connected
 from bot_dist.formats.processor import image_processor
 from bot_dist.formats.tokenizer import load_tokenizer
@@ -25,7 +27,6 @@ from bot_dist.train.driver import TrainRun, pretrain
 from bot_dist.train.side_by_side import places, side_by_side
 from bot_dist.urls import absolute
 
-OnEvent = Callable[[dict[str, Any]], None]
 Result = dict[str, Any]
 """Plain data."""
 RESULT = "result.json"
@@ -99,10 +100,10 @@ class Bench:
         by_name = {job.name: job for job, _ in begun}
         assert len(by_name) == len(begun), "events tell runs apart by their names"
 
-        def follow(event: dict[str, Any]) -> None:
-            if event["event"] == "run_done":
-                self._keep(by_name[event["run"]], event["result"])
-            self._tell({"stage": "pretrain", **event})
+        def follow(event: Event) -> None:
+            if isinstance(event, RunDone):
+                self._keep(by_name[event.run], dict(event.result))
+            self._tell(event)
 
         first = begun[0][0]
         pretrain(
@@ -115,12 +116,12 @@ class Bench:
             at_once=at_once,
         )
 
-    def _tell(self, event: dict[str, Any]) -> None:
+    def _tell(self, event: Event) -> None:
         with self._telling:
             self._on_event(event)
 
     def _begin(self, job: Job) -> TrainRun:
-        self._tell({"stage": "compare", "event": "begin", "job": job.name})
+        self._tell(JobBegun(job=job.name))
         folder = str(self._folder(job))
         return dataclasses.replace(job.begin(folder, self._start(job)), states_url=f"{folder}/{STATES}")
 

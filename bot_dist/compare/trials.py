@@ -16,13 +16,14 @@ from typing import Any
 from bot_dist.baselines import Baseline, baseline
 from bot_dist.compare.ranking import at_best, best_rates, markdown, notes, rows, table
 from bot_dist.compare.recipe import SCRATCH, SOURCE, UNTIED_SCRATCH, ComparisonRecipe, MethodConfig, PretrainConfig
-from bot_dist.compare.result_cache import STATES, Bench, Contents, OnEvent, Result
+from bot_dist.compare.result_cache import STATES, Bench, Contents, Result
 from bot_dist.compare.savings import Curve
 from bot_dist.errors import InputError
+from bot_dist.events import OnEvent, log
 from bot_dist.fit.stages import FIT_VERSION
 from bot_dist.formats.open import open_source
 from bot_dist.parsing import parse_object
-from bot_dist.pipeline.planning import Planning, ignore
+from bot_dist.pipeline.planning import Planning
 from bot_dist.pipeline.pretrain import check_inserted
 from bot_dist.pipeline.transfer import transfer
 from bot_dist.pipeline.versions import versions
@@ -37,7 +38,7 @@ from bot_dist.train.driver import TrainRun, check
 from bot_dist.urls import absolute, label
 
 
-def compare(recipe: ComparisonRecipe, on_event: OnEvent = ignore) -> dict[str, Any]:
+def compare(recipe: ComparisonRecipe, on_event: OnEvent = log) -> dict[str, Any]:
     """Make the source if it has to be made, the target in every way, train all, and write ``comparison.json``, ``.md``
     and ``.png`` into ``recipe.output``. Returns what is in the JSON.
 

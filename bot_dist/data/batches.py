@@ -13,8 +13,9 @@ import numpy as np
 from bot_dist.data.shuffle import shuffled
 from bot_dist.data.texts import identities, open_texts
 from bot_dist.data.token_store import TokenStore, TokenStoreWriter
-from bot_dist.data.tokenise import OnEvent, Tokenising, committed, ignore, make_store, shards_of
+from bot_dist.data.tokenise import Tokenising, committed, make_store, shards_of
 from bot_dist.errors import InputError
+from bot_dist.events import OnEvent, ignore
 from bot_dist.recipe import TrainConfig
 from bot_dist.storage.folder import Storage
 from bot_dist.store.manifest import digest

@@ -23,13 +23,13 @@ from bot_dist.data.encoder import Encoder
 from bot_dist.data.texts import Identity, Piece, TextFile
 from bot_dist.data.token_store import ShardRecord, TokenStore, TokenStoreWriter
 from bot_dist.errors import BotDistError, CheckpointError, CheckpointMissingError, InputError
+from bot_dist.events import OnEvent, ignore
+from bot_dist.events.training import Tokenised, TokensDamaged
 from bot_dist.execute.process import usable_cpus
 from bot_dist.storage.files import version
 from bot_dist.storage.folder import Storage
 from bot_dist.store.manifest import MANIFEST
 from bot_dist.urls import label
-
-OnEvent = Callable[[dict[str, Any]], None]
 
 SHARDS = 256
 """That a text is cut into, if they are neither smaller nor larger than these:"""
@@ -37,10 +37,6 @@ SMALLEST, LARGEST = 2**20, 2**26
 """Bytes of text in a shard, about."""
 LOCAL = 2**25
 """Bytes of text that are tokenised here: Ray's workers take longer to start."""
-
-
-def ignore(event: dict[str, Any]) -> None:
-    """The default ``on_event``."""
 
 
 class Part(NamedTuple):
@@ -101,14 +97,14 @@ class Tokenising:
 
 def committed(url: str, on_event: OnEvent = ignore) -> TokenStore | None:
     """The store that is there, with all its shards. One that is damaged becomes an unfinished one, of which whole
-    shards are taken up, and a ``tokens_damaged`` event says ``why``."""
+    shards are taken up, and a TokensDamaged event says why."""
     try:
         store = TokenStore(url)
         store.check_sizes()
     except CheckpointMissingError:
         return None
     except CheckpointError as error:
-        on_event({"event": "tokens_damaged", "why": str(error)})
+        on_event(TokensDamaged(why=str(error)))
         Storage(url).remove(MANIFEST)
         return None
     return store
@@ -124,7 +120,7 @@ def make_store(
     """Write all shards that are not there, and commit them under ``key``. ``files`` are the texts' as they were when
     the key was made. ``check`` may raise over a shard; nothing is committed then.
 
-    ``on_event`` is called with ``{"event": "tokenised", "bytes", "of_bytes"}``: how much of the text is done.
+    ``on_event`` gets a Tokenised after each shard: how much of the text is done.
 
     Raises InputError for a text that has no document, is no text, or was changed meanwhile.
     """
@@ -138,7 +134,7 @@ def make_store(
         check(record)
         records[number] = record
         done += work.shards[number].nbytes
-        on_event({"event": "tokenised", "bytes": done, "of_bytes": nbytes})
+        on_event(Tokenised(bytes=done, of_bytes=nbytes))
     for url, identity in files.items():
         if version(url) != identity.version:
             work.writer.discard(len(work.shards))

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 
+from bot_dist.events import OnEvent
+from bot_dist.events.transfer import StepMeasures
 from bot_dist.plan import TransferPlan
 from bot_dist.tensors import Box
 from bot_dist.tensors.axes import Parameter
-
-OnEvent = Callable[[dict[str, Any]], None]
 
 
 class Reader(Protocol):
@@ -28,33 +28,11 @@ class Reader(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class StepResult:
-    """What a finished step tells the driver; never a tensor."""
+class StepResult(StepMeasures):
+    """A finished step as the driver hears of it; never a tensor."""
 
-    step: str
-    module: int
     digests: dict[str, dict[str, bytes]]
     """Per parameter and shard that was written, the digests of its chunks."""
-    bytes_read: int
-    """From the source's storage, halo included."""
-    bytes_written: int
-    bytes_transformed: int
-    """In and out of the operators."""
-    energy_source: float
-    """Squared norm of the part of the source that this step stands for."""
-    energy_target: float
-    """Squared norm of what was written, as an orthonormal filter bank would have written it."""
-    overflowed: int
-    """Finite values that the target's dtype can't hold."""
-    read_s: float = 0.0
-    transform_s: float = 0.0
-    write_s: float = 0.0
-    rank: int = 0
-    """Of the actor that did it."""
-    peak_rss_bytes: int = 0
-    """Of the process so far."""
-    resumed: bool = False
-    """Found finished and intact on storage."""
 
 
 class Executor(Protocol):

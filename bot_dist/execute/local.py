@@ -6,7 +6,8 @@ import itertools
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
-from bot_dist.execute.executor import OnEvent, Reader, StepResult
+from bot_dist.events import OnEvent
+from bot_dist.execute.executor import Reader, StepResult
 from bot_dist.execute.worker import Worker
 from bot_dist.plan import LANES, TransferPlan
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import time
-from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
+from bot_dist.events import OnEvent
+from bot_dist.events.transfer import StepDone, StepMeasures, TransferStarted
 from bot_dist.execute.executor import Executor, Reader, StepResult
 from bot_dist.execute.local import LocalExecutor
 from bot_dist.execute.ray.cluster import connected, device_of
@@ -16,9 +17,9 @@ from bot_dist.recipe import ClusterConfig
 
 
 class Tally:
-    """One execution of a plan. ``on_event`` gets ``start`` with the totals, then one ``step`` after the other."""
+    """One execution of a plan. ``on_event`` gets a TransferStarted, then one StepDone after the other."""
 
-    def __init__(self, plan: TransferPlan, on_event: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(self, plan: TransferPlan, on_event: OnEvent) -> None:
         self.plan, self._on_event = plan, on_event
         self.digests: dict[str, dict[str, bytes]] = {}
         """Per parameter, the digest of every chunk written: what a commit needs."""
@@ -56,7 +57,7 @@ class Tally:
     def _execute(self, executor: Executor, source: Reader, target_url: str, attempt: str) -> None:
         steps = list(self.plan.steps())
         total = sum(sum(step_bytes(self.plan.modules[step.module], step)) for step in steps)
-        self._on_event({"event": "start", "steps": len(steps), "bytes": total})
+        self._on_event(TransferStarted(steps=len(steps), bytes=total))
         started = time.perf_counter()
         executor.run(self.plan, source, target_url, self._add, self._on_event, attempt)
         self._seconds = time.perf_counter() - started
@@ -75,9 +76,7 @@ class Tally:
             self._overflowed[name] = self._overflowed.get(name, 0) + result.overflowed
         self._energy[result.module][0] += result.energy_source
         self._energy[result.module][1] += result.energy_target
-        measured = dataclasses.asdict(result)
-        del measured["digests"]
-        self._on_event({"event": "step", **measured})
+        self._on_event(StepDone(**{field.name: getattr(result, field.name) for field in fields(StepMeasures)}))
 
     def _energy_kept(self) -> dict[str, float]:
         """Share of each module's squared norm that its approximation band keeps; modules that only grow keep all.

@@ -3,11 +3,12 @@ text that the source writes itself, or random tokens."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from bot_dist.errors import InputError
+from bot_dist.events import OnEvent
 from bot_dist.model import Model, model_of
 from bot_dist.plan import growing, shrinking
 from bot_dist.recipe import OWN_TEXT, CalibrateConfig, Recipe, TextConfig, TrainConfig
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from bot_dist.execute.shared_work import Crew
     from bot_dist.fit.own_text_cost import Writing
     from bot_dist.formats.source import Source
-
-OnEvent = Callable[[dict[str, Any]], None]
 Data = Literal["images", "text", "written", "random"]
 """``written`` by the source itself; ``random`` tokens."""
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -21,6 +20,8 @@ from safetensors.torch import load_file
 
 from bot_dist.data.calibration_windows import OPENING
 from bot_dist.errors import InputError
+from bot_dist.events import OnEvent, ignore
+from bot_dist.events.calibrate import OWN_TEXT, TakenUp, TextProgress, TextWritten
 from bot_dist.execute.shared_work import Crew
 from bot_dist.fit.own_text_cost import Writing
 from bot_dist.fit.statistics_share import Scratch, check_finite, write_whole
@@ -42,8 +43,6 @@ TOKENS = "tokens"
 DRAWN = f"a text of one's own, seed {SEED}"
 """Key of the random numbers."""
 
-OnEvent = Callable[[dict[str, Any]], None]
-
 
 def write_text(
     source: Source,
@@ -53,14 +52,15 @@ def write_text(
     folder: str | Path,
     *,
     crew: Crew,
-    on_event: OnEvent = lambda event: None,
+    on_event: OnEvent = ignore,
 ) -> torch.Tensor:
     """A LongTensor ``(sequences, window + 1)``: ``begin`` (None: any token), and what ``model``, whose weights are in
     ``source``, writes after it. The same text, where ``folder`` (a path that all nodes see) has it, is taken from
     there; else it is kept there.
 
-    Events: ``cached``; or ``writing`` after each step, and ``written``. Raises InputError where weights are not finite
-    or there are none, SourceError when the source is not the model's, CheckpointError when the folder can't be written.
+    ``on_event`` gets a TakenUp; or a TextProgress after each step, and a TextWritten. Raises InputError where weights
+    are not finite or there are none, SourceError when the source is not the model's, CheckpointError when the folder
+    can't be written.
     """
     if isinstance(source, Shapes):
         raise InputError(f"{label(source.url)} is a configuration without weights; give the model itself")
@@ -77,11 +77,8 @@ def write_text(
     path = Path(absolute(str(folder))) / f"written-{digest(wanted)}.safetensors"
     n_tokens, started = planned.sequences * length, time.perf_counter()
 
-    def event(name: str, **fields: Any) -> None:
-        on_event({"stage": "calibrate", "event": name, "purpose": "a text that the model writes", **fields})
-
     if (kept := _kept(path)) is not None:
-        event("cached", url=str(path), tokens=n_tokens, loss=None)
+        on_event(TakenUp(purpose=OWN_TEXT, url=str(path), tokens=n_tokens, loss=None))
         return kept
     source.check(model)
     with disk.writing(path.parent):
@@ -107,14 +104,14 @@ def write_text(
                 tokens[rows.start : rows.stop] = load_file(work.part(step, share))[TOKENS]
             work.discard(step)
         seconds = time.perf_counter() - started
-        event("writing", tokens=(step + 1) * n_tokens // work.steps, of=n_tokens, seconds=seconds)
+        on_event(TextProgress(tokens=(step + 1) * n_tokens // work.steps, of=n_tokens, seconds=seconds))
 
     try:
         crew.run(work, on_step)
         write_whole(path, {TOKENS: tokens})
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    event("written", url=str(path), tokens=n_tokens, seconds=time.perf_counter() - started)
+    on_event(TextWritten(url=str(path), tokens=n_tokens, seconds=time.perf_counter() - started))
     return tokens
 
 

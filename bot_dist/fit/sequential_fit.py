@@ -6,7 +6,7 @@ import math
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -17,6 +17,8 @@ import torch
 from safetensors.torch import load_file
 
 from bot_dist.data.calibration_samples import Samples
+from bot_dist.events import OnEvent
+from bot_dist.events.calibrate import BlockDone, PassStarted
 from bot_dist.execute.shared_work import Crew
 from bot_dist.fit.axis_fits import Array, AxisFit, Coordinates, Given, Lifted, Rotation
 from bot_dist.fit.sequential_share import CROSS, ENERGY, ENTRY, GAIN, KEPT, MATRIX, MOMENT, SequentialWork, Step, Writer
@@ -25,8 +27,8 @@ from bot_dist.fit.statistics_share import SAMPLES, write_whole
 from bot_dist.operators import lifting
 from bot_dist.storage.disk import writing
 
-OnEvent = Callable[[dict[str, Any]], None]
-
+PURPOSE = "block by block"
+"""Tells the events of a sequential fit from those of other passes."""
 WRITING = 10.0
 """What is written has this times the ridge of what is read: it is what is left over of much that was written before."""
 
@@ -81,7 +83,9 @@ class Sequential(AbstractContextManager[None]):
         work = self._work(self._crew.shares(len(samples)))
         write_whole(Path(self._scratch) / SAMPLES, {"inputs": samples.inputs.contiguous()})
         write_whole(Path(self._scratch) / ENTRY, {MATRIX: _stored(self._entry)})
-        self._on_event({"event": "start", "tokens": samples.n_positions, "windows": len(samples), "blocks": n})
+        self._on_event(
+            PassStarted(purpose=PURPOSE, tokens=samples.n_positions, windows=len(samples), blocks=n, shares=work.shares)
+        )
 
         def on_step(index: int) -> None:
             step = work.sequence[index]
@@ -94,7 +98,7 @@ class Sequential(AbstractContextManager[None]):
             if last and step.layer >= 0:
                 seconds = time.perf_counter() - started
                 block = self._layers.index(step.layer)
-                self._on_event({"event": "block", "block": block, "of": n, "seconds": seconds})
+                self._on_event(BlockDone(purpose=PURPOSE, block=block, of=n, seconds=seconds))
 
         self._crew.run(work, on_step)
         return work

@@ -17,6 +17,8 @@ import numpy as np
 
 from bot_dist.data.calibration_samples import CalibrationData, Samples
 from bot_dist.errors import CalibrationError
+from bot_dist.events import OnEvent
+from bot_dist.events.calibrate import LossMeasured
 from bot_dist.execute.lazy_source import TransformedSource
 from bot_dist.execute.shared_work import Crew
 from bot_dist.fit.axis_fits import Apart, AxisFit, Coordinates, Given, Lifted, Rotation
@@ -57,8 +59,6 @@ from bot_dist.recipe import Recipe
 from bot_dist.store import CheckpointReader, write_operators
 from bot_dist.store.manifest import digest
 from bot_dist.tensors import Mesh
-
-OnEvent = Callable[[dict[str, Any]], None]
 
 FIT_VERSION = 9
 """Raised when the same statistics come to give other operators, or other facts about them."""
@@ -334,7 +334,7 @@ class Adaptation:
             samples=self.data.fitted,
             folder=self.folder,
             crew=self.crew,
-            on_event=lambda event: self.on_event({"stage": "calibrate", **event, "purpose": "block by block"}),
+            on_event=self.on_event,
         )
 
     def _statistics(
@@ -348,7 +348,8 @@ class Adaptation:
             wanted,
             self.folder,
             crew=self.crew,
-            on_event=lambda event: self.on_event({**event, "purpose": purpose}),
+            purpose=purpose,
+            on_event=self.on_event,
         )
 
     def _measure(self, how: str = "") -> None:
@@ -363,7 +364,7 @@ class Adaptation:
         else:
             self._check_understood(loss)
             self.done.stages.append({"axes": [], "sizes": {}, "facts": {}, "loss": loss})
-        self.on_event({"stage": "calibrate", "event": "loss", "after": name, "loss": loss})
+        self.on_event(LossMeasured(after=name, loss=loss))
 
     def _check_understood(self, loss: float | None) -> None:
         assert self.data is not None

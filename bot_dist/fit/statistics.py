@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,6 +18,8 @@ import numpy.typing as npt
 
 from bot_dist.data.calibration_samples import Samples
 from bot_dist.errors import InputError, nearest
+from bot_dist.events import OnEvent, ignore
+from bot_dist.events.calibrate import BlockDone, PassStarted, StatisticsCommitted, TakenUp
 from bot_dist.execute.shared_work import Crew
 from bot_dist.fit.sites import Site, sites
 from bot_dist.fit.statistics_share import CHANGE, SAMPLES, SIMILARITY, Work, write_whole
@@ -36,7 +38,6 @@ VERSION = 1
 """Of what is computed: statistics of another version are computed anew."""
 
 Array = npt.NDArray[np.float64]
-OnEvent = Callable[[dict[str, Any]], None]
 ALONE = Crew(ClusterConfig(executor="local"))
 
 
@@ -113,7 +114,8 @@ def statistics(
     folder: str | Path,
     *,
     crew: Crew = ALONE,
-    on_event: OnEvent = lambda event: None,
+    purpose: str = "",
+    on_event: OnEvent = ignore,
 ) -> Statistics:
     """Statistics of ``model``, whose weights are in ``source``, on ``samples``.
 
@@ -122,7 +124,8 @@ def statistics(
     are computed by the ``crew``, on CPUs in float32; each of it holds a block, its moments and the activations of a
     sample.
 
-    Events: ``cached``; or ``start``, ``block`` after each block, and ``committed``.
+    ``on_event`` gets a TakenUp; or a PassStarted, a BlockDone after each block, and a StatisticsCommitted. All of them
+    say the ``purpose``.
 
     Raises InputError where there are no samples, the names are unknown, or the weights not finite; SourceError when the
     source is not the model's.
@@ -136,12 +139,9 @@ def statistics(
     folder = absolute(str(folder))
     url = f"{folder}/{key}"
 
-    def event(name: str, **fields: Any) -> None:
-        on_event({"stage": "calibrate", "event": name, **fields})
-
     if Storage(url).exists(MANIFEST):
         found = Statistics(url)
-        event("cached", url=label(url), tokens=found.tokens, loss=found.loss)
+        on_event(TakenUp(purpose=purpose, url=label(url), tokens=found.tokens, loss=found.loss))
         return found
     source.check(model)
     started = time.perf_counter()
@@ -161,19 +161,25 @@ def statistics(
             shares=shares,
         )
         stored = StatisticsWriter(url, key, work, samples.n_positions)
-        event("start", tokens=samples.n_positions, windows=len(samples), blocks=work.steps - 2, shares=shares)
+        blocks = work.steps - 2
+        on_event(
+            PassStarted(purpose=purpose, tokens=samples.n_positions, windows=len(samples), blocks=blocks, shares=shares)
+        )
 
         def on_step(step: int) -> None:
             stored.add(step)
-            if 1 <= step <= work.steps - 2:
-                event("block", block=step - 1, of=work.steps - 2, seconds=time.perf_counter() - started)
+            if 1 <= step <= blocks:
+                seconds = time.perf_counter() - started
+                on_event(BlockDone(purpose=purpose, block=step - 1, of=blocks, seconds=seconds))
 
         crew.run(work, on_step)
         stored.commit({"version": VERSION, "context": samples.positions, "source": source.provenance()})
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    result = Statistics(url)
-    event("committed", url=label(url), tokens=result.tokens, loss=result.loss, seconds=time.perf_counter() - started)
+    result, seconds = Statistics(url), time.perf_counter() - started
+    on_event(
+        StatisticsCommitted(purpose=purpose, url=label(url), tokens=result.tokens, loss=result.loss, seconds=seconds)
+    )
     return result
 
 

@@ -1,15 +1,16 @@
 """Checks of finished checkpoints: is a store whole, and are two checkpoints the same?
 
-Both take an optional ``on_event``, called with one plain mapping per thing that happened.
+Both take an optional ``on_event``, called with every event as it happens; by default events are logged.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from bot_dist.events import OnEvent, log
+from bot_dist.events.checkpoints import DiffRead, DiffStarted, VerifyRead, VerifyStarted
 from bot_dist.recipe import ClusterConfig
 from bot_dist.units import duration, size
 from bot_dist.urls import absolute
@@ -19,16 +20,10 @@ if TYPE_CHECKING:
     from bot_dist.store import CheckpointReader, Damage
     from bot_dist.store.verification import Part, Verification
 
-OnEvent = Callable[[dict[str, Any]], None]
-
-
-def ignore(event: dict[str, Any]) -> None:
-    """The default ``on_event``."""
-
 
 def verify(
     url: str,
-    on_event: OnEvent = ignore,
+    on_event: OnEvent = log,
     *,
     quick: bool = False,
     actors: int | None = None,
@@ -68,13 +63,11 @@ def _verify_contents(
 
     def deal(workers: int) -> dict[str, list[Part]]:
         work = {folder: verification.parts(reader, workers) for folder, reader in stores.items()}
-        on_event(
-            {"stage": "verify", "event": "start", "bytes": sum(p.nbytes for parts in work.values() for p in parts)}
-        )
+        on_event(VerifyStarted(bytes=sum(p.nbytes for parts in work.values() for p in parts)))
         return work
 
     def on_part(part: Part) -> None:
-        on_event({"stage": "verify", "event": "read", "bytes": part.nbytes})
+        on_event(VerifyRead(bytes=part.nbytes))
 
     if cluster.address or os.environ.get("RAY_ADDRESS") or actors:
         from bot_dist.execute.ray.cluster import connected
@@ -95,7 +88,7 @@ def _verify_contents(
     return found, f"{size(read)} by {n} {workers} in {duration(seconds)}, {size(read / seconds)}/s"
 
 
-def diff(first: str, second: str, on_event: OnEvent = ignore, *, quick: bool = False) -> Diff:
+def diff(first: str, second: str, on_event: OnEvent = log, *, quick: bool = False) -> Diff:
     """Compare two stores, or any two sources: configuration, parameters and values. ``quick`` reads no values, and
     leaves undecided what digests don't tell."""
     from bot_dist.formats.diff import diff_metadata, diff_values
@@ -106,7 +99,5 @@ def diff(first: str, second: str, on_event: OnEvent = ignore, *, quick: bool = F
     found = diff_metadata(a, b)
     if quick or not found.undecided:
         return found
-    on_event({"stage": "diff", "event": "start", "elements": sum(found.undecided.values())})
-    return diff_values(
-        a, b, found, default_threads(), lambda n: on_event({"stage": "diff", "event": "read", "elements": n})
-    )
+    on_event(DiffStarted(elements=sum(found.undecided.values())))
+    return diff_values(a, b, found, default_threads(), lambda n: on_event(DiffRead(elements=n)))

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from bot_dist.errors import CheckpointError, InputError
-from bot_dist.pipeline.planning import OnEvent, ignore
+from bot_dist.events import OnEvent, log
+from bot_dist.events.checkpoints import ExportStarted, ExportWritten
 from bot_dist.recipe import Recipe
 from bot_dist.storage.disk import check_lasting
 from bot_dist.urls import label
@@ -24,7 +25,7 @@ ExportFormat = Literal["safetensors", "dcp", "gguf"]
 
 def export(
     recipe: Recipe,
-    on_event: OnEvent = ignore,
+    on_event: OnEvent = log,
     *,
     folder: str | None = None,
     probe: Path | None = None,
@@ -73,7 +74,7 @@ def export_store(
     to: ExportFormat = "safetensors",
     max_shard_bytes: int | None = None,
     dtype: Encoding | None = None,
-    on_event: OnEvent = ignore,
+    on_event: OnEvent = log,
 ) -> dict[str, Any]:
     """Write the store (or any other source) at ``url`` as a Hugging Face folder, with safetensors in files of at most
     ``max_shard_bytes`` (5 GB) and in ``dtype`` (those of the store), or with a checkpoint of torch's DCP instead; or as
@@ -116,11 +117,11 @@ def export_store(
             raise InputError(f"{label(folder)}: the hub takes safetensors and GGUF; export DCP into a folder")
         encoding = (dtype or "f16") if to == "gguf" else None
         write = functools.partial(export_hub, write=write, gguf=encoding)
-    on_event({"stage": "export", "event": "start", "bytes": written_bytes(source, to, dtype)})
+    on_event(ExportStarted(bytes=written_bytes(source, to, dtype)))
     result = write(
         source,
         folder,
         overwrite=overwrite,
-        progress=lambda n: on_event({"stage": "export", "event": "written", "bytes": n}),
+        progress=lambda n: on_event(ExportWritten(bytes=n)),
     )
     return {"seconds": time.perf_counter() - started, "source": label(url), **dataclasses.asdict(result)}

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 from pathlib import Path
 from typing import Any
 
-from bot_dist.pipeline.planning import OnEvent, ignore
+from bot_dist.events import Event, OnEvent, log
 from bot_dist.pipeline.records import Records
 from bot_dist.pipeline.run import begin, check_run, end
 from bot_dist.recipe import Recipe, members_of
 
 
-def run_family(recipe: Recipe, on_event: OnEvent = ignore) -> dict[str, Any]:
+def run_family(recipe: Recipe, on_event: OnEvent = log) -> dict[str, Any]:
     """Every member of a family as ``run`` does it; events tell which (``member``), and come from several threads.
 
     All are planned before the first begins, transferred one after the other, and then trained, as many at once as
@@ -53,5 +54,5 @@ def run_family(recipe: Recipe, on_event: OnEvent = ignore) -> dict[str, Any]:
     }
 
 
-def _tell_member(on_event: OnEvent, name: str, event: dict[str, Any]) -> None:
-    on_event({**event, "member": name})
+def _tell_member(on_event: OnEvent, name: str, event: Event) -> None:
+    on_event(dataclasses.replace(event, member=name))

@@ -7,13 +7,13 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bot_dist.baselines.make_weights import MADE_VERSION
 from bot_dist.errors import SourceError
+from bot_dist.events import OnEvent
 from bot_dist.fit.calibration_data import calibration_data, check_kind_of_data, names_data, writing
 from bot_dist.model import Model, Weight, model_of
 from bot_dist.pipeline.places import keep_apart
@@ -32,12 +32,6 @@ if TYPE_CHECKING:
     from bot_dist.formats.restored import MallatSource
     from bot_dist.formats.source import Source
     from bot_dist.plan import Fitted, SourceModule, TransferPlan
-
-OnEvent = Callable[[dict[str, Any]], None]
-
-
-def ignore(event: dict[str, Any]) -> None:
-    """The default ``on_event``."""
 
 
 class Planning:

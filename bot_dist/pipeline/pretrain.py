@@ -7,17 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bot_dist.errors import InputError
+from bot_dist.events import OnEvent, log
 from bot_dist.pipeline.places import check_places, keep_apart
-from bot_dist.pipeline.planning import OnEvent, ignore, open_checked
+from bot_dist.pipeline.planning import open_checked
 from bot_dist.recipe import InsertedConfig, Recipe
 
 if TYPE_CHECKING:
     from bot_dist.plan import TransferPlan
 
 
-def pretrain(
-    recipe: Recipe, on_event: OnEvent = ignore, *, fresh: bool | None = None, at_once: int = 1
-) -> dict[str, Any]:
+def pretrain(recipe: Recipe, on_event: OnEvent = log, *, fresh: bool | None = None, at_once: int = 1) -> dict[str, Any]:
     """Continue pretraining from the transferred store; train the same model from scratch beside it, and measure the
     source's held-out loss, as the recipe asks. Returns what was measured.
 
@@ -63,7 +62,7 @@ def pretrain(
             cluster=recipe.cluster,
             tokenizer_url=tokenizer_url,
             output=str(output),
-            on_event=lambda event: on_event({"stage": "pretrain", **event}),
+            on_event=on_event,
             fresh=recipe.overwrite if fresh is None else fresh,
             at_once=at_once,
         )

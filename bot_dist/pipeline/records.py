@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
 from bot_dist.errors import CheckpointExistsError, InputError
+from bot_dist.events import Event, OnEvent
 from bot_dist.parsing import parse_object
-from bot_dist.pipeline.planning import OnEvent
 from bot_dist.recipe import Recipe
 from bot_dist.storage.disk import check_lasting, write_whole, writing
 
@@ -64,16 +63,16 @@ class Records:
 
 
 def logged(path: Path, on_event: OnEvent) -> OnEvent:
-    """``on_event`` that also appends every event to a file, a line of JSON each, with its ``time``. Raises
-    CheckpointError where it can't be written."""
+    """``on_event`` that also appends every event to a file, a line of JSON each. Raises CheckpointError where it can't
+    be written."""
     check_lasting({"events": path})
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.open("a").close()
 
-    def log(event: dict[str, Any]) -> None:
+    def append(event: Event) -> None:
         with writing(path), path.open("a") as file:
-            file.write(json.dumps({"time": time.time(), **event}) + "\n")
+            file.write(json.dumps(event.to_json()) + "\n")
         on_event(event)
 
-    return log
+    return append

@@ -7,12 +7,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from bot_dist.events import OnEvent, log
 from bot_dist.pipeline.export import export_store
-from bot_dist.pipeline.planning import ignore
 from bot_dist.pipeline.transfer import transfer
 from bot_dist.recipe import make_recipe
 from bot_dist.urls import label
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     import torch
 
     from bot_dist.formats.torch_out import PreTrainedModel
-
-OnEvent = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
@@ -67,7 +65,7 @@ def resize(
     calibrate: str | Sequence[str] = (),
     overwrite: bool = False,
     overrides: Mapping[str, Any] | None = None,
-    on_event: OnEvent = ignore,
+    on_event: OnEvent = log,
 ) -> Checkpoint:
     """Bring a checkpoint to another size, as ``bot_dist scale`` does, and return the store that holds it.
 

@@ -1,7 +1,7 @@
 """The stages of a run, composed: plan → transfer → continued pretraining → export → report.
 
-Every stage takes a recipe and an optional ``on_event``, called with one plain mapping per thing that happened
-(``{"stage": "transfer", "event": "step", …}``), and returns plain data.
+Every stage takes a recipe and an optional ``on_event``, which is called with every event as it happens (by default
+events are logged), and returns plain data.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bot_dist.errors import CheckpointExistsError
+from bot_dist.events import OnEvent, log
+from bot_dist.events.transfer import Planned
 from bot_dist.pipeline.export import export
 from bot_dist.pipeline.places import check_places, keep_apart
-from bot_dist.pipeline.planning import OnEvent, Planning, ignore
+from bot_dist.pipeline.planning import Planning
 from bot_dist.pipeline.pretrain import check_training, pretrain
 from bot_dist.pipeline.records import Records, logged
 from bot_dist.pipeline.transfer import committed_provenance, plan_transfer, transfer_by, with_copy
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
     from bot_dist.plan import TransferPlan
 
 
-def run(recipe: Recipe, on_event: OnEvent = ignore) -> dict[str, Any]:
+def run(recipe: Recipe, on_event: OnEvent = log) -> dict[str, Any]:
     """All stages, each skipped where an earlier run of the same recipe has finished it; of a family, ``run_family``.
 
     Returns the facts that the report shows; ``"complete_before"`` says that there was nothing left to do. Raises
@@ -69,7 +71,7 @@ def begin(recipe: Recipe, records: Records, on_event: OnEvent) -> Begun:
     reading = with_copy(recipe, on_event)
     planning = Planning(reading)
     plan, adapted = planning.fitted(on_event)
-    on_event({"stage": "plan", "event": "planned", "digest": plan.digest})
+    on_event(Planned(digest=plan.digest))
     done = _already_transferred(recipe, plan) or transfer_by(reading, planning.source, plan, on_event, adapted)
     return Begun(recipe=recipe, reading=reading, records=records, plan=plan, transferred=done, on_event=on_event)
 
@@ -112,7 +114,7 @@ def _samples(begun: Begun, on_event: OnEvent) -> dict[str, list[str]]:
 
     recipe = begun.reading
     made = recipe.trained_url if recipe.train.steps else recipe.transferred_url
-    return sample_texts(recipe, made, f"{recipe.output}/samples", lambda event: on_event({**event, "stage": "samples"}))
+    return sample_texts(recipe, made, f"{recipe.output}/samples", on_event)
 
 
 def check_run(recipe: Recipe) -> int:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+import dataclasses
+from typing import TYPE_CHECKING
 
 from bot_dist.errors import PlanError
+from bot_dist.events import Event, OnEvent
 from bot_dist.fit.calibration_data import document_token
 from bot_dist.model import model_of
 from bot_dist.recipe import ClusterConfig, Recipe
@@ -15,8 +16,6 @@ if TYPE_CHECKING:
     from bot_dist.formats.source import Source
 
 SEQUENCES, TOKENS = 2, 80
-
-OnEvent = Callable[[dict[str, Any]], None]
 
 
 def sample_texts(recipe: Recipe, target_url: str, folder: str, on_event: OnEvent) -> dict[str, list[str]]:
@@ -53,7 +52,11 @@ def _written(source: Source, first: int | None, memory_limit: int, folder: str, 
         return []
     if writing.held < model.sizes["layer"]:
         return []
+
+    def of_samples(event: Event) -> None:
+        on_event(dataclasses.replace(event, stage="samples"))
+
     with Crew(ClusterConfig(executor="local")) as crew:
-        tokens = write_text(source, model, writing, first, folder, crew=crew, on_event=on_event)
+        tokens = write_text(source, model, writing, first, folder, crew=crew, on_event=of_samples)
     found: list[list[int]] = tokens.tolist()
     return found

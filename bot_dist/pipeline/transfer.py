@@ -7,8 +7,10 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from bot_dist.errors import InputError, SourceError
+from bot_dist.events import OnEvent, log
+from bot_dist.events.transfer import TransferCommitted
 from bot_dist.pipeline.places import check_places, keep_apart
-from bot_dist.pipeline.planning import OnEvent, Planning, ignore
+from bot_dist.pipeline.planning import Planning
 from bot_dist.pipeline.versions import versions
 from bot_dist.recipe import Recipe, make_recipe
 from bot_dist.urls import absolute, label
@@ -27,7 +29,7 @@ def plan_transfer(recipe: Recipe) -> TransferPlan:
     return Planning(recipe).draft
 
 
-def transfer(recipe: Recipe, on_event: OnEvent = ignore, baseline: Baseline | None = None) -> dict[str, Any]:
+def transfer(recipe: Recipe, on_event: OnEvent = log, baseline: Baseline | None = None) -> dict[str, Any]:
     """Transfer the source into the store at ``recipe.transferred_url`` and commit it; resume an unfinished transfer.
     ``baseline`` puts a rule of others in the place of ours.
 
@@ -53,7 +55,7 @@ def transfer(recipe: Recipe, on_event: OnEvent = ignore, baseline: Baseline | No
         return transfer_by(planning.recipe, planning.source, plan, on_event, adapted, made)
 
 
-def with_copy(recipe: Recipe, on_event: OnEvent = ignore) -> Recipe:
+def with_copy(recipe: Recipe, on_event: OnEvent = log) -> Recipe:
     """The recipe that reads ``import_to``, where one is asked for. The source is imported to it, unless it is there.
 
     Raises CheckpointExistsError when it holds something else, unless ``recipe.overwrite``.
@@ -97,7 +99,7 @@ def transfer_by(
     writer = CheckpointWriter.create(
         url, stored_parameters(plan), config=plan.target.config, attempt=attempt, overwrite=recipe.overwrite
     )
-    tally = Tally(plan, lambda event: on_event({"stage": "transfer", **event}))
+    tally = Tally(plan, on_event)
     tally.run(recipe.cluster, source, url, attempt)
     companions.save(writer.url)
     unchanged = source.provenance() if made is None else made["of"]
@@ -132,7 +134,7 @@ def transfer_by(
     if adapted is not None:
         provenance["operators"] = adapted.stores()
     writer.commit(tally.digests, provenance, overwrite=recipe.overwrite)
-    on_event({"stage": "transfer", "event": "committed", "url": label(url), **report})
+    on_event(TransferCommitted(url=label(url), report=report))
     return report
 
 

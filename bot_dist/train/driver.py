@@ -9,11 +9,13 @@ import os
 import posixpath
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from bot_dist.errors import BotDistError, InputError, RunError
+from bot_dist.events import Event, OnEvent, ignore
+from bot_dist.events.training import WorkersReady
 from bot_dist.execute.ray.cluster import resources
 from bot_dist.model import model_of
 from bot_dist.recipe import ClusterConfig, TrainConfig
@@ -36,8 +38,6 @@ NOT_CUT = ("deit", "gpt2", "vit")
 _PREPARING = threading.Lock()
 """What one training prepares, another beside it finds done."""
 
-OnEvent = Callable[[dict[str, Any]], None]
-
 if TYPE_CHECKING:
     from bot_dist.data.batches import TokenFile
     from bot_dist.data.images import ImageFile
@@ -50,24 +50,22 @@ def pretrain(
     cluster: ClusterConfig,
     tokenizer_url: str,
     output: str,
-    on_event: OnEvent | None = None,
+    on_event: OnEvent = ignore,
     fresh: bool = False,
     at_once: int = 1,
 ) -> PretrainResult:
     """Train every run on the same text or images, in the same worker group, one after the other.
 
     Ray must be initialised. ``tokenizer_url`` has the tokenizer, or the image processor. ``on_event`` is called from a
-    thread with each event as it happens: ``tokenised``, ``workers_ready``, ``loaded``, ``resumed``, ``state_passed``,
-    ``held_out``, ``step``, ``state_saved``, ``saved``, ``finished_before``, ``run_done`` (with the ``result`` of the
-    run). All files go under ``{output}/train``, those of each run as ``Metrics`` has them. Runs go on from their
-    states, in ``{output}/train/states`` or where they say, unless ``fresh``, which removes those and what they have
-    shown.
-    ``at_once``: how many trainings, this one among them, share the cluster.
+    thread with each event of ``bot_dist.events.training`` as it happens. All files go under ``{output}/train``, those
+    of each run as ``Metrics`` has them. Runs go on from their states, in ``{output}/train/states`` or where they say,
+    unless ``fresh``, which removes those and what they have shown. ``at_once``: how many trainings, this one among
+    them, share the cluster.
 
     Raises InputError for what the user can put right before anything runs (and where a worker finds it), RunError for
     what failed later.
     """
-    from bot_dist.train.events import following
+    from bot_dist.train.mailbox import following
     from bot_dist.train.metrics import Metrics
     from bot_dist.train.state import check_space, forget
 
@@ -76,7 +74,7 @@ def pretrain(
     folder = Path(output).resolve() / "train"
     device = _device(cluster, train.workers)
     with _PREPARING:
-        samples = samples_of(runs, train, tokenizer_url, folder, on_event or (lambda event: None))
+        samples = samples_of(runs, train, tokenizer_url, folder, on_event)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     states_url = str(folder / "states")
@@ -98,12 +96,11 @@ def pretrain(
     ready: list[float] = []
     metrics = Metrics(folder, fresh=fresh)
 
-    def follow(event: dict[str, Any]) -> None:
+    def follow(event: Event) -> None:
         metrics(event)
-        if event["event"] == "workers_ready":
-            ready.append(event["time"])
-        if on_event is not None:
-            on_event(event)
+        if isinstance(event, WorkersReady):
+            ready.append(event.time)
+        on_event(event)
 
     with contextlib.closing(metrics), following(follow) as mailbox, stoppable(mailbox):
         results = _fit({**settings, "mailbox": mailbox}, train.workers, device, folder)
@@ -123,7 +120,7 @@ def samples_of(
     train: TrainConfig,
     tokenizer_url: str,
     folder: Path,
-    on_event: OnEvent = lambda event: None,
+    on_event: OnEvent = ignore,
 ) -> TokenFile | ImageFile:
     """What is trained on, prepared: tokens in ``folder``, or where ``train`` says. Raises InputError."""
     if train.images is not None:

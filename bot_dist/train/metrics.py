@@ -9,23 +9,25 @@ from typing import Any
 
 from ray.util.metrics import Gauge
 
+from bot_dist.events import Event
+from bot_dist.events.training import HeldOutMeasured, TrainingStepDone
 from bot_dist.storage.disk import writing
 from bot_dist.storage.folder import Storage
 
 LINES, BOARD = "metrics.jsonl", "tensorboard"
-METRICS = {
-    "step": {
+METRICS: dict[type[TrainingStepDone | HeldOutMeasured], dict[str, str]] = {
+    TrainingStepDone: {
         "loss": "Mean over all labels of the last step, in nats.",
         "learning_rate": "Of the last step, without the factors of single parameters.",
         "tokens_per_s": "Trained on in the last step, per second.",
         "mfu": "FLOPs of the model in the last step over what all ranks could compute meanwhile.",
     },
-    "held_out": {
+    HeldOutMeasured: {
         "loss": "Mean over all held-out labels, in nats.",
         "accuracy": "Share of held-out images whose class is predicted.",
     },
 }
-"""By event: its fields that are shown; those of ``held_out`` as ``held_out_NAME``."""
+"""By kind of event, its fields that are shown; those of held-out data as ``held_out_NAME``."""
 
 
 class Metrics:
@@ -44,18 +46,19 @@ class Metrics:
         self._folder, self._fresh = folder, fresh
         self._writers: dict[str, Any] = {}
         self._gauges = {
-            _name(event, field): Gauge(f"bot_dist_train_{_name(event, field)}", what, ("run",))
-            for event, fields in METRICS.items()
+            _name(kind, field): Gauge(f"bot_dist_train_{_name(kind, field)}", what, ("run",))
+            for kind, fields in METRICS.items()
             for field, what in fields.items()
         }
         self._left = Gauge("bot_dist_train_steps_left", "Optimizer steps that are still to be taken.", ("run",))
 
-    def __call__(self, event: dict[str, Any]) -> None:
-        fields = METRICS.get(event["event"], {})
-        values = {_name(event["event"], field): event[field] for field in fields if event[field] is not None}
-        if values:
-            self._add(event["run"], event["time"], event["step"], values)
-            self._left.set(event["steps"] - event["step"], {"run": event["run"]})
+    def __call__(self, event: Event) -> None:
+        if not isinstance(event, (TrainingStepDone, HeldOutMeasured)):
+            return
+        measured = {_name(type(event), field): getattr(event, field) for field in METRICS[type(event)]}
+        values = {name: value for name, value in measured.items() if value is not None}
+        self._add(event.run, event.time, event.step, values)
+        self._left.set(event.steps - event.step, {"run": event.run})
 
     def close(self) -> None:
         for writer in self._writers.values():
@@ -83,5 +86,5 @@ class Metrics:
             self._writers[run].add_scalar(name, value, step, walltime=time)
 
 
-def _name(event: str, field: str) -> str:
-    return f"held_out_{field}" if event == "held_out" else field
+def _name(kind: type[Event], field: str) -> str:
+    return f"held_out_{field}" if kind is HeldOutMeasured else field

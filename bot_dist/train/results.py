@@ -6,6 +6,8 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
+from bot_dist.events.training import HeldOut, TrainingStep
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainRun:
@@ -34,30 +36,6 @@ class TrainRun:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Step:
-    """One optimizer step. ``step`` counts from 1."""
-
-    step: int
-    loss: float
-    """Mean over all tokens of the step that are predicted, in nats, before the update."""
-    learning_rate: float
-    """Without the factors of single parameters."""
-    seconds: float
-    skipped: bool = False
-    """Whether its loss was a spike and it was left out: it changed nothing."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class HeldOut:
-    """Held-out loss after ``step`` optimizer steps: mean over all held-out tokens that are predicted, in nats."""
-
-    step: int
-    loss: float
-    accuracy: float | None = None
-    """Share of images whose class is predicted; None where there are no images."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class RunResult:
     """What one run measured. Lists over ranks are in rank order."""
 
@@ -65,7 +43,7 @@ class RunResult:
     steps: int
     n_parameters: int
     tokens_per_step: int
-    losses: list[Step]
+    losses: list[TrainingStep]
     held_out: list[HeldOut]
     load_s: float
     """Reading the weights into the ZeRO partitions, until the last rank was done."""
@@ -114,7 +92,7 @@ class PretrainResult:
 def run_result(data: dict[str, Any]) -> RunResult:
     """The inverse of ``dataclasses.asdict`` for a RunResult."""
     lists = {
-        "losses": [Step(**step) for step in data["losses"]],
+        "losses": [TrainingStep(**step) for step in data["losses"]],
         "held_out": [HeldOut(**held_out) for held_out in data["held_out"]],
     }
     return RunResult(**{**data, **lists})

@@ -6,13 +6,13 @@ import math
 import statistics
 from collections.abc import Sequence
 
-from bot_dist.train.results import Step
+from bot_dist.events.training import TrainingStep
 
 WINDOW = 32
 """Steps that a loss is compared with; before there are as many, only one that is not finite is a spike."""
 
 
-def highest(steps: Sequence[Step], deviations: float | None) -> float:
+def highest(steps: Sequence[TrainingStep], deviations: float | None) -> float:
     """The highest loss that is no spike after ``steps``: the mean of the last ``WINDOW`` that were taken and so many
     standard ``deviations``; infinity where there are none."""
     last = [step.loss for step in steps[-2 * WINDOW :] if not step.skipped][-WINDOW:]

@@ -13,7 +13,7 @@ import json
 import shutil
 import threading
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ import torch
 import torch.distributed as dist
 
 from bot_dist.errors import CheckpointError, CheckpointMissingError, InputError
+from bot_dist.events import OnEvent
+from bot_dist.events.training import HeldOut, Resumed, StatePassedOver, StateSaved, TrainingStep
 from bot_dist.formats.companions import read_companions
 from bot_dist.model import Model, model_of
 from bot_dist.parsing import parse_object
@@ -30,7 +32,7 @@ from bot_dist.storage.files import join
 from bot_dist.storage.folder import Storage
 from bot_dist.store import CheckpointReader, CheckpointWriter, StoredParameter, manifest, remove_store, store_layout
 from bot_dist.train.moments import array_name, read_state
-from bot_dist.train.results import HeldOut, Step, TrainRun
+from bot_dist.train.results import TrainRun
 from bot_dist.train.zero import Shard, State, begin_moments, partitions, writing
 from bot_dist.urls import label
 
@@ -45,14 +47,14 @@ class Progress:
 
     digest: str
     """Of the weights that it began with."""
-    losses: list[Step]
+    losses: list[TrainingStep]
     held_out: list[HeldOut]
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Progress:
         return Progress(
             digest=data["digest"],
-            losses=[Step(**step) for step in data["losses"]],
+            losses=[TrainingStep(**step) for step in data["losses"]],
             held_out=[HeldOut(**held_out) for held_out in data["held_out"]],
         )
 
@@ -134,13 +136,15 @@ class States:
         source: Any,
         keep: int,
         tokenizer_url: str,
-        tell: Callable[..., None],
+        run: str,
+        on_event: OnEvent,
         steps_before: int = 0,
     ) -> None:
-        """``facts``: the run's ``identity``. ``steps_before``: that AdamW had taken when the run began. ``tell(event,
-        **fields)`` is called with what the user should know."""
+        """``facts``: the run's ``identity``. ``steps_before``: that AdamW had taken when the run began. ``on_event``
+        gets a Resumed, StatePassedOver or StateSaved that names the ``run``."""
         self.url, self._model, self._facts, self._keep = url, model, dict(facts), keep
-        self._source, self._tokenizer_url, self._tell = source, tokenizer_url, tell
+        self._source, self._tokenizer_url = source, tokenizer_url
+        self._run, self._on_event = run, on_event
         self._storage = Storage(url)
         self._identity, self._steps_before = manifest.digest(facts), steps_before
         self._rank, self._world = dist.get_rank(), dist.get_world_size()
@@ -208,9 +212,9 @@ class States:
                 self._check(training["run"])
                 problem = self._any(self._read(module, engine, reader, step))
             if not problem:
-                self._tell("resumed", step=step, url=label(url))
+                self._on_event(Resumed(run=self._run, step=step, url=label(url)))
                 return Progress.from_json(training)
-            self._tell("state_passed", step=step, url=label(url), problem=problem)
+            self._on_event(StatePassedOver(run=self._run, step=step, url=label(url), problem=problem))
             if problem != "unfinished":
                 damaged.append(problem)
         if damaged:
@@ -309,7 +313,7 @@ class States:
             writer.commit(digests, provenance, overwrite=True)
             self._storage.sync_folders("")
             self._prune(step, progress)
-            self._tell("state_saved", step=step, url=label(url))
+            self._on_event(StateSaved(run=self._run, step=step, url=label(url)))
         dist.barrier(group=self._group)  # a rank that ends sooner would have the others ended
 
     def _gathered(self, pieces: list[_Piece], own: torch.Tensor) -> torch.Tensor:

@@ -18,17 +18,32 @@ import torch.distributed as dist
 
 from bot_dist.data.batches import Batches
 from bot_dist.errors import BotDistError, DivergedError, RunError, StoppedError
+from bot_dist.events import OnEvent
+from bot_dist.events.training import (
+    Diverged,
+    FinishedBefore,
+    HeldOut,
+    HeldOutMeasured,
+    Loaded,
+    MomentsTaken,
+    RunDone,
+    Saved,
+    StepSkipped,
+    TrainingStep,
+    TrainingStepDone,
+    WorkersReady,
+)
 from bot_dist.execute.process import peak_rss_bytes, reset_peak_rss, usable_cpus
 from bot_dist.model import model_of
 from bot_dist.recipe import TrainConfig
 from bot_dist.storage.disk import writing
 from bot_dist.storage.files import join
 from bot_dist.store import manifest
-from bot_dist.train.events import Events
+from bot_dist.train.mailbox import Teller
 from bot_dist.train.moments import fill_moments, steps_before
 from bot_dist.train.objectives import HELD_OUT, Data, Examples, Objective, objective_of
 from bot_dist.train.optimizer import set_rates
-from bot_dist.train.results import HeldOut, RunResult, Step, TrainRun, run_result
+from bot_dist.train.results import RunResult, TrainRun, run_result
 from bot_dist.train.spikes import highest, is_spike
 from bot_dist.train.state import Progress, States, identity
 from bot_dist.train.stopping import Stopping
@@ -58,20 +73,20 @@ def train_worker(settings: dict[str, Any]) -> list[dict[str, Any]]:
     mailbox = settings["mailbox"]
     if (failure := ray.get(mailbox.failure.remote())) is not None:
         raise failure  # Ray starts workers again whatever they raised, and this would come again
-    events = Events(mailbox.put.remote)
-    events.add("workers_ready", workers=dist.get_world_size())
+    teller = Teller(mailbox.put.remote)
+    teller(WorkersReady(workers=dist.get_world_size()))
     results: list[dict[str, Any]] = []
     done: list[Callable[[], None]] = []
     try:
         with Stopping(mailbox.stopped.remote) as stopping:
             for run in runs:
-                trainer = _trainer(run, settings, train, data, events, stopping)
+                trainer = _trainer(run, settings, train, data, teller, stopping)
                 result = trainer.run()
                 results.append(dataclasses.asdict(result))
                 done.append(functools.partial(trainer.record, result))
                 if train.save_every:
                     trainer.record(result)
-                events.add("run_done", run=result.name, result=results[-1])
+                teller(RunDone(run=result.name, result=results[-1]))
             if dist.get_rank() == 0:
                 ray.get(mailbox.end.remote())
             return results
@@ -82,11 +97,11 @@ def train_worker(settings: dict[str, Any]) -> list[dict[str, Any]]:
         ray.get(mailbox.fail.remote(error))
         raise
     finally:
-        events.flush()
+        teller.flush()
 
 
 def _trainer(
-    run: TrainRun, settings: dict[str, Any], train: TrainConfig, data: Data, events: Events, stopping: Stopping
+    run: TrainRun, settings: dict[str, Any], train: TrainConfig, data: Data, on_event: OnEvent, stopping: Stopping
 ) -> Trainer:
     return Trainer(
         run,
@@ -94,7 +109,7 @@ def _trainer(
         data=data,
         objective=objective_of(model_of(run.config), seed=train.seed, masking=settings["masking"]),
         tokenizer_url=settings["tokenizer_url"],
-        events=events,
+        on_event=on_event,
         device=settings["device"],
         states=Place(url=run.states_url or join(settings["states_url"], run.name), data=settings["data"]),
         stopping=stopping,
@@ -121,13 +136,13 @@ class Trainer:
         data: Data,
         objective: Objective,
         tokenizer_url: str,
-        events: Events,
+        on_event: OnEvent,
         device: Literal["cpu", "cuda"],
         states: Place | None = None,
         stopping: Stopping | None = None,
     ) -> None:
         """Without ``states`` nothing is saved but the trained weights."""
-        self._run, self._train, self._data, self._objective, self._events = run, train, data, objective, events
+        self._run, self._train, self._data, self._objective, self._tell = run, train, data, objective, on_event
         self._place, self._stopping = states, stopping
         self._states: Any = None
         self._tokenizer_url, self._device = tokenizer_url, device
@@ -138,7 +153,7 @@ class Trainer:
         """Samples that go through the model at once."""
         self._model = model_of(run.config)
         self._held_out_examples = objective.examples(data.held_out, step=HELD_OUT, first=0)
-        self._steps: list[Step] = []
+        self._steps: list[TrainingStep] = []
         self._held_out: list[HeldOut] = []
 
     def run(self) -> RunResult:
@@ -160,11 +175,12 @@ class Trainer:
                 source=source,
                 keep=self._train.keep,
                 tokenizer_url=self._tokenizer_url,
-                tell=functools.partial(self._events.add, run=run.name),
+                run=run.name,
+                on_event=self._tell,
                 steps_before=before,
             )
             if (finished := self._states.finished(run.save_url)) is not None:
-                self._events.add("finished_before", run=run.name, steps=run.steps)
+                self._tell(FinishedBefore(run=run.name, steps=run.steps))
                 return run_result(finished)
         attempt = ""
         overwrite = run.overwrite
@@ -193,11 +209,11 @@ class Trainer:
         read_bytes = 0 if progress else zero.fill(self._module, self._engine, model, source)
         if before and not progress:
             read_bytes += fill_moments(self._module, self._engine, model, source, before)
-            self._events.add("moments", run=run.name, step=before)
+            self._tell(MomentsTaken(run=run.name, step=before))
         dist.barrier()
         load_s = time.perf_counter() - loading
         digest = progress.digest if progress else zero.digest(self._module, self._engine, model)
-        self._events.add("loaded", run=run.name, seconds=load_s, n_parameters=model.n_parameters, digest=digest)
+        self._tell(Loaded(run=run.name, seconds=load_s, n_parameters=model.n_parameters, digest=digest))
         started_s = time.perf_counter() - begun
         if progress:
             self._steps, self._held_out = progress.losses, progress.held_out
@@ -211,7 +227,7 @@ class Trainer:
             if not run.may_diverge:
                 raise
             diverged = str(error)
-            self._events.add("diverged", run=run.name, step=len(self._steps))
+            self._tell(Diverged(run=run.name, step=len(self._steps)))
         if run.save_url and not diverged:
             measured = [dataclasses.asdict(held_out) for held_out in self._held_out]
             provenance = {
@@ -221,7 +237,7 @@ class Trainer:
                 "held_out": measured,
             }
             saving.save(self._module, self._engine, model, run.save_url, attempt, provenance, overwrite=overwrite)
-            self._events.add("saved", run=run.name, url=run.save_url)
+            self._tell(Saved(run=run.name, url=run.save_url))
         if run.probe_path and not diverged:
             self._probe(run.probe_path)
         trained_digest = zero.digest(self._module, self._engine, model) if run.steps else None
@@ -301,10 +317,10 @@ class Trainer:
             else:
                 engine.step()
             seconds = time.perf_counter() - begun
-            done = Step(step=step + 1, loss=loss, learning_rate=rate, seconds=seconds, skipped=spike)
+            done = TrainingStep(step=step + 1, loss=loss, learning_rate=rate, seconds=seconds, skipped=spike)
             self._steps.append(done)
             fields = {**dataclasses.asdict(done), **self._speed(done.seconds)}
-            self._events.add("step", run=run.name, steps=run.steps, **fields)
+            self._tell(TrainingStepDone(run=run.name, steps=run.steps, **fields))
             if (step + 1) % train.evaluate_every == 0 or step + 1 == run.steps:
                 self._measure(step + 1)
             if self._states and (stopped_by or (train.save_every and (step + 1) % train.save_every == 0)):
@@ -363,7 +379,7 @@ class Trainer:
         )
         self._held_out.append(measured)
         fields = dataclasses.asdict(measured)
-        self._events.add("held_out", run=self._run.name, steps=self._run.steps, **fields)
+        self._tell(HeldOutMeasured(run=self._run.name, steps=self._run.steps, **fields))
 
     def _logits(self, examples: Examples) -> torch.Tensor:
         logits: torch.Tensor = self._engine(**examples.inputs).logits
@@ -395,7 +411,7 @@ class Trainer:
         train, run = self._train, self._run
         skipped = sum(done.skipped for done in self._steps)
         if train.on_spike == "skip" and skipped < train.max_skipped:
-            self._events.add("skipped", run=run.name, step=step, loss=loss)
+            self._tell(StepSkipped(run=run.name, step=step, loss=loss))
             return
         saved = step - 1 - (step - 1) % train.save_every if train.save_every else 0
         if self._states:

@@ -21,6 +21,7 @@ import torch
 
 import bot_dist
 from bot_dist.data.calibration_samples import CalibrationData, Samples
+from bot_dist.events import ignore
 from bot_dist.fit import Adaptation
 from bot_dist.formats.open import open_source
 from bot_dist.model import model_of
@@ -58,7 +59,7 @@ def started(
         CalibrationData(fitted=fitted, held_out=held_out),
         operators_url=str(folder / "operators"),
         folder=str(folder / "calibration"),
-        on_event=lambda event: None,
+        on_event=ignore,
     )
     losses = [stage["loss"] for stage in adaptation.run().stages]
     return losses[0], losses[-1], adaptation.target().n_parameters

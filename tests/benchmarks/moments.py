@@ -22,6 +22,7 @@ from bot_dist.compare.trials import machine
 from bot_dist.compare.untrained import untrained_config, vocabulary
 from bot_dist.data.batches import prepare_tokens
 from bot_dist.data.byte_tokenizer import save_byte_tokenizer
+from bot_dist.events import ignore
 from bot_dist.formats.open import open_source
 from bot_dist.formats.tokenizer import load_tokenizer
 from bot_dist.model import model_of
@@ -44,11 +45,10 @@ SHOWN = (0, 5, 10, 20, 50, 100, 200, 400)
 
 
 def train_on_rank(run: TrainRun, train: TrainConfig, tokenizer: str, folder: str) -> Any:
-    from bot_dist.train.events import Events
     from bot_dist.train.objectives import CausalLM, Data
     from bot_dist.train.worker import Batches, Place, Trainer
 
-    samples = prepare_tokens(train, tokenizer, model_of(run.config).sizes["vocab"], Path(folder), lambda event: None)
+    samples = prepare_tokens(train, tokenizer, model_of(run.config).sizes["vocab"], Path(folder))
     trainer = Trainer(
         run,
         train=train,
@@ -59,7 +59,7 @@ def train_on_rank(run: TrainRun, train: TrainConfig, tokenizer: str, folder: str
         ),
         objective=CausalLM(),
         tokenizer_url=tokenizer,
-        events=Events(lambda event: None),
+        on_event=ignore,
         device="cpu",
         states=Place(url=f"{folder}/states/{run.name}", data="shakespeare") if train.save_every else None,
     )

@@ -111,7 +111,6 @@ class Paired(Batches[torch.Tensor]):
 def train_ours(
     folder: str, train: TrainConfig, batches: Batches[torch.Tensor], follow: Any, states: Place | None = None
 ) -> RunResult:
-    from bot_dist.train.events import Events
     from bot_dist.train.worker import Trainer
 
     config = json.loads(Path(folder, "config.json").read_text())
@@ -121,7 +120,7 @@ def train_ours(
         data=Data(batches=batches, held_out=Tokens(WORLD).tokens, tokens_per_sample=CONTEXT),
         objective=CausalLM(),
         tokenizer_url="",
-        events=Events(follow),
+        on_event=follow,
         device="cpu",
         states=states,
     ).run()

@@ -118,7 +118,7 @@ def two_actors_beside_one(source: Path, folder: Path, wavelet: str, actor: type[
             shutil.rmtree(folder / "transferred.zarr", ignore_errors=True)
             bot_dist.transfer(
                 bot_dist.make_recipe(recipe, {**options, "cluster.data": actors}),
-                lambda e, events=events: events.append((time.perf_counter(), e["event"])),
+                lambda e, events=events: events.append((time.perf_counter(), e.kind)),
             )
             ready = [at for at, event in events if event == "actor"]
             steps = [at for at, event in events if event == "step"]

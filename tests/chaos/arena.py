@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from bot_dist.errors import BotDistError
+from bot_dist.events import Event
+from bot_dist.events.transfer import StepDone
 from tests.chaos.cases import Case
 from tests.chaos.endings import Ending
 from tests.chaos.proxy import FaultyProxy
@@ -43,10 +45,10 @@ class Seen:
         self.events: list[str] = []
         self._then = then
 
-    def __call__(self, event: dict[str, Any]) -> None:
-        self.events.append(event["event"])
-        if event["event"] == "step":
-            self.steps.add(event["step"])
+    def __call__(self, event: Event) -> None:
+        self.events.append(event.kind)
+        if isinstance(event, StepDone):
+            self.steps.add(event.step)
             self._then(len(self.steps))
 
 

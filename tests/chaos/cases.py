@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,9 @@ from typing import Any
 import torch
 
 import bot_dist
+from bot_dist.events import OnEvent, ignore
 from bot_dist.store import CheckpointReader
 from tests.conftest import PICOS, TOKENIZER, randomised
-
-OnEvent = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +71,7 @@ class Case:
     files: dict[str, bytes]
 
     def transfer(
-        self, url: str, on_event: OnEvent = lambda event: None, source: str | None = None, **overrides: Any
+        self, url: str, on_event: OnEvent = ignore, source: str | None = None, **overrides: Any
     ) -> dict[str, Any]:
         """The command that is disturbed, in this process; its report."""
         return transfer(source or str(self.source), url, self.target, {**self.options, **overrides}, on_event)
@@ -85,7 +84,7 @@ class Case:
 
 
 def transfer(
-    source: str, url: str, target: dict[str, int], options: dict[str, Any], on_event: OnEvent = lambda event: None
+    source: str, url: str, target: dict[str, int], options: dict[str, Any], on_event: OnEvent = ignore
 ) -> dict[str, Any]:
     recipe = {"source": source, "output": "nothing-is-put-there", "target_url": url, "target": target}
     return bot_dist.transfer(bot_dist.make_recipe(recipe, options), on_event)

@@ -13,6 +13,8 @@ from safetensors.torch import load_file
 
 import bot_dist
 from bot_dist.errors import BotDistError, CheckpointMissingError
+from bot_dist.events import Event
+from bot_dist.events.transfer import StepDone
 from bot_dist.pipeline.export import export_store
 from bot_dist.plan import DETAILS
 from bot_dist.store import CheckpointReader
@@ -71,9 +73,9 @@ def again(case: Case, url: str, *, at_least: frozenset[str] = frozenset(), **ove
         return Ending(RIGHT)
     resumed: set[str] = set()
 
-    def on_event(event: dict[str, object]) -> None:
-        if event["event"] == "step" and event["resumed"]:
-            resumed.add(str(event["step"]))
+    def on_event(event: Event) -> None:
+        if isinstance(event, StepDone) and event.resumed:
+            resumed.add(event.step)
 
     report = case.transfer(url, on_event, **overrides)
     assert report["steps_resumed"] == len(resumed)

@@ -18,6 +18,8 @@ import pytest
 import torch
 
 import bot_dist
+from bot_dist.events import Event, OnEvent
+from bot_dist.events.transfer import ActorDied, ActorReady, StepDone, TransferCommitted
 from bot_dist.model import model_of
 from bot_dist.store import CheckpointReader, CheckpointWriter, store_layout
 from tests.conftest import Pico
@@ -27,9 +29,7 @@ PicoFactory = Callable[..., Pico]
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
 
-def transfer(
-    source: str, url: Path, target: dict[str, int], on_event: Callable[[dict[str, Any]], None], **options: Any
-) -> dict[str, Any]:
+def transfer(source: str, url: Path, target: dict[str, int], on_event: OnEvent, **options: Any) -> dict[str, Any]:
     recipe = {"source": source, "output": str(url.parent), "target_url": str(url), "target": target}
     return bot_dist.transfer(bot_dist.make_recipe(recipe, {"transfer.analysis": "wavelet", **options}), on_event)
 
@@ -64,11 +64,12 @@ def test_actors_write_what_one_process_writes(
     options = {"transfer.wavelet": wavelet, "transfer.memory_limit": "256KiB"}
     transfer(pico.url, tmp_path / "one", target, lambda event: None, **options, **{"cluster.executor": "local"})
     mesh = {"cluster.tensor": tensor, "cluster.data": data}
-    events: list[dict[str, Any]] = []
+    events: list[Event] = []
     transfer(pico.url, tmp_path / "many", target, events.append, **options, **mesh)
     assert_same(tmp_path / "many", tmp_path / "one")
-    assert {e["rank"] for e in events if e["event"] == "actor"} <= {*range(tensor * data)}  # some come too late
-    assert all(e["pid"] != os.getpid() for e in events if e["event"] == "actor")
+    ready = [e for e in events if isinstance(e, ActorReady)]
+    assert {e.rank for e in ready} <= {*range(tensor * data)}  # some come too late
+    assert all(e.pid != os.getpid() for e in ready)
 
 
 def test_what_a_killed_actor_was_doing_is_done_by_others(tmp_path: Path, pico_llama: PicoFactory) -> None:
@@ -77,17 +78,17 @@ def test_what_a_killed_actor_was_doing_is_done_by_others(tmp_path: Path, pico_ll
     target, options = {"embed": 128, "mlp": 512}, {"transfer.memory_limit": "200KiB"}
     transfer(pico.url, tmp_path / "one", target, lambda event: None, **options, **{"cluster.executor": "local"})
     pids: dict[int, int] = {}
-    died: list[dict[str, Any]] = []
+    died: list[ActorDied] = []
     killed: list[int] = []
     steps = 0
 
-    def on_event(event: dict[str, Any]) -> None:
+    def on_event(event: Event) -> None:
         nonlocal steps
-        if event["event"] == "actor":
-            pids[event["rank"]] = event["pid"]
-        elif event["event"] == "actor_died":
+        if isinstance(event, ActorReady):
+            pids[event.rank] = event.pid
+        elif isinstance(event, ActorDied):
             died.append(event)
-        elif event["event"] == "step":
+        elif isinstance(event, StepDone):
             steps += 1
             alive = [rank for rank in pids if rank not in killed]
             if alive and steps >= (10, 40, math.inf)[len(killed)]:
@@ -95,7 +96,7 @@ def test_what_a_killed_actor_was_doing_is_done_by_others(tmp_path: Path, pico_ll
                 os.kill(pids[alive[0]], signal.SIGKILL)
 
     report = transfer(pico.url, tmp_path / "many", target, on_event, **options, **{"cluster.data": 2})
-    assert [e["rank"] for e in died] == killed
+    assert [e.rank for e in died] == killed
     assert sorted(killed) == [0, 1]
     assert report["steps"] == steps > 40
     assert_same(tmp_path / "many", tmp_path / "one")
@@ -126,11 +127,11 @@ class UniqueSets:
         self.over: dict[int, int] = {}
         self._done = threading.Event()
 
-    def on_event(self, event: dict[str, Any]) -> None:
-        if event["event"] == "actor":
-            self.idle[event["pid"]] = self._size(event["pid"])
-            threading.Thread(target=self._watch, args=(event["pid"],), daemon=True).start()
-        elif event["event"] == "committed":
+    def on_event(self, event: Event) -> None:
+        if isinstance(event, ActorReady):
+            self.idle[event.pid] = self._size(event.pid)
+            threading.Thread(target=self._watch, args=(event.pid,), daemon=True).start()
+        elif isinstance(event, TransferCommitted):
             self._done.set()
 
     def _watch(self, pid: int) -> None:
@@ -188,7 +189,7 @@ def test_ray_metrics_count_what_actors_do(tmp_path: Path, pico_llama: PicoFactor
     import ray
 
     pico = pico_llama()
-    events: list[dict[str, Any]] = []
+    events: list[Event] = []
     report = transfer(pico.url, tmp_path / "store", {"embed": 48, "mlp": 80}, events.append, **{"cluster.data": 2})
     digest = CheckpointReader(str(tmp_path / "store")).manifest.provenance["plan"]["digest"]
     (port,) = [node["MetricsExportPort"] for node in ray.nodes() if node["Alive"]]

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 import bot_dist
 from bot_dist.data.calibration_samples import CalibrationData, Samples
 from bot_dist.errors import InputError, PlanError
+from bot_dist.events import ignore
 from bot_dist.execute.lazy_source import TransformedSource
 from bot_dist.fit import Adaptation
 from bot_dist.fit.axis_fits import Given, Lifted, Rotation
@@ -283,7 +284,7 @@ def test_maps_see_what_a_permutation_drops_as_the_kept_coordinates_predict_it(
         CalibrationData(fitted=shown, held_out=nothing),
         operators_url=str(tmp_path / "operators"),
         folder=str(tmp_path / "calibration"),
-        on_event=lambda event: None,
+        on_event=ignore,
     )
     adaptation.run()
     plan = adaptation.plan()

@@ -12,6 +12,8 @@ import torch
 
 from bot_dist.data.calibration_samples import Samples
 from bot_dist.errors import InputError, RunError
+from bot_dist.events import Event, OnEvent, ignore
+from bot_dist.events.calibrate import BlockDone, PassStarted
 from bot_dist.execute.shared_work import Crew
 from bot_dist.fit.sites import default_wanted
 from bot_dist.fit.statistics import Statistics, statistics
@@ -22,11 +24,10 @@ from tests.conftest import Pico
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
-OnEvent = Callable[[dict[str, Any]], None]
 LAYERS, WINDOWS = 3, 7
 
 
-def compute(pico: Pico, folder: Path, on_event: OnEvent = lambda event: None, **cluster: Any) -> Statistics:
+def compute(pico: Pico, folder: Path, on_event: OnEvent = ignore, **cluster: Any) -> Statistics:
     source = open_source(pico.url)
     model = model_of(source.config)
     tokens = torch.randint(64, (WINDOWS, 12), generator=torch.Generator().manual_seed(3))
@@ -77,10 +78,10 @@ def killer(block: int, *victims: str) -> OnEvent:
     """Kills actors when a block is done."""
     import ray
 
-    def on_event(event: dict[str, Any]) -> None:
-        if event["event"] == "start":
+    def on_event(event: Event) -> None:
+        if isinstance(event, PassStarted):
             names.extend(victims)
-        while event.get("block") == block and names:
+        while isinstance(event, BlockDone) and event.block == block and names:
             prefix = f"bot_dist-share-{names.pop()}-"
             (actor,) = [name for name in ray.util.list_named_actors() if name.startswith(prefix)]
             ray.kill(ray.get_actor(actor))
@@ -92,15 +93,15 @@ def killer(block: int, *victims: str) -> OnEvent:
 @pytest.mark.parametrize("block", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_another_actor_does_what_a_dead_one_had(alone: tuple[Pico, Statistics], tmp_path: Path, block: int) -> None:
     pico, wanted = alone
-    folder, events = tmp_path / "actors", list[dict[str, Any]]()
+    folder, events = tmp_path / "actors", list[Event]()
     kill = killer(block, "1-of-2")
 
-    def on_event(event: dict[str, Any]) -> None:
+    def on_event(event: Event) -> None:
         events.append(event)
         kill(event)
 
     assert_same(compute(pico, folder, on_event, executor="ray", data=2), wanted)
-    assert [event["block"] for event in events if event["event"] == "block"] == [0, 1, 2], "each block is told once"
+    assert [event.block for event in events if isinstance(event, BlockDone)] == [0, 1, 2], "each block is told once"
 
 
 def test_a_share_that_kills_its_actors_is_given_up() -> None:

@@ -14,6 +14,7 @@ import torch
 
 import bot_dist
 from bot_dist.data.batches import Batches
+from bot_dist.events.training import MomentsTaken
 from bot_dist.formats.open import open_source
 from bot_dist.formats.tokenizer import save_tokenizer
 from bot_dist.model import model_of
@@ -201,7 +202,6 @@ TRAIN = TrainConfig(
 
 def train_on_rank(url: str, folder: str, train: TrainConfig, first: int) -> Any:
     """The result, on the batches from the ``first`` on; and what was told of moments."""
-    from bot_dist.train.events import Events
     from bot_dist.train.worker import Place, Trainer
 
     class Later(Batches[Any]):
@@ -216,11 +216,11 @@ def train_on_rank(url: str, folder: str, train: TrainConfig, first: int) -> Any:
         data=dataclasses.replace(data, batches=Later(data.batches._samples, BATCH, seed=0)),
         objective=objective_of(model_of(config), seed=train.seed, masking=None),
         tokenizer_url="",
-        events=Events(told.append),
+        on_event=told.append,
         device="cpu",
         states=Place(url=folder, data="drawn"),
     )
-    return dataclasses.asdict(trainer.run()), [event["step"] for event in told if event["event"] == "moments"]
+    return dataclasses.asdict(trainer.run()), [event.step for event in told if isinstance(event, MomentsTaken)]
 
 
 def train_on(world: int, url: str, folder: Path, first: int = 0, **changes: Any) -> tuple[RunResult, list[int]]:

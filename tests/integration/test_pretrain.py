@@ -20,6 +20,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from bot_dist.data.batches import Batches, TokenFile, prepare_tokens
 from bot_dist.errors import CheckpointExistsError, InputError, RunError, StoppedError
+from bot_dist.events import Event
+from bot_dist.events.training import Resumed, RunEvent, StateSaved, TrainingStepDone
 from bot_dist.model import model_of
 from bot_dist.recipe import ClusterConfig, TrainConfig
 from bot_dist.store import CheckpointReader
@@ -156,7 +158,7 @@ def test_two_workers_train_as_one_process_does(pico_llama, start, train, pico_to
     flops = 12 * 16 * model.training_flops_per_token(16)
     assert trained.mfu == pytest.approx(flops / seconds / (2 * train.peak_flops))
 
-    kinds = [event["event"] for event in events if event.get("run") == "transferred"]
+    kinds = [event.kind for event in events if isinstance(event, RunEvent) and event.run == "transferred"]
     assert kinds == ["loaded", "held_out", "step", "step", "held_out", "step", "step", "held_out", "saved", "run_done"]
     assert json.loads(json.dumps(result.to_json()))["runs"][0]["name"] == "transferred"
 
@@ -169,17 +171,17 @@ def test_a_killed_worker_costs_nothing_but_time(pico_llama, start, train, tmp_pa
     ]
     train = train.model_copy(update={"save_every": 5, "max_failures": 1, "evaluate_every": 40})
 
-    def kill(event: dict[str, Any]) -> None:
+    def kill(event: Event) -> None:
         events.append(event)
-        if event["event"] == "state_saved" and event["run"] == "second" and "resumed" not in kinds(events):
+        if isinstance(event, StateSaved) and event.run == "second" and "resumed" not in kinds(events):
             workers = [p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in p.name()]
             workers = workers or [
                 p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline())
             ]
             workers[-1].kill()
 
-    def kinds(events: list[dict[str, Any]]) -> list[str]:
-        return [event["event"] for event in events]
+    def kinds(events: list[Event]) -> list[str]:
+        return [event.kind for event in events]
 
     survived = start(runs, train, on_event=kill)
     request.getfixturevalue("forked_training")
@@ -197,14 +199,14 @@ def test_a_killed_worker_costs_nothing_but_time(pico_llama, start, train, tmp_pa
 @pytest.mark.slow
 def test_a_signal_to_the_driver_saves_the_state(pico_llama, start, train):
     run = TrainRun(name="run", config=hf_config(pico_llama()), url=None, steps=300)
-    events: list[dict[str, Any]] = []
+    events: list[Event] = []
 
     def interrupt(number: int, frame: object) -> None:
         raise KeyboardInterrupt
 
-    def stop(event: dict[str, Any]) -> None:
+    def stop(event: Event) -> None:
         events.append(event)
-        if event["event"] == "step" and event["step"] == 3:
+        if isinstance(event, TrainingStepDone) and event.step == 3:
             os.kill(os.getpid(), signal.SIGTERM)
 
     train = train.model_copy(update={"evaluate_every": 300})
@@ -214,9 +216,9 @@ def test_a_signal_to_the_driver_saves_the_state(pico_llama, start, train):
             start([run], train, on_event=stop)
     finally:
         signal.signal(signal.SIGTERM, handler)
-    saved = [event["step"] for event in events if event["event"] == "state_saved"]
+    saved = [event.step for event in events if isinstance(event, StateSaved)]
     start([run], train, on_event=events.append)
-    assert [event["step"] for event in events if event["event"] == "resumed"] == saved
+    assert [event.step for event in events if isinstance(event, Resumed)] == saved
 
 
 @pytest.mark.usefixtures("forked_training")
@@ -273,10 +275,10 @@ class TestErrors:
         taken.mkdir()
         (taken / "thesis.txt").write_text("mine")
         run = TrainRun(name="r", config=hf_config(pico_llama()), url=None, steps=STEPS, save_url=str(taken))
-        events: list[dict[str, Any]] = []
+        events: list[Event] = []
         with pytest.raises(CheckpointExistsError, match=r"taken is not empty"):
             start([run], train, on_event=events.append)
-        assert not [event for event in events if event["event"] == "step"]
+        assert not [event for event in events if isinstance(event, TrainingStepDone)]
 
     def test_more_workers_than_cpus(self, pico_llama, start, train):
         run = TrainRun(name="r", config=hf_config(pico_llama()), url=None, steps=0)
@@ -289,7 +291,7 @@ class TestErrors:
             start([run], train.model_copy(update={"context": 40}))
 
     def test_an_error_of_the_listener_reaches_the_caller(self, pico_llama, start, train):
-        def broken(event: dict[str, Any]) -> None:
+        def broken(event: Event) -> None:
             raise ZeroDivisionError("listener")
 
         run = TrainRun(name="r", config=hf_config(pico_llama()), url=None, steps=0)

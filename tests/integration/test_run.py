@@ -14,6 +14,10 @@ import pytest
 
 import bot_dist
 from bot_dist.errors import CheckpointError, CheckpointExistsError, FamilyError, InputError, RecipeError, StoppedError
+from bot_dist.events import Event
+from bot_dist.events.calibrate import StatisticsCommitted, TakenUp
+from bot_dist.events.training import StateSaved, TrainingStepDone
+from bot_dist.events.transfer import TransferCommitted
 from bot_dist.recipe import member_of
 from bot_dist.store import CheckpointReader
 from tests.conftest import UNTRAINED
@@ -68,10 +72,10 @@ def test_a_run_and_its_reruns(recipe: Callable[..., bot_dist.Recipe], tmp_path: 
     assert bot_dist.run(recipe())["complete_before"]
     (out / "stages" / "facts.json").unlink()
     (out / "report.html").unlink()
-    events: list[dict[str, Any]] = []
+    events: list[Event] = []
     again = bot_dist.run(recipe(), events.append)
     assert (again["pretrain"], again["transfer"]) == (facts["pretrain"], facts["transfer"])
-    assert {(e["stage"], e["event"]) for e in events} == {
+    assert {(e.stage, e.kind) for e in events} == {
         ("calibrate", "cached"),
         ("calibrate", "loss"),
         ("plan", "planned"),
@@ -103,11 +107,11 @@ def test_a_family_is_a_run_for_each_of_it(recipe: Callable[..., bot_dist.Recipe]
     family = {"small": {"target": {"mlp": 20}}, "large": {"target": {"embed": 16, "mlp": 80}}}
     short = {"train.steps": 0, "train.scratch": False, "cluster.tensor": 1}
     whole = recipe(**short, family=family, import_to=copy)
-    events: list[dict[str, Any]] = []
+    events: list[Event] = []
     facts = bot_dist.run(whole, events.append)
     assert [*facts["members"]] == ["small", "large"]
     assert not facts["complete_before"]
-    assert [e["url"] for e in events if e["event"] == "committed" and e["stage"] == "transfer"] == [
+    assert [e.url for e in events if isinstance(e, TransferCommitted)] == [
         copy,
         *(str(out / name / "transferred.zarr") for name in family),
     ]
@@ -115,10 +119,8 @@ def test_a_family_is_a_run_for_each_of_it(recipe: Callable[..., bot_dist.Recipe]
         config = json.loads((out / name / "export" / "config.json").read_text())
         assert [config["hidden_size"], config["intermediate_size"]] == sizes
         assert CheckpointReader(str(out / name / "transferred.zarr")).manifest.provenance["source"]["url"] == copy
-    found = {
-        e["member"]: e["event"] for e in events if e["stage"] == "calibrate" and e.get("purpose") == "loss of source"
-    }
-    assert found == {"small": "committed", "large": "cached"}
+    measured = [e for e in events if isinstance(e, (StatisticsCommitted, TakenUp)) and e.purpose == "loss of source"]
+    assert {e.member: type(e) for e in measured} == {"small": StatisticsCommitted, "large": TakenUp}
     index = (out / "report.html").read_text()
     assert all(f'href="{name}/report.html"' in index and (out / name / "report.html").exists() for name in family)
 
@@ -146,13 +148,13 @@ def test_members_are_trained_side_by_side_and_stopped_together(recipe: Callable[
         **{"cluster.tensor": 1, "cluster.side_by_side": 2},
         family={"small": {"target": {"mlp": 20}}, "large": {"target": {"mlp": 80}}},
     )
-    events: list[dict[str, Any]] = []
+    events: list[Event] = []
     started: set[str] = set()
 
-    def stop(event: dict[str, Any]) -> None:
+    def stop(event: Event) -> None:
         events.append(event)
-        if event["stage"] == "pretrain" and event["event"] == "step" and started != {"small", "large"}:
-            started.add(event["member"])
+        if isinstance(event, TrainingStepDone) and started != {"small", "large"}:
+            started.add(event.member)
             if len(started) == 2:
                 os.kill(os.getpid(), signal.SIGUSR1)
 
@@ -165,7 +167,7 @@ def test_members_are_trained_side_by_side_and_stopped_together(recipe: Callable[
             bot_dist.run(whole, stop)
     finally:
         signal.signal(signal.SIGUSR1, handler)
-    saved = {event["member"]: event["step"] for event in events if event["event"] == "state_saved"}
+    saved = {event.member: event.step for event in events if isinstance(event, StateSaved)}
     assert {*saved} == {"small", "large"}, "each was at work before the other was done"
 
 

@@ -16,6 +16,8 @@ from safetensors.torch import load_file
 
 import bot_dist
 from bot_dist.errors import BotDistError, CheckpointError, CheckpointExistsError, SourceError
+from bot_dist.events import Event
+from bot_dist.events.transfer import StepDone
 from bot_dist.model import model_of
 from bot_dist.pipeline.export import export_store
 from bot_dist.plan import LANES
@@ -92,8 +94,8 @@ def test_an_unfinished_transfer_is_resumed(pico_llama: Callable[..., Pico], buck
 
     done = []
 
-    def stop_late(event: dict[str, Any]) -> None:
-        done.extend([event] if event["event"] == "step" else [])
+    def stop_late(event: Event) -> None:
+        done.extend([event] if isinstance(event, StepDone) else [])
         if len(done) == 4:
             raise KeyboardInterrupt
 

@@ -11,6 +11,7 @@ import torch
 
 import bot_dist
 from bot_dist.data.calibration_samples import CalibrationData, Samples
+from bot_dist.events import ignore
 from bot_dist.execute.lazy_source import TransformedSource
 from bot_dist.fit import Adaptation
 from bot_dist.fit.sequential_share import SequentialShare, SequentialWork
@@ -70,7 +71,7 @@ def adaptation(folder: Path, pico: Any, target: dict[str, int], **options: Any) 
         CalibrationData(fitted=samples(model), held_out=samples(model, 0)),
         operators_url=str(folder / "operators"),
         folder=str(folder / "calibration"),
-        on_event=lambda event: None,
+        on_event=ignore,
     )
 
 

@@ -16,12 +16,14 @@ import torch
 
 from bot_dist.data.batches import Batches
 from bot_dist.errors import CheckpointError, InputError, RunError, StoppedError
+from bot_dist.events import Event
+from bot_dist.events.training import Resumed, StatePassedOver, TrainingStep
 from bot_dist.model import model_of
 from bot_dist.recipe import TrainConfig
 from bot_dist.store import CheckpointReader
 from bot_dist.store.verification import default_threads, parts, verify_by_threads
 from bot_dist.train.objectives import objective_of
-from bot_dist.train.results import RunResult, Step, TrainRun, run_result
+from bot_dist.train.results import RunResult, TrainRun, run_result
 from bot_dist.train.spikes import highest, is_spike
 from tests.integration.ranks import on_ranks
 from tests.integration.test_trainer import BATCH, text
@@ -38,11 +40,10 @@ def train_on_rank(
     steps of ``spikes`` it sees token 1."""
     import torch.distributed as dist
 
-    from bot_dist.train.events import Events
     from bot_dist.train.stopping import Stopping
     from bot_dist.train.worker import Place, Trainer
 
-    told: list[dict[str, Any]] = []
+    told: list[Event] = []
 
     class Batched(Batches[Any]):
         def batch(self, step: int, rank: int, world: int) -> Any:
@@ -62,7 +63,7 @@ def train_on_rank(
             data=data,
             objective=objective_of(model_of(config), seed=train.seed, masking=None),
             tokenizer_url="",
-            events=Events(told.append),
+            on_event=told.append,
             device="cpu",
             states=Place(url=folder, data="drawn"),
             stopping=stopping,
@@ -75,14 +76,14 @@ def train_on_rank(
 
 def train_on(
     world: int, pico: Any, folder: Path, train: TrainConfig = TRAIN, stop_at: int = 0, spikes: Sequence[int] = ()
-) -> tuple[RunResult | Exception, list[dict[str, Any]]]:
+) -> tuple[RunResult | Exception, list[Event]]:
     config = json.loads((pico.folder / "config.json").read_text())
     found, told = on_ranks(world, train_on_rank, pico.url, config, train, str(folder), stop_at, spikes)[0]
     return (run_result(found) if isinstance(found, dict) else found), told
 
 
-def kinds(told: Sequence[dict[str, Any]]) -> list[str]:
-    return [event["event"] for event in told]
+def kinds(told: Sequence[Event]) -> list[str]:
+    return [event.kind for event in told]
 
 
 def curve(result: RunResult | Exception) -> list[float]:
@@ -102,7 +103,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not(pico_llama: Any, tmp_path: Path)
     assert "run 'run' was stopped after step 3 of 6" in str(stopped)
     again, told = train_on(2, pico, tmp_path / "run")
     assert kinds(told).count("step") == 3
-    assert next(event for event in told if event["event"] == "resumed")["step"] == 3
+    assert [event.step for event in told if isinstance(event, Resumed)] == [3]
     assert curve(again) == curve(undisturbed)
     assert again.trained_digest == undisturbed.trained_digest
     assert again.digest == undisturbed.digest
@@ -129,15 +130,17 @@ def test_another_world_and_stage_pass_over_what_is_damaged(pico_llama: Any, tmp_
     shard.write_bytes(bytes(reversed(shard.read_bytes())))
 
     second, told = train_on(2, pico, tmp_path / "run", TRAIN.model_copy(update={"stage": 1, "tensor": 2}))
-    assert kinds(told)[:2] == ["state_passed", "resumed"]
-    assert "is damaged" in told[0]["problem"]
-    assert told[1]["step"] == 4
+    passed, resumed, *_ = told
+    assert isinstance(passed, StatePassedOver)
+    assert isinstance(resumed, Resumed)
+    assert "is damaged" in passed.problem
+    assert resumed.step == 4
     assert curve(second) == pytest.approx(curve(first), abs=1e-3)
 
     # What ranks that cut parameters have saved, too, is there for another stage.
     (newest.parent / "step-00000004").rename(tmp_path / "set aside")
     third, told = train_on(1, pico, tmp_path / "run")
-    assert [event["step"] for event in told if event["event"] == "resumed"] == [6]
+    assert [event.step for event in told if isinstance(event, Resumed)] == [6]
     assert third.trained_digest == second.trained_digest
     (tmp_path / "set aside").rename(newest.parent / "step-00000004")
 
@@ -179,10 +182,10 @@ def test_a_spike_is_left_out_or_named(pico_llama: Any, tmp_path: Path, stage: in
 
 
 def test_a_spike_is_far_above_what_was_before() -> None:
-    steps = [Step(step=i + 1, loss=2 + i % 2, learning_rate=1, seconds=1, skipped=False) for i in range(32)]
+    steps = [TrainingStep(step=i + 1, loss=2 + i % 2, learning_rate=1, seconds=1, skipped=False) for i in range(32)]
     assert highest(steps, None) == highest(steps[1:], 3.0) == math.inf
     assert highest(steps, 3.0) == pytest.approx(2.5 + 3 * 0.5)
-    skipped = Step(step=33, loss=math.nan, learning_rate=1, seconds=1, skipped=True)
+    skipped = TrainingStep(step=33, loss=math.nan, learning_rate=1, seconds=1, skipped=True)
     assert highest([*steps, skipped], 3.0) == highest(steps, 3.0)
     assert is_spike(4.1, 4.0)
     assert is_spike(math.nan, math.inf)

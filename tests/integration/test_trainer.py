@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from bot_dist.data.batches import Batches
+from bot_dist.events import ignore
 from bot_dist.model import model_of
 from bot_dist.recipe import TrainConfig
 from bot_dist.train.objectives import HELD_OUT, Data, Stacked, objective_of
@@ -61,7 +62,6 @@ def images() -> Data:
 
 
 def train_on_rank(pico_url: str, config: dict[str, Any], data: Data, trains: list[TrainConfig]) -> Any:
-    from bot_dist.train.events import Events
     from bot_dist.train.worker import Trainer
 
     return [
@@ -72,7 +72,7 @@ def train_on_rank(pico_url: str, config: dict[str, Any], data: Data, trains: lis
                 data=data,
                 objective=objective_of(model_of(config), seed=train.seed, masking=MASKING),
                 tokenizer_url="",
-                events=Events(lambda event: None),
+                on_event=ignore,
                 device="cpu",
             ).run()
         )

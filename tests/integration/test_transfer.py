@@ -15,6 +15,8 @@ import torch
 
 import bot_dist
 from bot_dist.errors import BotDistError, CheckpointError, CheckpointExistsError
+from bot_dist.events import Event, OnEvent
+from bot_dist.events.transfer import StepDone
 from bot_dist.formats.export import export_huggingface
 from bot_dist.store import CheckpointReader, CheckpointWriter
 from bot_dist.tensors import whole
@@ -178,7 +180,7 @@ def test_an_interrupted_transfer_resumes(
     recipe = {"source": pico.url, "output": str(tmp_path), "target_url": str(url), "target": target}
     report = bot_dist.transfer(
         bot_dist.make_recipe(recipe, {"cluster.executor": "local", "transfer.analysis": "wavelet"}),
-        lambda e: resumed.update({e["step"]: e["resumed"]}) if e["event"] == "step" else None,
+        lambda e: resumed.update({e.step: e.resumed}) if isinstance(e, StepDone) else None,
     )
     assert resumed["embed-00000"] is False  # damaged meanwhile: done again
     assert report["steps_resumed"] == sum(resumed.values()) > 0
@@ -236,11 +238,11 @@ def test_tiles_smaller_than_a_source_cell(tmp_path: Path, pico_llama: PicoFactor
     assert kept[1] == pytest.approx(kept[0], rel=1e-6)
 
 
-def on_first_step(act: Callable[[], object]) -> Callable[[dict[str, Any]], None]:
+def on_first_step(act: Callable[[], object]) -> OnEvent:
     acted: list[object] = []
 
-    def on_event(event: dict[str, Any]) -> None:
-        if event["event"] == "step" and not acted:
+    def on_event(event: Event) -> None:
+        if isinstance(event, StepDone) and not acted:
             acted.append(act())
 
     return on_event

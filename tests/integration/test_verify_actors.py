@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from bot_dist.errors import CheckpointError, RunError
+from bot_dist.events import Event, OnEvent
+from bot_dist.events.checkpoints import VerifyRead, VerifyStarted
 from bot_dist.pipeline import checks
 from bot_dist.store import CheckpointReader
 from bot_dist.store.verification import parts
@@ -18,8 +18,6 @@ __all__ = ["fitted", "store"]  # fixtures
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
-OnEvent = Callable[[dict[str, Any]], None]
-
 
 def killer(store: Path, n_actors: int, victims: int) -> OnEvent:
     """Kills the first ``victims`` actors of a verification once they have read something."""
@@ -27,9 +25,9 @@ def killer(store: Path, n_actors: int, victims: int) -> OnEvent:
 
     digest = CheckpointReader(str(store)).manifest.digest
 
-    def on_event(event: dict[str, Any]) -> None:
+    def on_event(event: Event) -> None:
         nonlocal victims
-        while event["event"] == "read" and victims:
+        while isinstance(event, VerifyRead) and victims:
             victims -= 1
             ray.kill(ray.get_actor(f"bot_dist-verify-{victims}-of-{n_actors}-{digest[:8]}"))
 
@@ -56,15 +54,17 @@ def test_actors_verify_the_operators_of_a_store(fitted: Path) -> None:
 
 def test_what_a_dead_actor_had_goes_to_the_others(store: Path) -> None:
     hurt(store)
-    events: list[dict[str, Any]] = []
+    events: list[Event] = []
     kill = killer(store, 2, victims=1)
 
-    def on_event(event: dict[str, Any]) -> None:
+    def on_event(event: Event) -> None:
         events.append(event)
         kill(event)
 
     assert checks.verify(str(store), on_event, actors=2).damaged == checks.verify(str(store)).damaged
-    assert events[0]["bytes"] == sum(event["bytes"] for event in events[1:])
+    started, *read = events
+    assert isinstance(started, VerifyStarted)
+    assert started.bytes == sum(event.bytes for event in read if isinstance(event, VerifyRead))
 
 
 def test_without_actors_left_it_ends(store: Path) -> None:

@@ -18,6 +18,8 @@ from bot_dist.compare.result_cache import Bench
 from bot_dist.compare.savings import Curve, flops_saved
 from bot_dist.data.byte_tokenizer import save_byte_tokenizer
 from bot_dist.errors import BotDistError, InputError, RecipeError
+from bot_dist.events import Event, OnEvent
+from bot_dist.events.training import JobBegun, RunDone
 from bot_dist.formats.tokenizer import load_tokenizer
 from bot_dist.model import model_of
 from bot_dist.recipe import ClusterConfig, TrainConfig, validated
@@ -234,14 +236,14 @@ class Training:
         self.asked: list[list[str]] = []
         self.fails_at = ""
 
-    def __call__(self, runs: list[TrainRun], *, on_event: Callable[[dict[str, Any]], None], **_: Any) -> None:
+    def __call__(self, runs: list[TrainRun], *, on_event: OnEvent, **_: Any) -> None:
         self.asked.append([run.name for run in runs])
         for run in runs:
             if run.name == self.fails_at:
                 raise BotDistError("worker 0 died")
             losses = [{"step": step, "loss": 3.0 - step / 100} for step in (0, 2, 4)]
             measured = {"name": run.name, "tokens_per_step": 64, "held_out": losses, "saved_url": run.save_url}
-            on_event({"event": "run_done", "run": run.name, "result": measured})
+            on_event(RunDone(run=run.name, result=measured))
 
 
 class Job:
@@ -275,7 +277,7 @@ def test_results_are_kept_and_taken_again(training: Training, tmp_path: Path) ->
     text = tmp_path / "text.txt"
     text.write_text("a text")
 
-    events: list[dict[str, Any]] = []
+    events: list[Event] = []
 
     def results(*jobs: Job) -> list[str]:
         found = Bench(tmp_path / "run", ClusterConfig(), events.append).results(jobs)
@@ -288,7 +290,7 @@ def test_results_are_kept_and_taken_again(training: Training, tmp_path: Path) ->
     assert results(Job("a", text), Job("b", text), Job("c", text), Job("d", text)) == ["a", "b", "c", "d"]
     assert results(Job("d", text), Job("a", text)) == ["d", "a"]
     assert training.asked == [["a", "b", "c"], ["c", "d"]]
-    assert [event["job"] for event in events if event["event"] == "begin"] == ["a", "b", "c", "c", "d"]
+    assert [event.job for event in events if isinstance(event, JobBegun)] == ["a", "b", "c", "c", "d"]
 
     # Trained otherwise, or on another text, it is another result; the earlier one stays.
     results(Job("a", text, steps=5), Job("b", text))

@@ -15,6 +15,7 @@ from bot_dist.data.shuffle import shuffled
 from bot_dist.data.texts import open_texts
 from bot_dist.data.token_store import TokenStore
 from bot_dist.errors import CheckpointError, InputError
+from bot_dist.events.training import Tokenised
 from bot_dist.recipe import TrainConfig
 
 
@@ -262,7 +263,7 @@ class TestStore:
         assert n >= 40
 
         def interrupt(event):
-            if event["event"] == "tokenised" and event["bytes"] > event["of_bytes"] / 2:
+            if isinstance(event, Tokenised) and event.bytes > event.of_bytes / 2:
                 raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
@@ -306,7 +307,7 @@ class TestStore:
         next(tmp_path.glob("run/tokens/*/0.bin")).unlink()
         events = []
         assert prepare_tokens(config(text), "model", 128, tmp_path / "run", events.append) == file
-        assert [event["event"] for event in events] == ["tokens_damaged", "tokenised"]
+        assert [event.kind for event in events] == ["tokens_damaged", "tokenised"]
         assert len(all_tokens(file)) == file.tokens
 
     def test_other_tools_read_the_tokens(self, text, tokenizer, tmp_path):

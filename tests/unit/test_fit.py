@@ -16,6 +16,8 @@ import torch.nn.functional as F
 
 from bot_dist.data.calibration_samples import Samples
 from bot_dist.errors import InputError, SourceError
+from bot_dist.events import Event
+from bot_dist.events.calibrate import BlockDone
 from bot_dist.fit.sites import default_wanted, sites
 from bot_dist.fit.statistics import Statistics, statistics
 from bot_dist.fit.streamed_model import StreamedModel, blocks_of, path_in
@@ -170,16 +172,16 @@ def test_computed_once(pico_llama: Callable[..., Pico], tmp_path: Path) -> None:
     pico = pico_llama()
     source = open_source(pico.url)
     model = model_of(source.config)
-    events: list[dict[str, Any]] = []
+    events: list[Event] = []
 
     def again(tokens: torch.Tensor, *wanted: str) -> tuple[Statistics, list[str]]:
         events.clear()
         found = statistics(source, model, Samples.of_text(tokens, model), wanted, tmp_path, on_event=events.append)
-        return found, [event["event"] for event in events]
+        return found, [event.kind for event in events]
 
     first, happened = again(windows(), "norm", "mlp.down")
     assert happened == ["start", "block", "block", "block", "committed"]
-    assert [(e["block"], e["of"]) for e in events if e["event"] == "block"] == [(0, 3), (1, 3), (2, 3)]
+    assert [(e.block, e.of) for e in events if isinstance(e, BlockDone)] == [(0, 3), (1, 3), (2, 3)]
     second, happened = again(windows(), "mlp.down", "norm")
     assert happened == ["cached"]
     assert second.digest == first.digest
@@ -194,8 +196,8 @@ def test_what_an_interrupted_run_left_is_no_obstacle(
     source = open_source(pico.url)
     model = model_of(source.config)
 
-    def stop(event: dict[str, Any]) -> None:
-        if event.get("block") == 1:
+    def stop(event: Event) -> None:
+        if isinstance(event, BlockDone) and event.block == 1:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

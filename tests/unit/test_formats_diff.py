@@ -82,7 +82,7 @@ def test_stores_of_two_layouts_are_read(pico_llama: PicoMaker, stored: Stored) -
     assert found.equal
     assert (found.by_reading, found.undecided) == (len(quick.undecided), {})
     start, *read = events
-    assert start["elements"] == sum(quick.undecided.values()) == sum(event["elements"] for event in read)
+    assert start.elements == sum(quick.undecided.values()) == sum(event.elements for event in read)
 
 
 @pytest.mark.parametrize("through", ["safetensors", "stores"])

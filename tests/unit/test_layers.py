@@ -22,7 +22,7 @@ PACKAGE = ROOT / "bot_dist"
 
 FLOORS = [  # of the architecture, lowest first; the names of one line do not import each other
     {"units", "urls"},
-    {"errors"},
+    {"errors", "events"},
     {"kernels", "parsing", "storage", "tensors"},
     {"model", "operators", "recipe"},
     {"plan"},

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import bot_dist
 from bot_dist.errors import InputError, PlanError, RecipeError
+from bot_dist.events.calibrate import OWN_TEXT, CalibrateEvent
 from bot_dist.execute.shared_work import Crew
 from bot_dist.fit.calibration_data import calibration_amount, calibration_data, data_for, writing
 from bot_dist.fit.own_text import DRAWN, WritingWork, random_tokens, sampled, write_text
@@ -109,7 +110,7 @@ def test_a_text_is_written_once_and_kept(tmp_path: Path, pico_llama: Maker) -> N
     for begin in (1, 1, None):
         text = write_text(source, model, writing, begin, folder, crew=ALONE, on_event=events.append)
         assert text.shape == (6, 16)
-    assert [e["event"] for e in events if e["event"] != "writing"] == ["written", "cached", "written"]
+    assert [e.kind for e in events if e.kind != "writing"] == ["written", "cached", "written"]
     assert {path.suffix for path in folder.iterdir()} == {".safetensors"}  # nothing is left of what was between
     assert len({*text[:, 0].tolist()}) > 1, "without a token that begins documents, any one does"
 
@@ -239,7 +240,7 @@ def test_shrinking_without_a_text_is_fitted(
         assert [stage["axes"] for stage in stages if stage["axes"]] == [[*axes_of(target)]]
         assert all((stage.get("loss") is not None) == loss for stage in stages)
         assert not bot_dist.verify(str(tmp_path / name)).damaged
-    written = [event["event"] for event in events if event.get("purpose") == "a text that the model writes"]
+    written = [e.kind for e in events if isinstance(e, CalibrateEvent) and e.purpose == OWN_TEXT]
     made = [event for event in written if event != "writing"]
     assert made == (["written", "cached"] if loss else [])
 

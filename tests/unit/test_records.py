@@ -12,6 +12,7 @@ import torch
 import bot_dist
 from bot_dist.data.token_store import TokenStoreWriter
 from bot_dist.errors import CheckpointExistsError, InputError
+from bot_dist.events.training import TrainingStepDone
 from bot_dist.pipeline.records import Records
 from bot_dist.store import CheckpointWriter
 from bot_dist.train.metrics import Metrics
@@ -80,8 +81,8 @@ def test_forgotten_states_leave_what_is_the_users(tmp_path: Path) -> None:
 
 
 def test_metrics_begun_anew_leave_what_is_the_users(tmp_path: Path) -> None:
-    event = {"event": "step", "run": "Ours", "time": 0.0, "step": 1, "steps": 2, "loss": 1.0}
-    event |= dict.fromkeys(("learning_rate", "tokens_per_s", "mfu"))
+    numbers = {"loss": 1.0, "learning_rate": 1e-3, "seconds": 1.0, "tokens_per_s": 9.0, "mfu": 0.5}
+    event = TrainingStepDone(run="Ours", step=1, steps=2, **numbers)
     for fresh in (False, True):
         metrics = Metrics(tmp_path, fresh=fresh)
         metrics(event)

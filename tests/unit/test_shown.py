@@ -17,6 +17,8 @@ import yaml
 from bot_dist.cli import console, progress, terminal
 from bot_dist.cli.verbs import main
 from bot_dist.compare.recipe import ComparisonRecipe, load_comparison
+from bot_dist.events.checkpoints import ExportStarted, ExportWritten, VerifyRead, VerifyStarted
+from bot_dist.events.transfer import Planned
 from bot_dist.formats.diff import Diff, Difference, Values
 from bot_dist.recipe import (
     CalibrateConfig,
@@ -225,10 +227,10 @@ def test_without_a_terminal_progress_is_a_line_every_ten_seconds_and_at_the_end(
 ) -> None:
     shown = screen(120)
     with progress.progress() as on_event:
-        on_event({"stage": "export", "event": "start", "bytes": 4_000_000})
+        on_event(ExportStarted(bytes=4_000_000))
         for _ in range(4):
             clock[0] += 6.0
-            on_event({"stage": "export", "event": "written", "bytes": 1_000_000})
+            on_event(ExportWritten(bytes=1_000_000))
     assert shown.text.splitlines() == [
         "export: 2.0 MB of 4.0 MB, 0.00 GB/s, 12.0 s",
         "export: 4.0 MB of 4.0 MB, 0.00 GB/s, 24.0 s",
@@ -238,9 +240,9 @@ def test_without_a_terminal_progress_is_a_line_every_ten_seconds_and_at_the_end(
 def test_bars_end_at_their_total(screen: Callable[..., Screen]) -> None:
     shown = screen(120, is_terminal=True)
     with progress.progress() as on_event:
-        on_event({"stage": "verify", "event": "start", "bytes": 1_234_567})
+        on_event(VerifyStarted(bytes=1_234_567))
         for n in (1_000_000, 234_567):
-            on_event({"stage": "verify", "event": "read", "bytes": n})
+            on_event(VerifyRead(bytes=n))
     assert "1.2 MB/1.2 MB" in shown.text
 
 
@@ -248,8 +250,8 @@ def test_verbose_shows_every_event(screen: Callable[..., Screen], monkeypatch: p
     shown = screen(200)
     shown.console.verbose = True
     with progress.progress() as on_event:
-        on_event({"stage": "plan", "event": "planned", "digest": "abc"})
-    assert '{"stage": "plan", "event": "planned", "digest": "abc"}' in shown.text
+        on_event(Planned(digest="abc", time=1.5))
+    assert '{"time": 1.5, "stage": "plan", "event": "planned", "digest": "abc"}' in shown.text
 
 
 def test_a_store_whose_manifest_records_something_else_is_told(

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from bot_dist.cli import progress
+from bot_dist.events.calibrate import BlockDone, LossMeasured, PassStarted, TakenUp
 from bot_dist.report.html import verdict, write_report
 from bot_dist.report.plots import shrinking
 from bot_dist.report.shrinking import losses, prediction_errors, ranges, ranking_lines, spectrum, stage_rows
@@ -174,13 +175,13 @@ def test_a_bar_per_pass_over_the_text(monkeypatch: pytest.MonkeyPatch) -> None:
     embed, loss = "for embed", "loss after embed"
     with progress.progress() as on_event:
         for event in (
-            {"event": "start", "purpose": embed, "tokens": 2048, "blocks": 3, "windows": 4, "shares": 1},
-            {"event": "block", "purpose": embed, "block": 0, "of": 3, "seconds": 0.1},
-            {"event": "block", "purpose": embed, "block": 1, "of": 3, "seconds": 0.2},
-            {"event": "cached", "purpose": loss, "tokens": 512, "loss": 4.25, "url": "u"},
-            {"event": "loss", "after": "embed", "loss": 4.25},
+            PassStarted(purpose=embed, tokens=2048, blocks=3, windows=4, shares=1),
+            BlockDone(purpose=embed, block=0, of=3, seconds=0.1),
+            BlockDone(purpose=embed, block=1, of=3, seconds=0.2),
+            TakenUp(purpose=loss, tokens=512, loss=4.25, url="u"),
+            LossMeasured(after="embed", loss=4.25),
         ):
-            on_event({"stage": "calibrate", **event})
+            on_event(event)
         bars = {task.description: task for task in on_event.shown.tasks}
     assert {name: (task.completed, task.total) for name, task in bars.items()} == {
         "calibrate, for embed": (2, 3),

@@ -19,6 +19,7 @@ import bot_dist
 from bot_dist.cli import verbs as cli
 from bot_dist.data.byte_tokenizer import save_byte_tokenizer
 from bot_dist.errors import CheckpointError, SourceError
+from bot_dist.events.transfer import Planned
 from bot_dist.fit.statistics_share import HiddenStates, write_whole
 from bot_dist.formats import open_source
 from bot_dist.formats.export import export_dcp, export_gguf, export_huggingface
@@ -36,7 +37,7 @@ TENSORS = {"values": torch.zeros(10_000)}
 def events(source: Any, path: Path) -> None:
     log = logged(path / "events.jsonl", lambda event: None)
     for _ in range(30):
-        log({"event": "step", "name": "x" * 1000})
+        log(Planned(digest="x" * 1000))
 
 
 def records(source: Any, path: Path) -> None:

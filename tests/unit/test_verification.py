@@ -93,11 +93,11 @@ def test_parts_are_all_the_shards_in_order_and_of_like_size(store: Path) -> None
 
 
 def test_progress_counts_every_byte_of_the_shards(store: Path) -> None:
-    events: list[dict[str, Any]] = []
+    events: list[Any] = []
     checks.verify(str(store), events.append)
     start, *read = events
-    assert start["bytes"] == sum(event["bytes"] for event in read)
-    assert start["bytes"] == sum(path.stat().st_size for path in data(store).glob("*/c.*") if path.is_file())
+    assert start.bytes == sum(event.bytes for event in read)
+    assert start.bytes == sum(path.stat().st_size for path in data(store).glob("*/c.*") if path.is_file())
 
 
 def test_a_quick_look_sees_what_is_missing_or_of_another_size(store: Path) -> None:
@@ -171,13 +171,13 @@ def fitted(pico_llama: PicoMaker, tmp_path: Path) -> Path:
 
 def test_the_operators_of_a_store_are_verified_with_it(fitted: Path) -> None:
     embed, mlp = CheckpointReader(str(fitted)).manifest.operators
-    events: list[dict[str, Any]] = []
+    events: list[Any] = []
     for quick in (False, True):
         found = checks.verify(str(fitted), events.append, quick=quick)
         assert (found.damaged, found.foreign) == ([], {})
     start, *read = events
-    assert start["bytes"] == sum(event["bytes"] for event in read)
-    assert start["bytes"] == sum(path.stat().st_size for path in fitted.rglob("c.*") if path.is_file())
+    assert start.bytes == sum(event.bytes for event in read)
+    assert start.bytes == sum(path.stat().st_size for path in fitted.rglob("c.*") if path.is_file())
 
     flip(data(fitted / mlp) / "mlp.read/c.1.0.0")
     (told,) = checks.verify(str(fitted)).damaged

@@ -19,9 +19,11 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from bot_dist.errors import RunError
+from bot_dist.events import OnEvent
+from bot_dist.events.transfer import ActorDied, ActorReady
 from bot_dist.execute.allocator import return_freed_memory
 from bot_dist.execute.dispatch import Dispatch
-from bot_dist.execute.executor import OnEvent, Reader, StepResult
+from bot_dist.execute.executor import Reader, StepResult
 from bot_dist.execute.ray.cluster import PLACEMENT_TIMEOUT_S, last_words, result_of
 from bot_dist.execute.ray.metrics import ActorMetrics, DriverMetrics
 from bot_dist.execute.worker import Worker
@@ -195,7 +197,7 @@ class _Crew:
             del self.arriving[reference]
             member.ready, self.stillborn[member.rank] = True, 0
             self.members[member.rank] = member
-            self.on_event({"event": "actor", "rank": member.rank, **found})
+            self.on_event(ActorReady(rank=member.rank, **found))
             return
         del member.steps[reference]
         if self.dispatch.done(step, member.rank, time.monotonic()):
@@ -208,9 +210,9 @@ class _Crew:
         self.members.pop(member.rank, None)
         self.arriving = {reference: m for reference, m in self.arriving.items() if m is not member}
         ray.kill(member.handle)
-        steps = [step.id for step in member.steps.values()]
+        steps = tuple(step.id for step in member.steps.values())
         why = last_words(error)
-        self.on_event({"event": "actor_died", "rank": member.rank, "steps": steps, "why": why})
+        self.on_event(ActorDied(rank=member.rank, steps=steps, why=why))
         fatal = self.dispatch.lost(member.rank)
         self.stillborn[member.rank] += not member.ready
         if self.stillborn[member.rank] >= STILLBORN:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,7 +11,7 @@ import ray
 import torch.distributed as dist
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-OnEvent = Callable[[dict[str, Any]], None]
+from bot_dist.events import Event, OnEvent
 
 POLL_S = 0.1
 
@@ -21,14 +20,14 @@ class Mailbox:
     """An actor that keeps what rank 0 has sent until the driver takes it."""
 
     def __init__(self) -> None:
-        self._events: list[dict[str, Any]] = []
+        self._events: list[Event] = []
         self._stopped = self._ended = False
         self._failure: Exception | None = None
 
-    def put(self, event: dict[str, Any]) -> None:
+    def put(self, event: Event) -> None:
         self._events.append(event)
 
-    def take(self) -> list[dict[str, Any]]:
+    def take(self) -> list[Event]:
         taken, self._events = self._events, []
         return taken
 
@@ -53,17 +52,17 @@ class Mailbox:
         return self._failure
 
 
-class Events:
+class Teller:
     """What a worker tells the driver, in order; only rank 0 does."""
 
-    def __init__(self, send: Callable[[dict[str, Any]], Any]) -> None:
+    def __init__(self, send: Callable[[Event], Any]) -> None:
         """``send`` is ``put.remote`` of a Mailbox: it does not wait."""
         self._send = send
         self._sent: Any = None
 
-    def add(self, event: str, **fields: Any) -> None:
+    def __call__(self, event: Event) -> None:
         if dist.get_rank() == 0:
-            self._sent = self._send({"event": event, "time": time.time(), **fields})
+            self._sent = self._send(event)
 
     def flush(self) -> None:
         """Wait until all of them have come."""

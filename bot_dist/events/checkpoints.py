@@ -1,0 +1,82 @@
+"""Events of work that goes through a whole checkpoint: exporting, verifying and comparing it."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import ClassVar
+
+from bot_dist.events.event import Event
+from bot_dist.units import size
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportStarted(Event):
+    """An export begins."""
+
+    kind: ClassVar[str] = "start"
+    level: ClassVar[int] = logging.INFO
+    stage: str = "export"
+    bytes: int
+    """Bytes of weights that will be written."""
+
+    def __str__(self) -> str:
+        return f"export of {size(self.bytes)} begins"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportWritten(Event):
+    """An export has written some more."""
+
+    kind: ClassVar[str] = "written"
+    stage: str = "export"
+    bytes: int
+    """Bytes of weights written since the last such event."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyStarted(Event):
+    """A verification begins."""
+
+    kind: ClassVar[str] = "start"
+    level: ClassVar[int] = logging.INFO
+    stage: str = "verify"
+    bytes: int
+    """Bytes that will be read."""
+
+    def __str__(self) -> str:
+        return f"verification of {size(self.bytes)} begins"
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyRead(Event):
+    """A verification has read some more."""
+
+    kind: ClassVar[str] = "read"
+    stage: str = "verify"
+    bytes: int
+    """Bytes read since the last such event."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffStarted(Event):
+    """A comparison of two checkpoints begins to read values."""
+
+    kind: ClassVar[str] = "start"
+    level: ClassVar[int] = logging.INFO
+    stage: str = "diff"
+    elements: int
+    """Elements of either checkpoint that will be read."""
+
+    def __str__(self) -> str:
+        return f"comparison of {self.elements:,} elements begins"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffRead(Event):
+    """A comparison of two checkpoints has read some more."""
+
+    kind: ClassVar[str] = "read"
+    stage: str = "diff"
+    elements: int
+    """Elements read of either checkpoint since the last such event."""

@@ -133,4 +133,5 @@ class TransferCommitted(Event):
 
     def to_json(self) -> dict[str, Any]:
         record = super().to_json()
-        return record | record.pop("report")
+        report: dict[str, Any] = record.pop("report")
+        return record | report

@@ -11,11 +11,13 @@ or, of a recipe:
 
 ``Checkpoint(URL)`` gives any checkpoint as a state dict or a ``transformers`` model. ``plan_transfer``, ``transfer``,
 ``pretrain`` and ``export`` are the stages of ``run``; ``verify`` checks a store, and ``diff`` compares any two
-checkpoints.
+checkpoints. All of them call ``on_event`` with the events of ``bot_dist.events`` as they happen; by default these are
+logged by the loggers ``bot_dist.STAGE``.
 """
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -61,6 +63,9 @@ __all__ = [
     "transfer",
     "verify",
 ]
+
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 
 def __getattr__(name: str) -> Any:

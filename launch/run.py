@@ -37,7 +37,7 @@ def main() -> None:
         sys.exit(NO_PACKAGE)
     os.environ.setdefault("RAY_ADDRESS", "auto")  # join the cluster that this node belongs to
     try:
-        from bot_dist.cli.verbs import main as bot_dist
+        from bot_dist.cli import main as bot_dist
     except ModuleNotFoundError as error:
         sys.exit(NO_DEPENDENCY.format(python=sys.executable, name=error.name))
     bot_dist(with_verb(sys.argv[1:]))

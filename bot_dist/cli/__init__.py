@@ -1,5 +1,5 @@
 """The command line: verbs, their options, and what each shows."""
 
-from bot_dist.cli.verbs import main
+from bot_dist.cli.command import main
 
 __all__ = ["main"]

@@ -17,7 +17,7 @@ import pytest
 import torch
 import yaml
 
-from bot_dist.cli.verbs import main
+from bot_dist.cli import main
 from bot_dist.recipe import load_recipe
 from bot_dist.store import CheckpointReader
 from tests.conftest import TOKENIZER, default_signals

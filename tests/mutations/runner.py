@@ -21,7 +21,7 @@ MEMORY_BYTES = 2**30
 CPU_S = 60
 PRELOADED = (
     *("bot_dist.fit.stages", "bot_dist.pipeline.checks", "bot_dist.pipeline.run", "bot_dist.cli"),
-    *("bot_dist.cli.console", "bot_dist.formats.export", "bot_dist.execute.local", "bot_dist.data.images"),
+    *("bot_dist.cli.show.inspect", "bot_dist.formats.export", "bot_dist.execute.local", "bot_dist.data.images"),
     *("bot_dist.kernels.kernels", "gguf", "numba", "pyarrow.parquet", "pyarrow.csv", "pywt", "rich.progress", "torch"),
     *("transformers.models.llama.modeling_llama", "transformers.models.vit.modeling_vit"),
 )
@@ -112,7 +112,7 @@ def _run(folder: Path, command: list[str]) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_S, CPU_S + 1))
     status = 70
     try:
-        from bot_dist.cli.verbs import main
+        from bot_dist.cli import main
 
         main(command)
     except SystemExit as stopped:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bot_dist.cli.verbs import main
+from bot_dist.cli import main
 from bot_dist.errors import MOST_CHARACTERS, InputError, RecipeError, SourceError, blamed, presentable, some
 from bot_dist.urls import label
 
@@ -124,7 +124,7 @@ def test_a_traceback_shows_no_secret(monkeypatch: pytest.MonkeyPatch, capsys: py
 
 
 def test_names_out_of_files_move_no_cursor() -> None:
-    code = "from bot_dist.cli.console import console; console.print('a\\x1b[2Jb', markup=False)"
+    code = "from bot_dist.cli.terminal import console; console.print('a\\x1b[2Jb', markup=False)"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert shown == "a\\x1b[2Jb\n"
 

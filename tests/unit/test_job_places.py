@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from bot_dist.cli.verbs import main
+from bot_dist.cli import main
 
 ROOT = Path(__file__).parents[2]
 

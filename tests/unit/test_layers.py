@@ -203,7 +203,7 @@ def readme_commands(text: str) -> list[list[str]]:
 def verbs() -> set[str]:
     from typer.main import get_command
 
-    from bot_dist.cli.verbs import app
+    from bot_dist.cli.command import app
 
     command = get_command(app)
     return set(command.list_commands(command.make_context("bot_dist", ["--help"], resilient_parsing=True)))
@@ -228,7 +228,7 @@ def refused(verb: str, *arguments: str) -> Iterator[str]:
     """What the command line, or the recipe that it names, has to say against a command. Nothing is run."""
     from typer.main import get_command
 
-    from bot_dist.cli.verbs import app
+    from bot_dist.cli.command import app
 
     command = get_command(app)
     try:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from bot_dist.cli.verbs import main
+from bot_dist.cli import main
 from bot_dist.errors import InputError, PlanError
 from bot_dist.pipeline.transfer import plan_transfer
 from bot_dist.plan import Hardware, SourceModule, TransferPlan, make_plan, simulate, summarise, target_model

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 import bot_dist
-from bot_dist.cli.verbs import main
+from bot_dist.cli import main
 from bot_dist.recipe import make_recipe, members_of
 
 ROOT = Path(__file__).parents[2]

@@ -14,8 +14,9 @@ import jsonschema
 import pytest
 import yaml
 
-from bot_dist.cli import console, progress, terminal
-from bot_dist.cli.verbs import main
+from bot_dist.cli import main, progress, terminal
+from bot_dist.cli.show.diff import show_diff
+from bot_dist.cli.show.inspect import show_operators
 from bot_dist.compare.recipe import ComparisonRecipe, load_comparison
 from bot_dist.events.checkpoints import ExportStarted, ExportWritten, VerifyRead, VerifyStarted
 from bot_dist.events.transfer import Planned
@@ -64,7 +65,7 @@ def screen(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Screen]:
 
     def make(columns: int = 80, *, is_terminal: bool = False) -> Screen:
         made = Screen(columns, is_terminal=is_terminal)
-        for module in (console, progress, terminal):
+        for module in (progress, terminal):
             monkeypatch.setattr(module, "console", made.console)
         return made
 
@@ -117,11 +118,11 @@ def test_names_are_whole_in_narrow_tables(screen: Callable[..., Screen]) -> None
         used_for=used,
         **stored,
     )
-    console.show_operators("s", [row])
+    show_operators("s", [row])
     values = Values(elements=1_000_000, max_abs=1e-7, relative=1e-8)
     differences = [Difference(name=name, what="shape 576×576, 288×576; learning rate factor 1, 2", values=values)]
     config = {"max_position_embeddings": (1, 2)}
-    console.show_diff("a", "b", Diff(config=config, parameters=differences, by_digests=1, by_reading=2, undecided={}))
+    show_diff("a", "b", Diff(config=config, parameters=differences, by_digests=1, by_reading=2, undecided={}))
     tables = [line for line in shown.text.splitlines() if line.startswith(("│", "  "))]
     assert all(len(line) <= 80 for line in tables)
     assert "…" not in shown.text

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import bot_dist
-from bot_dist.cli import verbs as cli
+from bot_dist.cli import main
 from bot_dist.data.byte_tokenizer import save_byte_tokenizer
 from bot_dist.errors import CheckpointError, SourceError
 from bot_dist.events.transfer import Planned
@@ -130,7 +130,7 @@ def test_what_is_written_elsewhere_is_told_too(
 
     monkeypatch.setattr("bot_dist.pipeline.export.export_store", fails)
     with pytest.raises(SystemExit) as left:
-        cli.main(["export", "store", str(tmp_path / "out")])
+        main(["export", "store", str(tmp_path / "out")])
     assert left.value.code == 1
     told = " ".join(capsys.readouterr().err.split())
     assert told.startswith("error: /cache/of/a/library: can't be")
@@ -148,7 +148,7 @@ def test_a_path_that_no_disk_takes_is_told(
     recipe.write_text(f"source: {source}\noutput: {tmp_path / place}\ncluster: {{executor: local}}\ntrain: {train}\n")
     for argv in (["run", str(recipe)], ["scale", str(recipe)], ["export", str(source), str(tmp_path / place)]):
         with pytest.raises(SystemExit) as stopped:
-            cli.main(argv)
+            main(argv)
         assert stopped.value.code == 1
         assert "Traceback" not in (err := capsys.readouterr().err)
         assert err.count("error: ") == 1
@@ -167,5 +167,5 @@ def test_without_a_temporary_folder_the_way_out_is_told(
     monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: [str(tmp_path / "not-there")])
     for argv in (["plan", store, "--mlp", "20"], ["export", store, str(tmp_path / "made.gguf")]):
         with pytest.raises(SystemExit):
-            cli.main(argv)
+            main(argv)
         assert "set TMPDIR to a folder that can be written" in capsys.readouterr().err

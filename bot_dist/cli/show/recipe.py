@@ -1,0 +1,16 @@
+"""What ``--print-config`` shows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from bot_dist.recipe import commented
+
+if TYPE_CHECKING:
+    from bot_dist.compare.recipe import ComparisonRecipe
+    from bot_dist.recipe import Recipe
+
+
+def show_recipe(recipe: Recipe | ComparisonRecipe) -> None:
+    """As YAML that can be run again, every key under what it does."""
+    print(commented(type(recipe), recipe.public()), end="")

@@ -1,0 +1,34 @@
+"""What ``run`` shows: every stage, and where the report is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from bot_dist.cli import terminal
+from bot_dist.cli.show.export import show_export
+from bot_dist.cli.show.pretrain import show_pretrain
+from bot_dist.cli.show.scale import show_transfer
+from bot_dist.recipe import members_of
+
+if TYPE_CHECKING:
+    from bot_dist.recipe import Recipe
+
+
+def show_run(facts: dict[str, Any], recipe: Recipe) -> None:
+    """Of a family: every member, and the index."""
+    if recipe.family:
+        for name, member in members_of(recipe).items():
+            terminal.console.rule(name, align="left")
+            show_run(facts["members"][name], member)
+        terminal.console.print(f"index: {facts['report']}")
+        return
+    if facts["complete_before"]:
+        terminal.console.print(
+            f"this run is complete: {facts['report']}\nstart over with --overwrite, or give another output "
+            f"with --set output=DIR"
+        )
+        return
+    show_transfer(facts["transfer"], recipe.transferred_url)
+    show_pretrain(facts["pretrain"])
+    show_export(facts["export"])
+    terminal.console.print(f"report: {facts['report']}")

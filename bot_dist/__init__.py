@@ -20,6 +20,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
+from bot_dist.version import __version__
+
 if TYPE_CHECKING:
     from bot_dist.pipeline.checks import diff, verify
     from bot_dist.pipeline.export import export, export_store
@@ -51,6 +53,7 @@ __all__ = [
     "Checkpoint",
     "CheckpointReader",
     "Recipe",
+    "__version__",
     "diff",
     "export",
     "export_store",

@@ -15,7 +15,7 @@ from typing import NoReturn
 
 import typer
 
-from bot_dist.cli.options import with_options
+from bot_dist.cli.options import Version, with_options
 from bot_dist.cli.verbs.compare import compare
 from bot_dist.cli.verbs.diff import diff
 from bot_dist.cli.verbs.export import export
@@ -36,10 +36,16 @@ INTERRUPTED = 130
 
 app = typer.Typer(
     name="bot_dist",
-    help="Grow and shrink pretrained transformers by wavelets.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+
+
+@app.callback()
+def bot_dist(version: Version = False) -> None:
+    """Grow and shrink pretrained transformers by wavelets."""
+
+
 for verb in VERBS:
     app.command()(with_options(verb))
 

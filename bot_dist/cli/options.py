@@ -15,6 +15,15 @@ from typing import Annotated, Any, get_args, get_type_hints
 import typer
 from typer.models import OptionInfo
 
+from bot_dist.version import __version__
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"bot_dist {__version__}")
+        raise typer.Exit
+
+
 RecipeOrSource = Annotated[str, typer.Argument(metavar="RECIPE|SOURCE", help="A YAML recipe, or a checkpoint.")]
 RecipeOrUrl = Annotated[str, typer.Argument(metavar="RECIPE|URL", help="A YAML recipe, or the URL of a store.")]
 RecipeOrAny = Annotated[
@@ -37,6 +46,9 @@ Quiet = Annotated[
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show every event as it happens.")]
 PrintConfig = Annotated[
     bool, typer.Option("--print-config", help="Show the resolved recipe, every key under what it does, and stop.")
+]
+Version = Annotated[
+    bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Show the version and stop.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Show the result as JSON, for programs.")]
 

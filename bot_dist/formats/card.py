@@ -5,7 +5,6 @@ Format: https://huggingface.co/docs/hub/model-cards. No path of this machine is 
 
 from __future__ import annotations
 
-import importlib.metadata
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from bot_dist.storage.files import is_local
 from bot_dist.store import CheckpointReader, Manifest
 from bot_dist.store.summary import changed_settings
 from bot_dist.urls import label
+from bot_dist.version import __version__
 
 TAG = "bot_dist"
 _FIELDS = ("license", "license_name", "license_link", "language", "base_model", "datasets", "pipeline_tag", "tags")
@@ -149,14 +149,13 @@ def _last(found: re.Match[str]) -> str:
 
 
 def _body(origin: Origin, model: Model, known: Fields, title: str, dtype: str, legal: Sequence[str]) -> Iterator[str]:
-    version = importlib.metadata.version("bot_dist")
     yield f"# {_line(title)}"
     yield ""
     base = f"[{origin.hub}](https://huggingface.co/{origin.hub})" if origin.hub else f"`{_line(origin.name)}`"
     made = [manifest for manifest in reversed(origin.stores) if "plan" in manifest.provenance]
     resized = any(manifest.provenance["plan"].get("operators") for manifest in made)
     what = "resized" if resized else "converted"
-    yield f"{base}, {what} by bot_dist {version}: {model.n_parameters:,} parameters, weights in {dtype}."
+    yield f"{base}, {what} by bot_dist {__version__}: {model.n_parameters:,} parameters, weights in {dtype}."
     yield ""
     yield from _sizes(made, model)
     for manifest in reversed(origin.stores):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 from collections.abc import Callable
@@ -31,6 +30,7 @@ from bot_dist.storage.files import filesystem, is_local
 from bot_dist.storage.localfile import sync
 from bot_dist.storage.package_urls import PACKAGE
 from bot_dist.urls import label
+from bot_dist.version import __version__
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
@@ -138,7 +138,7 @@ def export_gguf(
     notes = [*companions.notes, *planned.notes]
 
     def describe(writer: GGUFWriter) -> None:
-        writer.add_string(MADE_BY, importlib.metadata.version("bot_dist"))
+        writer.add_string(MADE_BY, __version__)
         add_model(
             writer,
             about=about,

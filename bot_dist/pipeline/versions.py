@@ -8,12 +8,14 @@ import platform
 import subprocess
 from pathlib import Path
 
+from bot_dist.version import __version__
+
 PACKAGES = ("torch", "deepspeed", "ray", "zarr", "PyWavelets", "transformers")
 
 
 def versions() -> dict[str, str]:
     """Of the packages that results depend on, and the commit of this one, where it is in a clone."""
-    own = importlib.metadata.version("bot_dist")
+    own = __version__
     if (commit := _commit()) is not None:
         own += f" at {commit}"
     packages = {name: importlib.metadata.version(name) for name in PACKAGES}

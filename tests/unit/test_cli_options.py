@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import tomllib
+from pathlib import Path
+
 import pytest
 from typer.main import get_command
 
+import bot_dist
+from bot_dist.cli import main
 from bot_dist.cli.command import app
 from bot_dist.cli.options import ScaleOptions, TransferOptions, as_options, keys_of
+from bot_dist.pipeline.versions import versions
 from bot_dist.recipe import Recipe
 
 COMMANDS = get_command(app).commands  # type: ignore[attr-defined]
@@ -36,6 +42,16 @@ def test_only_what_is_given_overrides_the_recipe() -> None:
         "transfer.keep_details=true",
         "cluster.executor=local",
     ]
+
+
+def test_the_version_is_told_in_one_place(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert (stop.value.code, capsys.readouterr().out) == (0, f"bot_dist {bot_dist.__version__}\n")
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+    assert project["project"]["dynamic"] == ["version"]
+    assert project["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "bot_dist.version.__version__"}
+    assert versions()["bot_dist"].split()[0] == bot_dist.__version__
 
 
 def test_every_verb_is_quiet_or_verbose_on_request() -> None:

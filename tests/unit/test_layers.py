@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "bot_dist"
 
 FLOORS = [  # of the architecture, lowest first; the names of one line do not import each other
-    {"units", "urls"},
+    {"units", "urls", "version"},
     {"errors", "events"},
     {"kernels", "parsing", "storage", "tensors"},
     {"model", "operators", "recipe"},

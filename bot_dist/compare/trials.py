@@ -17,6 +17,7 @@ from bot_dist.baselines import Baseline, baseline
 from bot_dist.compare.ranking import at_best, best_rates, markdown, notes, rows, table
 from bot_dist.compare.recipe import SCRATCH, SOURCE, UNTIED_SCRATCH, ComparisonRecipe, MethodConfig, PretrainConfig
 from bot_dist.compare.result_cache import STATES, Bench, Contents, Result
+from bot_dist.compare.results import ComparisonResult, ResultsTable
 from bot_dist.compare.savings import Curve
 from bot_dist.errors import InputError
 from bot_dist.events import OnEvent, log
@@ -38,9 +39,9 @@ from bot_dist.train.driver import TrainRun, check
 from bot_dist.urls import absolute, label
 
 
-def compare(recipe: ComparisonRecipe, on_event: OnEvent = log) -> dict[str, Any]:
+def compare(recipe: ComparisonRecipe, on_event: OnEvent = log) -> ComparisonResult:
     """Make the source if it has to be made, the target in every way, train all, and write ``comparison.json``, ``.md``
-    and ``.png`` into ``recipe.output``. Returns what is in the JSON.
+    and ``.png`` into ``recipe.output``. Returns the facts, which are in the JSON.
 
     What is there and was decided by the same is taken again (see ``bench``). Raises InputError, before anything is
     trained, for what can be seen to be wrong with the recipe, its texts and the plans of its methods.
@@ -70,24 +71,24 @@ def compare(recipe: ComparisonRecipe, on_event: OnEvent = log) -> dict[str, Any]
     results, rates = _trained(bench, recipe, source)
     chosen = at_best(results, rates)
     headings, lines = table(rows(chosen, recipe.target_loss), tuned=len(recipe.rates) > 1)
-    facts = {
-        "recipe": recipe.public(),
-        "source": {
+    facts = ComparisonResult(
+        recipe=recipe.public(),
+        source={
             "url": label(source),
             "held_out_loss": loss,
             "held_out_accuracy": measured["held_out"][0]["accuracy"],
             "pretrained": pretrained,
         },
-        "results": results,
-        "learning_rates": rates,
-        "table": {"headings": headings, "lines": lines},
-        "notes": [*notes(chosen, recipe.rates), *(r["diverged"] for r in results if r["diverged"])],
-        "versions": versions(),
-        "command": label(" ".join(sys.argv)),
-        "machine": machine(),
-        "date": time.strftime("%Y-%m-%d %H:%M:%S"),
-    }
-    write_whole(output / "comparison.json", json.dumps(facts, indent=1))
+        results=tuple(results),
+        learning_rates=rates,
+        table=ResultsTable(headings=headings, lines=lines),
+        notes=(*notes(chosen, recipe.rates), *(r["diverged"] for r in results if r["diverged"])),
+        versions=versions(),
+        command=label(" ".join(sys.argv)),
+        machine=machine(),
+        date=time.strftime("%Y-%m-%d %H:%M:%S"),
+    )
+    write_whole(output / "comparison.json", json.dumps(facts.to_json(), indent=1))
     write_whole(output / "comparison.md", markdown(headings, lines))
     curves = comparison_curves(chosen, loss, per="token" if recipe.train.images is None else "image")
     write_whole(output / "comparison.png", curves)

@@ -14,6 +14,7 @@ import torch
 from bot_dist.formats.hf_config import huggingface_config
 from bot_dist.formats.source import Source, read_flat
 from bot_dist.model import model_of
+from bot_dist.results import Result, Row
 from bot_dist.store import CheckpointReader
 from bot_dist.tensors.axes import Parameter
 
@@ -46,10 +47,16 @@ class Difference:
     values: Values | None = None
     """None where they were not read or can't be compared."""
 
+    def __str__(self) -> str:
+        if (v := self.values) is None:
+            return self.what
+        numbers = f"{v.elements:,} values, by at most {v.max_abs:.3g}, relative norm {v.relative:.3g}"
+        return f"{self.what}; {numbers}" if self.what else numbers
 
-@dataclass(frozen=True, kw_only=True)
-class Diff:
-    """What tells two sources apart."""
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Diff(Result):
+    """The differences between two sources."""
 
     config: dict[str, tuple[Any, Any]]
     """Keys of the configuration, written out with all defaults, whose values differ."""
@@ -65,6 +72,15 @@ class Diff:
     def equal(self) -> bool:
         """Whether no difference was found."""
         return not self.config and not self.parameters
+
+    def rows(self) -> Iterator[Row]:
+        yield "equal", f"{self.by_digests} parameters by their digests, {self.by_reading} by reading both"
+        if self.undecided:
+            yield "not compared", f"{len(self.undecided)} parameters"
+        for key, (first, second) in self.config.items():
+            yield f"config.{key}", f"{first} → {second}"
+        for difference in self.parameters:
+            yield difference.name, str(difference)
 
 
 def diff_metadata(a: Source, b: Source) -> Diff:

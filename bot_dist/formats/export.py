@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -17,6 +16,7 @@ from bot_dist.formats.beside import CARD, GENERATION
 from bot_dist.formats.card import known_fields, model_card, origin_of
 from bot_dist.formats.companions import Companions, export_files, read_companions
 from bot_dist.formats.export_folder import STAGING, ExportFolder
+from bot_dist.formats.export_result import ExportResult
 from bot_dist.formats.gguf.header import read_gguf_header
 from bot_dist.formats.gguf.write import Encoding, plan_gguf, write_gguf
 from bot_dist.formats.hf_config import huggingface_config, written_config
@@ -40,23 +40,6 @@ DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 """Of safetensors, as a user names them."""
 MADE_BY = "bot_dist.export"
 """Metadata of a GGUF file by which it is known for an export."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExportResult:
-    """What an export wrote."""
-
-    folder: str
-    """Or the file, where it is one."""
-    files: tuple[str, ...]
-    """Names in the folder, sorted."""
-    n_parameters: int
-    weight_bytes: int
-    """Of the tensors, without headers."""
-    tokenizer: bool
-    """Whether a tokenizer is among the files, or in the file."""
-    notes: tuple[str, ...] = ()
-    """What the user should know."""
 
 
 def export_huggingface(

@@ -17,8 +17,8 @@ from bot_dist.errors import CheckpointExistsError, InputError, RunError
 from bot_dist.formats.beside import CARD, is_legal
 from bot_dist.formats.card import model_card
 from bot_dist.formats.companions import read_companions
-from bot_dist.formats.export import ExportResult
 from bot_dist.formats.export_folder import RECORD, record
+from bot_dist.formats.export_result import ExportResult
 from bot_dist.formats.source import Source
 from bot_dist.model import model_of
 from bot_dist.parsing import parse_object

@@ -7,7 +7,7 @@ import functools
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from bot_dist.errors import CheckpointError, InputError
 from bot_dist.events import OnEvent, log
@@ -17,7 +17,7 @@ from bot_dist.storage.disk import check_lasting
 from bot_dist.urls import label
 
 if TYPE_CHECKING:
-    from bot_dist.formats.export import ExportResult
+    from bot_dist.formats.export_result import ExportResult
     from bot_dist.formats.gguf.write import Encoding
 
 ExportFormat = Literal["safetensors", "dcp", "gguf"]
@@ -32,7 +32,7 @@ def export(
     to: ExportFormat = "safetensors",
     max_shard_bytes: int | None = None,
     dtype: Encoding | None = None,
-) -> dict[str, Any]:
+) -> ExportResult:
     """Write the recipe's trained store (the transferred one, where ``train.steps`` is 0) as ``export_store`` does, by
     default into ``recipe.export_dir`` (GGUF: a file beside it); compare its logits with the ``probe`` that training
     left, if given.
@@ -50,7 +50,7 @@ def export(
                 f"train again (bot_dist pretrain RECIPE --overwrite)"
             )
         url = recipe.trained_url
-    report = export_store(
+    exported = export_store(
         url,
         folder or (f"{recipe.export_dir}.gguf" if to == "gguf" else recipe.export_dir),
         overwrite=recipe.overwrite,
@@ -62,8 +62,8 @@ def export(
     if probe is not None:
         from bot_dist.formats.check_export import compare_logits
 
-        report["logits"] = compare_logits(report["folder"], probe)
-    return report
+        exported = dataclasses.replace(exported, logits=compare_logits(exported.folder, probe))
+    return exported
 
 
 def export_store(
@@ -75,7 +75,7 @@ def export_store(
     max_shard_bytes: int | None = None,
     dtype: Encoding | None = None,
     on_event: OnEvent = log,
-) -> dict[str, Any]:
+) -> ExportResult:
     """Write the store (or any other source) at ``url`` as a Hugging Face folder, with safetensors in files of at most
     ``max_shard_bytes`` (5 GB) and in ``dtype`` (those of the store), or with a checkpoint of torch's DCP instead; or as
     a GGUF file ``folder`` with matrices in ``dtype`` (f16). ``folder`` may be ``hf://USER/MODEL``, on the hub."""
@@ -124,4 +124,4 @@ def export_store(
         overwrite=overwrite,
         progress=lambda n: on_event(ExportWritten(bytes=n)),
     )
-    return {"seconds": time.perf_counter() - started, "source": label(url), **dataclasses.asdict(result)}
+    return dataclasses.replace(result, source=label(url), seconds=time.perf_counter() - started)

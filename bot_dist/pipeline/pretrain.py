@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from bot_dist.errors import InputError
 from bot_dist.events import OnEvent, log
@@ -14,9 +14,10 @@ from bot_dist.recipe import InsertedConfig, Recipe
 
 if TYPE_CHECKING:
     from bot_dist.plan import TransferPlan
+    from bot_dist.train.results import PretrainResult
 
 
-def pretrain(recipe: Recipe, on_event: OnEvent = log, *, fresh: bool | None = None, at_once: int = 1) -> dict[str, Any]:
+def pretrain(recipe: Recipe, on_event: OnEvent = log, *, fresh: bool | None = None, at_once: int = 1) -> PretrainResult:
     """Continue pretraining from the transferred store; train the same model from scratch beside it, and measure the
     source's held-out loss, as the recipe asks. Returns what was measured.
 
@@ -56,7 +57,7 @@ def pretrain(recipe: Recipe, on_event: OnEvent = log, *, fresh: bool | None = No
         runs.append(TrainRun(name="scratch", config=config, url=None, steps=steps))
     tokenizer_url = url if has_tokenizer(url) else recipe.source
     with connected(recipe.cluster, recipe.train.workers):
-        result = run_training(
+        return run_training(
             runs,
             train=recipe.train,
             cluster=recipe.cluster,
@@ -66,7 +67,6 @@ def pretrain(recipe: Recipe, on_event: OnEvent = log, *, fresh: bool | None = No
             fresh=recipe.overwrite if fresh is None else fresh,
             at_once=at_once,
         )
-    return result.to_json()
 
 
 def check_training(recipe: Recipe, plan: TransferPlan) -> None:

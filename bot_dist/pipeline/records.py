@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from bot_dist.errors import CheckpointExistsError, InputError
 from bot_dist.events import Event, OnEvent
 from bot_dist.parsing import parse_object
 from bot_dist.recipe import Recipe
+from bot_dist.results import Result
 from bot_dist.storage.disk import check_lasting, write_whole, writing
 
 NAMES = ("facts", "export", "pretrain", "recipe", "samples")
 """Of what is recorded."""
+
+
+Recorded = TypeVar("Recorded", Result, dict[str, Any])
+"""A result, or plain data."""
 
 
 class Records:
@@ -27,7 +32,7 @@ class Records:
 
     def __init__(self, output: Path, recipe: Recipe) -> None:
         self._folder = output / "stages"
-        found = self.load("recipe")
+        found = self.load("recipe", dict)
         if "digest" not in (found or {}) and any(self._path(name).exists() for name in NAMES):
             raise CheckpointExistsError(f"{self._folder} holds what no run has recorded; give another output")
         if found is not None and not recipe.overwrite and found["digest"] != recipe.digest():
@@ -45,17 +50,20 @@ class Records:
                     self._path(name).unlink(missing_ok=True)
         self.save("recipe", {"digest": recipe.digest(), "recipe": recipe.public()})
 
-    def load(self, name: str) -> dict[str, Any] | None:
-        """What was saved under this name, None if nothing was."""
+    def load(self, name: str, kind: type[Recorded]) -> Recorded | None:
+        """The result that was saved under this name, None if none was. Raises InputError where the file is damaged,
+        CheckpointError where another version has written it that recorded something else."""
         path = self._path(name)
         if not path.is_file():
             return None
-        return parse_object(path.read_bytes(), str(path), InputError)
+        data = parse_object(path.read_bytes(), str(path), InputError)
+        return cast(Recorded, kind.from_json(data, str(path)) if issubclass(kind, Result) else data)
 
-    def save(self, name: str, result: dict[str, Any]) -> dict[str, Any]:
+    def save(self, name: str, result: Recorded) -> Recorded:
         """Record a result, atomically, and return it."""
         assert name in NAMES, name
-        write_whole(self._path(name), json.dumps(result, indent=1))
+        data = result.to_json() if isinstance(result, Result) else result
+        write_whole(self._path(name), json.dumps(data, indent=1))
         return result
 
     def _path(self, name: str) -> Path:

@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -15,21 +15,29 @@ from bot_dist.events import OnEvent, log
 from bot_dist.pipeline.export import export_store
 from bot_dist.pipeline.transfer import transfer
 from bot_dist.recipe import make_recipe
+from bot_dist.results import Row, Shown
 from bot_dist.urls import label
 
 if TYPE_CHECKING:
     import torch
 
+    from bot_dist.formats.export_result import ExportResult
     from bot_dist.formats.torch_out import PreTrainedModel
+    from bot_dist.pipeline.results import TransferResult
 
 
-@dataclass(frozen=True)
-class Checkpoint:
+@dataclass(frozen=True, repr=False)
+class Checkpoint(Shown):
     """A checkpoint at a URL: a bot_dist store, a Hugging Face folder, a ``.gguf`` file, or what the hub has."""
 
     url: str
-    report: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
-    """What making it measured, where it was made just now: seconds, bytes, losses; what a store's manifest has too."""
+    report: TransferResult | None = field(default=None, compare=False)
+    """The measurements of making it; None where it was not made just now."""
+
+    def rows(self) -> Iterator[Row]:
+        yield "url", self.url
+        if self.report is not None:
+            yield from (row for row in self.report.rows() if row[0] != "store")
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Every parameter by its name in ``transformers``' files, on the CPU, with its own dtype; a tied head is not in
@@ -46,7 +54,7 @@ class Checkpoint:
 
         return transformers_model(open_source(self.url))
 
-    def export(self, target: str, **options: Any) -> dict[str, Any]:
+    def export(self, target: str, **options: Any) -> ExportResult:
         """Write it for others, as ``bot_dist.export_store`` does, whose ``options`` these are; returns what was
         written. Raises InputError for a wrong target, CheckpointExistsError for one that holds something."""
         return export_store(self.url, target, **options)

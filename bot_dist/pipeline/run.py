@@ -1,7 +1,7 @@
 """The stages of a run, composed: plan → transfer → continued pretraining → export → report.
 
 Every stage takes a recipe and an optional ``on_event``, which is called with every event as it happens (by default
-events are logged), and returns plain data.
+events are logged), and returns a result with fields of its own.
 """
 
 from __future__ import annotations
@@ -12,31 +12,33 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from bot_dist.errors import CheckpointExistsError
 from bot_dist.events import OnEvent, log
 from bot_dist.events.transfer import Planned
+from bot_dist.formats.export_result import ExportResult
 from bot_dist.pipeline.export import export
 from bot_dist.pipeline.places import check_places, keep_apart
 from bot_dist.pipeline.planning import Planning
 from bot_dist.pipeline.pretrain import check_training, pretrain
 from bot_dist.pipeline.records import Records, logged
+from bot_dist.pipeline.results import FamilyResult, PipelineResult, TransferResult
 from bot_dist.pipeline.transfer import committed_provenance, plan_transfer, transfer_by, with_copy
 from bot_dist.pipeline.versions import versions
 from bot_dist.recipe import OWN_TEXT, Recipe
-from bot_dist.urls import label
+from bot_dist.train.results import PretrainResult
+from bot_dist.urls import absolute, label
 
 if TYPE_CHECKING:
     from bot_dist.plan import TransferPlan
 
 
-def run(recipe: Recipe, on_event: OnEvent = log) -> dict[str, Any]:
+def run(recipe: Recipe, on_event: OnEvent = log) -> PipelineResult | FamilyResult:
     """All stages, each skipped where an earlier run of the same recipe has finished it; of a family, ``run_family``.
 
-    Returns the facts that the report shows; ``"complete_before"`` says that there was nothing left to do. Raises
-    InputError when the output belongs to another recipe, CheckpointExistsError when it holds what no run has made,
-    unless ``recipe.overwrite``.
+    Returns the facts that the report shows; of a family, a FamilyResult. Raises InputError when the output belongs to
+    another recipe, CheckpointExistsError when it holds what no run has made, unless ``recipe.overwrite``.
     """
     from bot_dist.execute.ray.cluster import connected
 
@@ -46,8 +48,8 @@ def run(recipe: Recipe, on_event: OnEvent = log) -> dict[str, Any]:
         return run_family(recipe, on_event)
     cpus = check_run(recipe)
     records = Records(Path(recipe.output), recipe)
-    if (facts := records.load("facts")) is not None:
-        return {**facts, "complete_before": True}
+    if (done := records.load("facts", PipelineResult)) is not None:
+        return dataclasses.replace(done, complete_before=True)
     with connected(recipe.cluster, cpus):
         return end(begin(recipe, records, on_event))
 
@@ -61,7 +63,7 @@ class Begun:
     """The recipe that reads the copy of the source, where there is one."""
     records: Records
     plan: TransferPlan
-    transferred: dict[str, Any]
+    transferred: TransferResult
     on_event: OnEvent
 
 
@@ -76,7 +78,7 @@ def begin(recipe: Recipe, records: Records, on_event: OnEvent) -> Begun:
     return Begun(recipe=recipe, reading=reading, records=records, plan=plan, transferred=done, on_event=on_event)
 
 
-def end(begun: Begun, at_once: int = 1) -> dict[str, Any]:
+def end(begun: Begun, at_once: int = 1) -> PipelineResult:
     """All that comes after it, beside others, if there are so many ``at_once``; the facts."""
     from bot_dist.plan import summarise
     from bot_dist.report.html import write_report
@@ -84,28 +86,28 @@ def end(begun: Begun, at_once: int = 1) -> dict[str, Any]:
     recipe, records, on_event = begun.recipe, begun.records, begun.on_event
     output = Path(recipe.output)
     again = begun.reading.model_copy(update={"overwrite": True})  # of what an earlier attempt may have begun
-    if (trained := records.load("pretrain")) is None:
+    if (trained := records.load("pretrain", PretrainResult)) is None:
         trained = records.save("pretrain", pretrain(again, on_event, fresh=recipe.overwrite, at_once=at_once))
-    if (exported := records.load("export")) is None:
+    if (exported := records.load("export", ExportResult)) is None:
         exported = records.save("export", export(again, on_event, probe=output / "train" / "probe.safetensors"))
-    if (samples := records.load("samples")) is None:
+    if (samples := records.load("samples", dict)) is None:
         samples = records.save("samples", _samples(begun, on_event))
-    facts = {
-        "recipe": recipe.public(),
-        "plan": dataclasses.asdict(summarise(begun.plan, recipe.train.context)),
-        "notes": [*begun.plan.notes],
-        "transfer": begun.transferred,
-        "pretrain": trained,
-        "export": exported,
-        "samples": samples,
-        "versions": versions(),
-        "command": label(" ".join(sys.argv)),
-        "machine": platform.platform(),
-        "date": time.strftime("%Y-%m-%d %H:%M:%S"),
-    }
-    facts["report"] = str(write_report(output / "report.html", facts))
-    records.save("facts", facts)
-    return {**facts, "complete_before": False}
+    facts = PipelineResult(
+        recipe=recipe.public(),
+        plan=summarise(begun.plan, recipe.train.context),
+        notes=begun.plan.notes,
+        transfer=begun.transferred,
+        pretrain=trained,
+        export=exported,
+        samples=samples,
+        versions=versions(),
+        command=label(" ".join(sys.argv)),
+        machine=platform.platform(),
+        date=time.strftime("%Y-%m-%d %H:%M:%S"),
+        report=str(output / "report.html"),
+    )
+    write_report(Path(facts.report), facts.to_json())
+    return records.save("facts", facts)
 
 
 def _samples(begun: Begun, on_event: OnEvent) -> dict[str, list[str]]:
@@ -142,7 +144,7 @@ def check_data(recipe: Recipe) -> None:
             open_texts(named.text, named.column, section, named.document_limit)
 
 
-def _already_transferred(recipe: Recipe, plan: TransferPlan) -> dict[str, Any] | None:
+def _already_transferred(recipe: Recipe, plan: TransferPlan) -> TransferResult | None:
     """What an earlier run of the same plan measured, if it is committed."""
     provenance = None if recipe.overwrite else committed_provenance(recipe.transferred_url)
     if provenance is None:
@@ -151,5 +153,5 @@ def _already_transferred(recipe: Recipe, plan: TransferPlan) -> dict[str, Any] |
         raise CheckpointExistsError(
             f"{label(recipe.transferred_url)} holds a checkpoint of another plan; give another output or --overwrite"
         )
-    report: dict[str, Any] = provenance["transfer"]
-    return report
+    url = label(absolute(recipe.transferred_url))
+    return TransferResult.from_json({**provenance["transfer"], "url": url}, url)

@@ -11,6 +11,7 @@ from bot_dist.events import OnEvent, log
 from bot_dist.events.transfer import TransferCommitted
 from bot_dist.pipeline.places import check_places, keep_apart
 from bot_dist.pipeline.planning import Planning
+from bot_dist.pipeline.results import TransferResult
 from bot_dist.pipeline.versions import versions
 from bot_dist.recipe import Recipe, make_recipe
 from bot_dist.urls import absolute, label
@@ -29,13 +30,12 @@ def plan_transfer(recipe: Recipe) -> TransferPlan:
     return Planning(recipe).draft
 
 
-def transfer(recipe: Recipe, on_event: OnEvent = log, baseline: Baseline | None = None) -> dict[str, Any]:
+def transfer(recipe: Recipe, on_event: OnEvent = log, baseline: Baseline | None = None) -> TransferResult:
     """Transfer the source into the store at ``recipe.transferred_url`` and commit it; resume an unfinished transfer.
     ``baseline`` puts a rule of others in the place of ours.
 
-    Returns what was measured (it is in the store's manifest too): seconds, bytes, GB/s, energy kept per module, peak
-    memory per actor. Raises CheckpointExistsError when the target holds a committed store, unless
-    ``recipe.overwrite``.
+    Returns what was measured, which is in the store's manifest, too. Raises CheckpointExistsError when the target holds
+    a committed store, unless ``recipe.overwrite``.
     """
     from bot_dist.execute.device import check_device
     from bot_dist.execute.ray.cluster import connected
@@ -79,7 +79,7 @@ def transfer_by(
     on_event: OnEvent,
     adapted: Adapted | None = None,
     made: dict[str, Any] | None = None,
-) -> dict[str, Any]:
+) -> TransferResult:
     """``made`` is what is known of a ``source`` that a baseline has made of the recipe's."""
     from bot_dist.execute.run_plan import Tally
     from bot_dist.formats.companions import read_companions
@@ -106,18 +106,19 @@ def transfer_by(
     if open_source(absolute(recipe.source)).provenance() != unchanged:
         writer.discard()
         raise SourceError(f"{label(recipe.source)} was changed while it was read; nothing is kept, run it again")
-    report = {
-        "seconds": time.perf_counter() - started,
-        "tokenizer": companions.tokenizer,
-        "notes": list(companions.notes),
-        "sizes": {"source": plan.source.sizes, "target": plan.target.sizes},
+    result = TransferResult(
+        url=label(url),
+        seconds=time.perf_counter() - started,
+        tokenizer=companions.tokenizer,
+        notes=companions.notes,
+        sizes={"source": plan.source.sizes, "target": plan.target.sizes},
+        calibrate=None if adapted is None else tuple(adapted.stages),
+        fitting_s=None if adapted is None else adapted.seconds,
+        made=made,
         **tally.report(),
-    }
-    if adapted is not None:
-        report["calibrate"] = adapted.stages
-        report["fitting_s"] = adapted.seconds
-    if made is not None:
-        report["made"] = made
+    )
+    report = result.to_json()
+    del report["url"]  # a store may be moved
     provenance: dict[str, Any] = {
         "source": source.provenance(),
         "plan": plan.to_json(),
@@ -135,7 +136,7 @@ def transfer_by(
         provenance["operators"] = adapted.stores()
     writer.commit(tally.digests, provenance, overwrite=recipe.overwrite)
     on_event(TransferCommitted(url=label(url), report=report))
-    return report
+    return result
 
 
 def stored_parameters(plan: TransferPlan) -> list[StoredParameter]:

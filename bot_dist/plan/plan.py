@@ -18,8 +18,10 @@ from bot_dist.operators import Operator, OperatorSpec, build_operator, origins
 from bot_dist.plan.cost import step_bytes, step_peak
 from bot_dist.plan.owners import balanced
 from bot_dist.plan.rules import Fill
+from bot_dist.results import Row, Shown
 from bot_dist.tensors import Box, Cut, Mesh, box_size
 from bot_dist.tensors.axes import Parameter, Range
+from bot_dist.units import size
 
 DETAILS = "details/"
 """Prefix of the arrays that hold what shrinking dropped."""
@@ -288,8 +290,8 @@ class FunctionKept:
         ]
 
 
-@dataclass(frozen=True, kw_only=True)
-class TransferPlan:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class TransferPlan(Shown):
     """Everything a transfer does, module by module."""
 
     source: Model
@@ -308,6 +310,20 @@ class TransferPlan:
     """How many steps AdamW had taken whose moments are carried along; None: none are."""
     function_kept: FunctionKept | None = None
     """None: nothing is said of it, for the rule is that of a baseline."""
+
+    def rows(self) -> Iterator[Row]:
+        before, after = self.source.sizes, self.target.sizes
+        changed = {name: (n, after[name]) for name, n in before.items() if n != after.get(name, n)}
+        yield "sizes", ", ".join(f"{name} {n} → {m}" for name, (n, m) in changed.items()) or "all kept"
+        yield "parameters", f"{self.source.n_parameters:,} → {self.target.n_parameters:,}"
+        if self.function_kept is not None:
+            yield "function kept", str(self.function_kept)
+        yield "mesh", f"tensor {self.mesh.tensor} × data {self.mesh.data}, {size(self.memory_limit)} for each actor"
+        for note in self.notes:
+            yield "note", note
+        for module in self.modules:
+            if not module.derived:
+                yield module.name, ", ".join(f"{axis} {how}" for axis, how in module.described().items()) or "kept"
 
     def steps(self) -> Iterator[Step]:
         """The steps of all modules, made on demand."""

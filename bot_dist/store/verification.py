@@ -15,11 +15,13 @@ import xxhash
 
 from bot_dist.errors import CheckpointError
 from bot_dist.parsing import parse_object
+from bot_dist.results import Result, Row
 from bot_dist.store import arrays, shards
 from bot_dist.store.folder import GROUP, root_metadata
 from bot_dist.store.manifest import MANIFEST
 from bot_dist.store.reader import CheckpointReader, Damage, open_within
 from bot_dist.tensors import Box
+from bot_dist.units import size
 
 PART_BYTES = 2**28
 """Most bytes of a part that has more than one shard."""
@@ -40,9 +42,9 @@ class Part:
         return first if first == last else f"{first} to {last}"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Verification:
-    """What was found in a store."""
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Verification(Result):
+    """The damage that was found in a store, and what is no part of it."""
 
     damaged: list[Damage]
     """In the manifest's order, whoever found it."""
@@ -50,6 +52,19 @@ class Verification:
     """Files that are no part of the store, with their bytes: harmless."""
     read: str
     """What was read and by whom, for people."""
+
+    @property
+    def intact(self) -> bool:
+        """Whether nothing is damaged or missing."""
+        return not self.damaged
+
+    def rows(self) -> Iterator[Row]:
+        yield "verdict", "intact" if self.intact else f"{len(self.damaged)} damaged or missing"
+        yield "read", self.read
+        for damage in self.damaged:
+            yield "damage", str(damage)
+        if self.foreign:
+            yield "foreign", f"{', '.join(self.foreign)} ({size(sum(self.foreign.values()))}), no part of the store"
 
 
 def parts(reader: CheckpointReader, workers: int) -> list[Part]:

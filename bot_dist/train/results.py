@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from bot_dist.events.training import HeldOut, TrainingStep
+from bot_dist.results import Result, Row
+from bot_dist.units import count, duration
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,9 +69,21 @@ class RunResult:
     """FLOPs of the model (``Model.training_flops_per_token``) in such a step, over what all ranks could compute
     meanwhile; None: no steps."""
 
+    @property
+    def in_short(self) -> str:
+        """Held-out losses, size and speed, for people."""
+        measured = ", ".join(f"{held_out.loss:.3f} after {held_out.step} steps" for held_out in self.ends)
+        speed = "" if self.tokens_per_s is None else f"; {self.tokens_per_s:,.0f} tokens/s, MFU {self.mfu or 0:.1%}"
+        return f"held-out loss {measured or 'not measured'}; {count(self.n_parameters)} parameters{speed}"
 
-@dataclass(frozen=True, kw_only=True)
-class PretrainResult:
+    @property
+    def ends(self) -> list[HeldOut]:
+        """The first measurement on held-out data, and the last one where there are several."""
+        return [self.held_out[0], self.held_out[-1]] if len(self.held_out) > 1 else self.held_out
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class PretrainResult(Result):
     """All runs of one pretraining."""
 
     runs: list[RunResult]
@@ -83,10 +97,14 @@ class PretrainResult:
     versions: dict[str, str] = field(default_factory=dict)
 
     def run(self, name: str) -> RunResult:
+        """The run of that name."""
         return next(run for run in self.runs if run.name == name)
 
-    def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+    def rows(self) -> Iterator[Row]:
+        for run in self.runs:
+            yield run.name, run.in_short
+        yield "workers", f"{self.workers} on {self.device}, ready after {duration(self.startup_s)}"
+        yield "seconds", f"{self.total_s:.1f}"
 
 
 def run_result(data: dict[str, Any]) -> RunResult:

@@ -6,17 +6,13 @@ A new function returns a subclass of ``Result`` with fields of its own and ``row
 from __future__ import annotations
 
 import dataclasses
-import functools
 import html
 import textwrap
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from bot_dist.errors import CheckpointError
-
-if TYPE_CHECKING:
-    import pydantic
 
 MOST_ROWS = 24
 """Rows of an object that are shown; how many more there are is said."""
@@ -69,10 +65,10 @@ class Result(Shown):
     def from_json(cls, data: Mapping[str, Any], where: str) -> Self:
         """The inverse of ``to_json``; keys that are no fields are passed over. Raises CheckpointError where the data,
         which ``where`` names, lack a field or have it of another type."""
-        from pydantic import ValidationError
+        from pydantic import TypeAdapter, ValidationError
 
         try:
-            result: Self = _adapter(cls).validate_python(data)
+            result: Self = TypeAdapter(cls).validate_python(data)
         except ValidationError as error:
             first = error.errors()[0]
             key = ".".join(map(str, first["loc"]))
@@ -80,13 +76,6 @@ class Result(Shown):
                 f"{where} does not record what this version does: {key}: {first['msg'].lower()}; make it again"
             ) from None
         return result
-
-
-@functools.cache
-def _adapter(kind: type[Any]) -> pydantic.TypeAdapter[Any]:
-    from pydantic import TypeAdapter
-
-    return TypeAdapter(kind)
 
 
 def _plain(value: Any) -> Any:

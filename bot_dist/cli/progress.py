@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import singledispatchmethod
-from typing import Any
 
 from rich.progress import (
     BarColumn,
@@ -254,8 +253,3 @@ class _Told:
         if event.steps:
             self.task(f"pretrain {event.run}", event.steps)
         self.say(str(event))
-
-
-def accuracy(held_out: Mapping[str, Any]) -> str:
-    """A clause about images whose class was predicted; empty where there are none."""
-    return "" if held_out["accuracy"] is None else f" ({held_out['accuracy']:.1%} right)"

@@ -38,6 +38,11 @@ class HeldOut:
     accuracy: float | None = None
     """Share of images whose class is predicted; None where there are no images."""
 
+    @property
+    def measures(self) -> str:
+        """Loss, and accuracy if there is one, for people."""
+        return f"{self.loss:.3f}" + ("" if self.accuracy is None else f" ({self.accuracy:.1%} right)")
+
 
 @dataclass(frozen=True, kw_only=True)
 class JobBegun(Event):
@@ -211,8 +216,7 @@ class HeldOutMeasured(HeldOut, RunEvent):
     """Optimizer steps of the run; 0 where it is only measured."""
 
     def __str__(self) -> str:
-        right = "" if self.accuracy is None else f" ({self.accuracy:.1%} right)"
-        return f"{self.run}: held-out loss after {self.step} steps: {self.loss:.3f}{right}"
+        return f"{self.run}: held-out loss after {self.step} steps: {self.measures}"
 
 
 @dataclass(frozen=True, kw_only=True)

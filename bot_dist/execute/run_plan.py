@@ -48,7 +48,7 @@ class Tally:
             "gb_per_s": (self._bytes_read + self._bytes_written) / self._seconds / 1e9,
             "steps": self._steps,
             "steps_resumed": self._resumed,
-            "actor_peak_rss_bytes": self._peak_rss,
+            "actor_peak_rss_bytes": tuple(self._peak_rss),
             "energy_kept": self._energy_kept(),
             "detail_energy": self._detail_energy(),
             "overflowed": self._overflowed,

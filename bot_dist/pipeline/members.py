@@ -28,7 +28,7 @@ def run_family(recipe: Recipe, on_event: OnEvent = log) -> FamilyResult:
     members = members_of(recipe)
     cpus = max(check_run(member) for member in members.values())
     records = {name: Records(Path(member.output), member) for name, member in members.items()}
-    found = {name: records[name].load("facts", PipelineResult) for name in members}
+    found = {name: records[name].load_result("facts", PipelineResult) for name in members}
     before = {name: dataclasses.replace(facts, complete_before=True) for name, facts in found.items() if facts}
     done = dict(before)
     report = Path(recipe.output) / "report.html"

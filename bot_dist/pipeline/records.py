@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from bot_dist.errors import CheckpointExistsError, InputError
 from bot_dist.events import Event, OnEvent
@@ -17,8 +17,8 @@ NAMES = ("facts", "export", "pretrain", "recipe", "samples")
 """Of what is recorded."""
 
 
-Recorded = TypeVar("Recorded", Result, dict[str, Any])
-"""A result, or plain data."""
+R = TypeVar("R", bound=Result)
+Recorded = TypeVar("Recorded", bound="Result | dict[str, Any]")
 
 
 class Records:
@@ -32,7 +32,7 @@ class Records:
 
     def __init__(self, output: Path, recipe: Recipe) -> None:
         self._folder = output / "stages"
-        found = self.load("recipe", dict)
+        found = self.load("recipe")
         if "digest" not in (found or {}) and any(self._path(name).exists() for name in NAMES):
             raise CheckpointExistsError(f"{self._folder} holds what no run has recorded; give another output")
         if found is not None and not recipe.overwrite and found["digest"] != recipe.digest():
@@ -50,17 +50,20 @@ class Records:
                     self._path(name).unlink(missing_ok=True)
         self.save("recipe", {"digest": recipe.digest(), "recipe": recipe.public()})
 
-    def load(self, name: str, kind: type[Recorded]) -> Recorded | None:
-        """The result that was saved under this name, None if none was. Raises InputError where the file is damaged,
-        CheckpointError where another version has written it that recorded something else."""
+    def load(self, name: str) -> dict[str, Any] | None:
+        """The plain data that were saved under this name, None if none were. Raises InputError where the file is
+        damaged."""
         path = self._path(name)
-        if not path.is_file():
-            return None
-        data = parse_object(path.read_bytes(), str(path), InputError)
-        return cast(Recorded, kind.from_json(data, str(path)) if issubclass(kind, Result) else data)
+        return parse_object(path.read_bytes(), str(path), InputError) if path.is_file() else None
+
+    def load_result(self, name: str, kind: type[R]) -> R | None:
+        """The result that was saved under this name, None if none was. Raises InputError where the file is damaged,
+        CheckpointError where it is of a version that recorded something else."""
+        data = self.load(name)
+        return None if data is None else kind.from_json(data, str(self._path(name)))
 
     def save(self, name: str, result: Recorded) -> Recorded:
-        """Record a result, atomically, and return it."""
+        """Record a result or plain data, atomically, and return it."""
         assert name in NAMES, name
         data = result.to_json() if isinstance(result, Result) else result
         write_whole(self._path(name), json.dumps(data, indent=1))

@@ -48,7 +48,7 @@ def run(recipe: Recipe, on_event: OnEvent = log) -> PipelineResult | FamilyResul
         return run_family(recipe, on_event)
     cpus = check_run(recipe)
     records = Records(Path(recipe.output), recipe)
-    if (done := records.load("facts", PipelineResult)) is not None:
+    if (done := records.load_result("facts", PipelineResult)) is not None:
         return dataclasses.replace(done, complete_before=True)
     with connected(recipe.cluster, cpus):
         return end(begin(recipe, records, on_event))
@@ -86,11 +86,11 @@ def end(begun: Begun, at_once: int = 1) -> PipelineResult:
     recipe, records, on_event = begun.recipe, begun.records, begun.on_event
     output = Path(recipe.output)
     again = begun.reading.model_copy(update={"overwrite": True})  # of what an earlier attempt may have begun
-    if (trained := records.load("pretrain", PretrainResult)) is None:
+    if (trained := records.load_result("pretrain", PretrainResult)) is None:
         trained = records.save("pretrain", pretrain(again, on_event, fresh=recipe.overwrite, at_once=at_once))
-    if (exported := records.load("export", ExportResult)) is None:
+    if (exported := records.load_result("export", ExportResult)) is None:
         exported = records.save("export", export(again, on_event, probe=output / "train" / "probe.safetensors"))
-    if (samples := records.load("samples", dict)) is None:
+    if (samples := records.load("samples")) is None:
         samples = records.save("samples", _samples(begun, on_event))
     facts = PipelineResult(
         recipe=recipe.public(),

@@ -72,7 +72,7 @@ class RunResult:
     @property
     def in_short(self) -> str:
         """Held-out losses, size and speed, for people."""
-        measured = ", ".join(f"{held_out.loss:.3f} after {held_out.step} steps" for held_out in self.ends)
+        measured = ", ".join(f"{held_out.measures} after {held_out.step} steps" for held_out in self.ends)
         speed = "" if self.tokens_per_s is None else f"; {self.tokens_per_s:,.0f} tokens/s, MFU {self.mfu or 0:.1%}"
         return f"held-out loss {measured or 'not measured'}; {count(self.n_parameters)} parameters{speed}"
 

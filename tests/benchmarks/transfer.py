@@ -83,7 +83,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 def beside_a_copy(source: Path, folder: Path, repeat: int) -> float:
     """Median over pairs of transfer and copy, one after the other."""
-    written = transferred(source, folder / "twice", **{"cluster.executor": "local"})["bytes_written"]
+    written = transferred(source, folder / "twice", **{"cluster.executor": "local"}).bytes_written
     pairs = [
         (
             seconds(lambda: transferred(source, folder / "twice", **{"cluster.executor": "local"})),

@@ -13,6 +13,7 @@ import torch
 
 import bot_dist
 from bot_dist.events import OnEvent, ignore
+from bot_dist.pipeline.results import TransferResult
 from bot_dist.store import CheckpointReader
 from tests.conftest import PICOS, TOKENIZER, randomised
 
@@ -72,7 +73,7 @@ class Case:
 
     def transfer(
         self, url: str, on_event: OnEvent = ignore, source: str | None = None, **overrides: Any
-    ) -> dict[str, Any]:
+    ) -> TransferResult:
         """The command that is disturbed, in this process; its report."""
         return transfer(source or str(self.source), url, self.target, {**self.options, **overrides}, on_event)
 
@@ -85,7 +86,7 @@ class Case:
 
 def transfer(
     source: str, url: str, target: dict[str, int], options: dict[str, Any], on_event: OnEvent = ignore
-) -> dict[str, Any]:
+) -> TransferResult:
     recipe = {"source": source, "output": "nothing-is-put-there", "target_url": url, "target": target}
     return bot_dist.transfer(bot_dist.make_recipe(recipe, options), on_event)
 

@@ -78,10 +78,10 @@ def again(case: Case, url: str, *, at_least: frozenset[str] = frozenset(), **ove
             resumed.add(event.step)
 
     report = case.transfer(url, on_event, **overrides)
-    assert report["steps_resumed"] == len(resumed)
+    assert report.steps_resumed == len(resumed)
     assert at_least <= resumed, f"done again though recorded: {at_least - resumed}"
     assert is_right(case, url), "nothing committed"
-    return Ending(AGAIN, f"{len(resumed)} of {report['steps']} steps resumed")
+    return Ending(AGAIN, f"{len(resumed)} of {report.steps} steps resumed")
 
 
 def of_damaged(case: Case, url: str, draw: random.Random, *, forged: bool = False) -> Ending:

@@ -21,6 +21,7 @@ import bot_dist
 from bot_dist.events import Event, OnEvent
 from bot_dist.events.transfer import ActorDied, ActorReady, StepDone, TransferCommitted
 from bot_dist.model import model_of
+from bot_dist.pipeline.results import TransferResult
 from bot_dist.store import CheckpointReader, CheckpointWriter, store_layout
 from tests.conftest import Pico
 
@@ -29,7 +30,7 @@ PicoFactory = Callable[..., Pico]
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
 
-def transfer(source: str, url: Path, target: dict[str, int], on_event: OnEvent, **options: Any) -> dict[str, Any]:
+def transfer(source: str, url: Path, target: dict[str, int], on_event: OnEvent, **options: Any) -> TransferResult:
     recipe = {"source": source, "output": str(url.parent), "target_url": str(url), "target": target}
     return bot_dist.transfer(bot_dist.make_recipe(recipe, {"transfer.analysis": "wavelet", **options}), on_event)
 
@@ -98,7 +99,7 @@ def test_what_a_killed_actor_was_doing_is_done_by_others(tmp_path: Path, pico_ll
     report = transfer(pico.url, tmp_path / "many", target, on_event, **options, **{"cluster.data": 2})
     assert [e.rank for e in died] == killed
     assert sorted(killed) == [0, 1]
-    assert report["steps"] == steps > 40
+    assert report.steps == steps > 40
     assert_same(tmp_path / "many", tmp_path / "one")
 
 
@@ -193,7 +194,7 @@ def test_ray_metrics_count_what_actors_do(tmp_path: Path, pico_llama: PicoFactor
     report = transfer(pico.url, tmp_path / "store", {"embed": 48, "mlp": 80}, events.append, **{"cluster.data": 2})
     digest = CheckpointReader(str(tmp_path / "store")).manifest.provenance["plan"]["digest"]
     (port,) = [node["MetricsExportPort"] for node in ray.nodes() if node["Alive"]]
-    wanted = {"bot_dist_bytes_read": report["bytes_read"], "bot_dist_bytes_written": report["bytes_written"]}
+    wanted = {"bot_dist_bytes_read": report.bytes_read, "bot_dist_bytes_written": report.bytes_written}
     deadline = time.monotonic() + 60
     while True:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:

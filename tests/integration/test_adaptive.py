@@ -24,6 +24,7 @@ from bot_dist.formats.open import open_source
 from bot_dist.formats.source import Source
 from bot_dist.model import Model, model_of
 from bot_dist.pipeline.planning import known
+from bot_dist.pipeline.results import TransferResult
 from bot_dist.plan import TransferPlan, adaptive, basis_of, make_plan, operators, placed, target_model
 from bot_dist.store import CheckpointReader, read_rows, write_operators
 from bot_dist.tensors import Mesh, whole
@@ -173,7 +174,7 @@ SMALLER = {
 }
 
 
-def adapted(folder: Path, source: str, target: dict[str, int], text: list[str], **options: Any) -> dict[str, Any]:
+def adapted(folder: Path, source: str, target: dict[str, int], text: list[str], **options: Any) -> TransferResult:
     data = {"source": source, "output": str(folder), "target": target, "calibrate": {"text": text, "tokens": 512}}
     data["calibrate"] |= {"context": 32, "held_out": 128, "passes": "sequential", **UNTRAINED}
     options = {"cluster.executor": "local", "transfer.analysis": "adaptive", **options}
@@ -202,7 +203,7 @@ def test_every_family_shrinks_along_all_axes(
     source = with_tokenizer(pico, pico_tokenizer)
     options = {"calibrate.passes": "auto", "calibrate.folder": str(tmp_path / "calibration")}
     report = adapted(tmp_path / "one", source, SMALLER[kind], [shakespeare], **options)
-    stages = report["calibrate"]
+    stages = report.calibrate
     assert [axis for stage in stages for axis in stage["axes"]] == [
         axis for axis in ("layer", "embed", "heads", "mlp") if {"layer": "layers"}.get(axis, axis) in SMALLER[kind]
     ]
@@ -333,7 +334,7 @@ def test_weights_alone_are_fitted_to_where_there_is_no_text(tmp_path: Path, make
     """Said aloud."""
     pico = make_pico("vit")
     report = adapted(tmp_path, pico.url, {"embed": 16, "heads": 2, "mlp": 24}, [], **{"transfer.basis": basis})
-    assert [stage["axes"] for stage in report["calibrate"]] == [["embed", "heads", "mlp"]]
+    assert [stage["axes"] for stage in report.calibrate] == [["embed", "heads", "mlp"]]
     notes = CheckpointReader(str(tmp_path / "transferred.zarr")).manifest.provenance["plan"]["notes"]
     assert any("fitted to the weights alone" in note for note in notes)
 
@@ -369,9 +370,9 @@ def test_of_several_fits_the_one_with_the_least_loss_is_kept(
     source, target = with_tokenizer(pico, pico_tokenizer), {"layers": 2, "mlp": 24}
     auto = {"calibrate.passes": "auto", "calibrate.folder": str(tmp_path / "calibration")}
     report = adapted(tmp_path / "auto", source, target, [shakespeare], **auto)
-    found = {one["name"]: one["loss"] for one in report["calibrate"][1]["candidates"]}
-    assert report["calibrate"][1]["chosen"] == min(found, key=lambda name: found[name])
-    assert report["calibrate"][1]["loss"] == min(found.values())
+    found = {one["name"]: one["loss"] for one in report.calibrate[1]["candidates"]}
+    assert report.calibrate[1]["chosen"] == min(found, key=lambda name: found[name])
+    assert report.calibrate[1]["loss"] == min(found.values())
     ways = {
         "block by block, selecting": {"calibrate.passes": "sequential"},
         "one pass, predicting": {"calibrate.passes": "one", "transfer.lifting": "least-squares"},
@@ -379,18 +380,18 @@ def test_of_several_fits_the_one_with_the_least_loss_is_kept(
     }
     assert [*found] == [*ways]
     for name, options in ways.items():
-        alone = adapted(tmp_path / name, source, target, [shakespeare], **options)["calibrate"][1]
+        alone = adapted(tmp_path / name, source, target, [shakespeare], **options).calibrate[1]
         assert (alone["loss"], "candidates" in alone) == (found[name], False)
         equal = [torch.equal(tensors(tmp_path / name)[key], t) for key, t in tensors(tmp_path / "auto").items()]
-        assert all(equal) == (name == report["calibrate"][1]["chosen"])
+        assert all(equal) == (name == report.calibrate[1]["chosen"])
     notes = CheckpointReader(str(tmp_path / "auto" / "transferred.zarr")).manifest.provenance["plan"]["notes"]
     assert any(f"of 3 fits {report['calibrate'][1]['chosen']} is kept, for its loss of" in note for note in notes)
     # Known from then on: another store is made by the best alone.
     again = adapted(tmp_path / "again", source, target, [shakespeare], **auto)
-    assert again["calibrate"] == report["calibrate"]
+    assert again.calibrate == report.calibrate
     # Nothing held out, nothing ranked.
     without = {"calibrate.passes": "auto", "calibrate.held_out": 0}
-    (stage,) = adapted(tmp_path / "without", source, target, [shakespeare], **without)["calibrate"]
+    (stage,) = adapted(tmp_path / "without", source, target, [shakespeare], **without).calibrate
     assert "candidates" not in stage
 
 
@@ -403,8 +404,8 @@ def test_leaving_blocks_out_as_they_are_is_a_fit_too(
     falling = itertools.count(4.0, -0.01)  # whatever comes last is best
     monkeypatch.setattr("bot_dist.fit.Statistics.loss", property(lambda self: next(falling)))
     report = adapted(tmp_path, source, {"layers": 2}, [shakespeare], **{"calibrate.passes": "auto"})
-    assert report["calibrate"][1]["chosen"] == "one pass, predicting"
-    kept = report["calibrate"][1]["facts"]["layer"]["kept"]
+    assert report.calibrate[1]["chosen"] == "one pass, predicting"
+    kept = report.calibrate[1]["facts"]["layer"]["kept"]
     for name, tensor in tensors(tmp_path).items():
         number = name.removeprefix("model.layers.").partition(".")[0]
         origin = name.replace(f"layers.{number}.", f"layers.{kept[int(number)]}.") if number.isdigit() else name
@@ -423,9 +424,9 @@ def test_a_fit_that_fails_is_not_kept(
     pico.model.save_pretrained(pico.folder)
     source, options = with_tokenizer(pico, pico_tokenizer), {"transfer.ridge": 0.0, "calibrate.passes": "one"}
     report = adapted(tmp_path, source, {"mlp": 30}, [shakespeare], **options)
-    predicting, selecting = report["calibrate"][1]["candidates"]
+    predicting, selecting = report.calibrate[1]["candidates"]
     assert (predicting["loss"], "is singular at ridge 0" in predicting["failed"]) == (None, True)
-    assert report["calibrate"][1]["chosen"] == selecting["name"]
+    assert report.calibrate[1]["chosen"] == selecting["name"]
     options["transfer.lifting"] = "least-squares"
     with pytest.raises(InputError, match="is singular at ridge 0"):
         adapted(tmp_path / "alone", source, {"mlp": 30}, [shakespeare], **options)
@@ -437,8 +438,8 @@ def test_another_depth_policy_is_kept_to(
     pico = make_pico("llama", num_hidden_layers=4)
     source = with_tokenizer(pico, pico_tokenizer)
     report = adapted(tmp_path, source, {"layers": 2, "mlp": 24}, [shakespeare], **{"transfer.depth": "even"})
-    assert [stage["axes"] for stage in report["calibrate"]] == [[], ["layer", "mlp"]]
-    assert report["calibrate"][1]["facts"]["layer"]["kept"] == [0, 2]
+    assert [stage["axes"] for stage in report.calibrate] == [[], ["layer", "mlp"]]
+    assert report.calibrate[1]["facts"]["layer"]["kept"] == [0, 2]
     for name in ("model.layers.1.self_attn.q_proj.weight", "model.layers.1.input_layernorm.weight"):
         of_source = dict(pico.model.named_parameters())[name.replace("layers.1", "layers.2")]
         assert torch.equal(tensors(tmp_path)[name], of_source)
@@ -453,7 +454,7 @@ def test_the_blocks_that_change_the_stream_most_stay_as_they_are(
             pico.model.get_submodule(f"model.layers.1.{name}").weight.mul_(0.01)
     pico.model.save_pretrained(pico.folder)
     report = adapted(tmp_path, with_tokenizer(pico, pico_tokenizer), {"layers": 3}, [shakespeare])
-    assert [*report["calibrate"][1]["facts"]["layer"]["kept"]] == [0, 2, 3]
+    assert [*report.calibrate[1]["facts"]["layer"]["kept"]] == [0, 2, 3]
     wanted = dict(pico.model.named_parameters())
     found = tensors(tmp_path)
     for target, origin in enumerate((0, 2, 3)):
@@ -468,7 +469,7 @@ def test_two_neighbours_become_one_block(
     """Their weights are averaged, and what they write adds up where no norm comes after it."""
     source = with_tokenizer(make_pico(kind), pico_tokenizer)
     report = adapted(tmp_path / "one", source, {"layers": 2}, [shakespeare], **{"transfer.depth": "pairs"})
-    (facts,) = (stage["facts"]["layer"] for stage in report["calibrate"] if "layer" in stage["facts"])
+    (facts,) = (stage["facts"]["layer"] for stage in report.calibrate if "layer" in stage["facts"])
     runs = [[0], [1, 2]] if facts["kept"] == [0, 1] else [[0, 1], [2]]
     stored = tensors(tmp_path / "one")
     before, model = open_source(source), model_of(open_source(source).config)

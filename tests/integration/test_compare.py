@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -46,19 +47,19 @@ def test_a_comparison_and_its_rerun(shakespeare: str, tmp_path: Path) -> None:
     }
     facts = compare(validated(ComparisonRecipe, data, {}, "recipe"))
 
-    source = CheckpointReader(facts["source"]["pretrained"]["saved_url"])
+    source = CheckpointReader(facts.source["pretrained"]["saved_url"])
     assert model_of(source.config).sizes["vocab"] == len(load_tokenizer(source.url)) == 257
-    trained = facts["source"]["pretrained"]["held_out"]
-    assert facts["source"]["held_out_loss"] == pytest.approx(trained[-1]["loss"], abs=1e-6)
+    trained = facts.source["pretrained"]["held_out"]
+    assert facts.source["held_out_loss"] == pytest.approx(trained[-1]["loss"], abs=1e-6)
     assert trained[-1]["loss"] < trained[0]["loss"]
 
     methods = ["scratch", "scratch, head untied", "selection", "ours", "warm", "same"]
-    assert len(facts["results"]) == 2 * len(methods)
-    chosen = [r for r in facts["results"] if r["learning_rate"] == facts["learning_rates"][r["method"]]]
+    assert len(facts.results) == 2 * len(methods)
+    chosen = [r for r in facts.results if r["learning_rate"] == facts.learning_rates[r["method"]]]
     by_method = {result["method"]: result for result in chosen}
-    assert all(r["curve"]["losses"][-1] >= by_method[r["method"]]["curve"]["losses"][-1] for r in facts["results"])
+    assert all(r["curve"]["losses"][-1] >= by_method[r["method"]]["curve"]["losses"][-1] for r in facts.results)
     assert len([*(tmp_path / "run" / "starts").iterdir()]) == 4
-    assert list(by_method) == [line[0] for line in facts["table"]["lines"]] == methods
+    assert list(by_method) == [line[0] for line in facts.table.lines] == methods
     assert by_method["ours"]["n_parameters"] == by_method["scratch, head untied"]["n_parameters"]
     assert by_method["selection"]["n_parameters"] == by_method["scratch"]["n_parameters"]
     for result in by_method.values():
@@ -76,7 +77,7 @@ def test_a_comparison_and_its_rerun(shakespeare: str, tmp_path: Path) -> None:
     assert tokens == {"scratch": 0, "scratch, head untied": 0, "selection": 0, "ours": ours, "warm": ours, "same": 0}
     forward = 256 * model_of(source.config).flops_per_token(16)
     assert 2 * forward < ours < 10 * forward
-    rates = {tuple(s["learning_rate"] for s in result["training"]["losses"]) for result in facts["results"]}
+    rates = {tuple(s["learning_rate"] for s in result["training"]["losses"]) for result in facts.results}
     assert len(rates) == 2
 
     out = tmp_path / "run"
@@ -88,7 +89,7 @@ def test_a_comparison_and_its_rerun(shakespeare: str, tmp_path: Path) -> None:
     events: list[dict[str, Any]] = []
     again = compare(validated(ComparisonRecipe, data, {}, "recipe"), events.append)
     assert not events
-    assert {**again, "date": facts["date"]} == facts
+    assert dataclasses.replace(again, date=facts.date) == facts
 
 
 def test_weight_selection_takes_weights_as_they_are(pico_gpt2: Callable[..., Any], tmp_path: Path) -> None:

@@ -73,21 +73,21 @@ def test_a_vit_learns_from_folders_and_is_exported_with_its_processor(
     from transformers import AutoImageProcessor, AutoModelForImageClassification
 
     facts = bot_dist.run(recipe())
-    before, after = facts["transfer"]["calibrate"]
+    before, after = facts.transfer.calibrate
     assert after["axes"] == ["layer", "mlp"]
     assert after["loss"] == pytest.approx(before["loss"], rel=0.1)  # of a source that was never trained
-    (run,) = facts["pretrain"]["runs"]
-    assert run["tokens_per_step"] == 8 * 10
-    assert run["held_out"][0]["accuracy"] < 0.6
-    assert run["held_out"][-1]["accuracy"] > 0.9
-    assert 0 < run["mfu"] < 1
+    (run,) = facts.pretrain.runs
+    assert run.tokens_per_step == 8 * 10
+    assert run.held_out[0].accuracy < 0.6
+    assert run.held_out[-1].accuracy > 0.9
+    assert 0 < run.mfu < 1
     assert "% right" in (tmp_path / "run" / "report.html").read_text()
-    assert facts["export"]["logits"]["max_abs_difference"] < 1e-5
+    assert facts.export.logits.max_abs_difference < 1e-5
 
     for store in ("transferred", "trained"):
         reader = CheckpointReader(str(tmp_path / "run" / f"{store}.zarr"))
         assert json.loads(reader.file("processor/preprocessor_config.json")) == PROCESSOR
-    folder = facts["export"]["folder"]
+    folder = facts.export.folder
     processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
     assert [*processor.image_mean] == PROCESSOR["image_mean"]
     model = AutoModelForImageClassification.from_pretrained(folder)

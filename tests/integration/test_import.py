@@ -91,7 +91,7 @@ for to in ("safetensors", "dcp"):
         file.write("5")
     idle = status("VmRSS:")
     report = export_store(big, f"{folder}/big-{to}", to=to)
-    measured[to] = {"bytes": report["weight_bytes"], "more": status("VmHWM:") - idle}
+    measured[to] = {"bytes": report.weight_bytes, "more": status("VmHWM:") - idle}
 print(json.dumps(measured))
 """
 
@@ -107,11 +107,11 @@ def test_a_large_model_is_sharded_and_loads(big_store: str, tmp_path: Path) -> N
     from transformers import AutoModelForCausalLM
 
     result = export_store(big_store, str(tmp_path / "out"), max_shard_bytes=300_000_000)
-    weights = [tmp_path / "out" / name for name in result["files"] if name.endswith(".safetensors")]
+    weights = [tmp_path / "out" / name for name in result.files if name.endswith(".safetensors")]
     assert len(weights) == 4
     assert all(path.stat().st_size < 300_100_000 for path in weights)
     index = json.loads((tmp_path / "out/model.safetensors.index.json").read_text())
-    assert index["metadata"]["total_size"] == result["weight_bytes"]
+    assert index["metadata"]["total_size"] == result.weight_bytes
     model, info = AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not any(info.values()), info
     reader = CheckpointReader(big_store)

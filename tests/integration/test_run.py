@@ -51,11 +51,11 @@ def recipe(
 def test_a_run_and_its_reruns(recipe: Callable[..., bot_dist.Recipe], tmp_path: Path) -> None:
     out = tmp_path / "run"
     facts = bot_dist.run(recipe())
-    assert not facts["complete_before"]
-    assert [run["name"] for run in facts["pretrain"]["runs"]] == ["transferred", "scratch"]
-    assert facts["export"]["logits"]["max_abs_difference"] < 1e-5
-    assert facts["export"]["logits"]["missing_keys"] == facts["export"]["logits"]["unexpected_keys"] == []
-    assert {name: len(texts) for name, texts in facts["samples"].items()} == {"source": 2, "target": 2}
+    assert not facts.complete_before
+    assert [run.name for run in facts.pretrain.runs] == ["transferred", "scratch"]
+    assert facts.export.logits.max_abs_difference < 1e-5
+    assert facts.export.logits.missing_keys == facts.export.logits.unexpected_keys == []
+    assert {name: len(texts) for name, texts in facts.samples.items()} == {"source": 2, "target": 2}
     html = (out / "report.html").read_text()
     assert "What they write" in html
     assert all(text in html for text in ("data:image/png;base64", "mlp.down", "How it was shrunk", "torch"))
@@ -69,12 +69,12 @@ def test_a_run_and_its_reruns(recipe: Callable[..., bot_dist.Recipe], tmp_path: 
     assert before["model.layers.0.mlp.up_proj.weight"].learning_rate_factor == 2
 
     # Again: nothing to do. After a lost report: only the report.
-    assert bot_dist.run(recipe())["complete_before"]
+    assert bot_dist.run(recipe()).complete_before
     (out / "stages" / "facts.json").unlink()
     (out / "report.html").unlink()
     events: list[Event] = []
     again = bot_dist.run(recipe(), events.append)
-    assert (again["pretrain"], again["transfer"]) == (facts["pretrain"], facts["transfer"])
+    assert (again.pretrain, again.transfer) == (facts.pretrain, facts.transfer)
     assert {(e.stage, e.kind) for e in events} == {
         ("calibrate", "cached"),
         ("calibrate", "loss"),
@@ -87,9 +87,9 @@ def test_a_run_and_its_reruns(recipe: Callable[..., bot_dist.Recipe], tmp_path: 
     with pytest.raises(InputError, match="another recipe"):
         bot_dist.run(recipe(**other))
     facts = bot_dist.run(recipe(**other, overwrite=True))
-    assert facts["export"]["source"] == str(out / "transferred.zarr")
+    assert facts.export.source == str(out / "transferred.zarr")
     assert json.loads((out / "export" / "config.json").read_text())["intermediate_size"] == 80
-    assert facts["export"]["logits"]["max_abs_difference"] < 1e-5
+    assert facts.export.logits.max_abs_difference < 1e-5
 
     # What was trained from another store is not exported as this one's result.
     with pytest.raises(CheckpointError, match="was trained from another store"):
@@ -109,8 +109,8 @@ def test_a_family_is_a_run_for_each_of_it(recipe: Callable[..., bot_dist.Recipe]
     whole = recipe(**short, family=family, import_to=copy)
     events: list[Event] = []
     facts = bot_dist.run(whole, events.append)
-    assert [*facts["members"]] == ["small", "large"]
-    assert not facts["complete_before"]
+    assert [*facts.members] == ["small", "large"]
+    assert not facts.complete_before
     assert [e.url for e in events if isinstance(e, TransferCommitted)] == [
         copy,
         *(str(out / name / "transferred.zarr") for name in family),
@@ -125,12 +125,12 @@ def test_a_family_is_a_run_for_each_of_it(recipe: Callable[..., bot_dist.Recipe]
     assert all(f'href="{name}/report.html"' in index and (out / name / "report.html").exists() for name in family)
 
     # Again: nothing to do; of one whose report is lost, only that, and by its own name, too.
-    assert bot_dist.run(whole)["complete_before"]
+    assert bot_dist.run(whole).complete_before
     (out / "large" / "stages" / "facts.json").unlink()
-    again = bot_dist.run(whole)["members"]
-    assert [again[name]["complete_before"] for name in family] == [True, False]
-    assert again["large"]["transfer"] == facts["members"]["large"]["transfer"]
-    assert bot_dist.run(member_of(whole, "large"))["complete_before"]
+    again = bot_dist.run(whole).members
+    assert [again[name].complete_before for name in family] == [True, False]
+    assert again["large"].transfer == facts.members["large"].transfer
+    assert bot_dist.run(member_of(whole, "large")).complete_before
 
     # What is wrong with one of them is found before anything of another is done; and they are planned one by one.
     wrong = recipe(**short, family={"first": {}, "second": {"target": {"head_dim": 3}}}, output=str(tmp_path / "other"))

@@ -183,7 +183,7 @@ def test_an_interrupted_transfer_resumes(
         lambda e: resumed.update({e.step: e.resumed}) if isinstance(e, StepDone) else None,
     )
     assert resumed["embed-00000"] is False  # damaged meanwhile: done again
-    assert report["steps_resumed"] == sum(resumed.values()) > 0
+    assert report.steps_resumed == sum(resumed.values()) > 0
     whole_run = tensors(transfer(pico.url, tmp_path / "whole", target))
     assert all(torch.equal(t, whole_run[name]) for name, t in tensors(CheckpointReader(str(url))).items())
     assert not [*url.glob("data/*/_steps")]
@@ -268,7 +268,7 @@ def test_a_source_that_is_replaced_while_it_is_read_is_told(kind: str, tmp_path:
         bot_dist.transfer(resolved, on_first_step(replace))
     assert not (tmp_path / "store/manifest.json").exists()
     again = resolved.model_copy(update={"overwrite": kind == "store"})  # of the old one an unfinished attempt is left
-    assert bot_dist.transfer(again)["steps_resumed"] == 0
+    assert bot_dist.transfer(again).steps_resumed == 0
 
 
 def test_a_store_pickled_knows_what_it_was(tmp_path: Path, pico_llama: PicoFactory) -> None:

@@ -22,6 +22,7 @@ from bot_dist.formats.companions import read_companions
 from bot_dist.formats.export import export_huggingface
 from bot_dist.formats.tokenizer import load_tokenizer
 from bot_dist.pipeline.export import export_store
+from bot_dist.pipeline.results import TransferResult
 from bot_dist.pipeline.transfer import transfer
 from bot_dist.recipe import make_recipe
 from bot_dist.store import CheckpointReader
@@ -72,21 +73,21 @@ def source(pico_llama: Maker) -> Path:
     return folder
 
 
-def to_store(source: str, store: Path) -> dict[str, Any]:
+def to_store(source: str, store: Path) -> TransferResult:
     plain = {"source": source, "output": str(store.parent), "target_url": str(store)}
     return transfer(make_recipe({**plain, "cluster": {"executor": "local"}}))
 
 
 def test_a_source_goes_whole_through_a_store_into_an_export(source: Path, tmp_path: Path) -> None:
     store, out = tmp_path / "store", tmp_path / "out"
-    (note,) = to_store(str(source), store)["notes"]
+    (note,) = to_store(str(source), store).notes
     assert all(f"{name} ({why})" if why else name in note for name, why in LEFT.items())
     report = export_store(str(store), str(out))
-    assert report["tokenizer"]
-    assert not report["notes"], "named once"
+    assert report.tokenizer
+    assert not report.notes, "named once"
     for name in (*CARRIED, "tokenizer.json"):
         assert (out / name).read_bytes() == (source / name).read_bytes(), name
-        assert name in report["files"]
+        assert name in report.files
     assert not {*LEFT} & {path.name for path in out.rglob("*")}
     config = json.loads((out / "config.json").read_text())
     assert (config["my_key"], config["temperature"]) == ({"a": [1]}, 0.3)
@@ -109,8 +110,8 @@ def test_what_was_carried_has_a_digest(source: Path, tmp_path: Path) -> None:
 
 def test_an_export_straight_from_a_folder_has_the_same(source: Path, tmp_path: Path) -> None:
     report = export_store(str(source), str(tmp_path / "out"))
-    assert {*CARRIED} <= {*report["files"]}
-    assert "modeling_x.py (code)" in report["notes"][0]
+    assert {*CARRIED} <= {*report.files}
+    assert "modeling_x.py (code)" in report.notes[0]
 
 
 def test_a_file_is_carried_with_its_folder(source: Path) -> None:
@@ -229,7 +230,7 @@ def test_what_comes_after_the_model_takes_its_width(pico_bert: Maker, tmp_path: 
     sentences(made.folder, ("1_Pooling", POOLING), ("2_Normalize", "sentence_transformers.models.Normalize"))
     to_store(made.url, tmp_path / "store")
     report = export_store(str(tmp_path / "store"), str(tmp_path / "out"))
-    assert not report["notes"]
+    assert not report.notes
     pooling = json.loads((tmp_path / "out/1_Pooling/config.json").read_text())
     assert pooling == {"word_embedding_dimension": 24, "pooling_mode_mean_tokens": True}
     assert json.loads((tmp_path / "out/sentence_bert_config.json").read_text())["max_seq_length"] == 32
@@ -255,7 +256,7 @@ def test_a_module_with_weights_goes_along_where_it_fits(
     report = export_store(made.url, str(tmp_path / "out"))
     assert (tmp_path / "out/2_Dense/model.safetensors").exists() == (why is None)
     assert exported_modules(tmp_path / "out") == ["", "1_Pooling", *(["2_Dense"] if why is None else [])]
-    assert why is None or any(f"2_Dense is left out: {why}" in note for note in report["notes"])
+    assert why is None or any(f"2_Dense is left out: {why}" in note for note in report.notes)
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "f16", "f32"])

@@ -450,7 +450,7 @@ def test_smollm2_goes_through_a_store_into_a_file(tmp_path: Path) -> None:
     recipe = {"source": source, "output": str(tmp_path), "target_url": store, "cluster": {"executor": "local"}}
     transfer(make_recipe(recipe))
     report = export_store(store, file, to="gguf")
-    assert report["tokenizer"]
+    assert report.tokenizer
     was, now = open_source(source), open_source(file)
     found = read_all(now)
     for name, tensor in read_all(was).items():

@@ -152,7 +152,7 @@ def test_a_folder_s_card_and_stops_go_into_a_file(pico_llama: Maker, tmp_path: P
     ids = [found[f"tokenizer.ggml.{kind}_token_id"] for kind in ("eos", "eot", "eom")]
     assert (ids, found["general.sampling.temp"], found["general.sampling.top_p"]) == ([1, 2, 7], 1.0, 0.5)
     assert "general.sampling.top_k" not in found
-    assert any("more are left out: [8]" in note for note in report["notes"])
+    assert any("more are left out: [8]" in note for note in report.notes)
 
 
 def test_a_file_s_name_is_the_model_s(pico_llama: Maker, tmp_path: Path) -> None:

@@ -137,9 +137,9 @@ def test_an_export_is_pushed_whole(hub: Hub, pico_llama: Maker, tmp_path: Path) 
     (made.folder / "LICENSE").write_text("Do what you like.")
     report = export_store(made.url, "hf://me/pico-small")
     local = export_store(made.url, str(tmp_path / "pico-small"))
-    assert (report["folder"], report["files"]) == ("hf://me/pico-small", local["files"])
+    assert (report.folder, report.files) == ("hf://me/pico-small", local.files)
     files = hub.repositories["me/pico-small"]
-    assert files == {name: (tmp_path / "pico-small" / name).read_bytes() for name in local["files"]}
+    assert files == {name: (tmp_path / "pico-small" / name).read_bytes() for name in local.files}
     assert hub.created[0]["visibility"] == "private"
     assert b"# pico-small" in files["README.md"]
     assert TOKEN.encode() not in b"".join(files.values())
@@ -172,7 +172,7 @@ def test_what_no_export_has_made_stays(hub: Hub, pico_llama: Maker) -> None:
     hub.repositories["me/pico"] = {".gitattributes": b"x", "README.md": b"mine"}
     report = export_store(pico_llama().url, "hf://me/pico")
     assert hub.repositories["me/pico"]["README.md"] == b"mine"
-    assert "stays as it is" in report["notes"][0]
+    assert "stays as it is" in report.notes[0]
     hub.repositories["me/other"] = {"config.json": b"{}"}
     with pytest.raises(CheckpointExistsError, match=r"no export has made config\.json"):
         export_store(pico_llama().url, "hf://me/other", overwrite=True)

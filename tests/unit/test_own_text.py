@@ -236,7 +236,7 @@ def test_shrinking_without_a_text_is_fitted(
     for name, length in (("one", 32), ("two", 24)):
         sizes = {**target, "mlp": length} if "mlp" in target else target
         recipe = recipe_of(pico, tmp_path, sizes, target_url=str(tmp_path / name), **kept)
-        stages = bot_dist.transfer(recipe, events.append)["calibrate"]
+        stages = bot_dist.transfer(recipe, events.append).calibrate
         assert [stage["axes"] for stage in stages if stage["axes"]] == [[*axes_of(target)]]
         assert all((stage.get("loss") is not None) == loss for stage in stages)
         assert not bot_dist.verify(str(tmp_path / name)).damaged

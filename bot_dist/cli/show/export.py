@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from bot_dist.cli import terminal
 
+if TYPE_CHECKING:
+    from bot_dist.formats.export_result import ExportResult
 
-def show_export(report: dict[str, Any]) -> None:
-    terminal.console.print(f"exported {report['source']} in {report['seconds']:.1f} s to {report['folder']}")
-    for note in report.get("notes", ()):
+
+def show_export(exported: ExportResult) -> None:
+    terminal.console.print(f"exported {exported.source} in {exported.seconds:.1f} s to {exported.folder}")
+    for note in exported.notes:
         terminal.console.print(f"note: {note}", markup=False)
-    if "logits" in report:
-        logits = report["logits"]
-        terminal.console.print(
-            f"transformers loads it: {len(logits['missing_keys'])} missing, {len(logits['unexpected_keys'])} "
-            f"unexpected keys; logits differ from the trained model's by at most {logits['max_abs_difference']:.2e} "
-            f"(max |logit| {logits['max_abs_logit']:.1f})"
-        )
+    if exported.logits is not None:
+        terminal.console.print(str(exported.logits))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
@@ -12,22 +12,25 @@ from bot_dist.cli.terminal import warn
 from bot_dist.units import size
 from bot_dist.urls import label
 
+if TYPE_CHECKING:
+    from bot_dist.pipeline.results import TransferResult
 
-def show_transfer(report: dict[str, Any], url: str) -> None:
-    if stages := report.get("calibrate"):
-        show_shrinking(stages)
+
+def show_transfer(result: TransferResult, url: str) -> None:
+    if result.calibrate:
+        show_shrinking(result.calibrate)
     terminal.console.print(
-        f"committed {label(url)}: {size(report['bytes_read'])} read, {size(report['bytes_written'])} written in "
-        f"{report['steps_seconds']:.1f} s ({report['gb_per_s']:.2f} GB/s), {report['steps']} steps"
-        + (f" of which {report['steps_resumed']} were found done" if report["steps_resumed"] else "")
-        + f"; peak memory per actor {size(max(report['actor_peak_rss_bytes']))}"
+        f"committed {label(url)}: {size(result.bytes_read)} read, {size(result.bytes_written)} written in "
+        f"{result.steps_seconds:.1f} s ({result.gb_per_s:.2f} GB/s), {result.steps} steps"
+        + (f" of which {result.steps_resumed} were found done" if result.steps_resumed else "")
+        + f"; peak memory per actor {size(max(result.actor_peak_rss_bytes))}"
     )
-    if report["energy_kept"]:
-        kept = ", ".join(f"{name} {share:.1%}" for name, share in report["energy_kept"].items())
+    if result.energy_kept:
+        kept = ", ".join(f"{name} {share:.1%}" for name, share in result.energy_kept.items())
         terminal.console.print(f"energy kept: {kept}")
-    for note in report.get("notes", ()):  # stores of earlier versions have none
+    for note in result.notes:
         terminal.console.print(f"note: {note}", markup=False)
-    for name, n in report["overflowed"].items():
+    for name, n in result.overflowed.items():
         warn(f"warning: {name}: {n:,} values are too large for its dtype and became infinite")
 
 

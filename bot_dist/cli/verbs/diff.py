@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Annotated
 
 import typer
@@ -29,7 +28,7 @@ def diff(
     except BotDistError as error:
         raise InputError(*error.args) from error
     if as_json:
-        show_json({"equal": difference.equal, **dataclasses.asdict(difference)})
+        show_json({"equal": difference.equal, **difference.to_json()})
     else:
         show_diff(first, second, difference)
     if not difference.equal:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Annotated
 
 import typer
@@ -33,7 +32,7 @@ def verify(
     with progress() as on_event:
         verification = checks.verify(url, on_event, quick=quick, actors=actors, cluster=recipe.cluster)
     if as_json:
-        show_json({"url": label(url), "intact": not verification.damaged, **dataclasses.asdict(verification)})
+        show_json({"url": label(url), "intact": verification.intact, **verification.to_json()})
     else:
         show_verification(url, verification)
     if verification.damaged:

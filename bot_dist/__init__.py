@@ -7,7 +7,7 @@
 or, of a recipe:
 
 >>> recipe = bot_dist.load_recipe("configs/quickstart.yaml", {"train.steps": 0})
->>> facts = bot_dist.run(recipe)
+>>> result = bot_dist.run(recipe)
 
 ``Checkpoint(URL)`` gives any checkpoint as a state dict or a ``transformers`` model. ``plan_transfer``, ``transfer``,
 ``pretrain`` and ``export`` are the stages of ``run``; ``verify`` checks a store, and ``diff`` compares any two

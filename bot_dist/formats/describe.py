@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from bot_dist.formats.source import Source
 from bot_dist.model import model_of
+from bot_dist.results import Result, Row
 from bot_dist.store import CheckpointReader
+from bot_dist.units import size
 from bot_dist.urls import label
 
 
@@ -25,8 +28,8 @@ class Module:
     """On storage, of all of them."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Description:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Description(Result):
     """A checkpoint for people and for JSON."""
 
     url: str
@@ -41,6 +44,15 @@ class Description:
     config: dict[str, Any]
     """As ``transformers`` has it."""
     modules: tuple[Module, ...]
+    """Every weight, in the model's order."""
+
+    def rows(self) -> Iterator[Row]:
+        yield "format", self.format
+        yield "family", f"{self.family}, {self.n_parameters:,} parameters, {size(self.nbytes)}"
+        yield "sizes", ", ".join(f"{name} {n}" for name, n in self.sizes.items())
+        if self.losses:
+            yield "held-out loss", ", ".join(f"{when}: {loss:.3f}" for when, loss in self.losses.items())
+        yield "config", ", ".join(f"{key}={json.dumps(value)}" for key, value in self.config.items())
 
 
 def describe(source: Source) -> Description:

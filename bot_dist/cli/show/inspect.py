@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich import box
@@ -35,16 +34,7 @@ def show_description(found: Description) -> None:
         axes = ", ".join(f"{axis} {n}" for axis, n in row.axes.items())
         table.add_row(row.name, axes, ", ".join(row.dtypes), str(row.tensors), size(row.nbytes))
     terminal.console.print(table)
-    show_facts(_described(found))
-
-
-def _described(found: Description) -> Iterator[tuple[str, str]]:
-    yield "format", found.format
-    yield "family", f"{found.family}, {found.n_parameters:,} parameters, {size(found.nbytes)}"
-    yield "sizes", ", ".join(f"{name} {n}" for name, n in found.sizes.items())
-    if found.losses:
-        yield "held-out loss", ", ".join(f"{when}: {loss:.3f}" for when, loss in found.losses.items())
-    yield "config", ", ".join(f"{key}={json.dumps(value)}" for key, value in found.config.items())
+    show_facts(found.rows())
 
 
 def show_store(found: Description, manifest: Manifest) -> None:
@@ -75,7 +65,7 @@ def show_store(found: Description, manifest: Manifest) -> None:
             ("arrays", held),
             ("files", ", ".join(manifest.files) or "none"),
             ("digest", manifest.digest),
-            *_described(found),
+            *found.rows(),
             *provenance_lines(manifest),
         ]
     )

@@ -51,7 +51,7 @@ def _inspect_source(source: Source, *, as_json: bool, operators: bool) -> None:
         show_json([]) if as_json else show_operators(source.url, [])
         return
     description = describe(source)
-    show_json(dataclasses.asdict(description)) if as_json else show_description(description)
+    show_json(description.to_json()) if as_json else show_description(description)
 
 
 def _inspect_store(store: CheckpointReader, *, as_json: bool, operators: bool) -> None:

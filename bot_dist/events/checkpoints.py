@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from bot_dist.events.event import Event
-from bot_dist.units import size
+from bot_dist.units import duration, size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +35,22 @@ class ExportWritten(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExportDone(Event):
+    """An export is whole."""
+
+    kind: ClassVar[str] = "done"
+    level: ClassVar[int] = logging.INFO
+    stage: str = "export"
+    folder: str
+    """Where it is, without secrets."""
+    seconds: float
+    """Seconds that it took."""
+
+    def __str__(self) -> str:
+        return f"exported to {self.folder} in {duration(self.seconds)}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class VerifyStarted(Event):
     """A verification begins."""
 
@@ -59,6 +75,22 @@ class VerifyRead(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class VerifyDone(Event):
+    """A verification is done."""
+
+    kind: ClassVar[str] = "done"
+    level: ClassVar[int] = logging.INFO
+    stage: str = "verify"
+    url: str
+    """The store, without secrets."""
+    damaged: int
+    """Number of chunks and files that are damaged or missing."""
+
+    def __str__(self) -> str:
+        return f"{self.url}: {f'{self.damaged} damaged or missing' if self.damaged else 'intact'}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class DiffStarted(Event):
     """A comparison of two checkpoints begins to read values."""
 
@@ -80,3 +112,17 @@ class DiffRead(Event):
     stage: str = "diff"
     elements: int
     """Elements read of either checkpoint since the last such event."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffDone(Event):
+    """A comparison of two checkpoints is done."""
+
+    kind: ClassVar[str] = "done"
+    level: ClassVar[int] = logging.INFO
+    stage: str = "diff"
+    differing: int
+    """Number of parameters and keys of the configuration that differ."""
+
+    def __str__(self) -> str:
+        return f"{self.differing} parameters and settings differ" if self.differing else "no difference"

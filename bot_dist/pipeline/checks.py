@@ -10,10 +10,10 @@ import time
 from typing import TYPE_CHECKING
 
 from bot_dist.events import OnEvent, log
-from bot_dist.events.checkpoints import DiffRead, DiffStarted, VerifyRead, VerifyStarted
+from bot_dist.events.checkpoints import DiffDone, DiffRead, DiffStarted, VerifyDone, VerifyRead, VerifyStarted
 from bot_dist.recipe import ClusterConfig
 from bot_dist.units import duration, size
-from bot_dist.urls import absolute
+from bot_dist.urls import absolute, label
 
 if TYPE_CHECKING:
     from bot_dist.formats.diff import Diff
@@ -52,7 +52,9 @@ def verify(
     damaged = found.pop("")
     for folder in operators:
         damaged += verification.within(folder, found[folder])
-    return verification.Verification(damaged=damaged + unopened, foreign=verification.foreign_files(reader), read=read)
+    damaged += unopened
+    on_event(VerifyDone(url=label(reader.url), damaged=len(damaged)))
+    return verification.Verification(damaged=damaged, foreign=verification.foreign_files(reader), read=read)
 
 
 def _verify_contents(
@@ -97,7 +99,8 @@ def diff(first: str, second: str, on_event: OnEvent = log, *, quick: bool = Fals
 
     a, b = open_source(first), open_source(second)
     found = diff_metadata(a, b)
-    if quick or not found.undecided:
-        return found
-    on_event(DiffStarted(elements=sum(found.undecided.values())))
-    return diff_values(a, b, found, default_threads(), lambda n: on_event(DiffRead(elements=n)))
+    if found.undecided and not quick:
+        on_event(DiffStarted(elements=sum(found.undecided.values())))
+        found = diff_values(a, b, found, default_threads(), lambda n: on_event(DiffRead(elements=n)))
+    on_event(DiffDone(differing=len(found.parameters) + len(found.config)))
+    return found

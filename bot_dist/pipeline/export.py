@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from bot_dist.errors import CheckpointError, InputError
 from bot_dist.events import OnEvent, log
-from bot_dist.events.checkpoints import ExportStarted, ExportWritten
+from bot_dist.events.checkpoints import ExportDone, ExportStarted, ExportWritten
 from bot_dist.recipe import Recipe
 from bot_dist.storage.disk import check_lasting
 from bot_dist.urls import label
@@ -124,4 +124,6 @@ def export_store(
         overwrite=overwrite,
         progress=lambda n: on_event(ExportWritten(bytes=n)),
     )
-    return dataclasses.replace(result, source=label(url), seconds=time.perf_counter() - started)
+    result = dataclasses.replace(result, source=label(url), seconds=time.perf_counter() - started)
+    on_event(ExportDone(folder=label(result.folder), seconds=result.seconds))
+    return result

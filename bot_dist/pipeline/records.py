@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,6 +13,8 @@ from bot_dist.parsing import parse_object
 from bot_dist.recipe import Recipe
 from bot_dist.results import Result
 from bot_dist.storage.disk import check_lasting, write_whole, writing
+
+logger = logging.getLogger(__name__)
 
 NAMES = ("facts", "export", "pretrain", "recipe", "samples")
 """Of what is recorded."""
@@ -59,8 +62,10 @@ class Records:
     def load_result(self, name: str, kind: type[R]) -> R | None:
         """The result that was saved under this name, None if none was. Raises InputError where the file is damaged,
         CheckpointError where it is of a version that recorded something else."""
-        data = self.load(name)
-        return None if data is None else kind.from_json(data, str(self._path(name)))
+        if (data := self.load(name)) is None:
+            return None
+        logger.info("%s: done before, taken from %s", name, self._path(name))
+        return kind.from_json(data, str(self._path(name)))
 
     def save(self, name: str, result: Recorded) -> Recorded:
         """Record a result or plain data, atomically, and return it."""

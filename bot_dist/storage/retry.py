@@ -5,6 +5,7 @@ Waits are slept and time-outs are the clients' own; all of these follow the mono
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import re
@@ -14,6 +15,8 @@ from typing import TypeVar
 
 from bot_dist.errors import BotDistError, InputError
 from bot_dist.urls import label
+
+logger = logging.getLogger(__name__)
 
 TRIES = 8
 """Most times that one operation is tried, about 15 s of waits together."""
@@ -55,6 +58,7 @@ def asked(url: str, operation: str, call: Callable[[], T], as_error: type[BotDis
             if not again or tries == TRIES:
                 often = f" after {tries} tries; run the same command again later" if again else ""
                 raise as_error(f"{label(url)}: can't {operation}: {reason(error)}{often}") from None
+            logger.warning("%s: can't %s, try %d of %d: %s", label(url), operation, tries, TRIES, reason(error))
         time.sleep(min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** (tries - 1)) * _jitter.uniform(0.5, 1))
     raise AssertionError("unreachable")
 

@@ -81,7 +81,8 @@ def test_stores_of_two_layouts_are_read(pico_llama: PicoMaker, stored: Stored) -
     found = checks.diff(whole, cut, events.append)
     assert found.equal
     assert (found.by_reading, found.undecided) == (len(quick.undecided), {})
-    start, *read = events
+    start, *read, done = events
+    assert done.differing == 0
     assert start.elements == sum(quick.undecided.values()) == sum(event.elements for event in read)
 
 

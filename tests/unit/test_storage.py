@@ -205,11 +205,15 @@ DEFINITE = [
 
 
 @pytest.mark.parametrize("error", TRANSIENT, ids=repr)
-def test_transient_answers_are_asked_again(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_transient_answers_are_asked_again(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     slept: list[float] = []
     monkeypatch.setattr(time, "sleep", slept.append)
     assert retry.asked("s3://b", "read", refusals := Refusals(*[error] * 7), SourceError) == "answer"
     assert refusals.asked == 8
+    assert [record.name for record in caplog.records] == ["bot_dist.storage.retry"] * 7
+    assert caplog.messages[0].startswith("s3://b: can't read, try 1 of 8: ")
     assert all(0.5 * 0.2 * 2**i <= s <= 0.2 * 2**i for i, s in enumerate(slept[:5]))
     assert max(slept) <= 5
     with pytest.raises(SourceError, match=r"^s3://b: can't read: .* after 8 tries; run the same command again later$"):

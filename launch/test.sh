@@ -14,6 +14,7 @@ python=.venv/bin/python
 "$python" -m ruff check
 "$python" -m ruff format --check
 "$python" -m mypy
+NO_MKDOCS_2_WARNING=1 "$python" -m mkdocs build --strict --quiet --config-file docs/mkdocs.yml # to .cache/docs
 several_machines() { unshare --net --pid --fork true && hash ip rsync ssh && [[ -x /usr/sbin/sshd ]]; } 2>/dev/null
 if [[ ! ${CI:-} ]] && ! several_machines; then
     echo "test: without the launch tests of several machines: they need root, iproute2, openssh-server and rsync"

@@ -1,4 +1,4 @@
-"""Benchmarks are no tests, but each starts by the command that its docstring gives, and the READMEs give no other."""
+"""Benchmarks are no tests, but each starts by the command that its docstring gives, and the guide gives no other."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def test_a_benchmark_starts_by_the_command_that_it_gives(path: Path) -> None:
     assert result.returncode == 0, result.stderr
 
 
-@pytest.mark.parametrize("readme", ["README.md", "configs/README.md"])
-def test_readmes_name_benchmarks_that_are_there(readme: str) -> None:
-    text = (ROOT / readme).read_text()
+@pytest.mark.parametrize("page", ["docs/pages/results/measured.md", "configs/README.md"])
+def test_pages_name_benchmarks_that_are_there(page: str) -> None:
+    text = (ROOT / page).read_text()
     named = set(re.findall(r"python -m tests\.benchmarks\.(\w+)", text))
-    assert named, f"{readme} gives no command of a benchmark"
+    assert named, f"{page} gives no command of a benchmark"
     assert named <= {path.stem for path in BENCHMARKS}
     assert "tests/benchmarks" not in text, "a benchmark is started by python -m tests.benchmarks.NAME"

@@ -47,6 +47,8 @@ HEAVY = {"torch", "ray", "deepspeed", "transformers", "zarr", "numpy", "pandas",
 TOP_LEVEL = {"bot_dist", "launch", "configs", "tests", "findings", "docs", "pyproject.toml", "README.md", "LICENSE"}
 
 MODULES = sorted(PACKAGE.rglob("*.py"))
+GUIDE = [ROOT / "README.md", ROOT / "configs/README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+"""Every page that is read by people."""
 
 
 def unit_of(path: Path) -> str:
@@ -214,7 +216,7 @@ def test_the_launcher_knows_every_verb() -> None:
 
 
 def unknown_in(command: list[str]) -> list[str]:
-    """What a command of the README names that this repository doesn't have: scripts, recipes, verbs, options, keys."""
+    """What a command of a page names that this repository doesn't have: scripts, recipes, verbs, options, keys."""
     paths = [word for word in command if re.match(r"(launch|configs|tests|\.ci)/", word)]
     missing = [word for word in paths if not (ROOT / word).exists()]
     if Path(command[0]).name != "bot_dist" or not command[1:] or command[1].startswith("-"):
@@ -253,9 +255,10 @@ def test_readme_commands_are_found_and_checked() -> None:
     assert not unknown_in(["bot_dist", "run", "configs/quickstart.yaml"])
 
 
-def test_readmes_name_only_what_exists() -> None:
-    commands = readme_commands((ROOT / "README.md").read_text())
-    assert ["bash", "launch/quickstart.sh"] in commands
-    commands += readme_commands((ROOT / "configs" / "README.md").read_text())
+@pytest.mark.parametrize("page", GUIDE, ids=lambda path: str(path.relative_to(ROOT)))
+def test_commands_name_only_what_exists(page: Path) -> None:
+    commands = readme_commands(page.read_text())
+    if page.name == "README.md" and page.parent == ROOT:
+        assert ["bash", "launch/quickstart.sh"] in commands
     unknown = {shlex.join(command): missing for command in commands if (missing := unknown_in(command))}
-    assert not unknown, f"the READMEs' commands name what is not there: {unknown}"
+    assert not unknown, f"commands name what is not there: {unknown}"

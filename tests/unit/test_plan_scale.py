@@ -131,11 +131,11 @@ def test_a_simulation_names_what_limits() -> None:
     assert all(0 < a.peak_bytes <= plan.memory_limit for a in storage.actors)
 
 
-def test_the_readmes_plan_from_a_configuration_is_made(
+def test_the_guides_plan_from_a_configuration_is_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    readme = (Path(__file__).parents[2] / "README.md").read_text().replace("\\\n", " ")
-    (command,) = re.findall(r"^bot_dist (plan \S+/config\.json .*)$", readme, re.MULTILINE)
+    page = (Path(__file__).parents[2] / "docs/pages/how-to/use.md").read_text().replace("\\\n", " ")
+    (command,) = re.findall(r"^bot_dist (plan \S+/config\.json .*)$", page, re.MULTILINE)
     monkeypatch.chdir(tmp_path)
     config = tmp_path / shlex.split(command)[1]
     config.parent.mkdir()

@@ -6,17 +6,12 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from bot_dist.compare.savings import Curve, flops_saved
+from bot_dist.compare.results import TrialResult
+from bot_dist.compare.savings import flops_saved
 
 SHARES = (0, 1 / 8, 1 / 4, 1 / 2, 1)
 """Of the budget: where a table shows the held-out loss."""
-
-Result = Mapping[str, Any]
-"""What is kept of one training: ``method``, ``seed``, ``scratch`` (whether it began untrained), ``n_parameters``,
-``learning_rate``, ``accuracy`` (at the end; None where none is measured), ``curve`` (the fields of a Curve),
-``diverged`` (None, or where its loss was not finite any more: there the curve ends), ``notes``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,86 +35,82 @@ class Row:
     scratch has diverged. Empty for scratch."""
 
 
-def rows(results: Sequence[Result], target_loss: float | None = None) -> list[Row]:
+def rows(results: Sequence[TrialResult], target_loss: float | None = None) -> list[Row]:
     """A row per method, in their order, each of one learning rate; measured against ``scratch_of`` each."""
-    steps = max((r["curve"]["steps"] for r in results), key=len)
+    steps = max((r.curve.steps for r in results), key=len)
     found = []
-    for method in dict.fromkeys(r["method"] for r in results):
-        mine = [r for r in results if r["method"] == method]
-        losses = [[*r["curve"]["losses"], *[math.inf] * (len(steps) - len(r["curve"]["losses"]))] for r in mine]
+    for method in dict.fromkeys(r.method for r in results):
+        mine = [r for r in results if r.method == method]
+        losses = [[*r.curve.losses, *[math.inf] * (len(steps) - len(r.curve.losses))] for r in mine]
         found.append(
             Row(
                 method=method,
-                n_parameters=mine[0]["n_parameters"],
-                learning_rate=mine[0]["learning_rate"],
+                n_parameters=mine[0].n_parameters,
+                learning_rate=mine[0].learning_rate,
                 losses={step: statistics.fmean(at) for step, at in zip(steps, zip(*losses, strict=True), strict=True)},
-                accuracy=tuple(r["accuracy"] for r in mine if r["accuracy"] is not None),
+                accuracy=tuple(r.accuracy for r in mine if r.accuracy is not None),
                 last=tuple(_end(r) for r in mine),
                 equal=tuple(_at_flops_of(scratch_of(r, results), r) for r in mine),
-                saved=tuple(_saved_of(r, scratch_of(r, results), target_loss) for r in mine if not r["scratch"]),
+                saved=tuple(_saved_of(r, scratch_of(r, results), target_loss) for r in mine if not r.scratch),
             )
         )
     return found
 
 
-def scratch_of(result: Result, results: Sequence[Result]) -> Result:
+def scratch_of(result: TrialResult, results: Sequence[TrialResult]) -> TrialResult:
     """The model from scratch that a result is measured against: of its seed and as many parameters; where there is none
     of so many, because a method has a target of its own, the first."""
-    found = [r for r in results if r["scratch"] and r["seed"] == result["seed"]]
-    return next((r for r in found if r["n_parameters"] == result["n_parameters"]), found[0])
+    found = [r for r in results if r.scratch and r.seed == result.seed]
+    return next((r for r in found if r.n_parameters == result.n_parameters), found[0])
 
 
-def _saved_of(result: Result, scratch: Result, target_loss: float | None) -> float | None:
-    if result["diverged"] or scratch["diverged"]:
+def _saved_of(result: TrialResult, scratch: TrialResult, target_loss: float | None) -> float | None:
+    if result.diverged or scratch.diverged:
         return None
-    return flops_saved(Curve(**result["curve"]), Curve(**scratch["curve"]), target_loss)
+    return flops_saved(result.curve, scratch.curve, target_loss)
 
 
-def _at_flops_of(scratch: Result, result: Result) -> float:
-    if result["diverged"] or scratch["diverged"]:  # its curve may be empty
+def _at_flops_of(scratch: TrialResult, result: TrialResult) -> float:
+    if result.diverged or scratch.diverged:  # its curve may be empty
         return math.inf
-    theirs = Curve(**scratch["curve"])
-    loss = Curve(**result["curve"]).loss_after(theirs.flops_before + theirs.flops_per_step * theirs.steps[-1])
+    theirs = scratch.curve
+    loss = result.curve.loss_after(theirs.flops_before + theirs.flops_per_step * theirs.steps[-1])
     return math.inf if loss is None else loss
 
 
-def _end(result: Result) -> float:
+def _end(result: TrialResult) -> float:
     """The last held-out loss; infinity after a divergence."""
-    return math.inf if result["diverged"] else float(result["curve"]["losses"][-1])
+    return math.inf if result.diverged else float(result.curve.losses[-1])
 
 
-def best_rates(results: Sequence[Result]) -> dict[str, float]:
+def best_rates(results: Sequence[TrialResult]) -> dict[str, float]:
     """By method, the learning rate at which the held-out loss ends lowest: in the mean over what was trained at it,
     where nothing diverged."""
     ends: dict[str, dict[float, list[float]]] = {}
     for r in results:
-        ends.setdefault(r["method"], {}).setdefault(r["learning_rate"], []).append(_end(r))
+        ends.setdefault(r.method, {}).setdefault(r.learning_rate, []).append(_end(r))
     return {method: min(by_rate, key=lambda rate: statistics.fmean(by_rate[rate])) for method, by_rate in ends.items()}
 
 
-def at_best(results: Sequence[Result], rates: Mapping[str, float]) -> list[Result]:
+def at_best(results: Sequence[TrialResult], rates: Mapping[str, float]) -> list[TrialResult]:
     """Method by method, in the order of ``rates``, what was trained at its learning rate."""
-    return [r for method, rate in rates.items() for r in results if (r["method"], r["learning_rate"]) == (method, rate)]
+    return [r for method, rate in rates.items() for r in results if (r.method, r.learning_rate) == (method, rate)]
 
 
-def notes(results: Sequence[Result], rates: Sequence[float] = ()) -> list[str]:
+def notes(results: Sequence[TrialResult], rates: Sequence[float] = ()) -> list[str]:
     """What the user should know: of the plans, of what is compared with what, and where the grid of learning ``rates``
     may have been too small."""
     said: dict[str, list[str]] = {}
     for result in results:
-        for note in result["notes"]:
-            said.setdefault(note, []).append(result["method"])
+        for note in result.notes:
+            said.setdefault(note, []).append(result.method)
     found = [f"{'; '.join(dict.fromkeys(methods))}: {note}" for note, methods in said.items()]
-    if len({r["n_parameters"] for r in results if r["scratch"]}) > 1:
+    if len({r.n_parameters for r in results if r.scratch}) > 1:
         found.append("each method is measured against the model from scratch of as many parameters")
-    other = {
-        r["method"]: against
-        for r in results
-        if (against := scratch_of(r, results))["n_parameters"] != r["n_parameters"]
-    }
-    found += [f"{method}: of another size, measured against {against['method']}" for method, against in other.items()]
+    other = {r.method: against for r in results if (against := scratch_of(r, results)).n_parameters != r.n_parameters}
+    found += [f"{method}: of another size, measured against {against.method}" for method, against in other.items()]
     for rate in sorted({min(rates), max(rates)}) if len(rates) > 1 else ():
-        at_end = [r["method"] for r in results if r["learning_rate"] == rate]
+        at_end = [r.method for r in results if r.learning_rate == rate]
         if at_end:
             which = "lowest" if rate == min(rates) else "highest"
             found.append(f"{'; '.join(dict.fromkeys(at_end))}: best at {rate:g}, the {which} of the learning rates")

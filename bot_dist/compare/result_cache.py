@@ -27,8 +27,8 @@ from bot_dist.train.driver import TrainRun, pretrain
 from bot_dist.train.side_by_side import places, side_by_side
 from bot_dist.urls import absolute
 
-Result = dict[str, Any]
-"""Plain data."""
+Plain = dict[str, Any]
+"""What JSON can hold."""
 RESULT = "result.json"
 STATES = "states"
 """In the folder of its job."""
@@ -56,7 +56,7 @@ class Job(Protocol):
         """Make what it starts from; the run has the job's ``name``. ``folder`` is its own, ``start`` that of all jobs
         with the same ``decides``, however they are trained."""
 
-    def result(self, start: str, training: Result) -> Result:
+    def result(self, start: str, training: Plain) -> Plain:
         """What is kept of a RunResult (as plain data)."""
 
 
@@ -70,7 +70,7 @@ class Bench:
         self._contents: dict[tuple[tuple[str, ...], str], list[list[str]]] = {}
         self._takers: dict[tuple[str, str, str], str] = {}
 
-    def results(self, jobs: Sequence[Job]) -> list[Result]:
+    def results(self, jobs: Sequence[Job]) -> list[Plain]:
         """Of every job. What is missing is trained, as many jobs at once as the cluster has room for; each result is
         kept as soon as it is there. Raises the first failure once the others are done; a signal stops all, and the same
         call goes on."""
@@ -125,9 +125,9 @@ class Bench:
         folder = str(self._folder(job))
         return dataclasses.replace(job.begin(folder, self._start(job)), states_url=f"{folder}/{STATES}")
 
-    def _keep(self, job: Job, training: Result) -> None:
+    def _keep(self, job: Job, training: Plain) -> None:
         folder = self._folder(job)
-        kept = {"decided_by": self._decided_by(job), **job.result(self._start(job), training)}
+        kept = {**job.result(self._start(job), training), "decided_by": self._decided_by(job)}
         write_whole(folder / RESULT, json.dumps(kept, indent=1))
 
     def _folder(self, job: Job) -> Path:

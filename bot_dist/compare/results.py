@@ -1,12 +1,52 @@
-"""The result of a comparison."""
+"""The results of a comparison and of its trials."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from bot_dist.compare.savings import Curve
 from bot_dist.results import Result, Row
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class TrialResult(Result):
+    """The facts of one trial: a start of the target, and its training."""
+
+    method: str
+    """Names the way in which the start was made."""
+    seed: int
+    """The seed of the training."""
+    learning_rate: float
+    """Highest learning rate of the training."""
+    scratch: bool
+    """Whether it started from the family's own initialisation."""
+    n_parameters: int
+    """Parameters of the target."""
+    notes: list[str]
+    """Sentences about the start that the user should know."""
+    curve: Curve
+    """Held-out losses over FLOPs; it ends where the loss was not finite any more."""
+    accuracy: float | None
+    """Share of held-out images whose class is predicted at the end; None where none is measured."""
+    diverged: str | None
+    """Says where the loss became NaN or infinity; None where it did not."""
+    transfer: Mapping[str, Any] = field(default_factory=dict)
+    """The measurements of the transfer, as the store of the start records them; empty from scratch."""
+    training: Mapping[str, Any] = field(default_factory=dict)
+    """The measurements of the training: the fields of a ``RunResult``."""
+    decided_by: Mapping[str, Any] = field(default_factory=dict)
+    """Everything that decides this result: where it is the same, the result is taken again."""
+
+    def rows(self) -> Iterator[Row]:
+        yield "method", f"{self.method}, seed {self.seed}, learning rate {self.learning_rate:g}"
+        yield "parameters", f"{self.n_parameters:,}"
+        yield "held-out loss", ", ".join(f"{loss:.3f}" for loss in self.curve.losses)
+        if self.diverged is not None:
+            yield "diverged", self.diverged
+        for note in self.notes:
+            yield "note", note
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +68,8 @@ class ComparisonResult(Result):
     source: Mapping[str, Any]
     """The source's ``url``, ``held_out_loss`` and ``held_out_accuracy``, and its own training if it was ``pretrained``
     here."""
-    results: tuple[Mapping[str, Any], ...]
-    """Facts of every training."""
+    results: tuple[TrialResult, ...]
+    """The facts of every trial."""
     learning_rates: Mapping[str, float]
     """The best learning rate of every method."""
     table: ResultsTable

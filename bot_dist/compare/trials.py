@@ -16,8 +16,8 @@ from typing import Any
 from bot_dist.baselines import Baseline, baseline
 from bot_dist.compare.ranking import at_best, best_rates, markdown, notes, rows, table
 from bot_dist.compare.recipe import SCRATCH, SOURCE, UNTIED_SCRATCH, ComparisonRecipe, MethodConfig, PretrainConfig
-from bot_dist.compare.result_cache import STATES, Bench, Contents, Result
-from bot_dist.compare.results import ComparisonResult, ResultsTable
+from bot_dist.compare.result_cache import STATES, Bench, Contents, Plain
+from bot_dist.compare.results import ComparisonResult, ResultsTable, TrialResult
 from bot_dist.compare.savings import Curve
 from bot_dist.errors import InputError
 from bot_dist.events import OnEvent, log
@@ -82,7 +82,7 @@ def compare(recipe: ComparisonRecipe, on_event: OnEvent = log) -> ComparisonResu
         results=tuple(results),
         learning_rates=rates,
         table=ResultsTable(headings=headings, lines=lines),
-        notes=(*notes(chosen, recipe.rates), *(r["diverged"] for r in results if r["diverged"])),
+        notes=(*notes(chosen, recipe.rates), *(r.diverged for r in results if r.diverged)),
         versions=versions(),
         command=label(" ".join(sys.argv)),
         machine=machine(),
@@ -90,7 +90,9 @@ def compare(recipe: ComparisonRecipe, on_event: OnEvent = log) -> ComparisonResu
     )
     write_whole(output / "comparison.json", json.dumps(facts.to_json(), indent=1))
     write_whole(output / "comparison.md", markdown(headings, lines))
-    curves = comparison_curves(chosen, loss, per="token" if recipe.train.images is None else "image")
+    curves = comparison_curves(
+        [r.to_json() for r in chosen], loss, per="token" if recipe.train.images is None else "image"
+    )
     write_whole(output / "comparison.png", curves)
     return facts
 
@@ -118,7 +120,7 @@ class SourceTraining:
         config, url = self._config(), f"{folder}/source.zarr"
         return TrainRun(name=self.name, config=config, url=None, steps=self.train.steps, save_url=url, overwrite=True)
 
-    def result(self, start: str, training: Result) -> Result:
+    def result(self, start: str, training: Plain) -> Plain:
         return training
 
 
@@ -140,7 +142,7 @@ class SourceLoss:
     def begin(self, folder: str, start: str) -> TrainRun:
         return TrainRun(name=self.name, config=open_source(absolute(self.url)).config, url=self.url, steps=0)
 
-    def result(self, start: str, training: Result) -> Result:
+    def result(self, start: str, training: Plain) -> Plain:
         return training
 
 
@@ -214,7 +216,7 @@ class Trial:
         inserted = tuple(made.manifest.provenance["plan"]["inserted_layers"])
         return dataclasses.replace(run, config=made.config, url=recipe.transferred_url, inserted=inserted)
 
-    def result(self, start: str, training: Result) -> Result:
+    def result(self, start: str, training: Plain) -> Plain:
         model = self.plan.target
         context = model.tokens_per_sample(self.train.context)
         transfer = {} if self.scratch else self._transferred(start)
@@ -224,40 +226,46 @@ class Trial:
             flops_per_step=float(training["tokens_per_step"] * model.training_flops_per_token(context)),
             flops_before=self.calibration_flops + transfer.get("made", {}).get("flops", 0.0),
         )
-        return {
-            "method": self.method,
-            "seed": self.train.seed,
-            "learning_rate": self.train.learning_rate,
-            "scratch": self.scratch,
-            "n_parameters": model.n_parameters,
-            "notes": [] if self.scratch else [*self.plan.notes, *ranking_lines(transfer.get("calibrate", ()))],
-            "curve": dataclasses.asdict(curve),
-            "accuracy": None if training["diverged"] else training["held_out"][-1]["accuracy"],
-            "diverged": training["diverged"],
-            "transfer": transfer,
-            "training": training,
-        }
+        kept = TrialResult(
+            method=self.method,
+            seed=self.train.seed,
+            learning_rate=self.train.learning_rate,
+            scratch=self.scratch,
+            n_parameters=model.n_parameters,
+            notes=[] if self.scratch else [*self.plan.notes, *ranking_lines(transfer.get("calibrate", ()))],
+            curve=curve,
+            accuracy=None if training["diverged"] else training["held_out"][-1]["accuracy"],
+            diverged=training["diverged"],
+            transfer=transfer,
+            training=training,
+        )
+        return kept.to_json()
 
     def _transfer(self, start: str) -> Recipe:
         return self.recipe.model_copy(update={"output": start})
 
-    def _transferred(self, start: str) -> Result:
+    def _transferred(self, start: str) -> Plain:
         """What the transfer reported, as its store keeps it."""
-        report: Result = CheckpointReader(self._transfer(start).transferred_url).manifest.provenance["transfer"]
+        report: Plain = CheckpointReader(self._transfer(start).transferred_url).manifest.provenance["transfer"]
         return report
 
 
-def _trained(bench: Bench, recipe: ComparisonRecipe, source: str) -> tuple[list[Result], dict[str, float]]:
+def _trained(bench: Bench, recipe: ComparisonRecipe, source: str) -> tuple[list[TrialResult], dict[str, float]]:
     """All results, and by method its best learning rate: found with the first seed, used with the others."""
+
+    def results(trials: list[Trial]) -> list[TrialResult]:
+        named = ((trial.name, kept) for trial, kept in zip(trials, bench.results(trials), strict=True))
+        return [TrialResult.from_json(kept, f"the result of {name}") for name, kept in named]
+
     first, *others = recipe.seeds
     starts = _trials(recipe, source, first)
-    results = bench.results([trial.at(rate) for rate in recipe.rates for trial in starts])
-    rates = best_rates(results)
+    found = results([trial.at(rate) for rate in recipe.rates for trial in starts])
+    rates = best_rates(found)
     trials = [trial.at(rates[trial.method]) for seed in others for trial in _trials(recipe, source, seed)]
-    return results + bench.results(trials), rates
+    return found + results(trials), rates
 
 
-def _last_state(pretrained: Result) -> str | None:
+def _last_state(pretrained: Plain) -> str | None:
     """The source with AdamW's moments, where ``pretrain.train.save_every`` had its state saved at the end."""
     from bot_dist.train.state import state_name
 

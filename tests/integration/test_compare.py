@@ -55,33 +55,33 @@ def test_a_comparison_and_its_rerun(shakespeare: str, tmp_path: Path) -> None:
 
     methods = ["scratch", "scratch, head untied", "selection", "ours", "warm", "same"]
     assert len(facts.results) == 2 * len(methods)
-    chosen = [r for r in facts.results if r["learning_rate"] == facts.learning_rates[r["method"]]]
-    by_method = {result["method"]: result for result in chosen}
-    assert all(r["curve"]["losses"][-1] >= by_method[r["method"]]["curve"]["losses"][-1] for r in facts.results)
+    chosen = [r for r in facts.results if r.learning_rate == facts.learning_rates[r.method]]
+    by_method = {result.method: result for result in chosen}
+    assert all(r.curve.losses[-1] >= by_method[r.method].curve.losses[-1] for r in facts.results)
     assert len([*(tmp_path / "run" / "starts").iterdir()]) == 4
     assert list(by_method) == [line[0] for line in facts.table.lines] == methods
-    assert by_method["ours"]["n_parameters"] == by_method["scratch, head untied"]["n_parameters"]
-    assert by_method["selection"]["n_parameters"] == by_method["scratch"]["n_parameters"]
+    assert by_method["ours"].n_parameters == by_method["scratch, head untied"].n_parameters
+    assert by_method["selection"].n_parameters == by_method["scratch"].n_parameters
     for result in by_method.values():
-        assert result["curve"]["steps"] == [0, 2, 4, 6]
-        if result["method"] != "warm":  # so few steps hardly move it
-            assert result["training"]["losses"][-1]["loss"] < result["training"]["losses"][0]["loss"]
-        larger = result["method"] == "same"
-        assert (result["curve"]["flops_per_step"] > by_method["scratch"]["curve"]["flops_per_step"]) == larger
-    assert any("AdamW's moments are carried along, as they are after 20 steps" in n for n in by_method["warm"]["notes"])
-    assert not any("moments are carried" in note for note in by_method["ours"]["notes"])
-    assert by_method["warm"]["curve"]["losses"][0] == by_method["ours"]["curve"]["losses"][0]
-    assert by_method["same"]["curve"]["losses"][0] == pytest.approx(trained[-1]["loss"], abs=1e-6)
-    tokens = {name: result["curve"]["flops_before"] for name, result in by_method.items()}
+        assert result.curve.steps == [0, 2, 4, 6]
+        if result.method != "warm":  # so few steps hardly move it
+            assert result.training["losses"][-1]["loss"] < result.training["losses"][0]["loss"]
+        larger = result.method == "same"
+        assert (result.curve.flops_per_step > by_method["scratch"].curve.flops_per_step) == larger
+    assert any("AdamW's moments are carried along, as they are after 20 steps" in n for n in by_method["warm"].notes)
+    assert not any("moments are carried" in note for note in by_method["ours"].notes)
+    assert by_method["warm"].curve.losses[0] == by_method["ours"].curve.losses[0]
+    assert by_method["same"].curve.losses[0] == pytest.approx(trained[-1]["loss"], abs=1e-6)
+    tokens = {name: result.curve.flops_before for name, result in by_method.items()}
     ours = tokens["ours"]
     assert tokens == {"scratch": 0, "scratch, head untied": 0, "selection": 0, "ours": ours, "warm": ours, "same": 0}
     forward = 256 * model_of(source.config).flops_per_token(16)
     assert 2 * forward < ours < 10 * forward
-    rates = {tuple(s["learning_rate"] for s in result["training"]["losses"]) for result in facts.results}
+    rates = {tuple(s["learning_rate"] for s in result.training["losses"]) for result in facts.results}
     assert len(rates) == 2
 
     out = tmp_path / "run"
-    assert json.loads((out / "comparison.json").read_text()) == facts
+    assert json.loads((out / "comparison.json").read_text()) == facts.to_json()
     assert (out / "comparison.md").read_text().count("\n") == 2 + len(methods)
     assert (out / "comparison.png").read_bytes().startswith(b"\x89PNG")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from bot_dist.compare import trials as compare
 from bot_dist.compare.ranking import at_best, best_rates, markdown, notes, rows, table
 from bot_dist.compare.recipe import ComparisonRecipe
 from bot_dist.compare.result_cache import Bench
+from bot_dist.compare.results import TrialResult
 from bot_dist.compare.savings import Curve, flops_saved
 from bot_dist.data.byte_tokenizer import save_byte_tokenizer
 from bot_dist.errors import BotDistError, InputError, RecipeError
@@ -73,17 +75,21 @@ def test_flops_are_counted_until_the_loss_that_scratch_ends_at() -> None:
     assert flops_saved(curve(3.0, 2.5, 1.5, 1.0), scratch, loss=1.5) == pytest.approx(1 - 200 / 400)  # at least
 
 
-def result(method: str, seed: int, *losses: float, parameters: int = 1000, **facts: Any) -> dict[str, Any]:
-    made = {"steps": [0, 100, 200, 400][: len(losses)], "losses": losses, "flops_per_step": 1.0, "flops_before": 0.0}
+def result(method: str, seed: int, *losses: float, parameters: int = 1000, **facts: Any) -> TrialResult:
+    made = Curve(steps=[0, 100, 200, 400][: len(losses)], losses=losses, flops_per_step=1.0)
     found = {"method": method, "seed": seed, "scratch": False, "n_parameters": parameters, "notes": [], "curve": made}
-    return {**found, "learning_rate": 1e-3, "accuracy": None, "diverged": None, **facts}
+    return TrialResult(**{**found, "learning_rate": 1e-3, "accuracy": None, "diverged": None, **facts})
+
+
+def with_flops(found: TrialResult, **flops: float) -> TrialResult:
+    return dataclasses.replace(found, curve=dataclasses.replace(found.curve, **flops))
 
 
 def test_a_start_that_is_not_finite_has_a_row_and_no_curve() -> None:
     lost = result("ours", 0, diverged="run 'ours': held-out loss is nan at step 0")
     results = [result("scratch", 0, 5, 4, 3, 2.0, scratch=True), lost]
     assert table(rows(results))[1][1][2:] == [*["diverged"] * 4, "–", "never reached"]
-    assert comparison_curves(results, 1.5).startswith(b"\x89PNG")
+    assert comparison_curves([r.to_json() for r in results], 1.5).startswith(b"\x89PNG")
 
 
 def test_a_table_has_a_row_per_method_over_its_seeds() -> None:
@@ -97,7 +103,7 @@ def test_a_table_has_a_row_per_method_over_its_seeds() -> None:
         result("ours", 1, 3, 2.5, 2, 1.9, parameters=1200, notes=["the head is untied"]),
         result("theirs", 1, 4, 3, 2.4, 2.2),
     ]
-    results[2]["curve"] |= {"flops_before": 100.0}
+    results[2] = with_flops(results[2], flops_before=100.0)
     headings, lines = table(rows(results))
     assert headings == [
         "start",
@@ -118,7 +124,7 @@ def test_a_table_has_a_row_per_method_over_its_seeds() -> None:
     ]
     alone = rows(results[:4], target_loss=2.4)
     assert [line[-1] for line in table(alone)[1]] == ["–", "–", "45.0%", "50.0%"]
-    images = rows([{**r, "accuracy": 0.9 + r["seed"] / 10} for r in results])
+    images = rows([dataclasses.replace(r, accuracy=0.9 + r.seed / 10) for r in results])
     assert [line[-2:] for line in table(images)[1]][2] == ["95.0% ± 7.1%", "62.5% ± 17.7%"]
     assert table(images)[0][-2:] == ["right at 400", "FLOPs saved"]
     assert [line[2] for line in table(alone, tuned=True)[1]] == ["0.001"] * 4
@@ -137,7 +143,7 @@ def test_the_source_may_be_trained_on_beside_what_is_made_of_it(
         result("scratch", 0, 5, 4, 3, 2.0, scratch=True),
         result("same", 0, 3, 2.5, 2, 1.5, parameters=500),
     ]
-    results[1]["curve"] |= {"flops_per_step": 0.5}
+    results[1] = with_flops(results[1], flops_per_step=0.5)
     assert table(rows(results))[1][1][-2:] == ["1.500", "75.0%"]
     assert notes(results) == ["same: of another size, measured against scratch"]
 
@@ -419,7 +425,7 @@ def test_methods_are_tuned_with_the_first_seed(
                     *(5, 4, 3, 2 + abs(best[t.method] - t.train.learning_rate) + t.train.seed / 100),
                     learning_rate=t.train.learning_rate,
                     scratch=t.scratch,
-                )
+                ).to_json()
                 for t in trials
             ]
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 import bot_dist
-from bot_dist.compare.results import ComparisonResult, ResultsTable
+from bot_dist.compare.results import ComparisonResult, ResultsTable, TrialResult
+from bot_dist.compare.savings import Curve
 from bot_dist.errors import CheckpointError
 from bot_dist.events.training import HeldOut, TrainingStep
 from bot_dist.formats.check_export import LogitsCheck
@@ -99,10 +100,21 @@ PIPELINE = PipelineResult(
     date="d",
     report="runs/report.html",
 )
+TRIAL = TrialResult(
+    method="ours",
+    seed=0,
+    learning_rate=1e-3,
+    scratch=False,
+    n_parameters=9,
+    notes=[],
+    curve=Curve(steps=[0, 8], losses=[3.5, 2.5], flops_per_step=1.0),
+    accuracy=None,
+    diverged=None,
+)
 COMPARISON = ComparisonResult(
     recipe={},
     source={"url": "s", "held_out_loss": 3.0},
-    results=({"method": "ours"},),
+    results=(TRIAL,),
     learning_rates={"ours": 1e-3},
     table=ResultsTable(headings=["method", "0", "8"], lines=[["ours", "3.5", "2.5"]]),
     notes=(),
@@ -129,6 +141,7 @@ RESULTS = [
     (PIPELINE, "Its held-out loss is 2.500 after 2 steps"),
     (FamilyResult(members={"small": PIPELINE}, report="runs/report.html"), "small"),
     (COMPARISON, "0: 3.5; 8: 2.5"),
+    (TRIAL, "3.500, 2.500"),
     (DIFF, "2 values, by at most 0.5"),
     (VERIFICATION, "a, chunk 0.0: is damaged"),
 ]

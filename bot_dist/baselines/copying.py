@@ -17,8 +17,8 @@ import torch
 from bot_dist.baselines.rule import Given, Made, Rule, changed, only_grows, refuse_axes
 from bot_dist.errors import PlanError
 from bot_dist.model import Model, Weight
-from bot_dist.operators import OperatorSpec
-from bot_dist.plan import Fitted
+from bot_dist.operators import Select
+from bot_dist.plan import OperatorTable
 
 NOISE = 10.0
 """Decibels of the weights' power over the noise's: the paper's."""
@@ -105,15 +105,14 @@ def _noise(values: torch.Tensor, dim: int, n_source: int, drawn: torch.Generator
     return noise.index_select(dim, index - n_source * (copy % 2)) * along(dim, sign, values)
 
 
-def _copies(what: str, source: Model, target: Model) -> Fitted:
+def _copies(what: str, source: Model, target: Model) -> OperatorTable:
     only_grows(what, source, target)
     refuse_axes(what, source, target, "head_dim", "position")
     return {
         weight.name: {
-            (i, 1): OperatorSpec(
+            (i, 1): Select(
                 n_source=source.sizes[use.axis],
                 n_target=target.sizes[use.axis],
-                policy="select",
                 indices=tuple(j % source.sizes[use.axis] for j in range(target.sizes[use.axis])),
                 split=1.0 if use.role == "read" else 0.0,
             )

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from bot_dist.errors import PlanError
 from bot_dist.formats.source import Source
 from bot_dist.model import Model, Weight
-from bot_dist.plan import Fitted
+from bot_dist.plan import OperatorTable
 from bot_dist.tensors import whole
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class Rule:
 
     name: str
     """Whose rule it is, and which."""
-    operators: Fitted = field(default_factory=dict)
+    operators: OperatorTable = field(default_factory=dict)
     """Per module, along its widths that change."""
     layers: tuple[int, ...] = ()
     """Per layer of the target, the source's that it is made of; empty: as ``depth`` says."""

@@ -11,17 +11,16 @@ import numpy as np
 
 from bot_dist.baselines.rule import Rule, only_shrinks
 from bot_dist.model import Model
-from bot_dist.operators import OperatorSpec
+from bot_dist.operators import Select
 
 
 def weight_selection(source: Model, target: Model) -> Rule:
     only_shrinks("weight selection", source, target)
     operators = {
         weight.name: {
-            (i, 1): OperatorSpec(
+            (i, 1): Select(
                 n_source=source.sizes[use.axis],
                 n_target=target.sizes[use.axis],
-                policy="select",
                 indices=evenly(source.sizes[use.axis], target.sizes[use.axis]),
             )
             for i, use in enumerate(weight.uses)

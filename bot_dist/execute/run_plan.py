@@ -12,7 +12,7 @@ from bot_dist.events.transfer import StepDone, StepMeasures, TransferStarted
 from bot_dist.execute.executor import Executor, Reader, StepResult
 from bot_dist.execute.local import LocalExecutor
 from bot_dist.execute.ray.cluster import connected, device_of
-from bot_dist.plan import TransferPlan, step_bytes
+from bot_dist.plan import DetailPlan, TransferPlan, step_bytes
 from bot_dist.recipe import ClusterConfig
 
 
@@ -97,7 +97,7 @@ class Tally:
         """Share of each module's squared norm in each detail band that was kept."""
         shares: dict[str, dict[str, float]] = {}
         for module, (source, target) in zip(self.plan.modules, self._energy, strict=True):
-            if module.band and _finite(source, target):
+            if isinstance(module, DetailPlan) and _finite(source, target):
                 shares.setdefault(module.weight.name, {})[module.band] = target / source
         return shares
 

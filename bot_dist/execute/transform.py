@@ -8,9 +8,9 @@ import numpy as np
 import torch
 
 from bot_dist.kernels import Applied, Stage, apply_operators
-from bot_dist.operators import Operator, OperatorSpec, build_operator, counts, origins
+from bot_dist.operators import Operator, OperatorSpec, counts, origins
 from bot_dist.plan import AxisPlan, ModulePlan, Step, operator_rows
-from bot_dist.store import read_constant, read_dual, read_rows
+from bot_dist.store import read_columns, read_constant, read_rows
 from bot_dist.tensors import Box
 from bot_dist.tensors.axes import Range
 from bot_dist.tensors.random import normal
@@ -38,7 +38,7 @@ def transform(module: ModulePlan, step: Step, tensor: torch.Tensor) -> Applied:
     values = apply_operators(tensor, stages, torch.float32).tensor if stages or not undoing else tensor
     for i in undoing:
         values = _apply_alone(module.axes, i, step, values)
-    if module.moment is None:  # of moments, what takes nothing is zero
+    if not module.blank_is_zero:
         _fill(module, step, values)
     if module.noise:
         _add_noise(module, step, values)
@@ -66,25 +66,25 @@ def _apply_alone(axes: tuple[AxisPlan, ...], i: int, step: Step, tensor: torch.T
     (but for the first) target are whole."""
     a = axes[i]
     assert a.spec is not None
-    matrix = a.spec.matrix
+    spec, of_weights = a.spec, a.spec.of_weights
     inner = [b.n_target for b in axes[i + 1 : i + a.spans]]
     start, stop = (end * math.prod(inner) for end in step.target[i])
     shape = [*tensor.shape]
-    joined = tensor.reshape(*shape[:i], a.spec.n_source, *shape[i + a.spans :])
+    joined = tensor.reshape(*shape[:i], spec.n_source, *shape[i + a.spans :])
     result = joined.new_empty((*shape[:i], stop - start, *shape[i + a.spans :]), dtype=torch.float32)
-    if matrix.per_layer:
+    if of_weights.per_layer:
         layers = [layer for r in ([step.target[0]] if a.restores else step.source[0]) for layer in range(*r)]
         parts = [*zip(layers, joined, result, strict=True)]
     else:
         parts = [(0, joined, result)]
-    along = i - matrix.per_layer
+    along = i - of_weights.per_layer
     for layer, part, into in parts:
         if a.constant:
-            into.fill_(read_constant(matrix, layer))
-        elif a.restores and matrix.inverted:
-            _apply_dual(a.spec, layer, part, into, along, (start, stop))
+            into.fill_(read_constant(spec, layer))
+        elif spec.by_columns:
+            _apply_columns(spec, layer, part, into, along, (start, stop))
         else:
-            _apply_rows(a.spec, layer, part, into, along, (start, stop))
+            _apply_rows(spec, layer, part, into, along, (start, stop))
     return result.reshape(*shape[:i], step.target[i][1] - step.target[i][0], *inner, *shape[i + a.spans :])
 
 
@@ -93,26 +93,23 @@ def _apply_rows(
 ) -> None:
     """The rows of ``target``, a block of them after the other."""
     n_rows = operator_rows(spec)
-    known = None if spec.fitted else build_operator(spec)
     for first in range(*target, n_rows):
-        rows = first, min(first + n_rows, target[1])
-        found = read_rows(spec, rows, layer) if known is None else known.restricted(rows, ((0, spec.n_source),))
-        stage = Stage(along, *found)
+        stage = Stage(along, *read_rows(spec, (first, min(first + n_rows, target[1])), layer))
         made = apply_operators(part, [stage], torch.float32).tensor
         into.narrow(along, first - target[0], len(stage.taps)).copy_(made)
 
 
-def _apply_dual(
+def _apply_columns(
     spec: OperatorSpec, layer: int, part: torch.Tensor, into: torch.Tensor, along: int, target: Range
 ) -> None:
-    """The transpose of a matrix's dual: what a block of the dual's rows gives of ``target``, added to what the blocks
-    before it gave. Where the blocks are cut does not depend on the tile."""
+    """The parts that blocks of the columns have in ``target``, one added after the other. Where the blocks are cut does
+    not depend on the tile."""
     n, n_rows = spec.n_source, operator_rows(spec)
     into.zero_()
     for first in range(0, n, n_rows):
-        rows = read_dual(spec.matrix, (first, min(first + n_rows, n)), layer)
-        taps = np.ascontiguousarray(rows[:, slice(*target)].T)
-        indices = np.broadcast_to(np.arange(first, first + len(rows)), taps.shape)
+        columns = read_columns(spec, (first, min(first + n_rows, n)), layer)
+        taps = np.ascontiguousarray(columns[:, slice(*target)].T)
+        indices = np.broadcast_to(np.arange(first, first + len(columns)), taps.shape)
         into.add_(apply_operators(part, [Stage(along, indices, taps)], torch.float32).tensor)
 
 
@@ -128,7 +125,7 @@ def _untaken(a: AxisPlan, target: Range) -> np.ndarray:
 
 def _untouched(module: ModulePlan, step: Step) -> bool:
     """Whether the tile has indices that take nothing from the source and are not to be zero."""
-    return module.moment is None and any(
+    return not module.blank_is_zero and any(
         any(_blank(module, a)) and _untaken(a, target).any() for a, target in zip(module.axes, step.target, strict=True)
     )
 
@@ -137,7 +134,7 @@ def _blank(module: ModulePlan, a: AxisPlan) -> tuple[float, float]:
     """What indices of an axis hold that take nothing from the source, where nothing is drawn for them: those that the
     source has, too, and those beyond."""
     value = module.weight.silent if a.axis == "layer" else module.weight.neutral
-    return (a.spec.row_sum if a.spec is not None and a.constant else value), value
+    return (value if a.spec is None else a.spec.held(value)), value
 
 
 def _fill(module: ModulePlan, step: Step, values: torch.Tensor) -> None:

@@ -19,7 +19,7 @@ from bot_dist.execute.process import peak_rss_bytes
 from bot_dist.execute.reading import all_done, core, energy, read_step, refuse_nonfinite, refuse_overflow
 from bot_dist.execute.transform import transform
 from bot_dist.kernels import Stage, apply_operators
-from bot_dist.operators import OperatorSpec, build_operator
+from bot_dist.operators import Resample, build_operator
 from bot_dist.plan import REQUESTS, Step, TransferPlan, step_bytes, step_peak
 from bot_dist.store import CheckpointWriter
 from bot_dist.tensors import Box
@@ -42,7 +42,7 @@ class Worker:
 
     def warm_up(self) -> None:
         """Load what a first step would load: compiled kernels and libraries."""
-        halves = build_operator(OperatorSpec(n_source=64, n_target=32)).restricted((0, 32), ((0, 64),))
+        halves = build_operator(Resample(n_source=64, n_target=32)).restricted((0, 32), ((0, 64),))
         apply_operators(torch.zeros(64, 64, device=self.device.name), [Stage(0, *halves)], torch.float32)
 
     def run(self, step: Step) -> StepResult:

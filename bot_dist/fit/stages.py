@@ -40,9 +40,9 @@ from bot_dist.fit.suitable import check_understood
 from bot_dist.fit.weight_only import WeightStatistics
 from bot_dist.formats.source import Source
 from bot_dist.model import Model
-from bot_dist.operators import OperatorSpec, lifting, origins
+from bot_dist.operators import Fitted, lifting, origins
 from bot_dist.plan import (
-    Fitted,
+    OperatorTable,
     SourceModule,
     TransferPlan,
     adaptive,
@@ -70,7 +70,7 @@ class Adapted:
 
     axes: list[str] = field(default_factory=list)
     target: dict[str, int] = field(default_factory=dict)
-    stored: dict[str, OperatorSpec] = field(default_factory=dict)
+    stored: dict[str, Fitted] = field(default_factory=dict)
     layers: tuple[int, ...] = ()
     """Of the source, that are kept; empty for all."""
     sequential: bool = False
@@ -147,7 +147,7 @@ class Adaptation:
             layers=self.done.layers,
         )
 
-    def _table(self, target: Model, axes: list[str]) -> Fitted:
+    def _table(self, target: Model, axes: list[str]) -> OperatorTable:
         return adaptive(self.model, target, self.basis, axes, sequential=self.done.sequential, averaged=self.averaged)
 
     def _now(self) -> tuple[Source, Model]:
@@ -280,8 +280,8 @@ class Adaptation:
         def matrix(name: str, layer: int) -> Any:
             spec = wanted[name]
             if spec.per_layer and layer not in position:  # of the source, and left out
-                return _any_operator(spec)
-            found = given.stored_gain if spec.policy == "constant" else fit.matrix
+                return spec.placeholder
+            found = given.stored_gain if spec.takes_nothing else fit.matrix
             return found(name, position[layer] if spec.per_layer else 0)
 
         key = digest(
@@ -370,13 +370,6 @@ class Adaptation:
         assert self.data is not None
         if not self.recipe.calibrate.allow_mismatch:
             check_understood(loss, self.model, self.source.url, self.data.named)
-
-
-def _any_operator(spec: OperatorSpec) -> np.ndarray:
-    """One that can be undone."""
-    if spec.policy == "constant":
-        return np.ones(())
-    return np.arange(spec.n_target) if spec.selects else np.eye(spec.n_target, spec.n_source)
 
 
 def _changed_sizes(before: Model, after: Model) -> dict[str, list[int]]:

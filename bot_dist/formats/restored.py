@@ -89,7 +89,7 @@ class MallatSource:
 
     def _parts(self, shrunk: Shrunk, wanted: Sequence[Range]) -> Iterator[_Part]:
         """The approximation's and the detail's part of the ranges along an operator's axes."""
-        if not shrunk.undone:
+        if shrunk.spec is None:
             yield _Part(letters="a" * len(wanted), box=tuple(wanted), place=tuple(_from(r, r[0]) for r in wanted))
             return
         (first, last), *ones = wanted

@@ -13,14 +13,10 @@ For a shrinking operator ``A`` of shape ``(n_target, n_source)``, the details of
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from bot_dist.errors import PlanError
-from bot_dist.operators.banded import Indices, Operator, Taps, below, beside, from_dense, keep
-from bot_dist.operators.filter_bank import HAAR, analysis, filters, synthesis
-from bot_dist.operators.spec import OperatorSpec
+from bot_dist.operators.banded import Indices, Operator, Taps, from_dense
 
 Part = tuple[Indices, Indices, Taps]
 """Target indices, source indices and the dense matrix between them."""
@@ -30,29 +26,6 @@ MAX_BLOCK = 4096
 
 MAX_CONDITION = 1e6
 """Of a block that is inverted: float32 has 7 digits, and its inverse would leave one."""
-
-
-def undoing(spec: OperatorSpec, operator: Operator) -> tuple[Operator, Operator]:
-    """D and R of ``operator``, which is the one that ``spec`` describes. Raises PlanError if it can't be undone."""
-    if is_filter_bank(spec):
-        return _bank(spec)
-    return complement(operator, f"{spec} ({spec.n_source} → {spec.n_target})")
-
-
-def is_filter_bank(spec: OperatorSpec) -> bool:
-    """Whether a shrinking operator is levels of a filter bank that has a synthesis bank of the same length."""
-    periodic = spec.boundary == "periodic" or spec.wavelet in HAAR
-    exact = spec.wavelet != "dmey"  # a truncated filter: its synthesis does not undo its analysis
-    return spec.policy == "resample" and spec.levels > 0 and spec.is_dyadic and periodic and exact
-
-
-def largest_block(spec: OperatorSpec) -> int:
-    """Source indices of the largest block that :func:`undoing` inverts."""
-    if is_filter_bank(spec) or spec.policy in ("copy", "select") or not spec.inverted:
-        return 1
-    if spec.policy == "resample" and (spec.wavelet in HAAR or not spec.levels):
-        return spec.n_source // math.gcd(spec.n_source, spec.n_target)
-    return spec.n_source
 
 
 def complement(operator: Operator, name: str) -> tuple[Operator, Operator]:
@@ -75,20 +48,6 @@ def complement(operator: Operator, name: str) -> tuple[Operator, Operator]:
         restores.append((columns, np.concatenate((rows, n_target + numbers)), restore))
         n_details += len(detail)
     return _assembled(details, n_source - n_target, n_source), _assembled(restores, n_source, n_source)
-
-
-def _bank(spec: OperatorSpec) -> tuple[Operator, Operator]:
-    bank = filters(spec.wavelet)
-    down = up = keep(spec.n_source)
-    detail, restore = [], []
-    for level in range(spec.levels):
-        n = spec.n_source >> level
-        detail.append(analysis(n, bank.dec_hi, "periodic").after(down))
-        restore.append(up.after(synthesis(n // 2, bank.rec_hi, "periodic")))
-        down = analysis(n, bank.dec_lo, "periodic").after(down)
-        up = up.after(synthesis(n // 2, bank.rec_lo, "periodic"))
-    scale = spec.row_sum * 2 ** (-spec.levels / 2)
-    return below(detail[::-1]), beside([up.scaled(1 / scale), *restore[::-1]])
 
 
 def blocks(operator: Operator) -> list[tuple[Indices, Indices]]:

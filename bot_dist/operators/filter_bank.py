@@ -12,14 +12,15 @@ back: sample k of the coarse signal lies between samples 2k and 2k + 1 of the fi
 from __future__ import annotations
 
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from bot_dist.errors import RecipeError, nearest
 from bot_dist.operators.banded import Indices, Operator, Taps, keep
-from bot_dist.operators.spec import Boundary
+
+Boundary = Literal["periodic", "symmetric"]
 
 HAAR = frozenset({"haar", "db1", "bior1.1", "rbio1.1"})
 """The names of the filter bank of averages and differences of two."""

@@ -8,31 +8,23 @@ several axes A is a Kronecker product, and so are B and B∘B: each axis has its
 A row of B that takes nothing is that of a new weight, and no gradient of it is known: ``m' = 0``. With ``v' = 0`` too,
 AdamW's next steps would be too long, for its bias corrections are those of a run of many steps (by up to
 ``(1 − β₁ⁿ) / √(1 − β₂ⁿ)`` after n of them: 6.6 for β₂ = 0.999). So it has the second moment of the old weight in whose
-place it is (``copies.origins``).
+place it is (``origins``).
 """
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from bot_dist.operators.banded import Operator, Taps, from_dense
-from bot_dist.operators.copies import origins
-from bot_dist.operators.details import MAX_CONDITION, blocks, is_filter_bank, submatrix
-from bot_dist.operators.filter_bank import HAAR, is_orthogonal
-from bot_dist.operators.spec import OperatorSpec
+from bot_dist.operators.details import MAX_CONDITION, blocks, submatrix
+from bot_dist.operators.origins import origins
 
 
-def dual_operator(spec: OperatorSpec, operator: Operator) -> Operator:
-    """B of ``operator``, which is the A that ``spec`` describes.
+def dual_operator(operator: Operator) -> Operator:
+    """B of an operator A. It falls into blocks that share no index, each with a pseudo-inverse of its own.
 
-    A filter bank that is orthogonal is a multiple of an isometry, and B a multiple of A. All others fall into blocks
-    that share no index, each with a pseudo-inverse of its own.
+    A filter bank that is orthogonal is a multiple of an isometry, and B a multiple of A: ``Resample`` knows.
     """
-    if _is_isometry(spec):
-        square = float((operator.taps**2).sum()) / min(spec.n_source, spec.n_target)
-        return operator.scaled(1 / square)
     taking = np.flatnonzero((operator.taps != 0).any(axis=1))
     others = Operator(operator.indices[taking], operator.taps[taking], operator.n_source)
     known: dict[tuple[tuple[int, ...], bytes], Taps] = {}
@@ -76,16 +68,3 @@ def squared_taps(taps: Taps, own: np.ndarray) -> Taps:
     empty = np.flatnonzero(~found.any(axis=1))
     found[empty, np.broadcast_to(own, len(found))[empty]] = 1.0
     return found
-
-
-def inverted_indices(spec: OperatorSpec) -> int:
-    """How many indices the largest block has that ``dual_operator`` inverts, about."""
-    if _is_isometry(spec) or spec.policy != "resample":
-        return 1
-    largest = max(spec.n_source, spec.n_target)
-    area = spec.wavelet in HAAR or not spec.levels
-    return largest // math.gcd(spec.n_source, spec.n_target) if area else largest
-
-
-def _is_isometry(spec: OperatorSpec) -> bool:
-    return is_filter_bank(spec) and is_orthogonal(spec.wavelet)

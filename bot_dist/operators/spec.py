@@ -1,161 +1,366 @@
-"""What determines an operator: a few numbers and words that can be printed, stored and sent."""
+"""What determines an operator: a few numbers that can be compared, printed, stored and sent.
+
+Every kind of operator is a type, and all have one protocol: callers ask an operator, and never which kind it is. Here
+is what they have in common, and what is made of any of them: its details, what restores from these, and what AdamW's
+moments take where weights take the operator. The kinds that are computed are in ``resample.py`` and ``copies.py``,
+those that were fitted and are kept in a store in ``fitted.py``.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import lru_cache
+from typing import Self
 
-Boundary = Literal["periodic", "symmetric"]
-Policy = Literal[
-    "resample",
-    "copy",
-    "lazy",
-    "stack",
-    "select",
-    "merge",
-    "constant",
-    "diagonal",
-    "detail",
-    "restore",
-    "stored",
-    "exp_avg",
-    "exp_avg_sq",
-]
-Speaks = Literal["every", "first", "last"]
+import numpy as np
+import numpy.typing as npt
 
-ROOTS = {0.0: "", 0.5: " /c^½", 1.0: " /c"}
+from bot_dist.errors import PlanError
+from bot_dist.operators.banded import Indices, Operator, Taps
+from bot_dist.operators.details import MAX_BLOCK, complement
+from bot_dist.operators.optimizer_state import dual_operator, second_moments, squared_taps
+from bot_dist.operators.origins import origins
+from bot_dist.tensors.axes import Range
+
+Rows = tuple[Indices, Taps]
+"""Rows of an operator, both ``(rows, width)``: the source indices that each takes, and its taps."""
+ReadKept = Callable[[str, Range], npt.NDArray[np.float64]]
+"""Reads rows, ``(rows, width)``, of an array that is kept for a fitted operator. Its first argument is the suffix of
+the array's name: empty for the operator itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class OperatorSpec:
+class OperatorSpec(ABC):
     """Everything that determines one operator ``A`` of shape ``(n_target, n_source)``.
 
-    - ``resample``: levels of a filter bank, and area resampling for the rest of the ratio.
-    - ``copy``: target index i takes source index ⌊i · n_source / n_target⌋: an even selection where the axis shrinks.
-    - ``lazy``: old indices stay, new ones are zero.
-    - ``stack``: target index i takes source index i mod n_source.
-    - ``select``: target index i takes source index ``indices[i]``.
-    - ``merge``: target index i takes the sum of the source indices from ``indices[i]`` to the next of these.
-    - ``constant``: nothing is taken from the source; all indices hold ``row_sum`` (growing, the old ones), or one
-      number that was fitted and is kept elsewhere.
-    - ``diagonal``: a factor per index.
-    - ``detail``: what the shrinking operator ``of`` drops.
-    - ``restore``: undoes ``of``, on its target and its details one after the other.
-    - ``exp_avg``, ``exp_avg_sq``: where ``of`` takes weights, this takes AdamW's first and second moments of them
-      (``moments.py``).
-    - ``stored``: a fitted matrix that is kept elsewhere, or the source index that each target index takes. A matrix
-      that grows has zeros beyond the source's indices: new units are as of ``lazy``.
+    Properties and methods answer for an operator that is computed and combines several source indices. A kind of which
+    something else holds says so.
     """
 
     n_source: int
     n_target: int
-    row_sum: float = 1.0
-    """``resample``: what every row sums to. ``constant``: the value. Else: the factor of every value that is taken."""
-    wavelet: str = "haar"
-    boundary: Boundary = "periodic"
-    policy: Policy = "resample"
-    split: float = 0.0
-    """``copy``: a value that is copied c times is divided by c ** split: 0 for plain copies, 1 for the measure of a
-    read axis, ½ for the residual width. ``select``, ``stored`` that selects: the same. ``merge``: c values that are
-    summed are."""
-    speaks: Speaks = "every"
-    """``copy``: which of the copies of one index is kept; the rows of the others are zero."""
-    indices: tuple[int, ...] = ()
-    """``select``: the n_target source indices. ``merge``: the first of each."""
-    diagonal: tuple[float, ...] = ()
-    """``diagonal``: the n_source = n_target factors."""
-    of: OperatorSpec | None = None
-    """``detail``, ``restore``: the shrinking operator that they belong to. ``exp_avg``, ``exp_avg_sq``: that of the
-    weights."""
-    handle: str = ""
-    """``stored``: where the matrix is kept. ``constant``: where the number is, if it is."""
-    digest: str = ""
-    """Of what is kept there."""
-    per_layer: bool = False
-    """Whether there is one per layer."""
-    selects: bool = False
-    """``stored``: whether each target index takes one source index: those that are kept; growing, some repeatedly."""
-    lifted: bool = False
-    """``stored``: whether each target index takes one source index as it is (they ascend), and something of those that
-    none takes."""
-    rank: int = 0
-    """``stored``: how many of its rows tell something of their own, where that may be fewer than ``n_target``; 0: all.
-    """
+
+    @abstractmethod
+    def build(self) -> Operator:
+        """The operator, in float64. Callers use ``build_operator``, which remembers it.
+
+        Raises RecipeError on an unknown wavelet, and PlanError if what is to be undone can't be.
+        """
+
+    @abstractmethod
+    def __str__(self) -> str:
+        """The operator in a few characters, for tables."""
+
+    def check(self, what: str) -> None:
+        """Raise PlanError, naming the axis by ``what``, when no such operator leads from ``n_source`` to ``n_target``,
+        and RecipeError when its wavelet is unknown."""
+        if min(self.n_source, self.n_target) < 1:
+            raise PlanError(f"{what}: {self.change} is no size to resample; use sizes of at least 1")
 
     @property
-    def name(self) -> str:
-        """What it is called where it is kept."""
-        return self.handle.rpartition("#")[2]
+    def change(self) -> str:
+        """The change of size, for messages."""
+        return f"{self.n_source} → {self.n_target}"
 
     @property
-    def fitted(self) -> bool:
-        """Whether it is kept elsewhere, or belongs to a matrix that is."""
-        return self.matrix.policy == "stored" or bool(self.matrix.handle)
-
-    @property
-    def matrix(self) -> OperatorSpec:
-        """The operator, or the one that it belongs to."""
-        return self.of or self
-
-    @property
-    def inverted(self) -> bool:
-        """``stored``: whether it takes an inverse to undo it."""
-        return not (self.selects or self.lifted)
-
-    @property
-    def padded(self) -> bool:
-        """``stored``: whether target indices beyond the source's take nothing."""
-        return self.policy == "stored" and not self.selects and self.n_target > self.n_source
-
-    @property
-    def n_details(self) -> int:
-        """How many details give the source back, with what a shrinking operator keeps."""
-        return self.n_source if self.policy == "constant" else self.n_source - (self.rank or self.n_target)
+    def in_words(self) -> str:
+        """What becomes of the source's indices, to be put behind a word for them."""
+        return f"are taken by {self}"
 
     @property
     def is_identity(self) -> bool:
         """Whether it changes nothing, so that applying it can be skipped."""
-        return (
-            self.n_source == self.n_target
-            and self.policy in ("resample", "copy", "lazy", "stack")
-            and self.row_sum == 1
-        )
+        return False
 
     @property
-    def levels(self) -> int:
-        """Of the filter bank: the whole number nearest to |log₂(n_source / n_target)|."""
-        return round(abs(math.log2(self.n_source / self.n_target)))
+    def gain(self) -> float:
+        """The factor on every value that is taken."""
+        return 1.0
 
     @property
-    def is_dyadic(self) -> bool:
-        """Whether levels of the filter bank are all there is to it."""
-        return max(self.n_source, self.n_target) == min(self.n_source, self.n_target) << self.levels
+    def of_weights(self) -> OperatorSpec:
+        """The operator that weights take: this one, or the one that this one is made of."""
+        return self
+
+    @property
+    def fitted(self) -> bool:
+        """Whether it is kept in a store, or made of an operator that is."""
+        return False
+
+    @property
+    def per_layer(self) -> bool:
+        """Whether there is one per source layer; never true of what is made of another operator."""
+        return False
+
+    @property
+    def restores(self) -> bool:
+        """Whether it undoes an operator that has shrunk an axis."""
+        return False
+
+    @property
+    def takes_nothing(self) -> bool:
+        """Whether the target is the same whatever the source is."""
+        return False
+
+    def held(self, value: float) -> float:
+        """What indices that the source has hold where nothing is taken from it, if new ones hold ``value``."""
+        return value
+
+    @property
+    def takes_origin(self) -> bool:
+        """Whether each target index takes one value, that of its origin (perhaps scaled), and nothing else."""
+        return False
+
+    @property
+    def takes_all(self) -> bool:
+        """Whether each target index takes one value as it is, and none is left out."""
+        return False
+
+    @property
+    def mixes(self) -> bool:
+        """Whether a target index may take a value between those of source indices, where the axis grows."""
+        return False
+
+    @property
+    def mutes(self) -> bool:
+        """Whether one of the copies of a source index is kept, and the others are zero."""
+        return False
+
+    @property
+    def uneven(self) -> bool:
+        """Whether it copies some source indices more often than others, whatever they hold."""
+        return False
+
+    @property
+    def padded(self) -> bool:
+        """Whether it is a fitted one, and the target indices beyond the source's take nothing."""
+        return False
+
+    def grown_wrong(self, measure: float) -> str:
+        """Why a model's function is lost where an axis grows by it, of which what is read has this measure: words to be
+        put behind the change of size. Empty where the function is kept."""
+        return ""
+
+    @property
+    def n_details(self) -> int:
+        """How many details give the source back, together with what a shrinking operator keeps."""
+        return self.n_source - self.n_target
+
+    def detail(self) -> OperatorSpec:
+        """The operator from the source to its details."""
+        return Detail(n_source=self.n_source, n_target=self.n_details, of=self)
+
+    def restoring(self) -> OperatorSpec:
+        """The operator that undoes it: from its target and its details, one after the other, to the source."""
+        return Restore(n_source=self.n_target + self.n_details, n_target=self.n_source, of=self)
+
+    def with_unit_gain(self) -> OperatorSpec:
+        """The operator without its gain."""
+        return self
+
+    def renamed(self, named: Callable[[str], str]) -> OperatorSpec:
+        """The operator, where its values are kept under the name that ``named`` makes of theirs."""
+        return self
+
+    def undoing(self) -> tuple[Operator, Operator]:
+        """D and R of a shrinking operator (``details.py``). Raises PlanError if it can't be undone."""
+        return complement(build_operator(self), f"{self} ({self.change})")
+
+    @property
+    def undone_block(self) -> int:
+        """Source indices of the largest block that is inverted to undo it."""
+        return self.n_source
+
+    def of_gradients(self, *, inserts: bool = False) -> OperatorSpec:
+        """The operator whose dual gradients take: the one that weights take, where they have any. ``inserts``: its
+        target has layers that change nothing, whose copies have no gradients."""
+        return self
+
+    def dual(self) -> Operator:
+        """B of the operator (``optimizer_state.py``)."""
+        return dual_operator(build_operator(self))
+
+    @property
+    def dual_block(self) -> int:
+        """About how many indices the largest block has that is inverted to find the dual."""
+        return 1
+
+    def rows(self, read: ReadKept, rows: Range) -> Rows:
+        """Some rows of the operator, of which ``read`` reads what is kept. Raises as ``read`` does."""
+        return build_operator(self).restricted(rows, ((0, self.n_source),))
+
+    def detail_rows(self, read: ReadKept, rows: Range) -> Rows:
+        """Rows of the operator that ``detail`` gives."""
+        return build_operator(self.detail()).restricted(rows, ((0, self.n_source),))
+
+    def restoring_rows(self, read: ReadKept, rows: Range) -> Rows:
+        """Rows of the operator that ``restoring`` gives."""
+        restoring = self.restoring()
+        return build_operator(restoring).restricted(rows, ((0, restoring.n_source),))
+
+    def dual_rows(self, read: ReadKept, rows: Range) -> Rows:
+        """Rows of the dual."""
+        return self.dual().restricted(rows, ((0, self.n_source),))
+
+    @property
+    def by_columns(self) -> bool:
+        """Whether columns of it are kept, and not rows: ``columns`` gives them, and ``rows`` does not."""
+        return False
+
+    def columns(self, read: ReadKept, columns: Range) -> Taps:
+        """Some columns of the operator, ``(columns, n_target)``, where they are kept."""
+        raise AssertionError(f"{self} is not kept by columns")
+
+    @property
+    def undone_by_columns(self) -> bool:
+        """``by_columns`` of the operator that ``restoring`` gives."""
+        return False
+
+    def undoing_columns(self, read: ReadKept, columns: Range) -> Taps:
+        """Columns of the operator that ``restoring`` gives, where they are kept."""
+        raise AssertionError(f"what undoes {self} is not kept by columns")
+
+
+@lru_cache(maxsize=64)
+def build_operator(spec: OperatorSpec) -> Operator:
+    """The operator that ``spec`` describes. Raises as ``OperatorSpec.build`` does."""
+    return spec.build()
+
+
+@lru_cache(maxsize=4)
+def _undoing(spec: OperatorSpec) -> tuple[Operator, Operator]:
+    return spec.undoing()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gained(OperatorSpec):
+    """An operator with a factor on all of it."""
+
+    gain: float = 1.0
+
+    def with_unit_gain(self) -> Self:
+        return dataclasses.replace(self, gain=1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Derived(OperatorSpec):
+    """An operator that is made of another one."""
+
+    of: OperatorSpec
+
+    @property
+    def of_weights(self) -> OperatorSpec:
+        return self.of
+
+    @property
+    def fitted(self) -> bool:
+        return self.of.fitted
+
+    @property
+    def takes_nothing(self) -> bool:
+        return self.of.takes_nothing
+
+    @property
+    @abstractmethod
+    def role(self) -> str:
+        """What it is to the operator that it is made of."""
 
     def __str__(self) -> str:
-        if self.is_identity:
-            return "keep"
-        if self.policy == "resample":
-            bank = self.wavelet if self.levels else ""
-            area = "" if bank and self.is_dyadic else "area"
-            return f"{'+'.join(filter(None, (bank, area)))} ×{self.row_sum:.3g}"
-        if self.policy == "copy":
-            if self.n_target < self.n_source:
-                return "even"
-            if self.speaks != "every":
-                return "identity"
-            return f"copy ×{self.row_sum:.3g}{ROOTS.get(self.split, f' /c^{self.split:.3g}')}"
-        if self.policy == "stored":
-            gain = f" ×{self.row_sum:.3g}" if self.row_sum != 1 else ""
-            return f"fitted {self.name}{gain}{ROOTS[self.split]}"
-        if self.policy == "constant":
-            return f"= fitted {self.name}" if self.handle else f"= {self.row_sum:g}"
-        return f"{self.policy} of {self.of}" if self.of is not None else self.policy
+        return f"{self.role} of {self.of}"
 
 
-def spec_from_json(data: Mapping[str, Any]) -> OperatorSpec:
-    """The inverse of ``dataclasses.asdict``, through JSON."""
-    of = data.get("of")
-    tuples = {key: tuple(data.get(key, ())) for key in ("diagonal", "indices")}
-    return OperatorSpec(**{**data, **tuples, "of": None if of is None else spec_from_json(of)})
+@dataclass(frozen=True, kw_only=True)
+class Undoing(Derived):
+    """An operator that has to do with the details of one that shrinks."""
+
+    def check(self, what: str) -> None:
+        super().check(what)
+        of = self.of
+        of.check(what)
+        if of.n_target > of.n_source or (of.n_target == of.n_source and not of.fitted):
+            raise PlanError(f"{what}: {of.change} drops nothing, so it has no details; keep those of axes that shrink")
+        if (block := of.undone_block) > MAX_BLOCK:
+            way_out = "basis permutation in one pass" if of.fitted else "haar, a ratio that is a power of two,"
+            raise PlanError(
+                f"{what}: undoing {of} ({of.change}) takes a dense inverse of {block:,} indices, over {MAX_BLOCK:,}; "
+                f"use {way_out} or keep_details false"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Detail(Undoing):
+    """What the shrinking operator ``of`` drops."""
+
+    role = "detail"
+
+    def build(self) -> Operator:
+        return _undoing(self.of.with_unit_gain())[0]
+
+    def rows(self, read: ReadKept, rows: Range) -> Rows:
+        return self.of.detail_rows(read, rows)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Restore(Undoing):
+    """What undoes ``of``, on its target and its details one after the other."""
+
+    role = "restore"
+
+    @property
+    def restores(self) -> bool:
+        return True
+
+    def build(self) -> Operator:
+        restore = _undoing(self.of.with_unit_gain())[1]
+        scale = np.where(restore.indices < self.of.n_target, 1 / self.of.gain, 1.0)
+        return Operator(restore.indices, restore.taps * scale, restore.n_source)
+
+    def rows(self, read: ReadKept, rows: Range) -> Rows:
+        return self.of.restoring_rows(read, rows)
+
+    @property
+    def by_columns(self) -> bool:
+        return self.of.undone_by_columns
+
+    def columns(self, read: ReadKept, columns: Range) -> Taps:
+        return self.of.undoing_columns(read, columns)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FirstMoment(Derived):
+    """What AdamW's first moments take where weights take ``of`` (``optimizer_state.py``)."""
+
+    role = "exp_avg"
+
+    def check(self, what: str) -> None:
+        super().check(what)
+        self.of.check(what)
+        if (block := self.of.dual_block) > MAX_BLOCK:
+            raise PlanError(
+                f"{what}: carrying AdamW's moments through {self.of} ({self.change}) takes a dense inverse of "
+                f"{block:,} indices, over {MAX_BLOCK:,}; use haar, an orthogonal wavelet at a ratio that is a power of "
+                f"two, or transfer.moments none"
+            )
+
+    def build(self) -> Operator:
+        return self.of.dual()
+
+    def rows(self, read: ReadKept, rows: Range) -> Rows:
+        return self.of.dual_rows(read, rows)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SecondMoment(FirstMoment):
+    """What AdamW's second moments take where weights take ``of``."""
+
+    role = "exp_avg_sq"
+
+    def build(self) -> Operator:
+        return second_moments(super().build())
+
+    def rows(self, read: ReadKept, rows: Range) -> Rows:
+        indices, taps = super().rows(read, rows)
+        return indices, squared_taps(taps, origins(self.of.n_source, self.of.n_target)[slice(*rows)])

@@ -130,7 +130,7 @@ def transfer_by(
         provenance["details"] = details_of(plan.source, plan.modules).within(url).to_json()
     if plan.optimizer_step is not None:
         assert isinstance(source, CheckpointReader), "only stores have moments"
-        exact = source.moments_exact and not any(a.changes for m in plan.modules if m.moment for a in m.axes)
+        exact = source.moments_exact and plan.optimizer_state_exact
         provenance["moments"] = {"optimizer_step": plan.optimizer_step, "exact": exact}
     if adapted is not None:
         provenance["operators"] = adapted.stores()

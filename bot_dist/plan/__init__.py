@@ -1,10 +1,11 @@
 """What a transfer does, decided before anything runs: pure, frozen, printable. No tensors, no Ray, no storage."""
 
+from bot_dist.plan.axis_plan import AxisPlan
 from bot_dist.plan.cost import REQUESTS, operator_rows, step_bytes, step_peak
 from bot_dist.plan.details import Details, Shrunk, details_of
 from bot_dist.plan.fitted import (
     ORDER,
-    Fitted,
+    OperatorTable,
     adaptive,
     averages,
     basis_of,
@@ -16,18 +17,19 @@ from bot_dist.plan.fitted import (
     sequential_refused,
     shrinking,
 )
+from bot_dist.plan.function_kept import FunctionKept
 from bot_dist.plan.make_plan import SourceModule, make_plan, target_model
-from bot_dist.plan.plan import (
+from bot_dist.plan.module_plan import (
     DETAILS,
     MOMENTS,
-    AxisPlan,
-    FunctionKept,
+    DetailPlan,
     ModulePlan,
     Moment,
-    Step,
-    TransferPlan,
+    OptimizerStatePlan,
+    WeightPlan,
     moment_name,
 )
+from bot_dist.plan.plan import Step, TransferPlan
 from bot_dist.plan.simulate import Hardware, Simulation, parse_hardware, simulate
 from bot_dist.plan.summary import ModuleRow, PlanSummary, summarise
 from bot_dist.plan.tiling import LANES
@@ -39,19 +41,22 @@ __all__ = [
     "ORDER",
     "REQUESTS",
     "AxisPlan",
+    "DetailPlan",
     "Details",
-    "Fitted",
     "FunctionKept",
     "Hardware",
     "ModulePlan",
     "ModuleRow",
     "Moment",
+    "OperatorTable",
+    "OptimizerStatePlan",
     "PlanSummary",
     "Shrunk",
     "Simulation",
     "SourceModule",
     "Step",
     "TransferPlan",
+    "WeightPlan",
     "adaptive",
     "averages",
     "basis_of",

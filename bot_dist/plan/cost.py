@@ -9,8 +9,9 @@ from bot_dist.tensors import PIECE_BYTES, Box, box_size
 from bot_dist.tensors.axes import ITEMSIZE
 
 if TYPE_CHECKING:
-    from bot_dist.operators import OperatorSpec
-    from bot_dist.plan.plan import ModulePlan, Step
+    from bot_dist.operators import Fitted, OperatorSpec
+    from bot_dist.plan.module_plan import ModulePlan
+    from bot_dist.plan.plan import Step
 
 FLOAT32 = ITEMSIZE["float32"]
 
@@ -30,15 +31,15 @@ def step_bytes(module: ModulePlan, step: Step) -> tuple[int, int]:
 
 def operator_rows(spec: OperatorSpec) -> int:
     """Rows that are held at a time of the matrix of a fitted operator; of what undoes one, which takes more to make."""
-    return max(1, OPERATOR_BYTES // ((16 if spec.policy == "restore" else 8) * spec.n_source))
+    return max(1, OPERATOR_BYTES // ((16 if spec.restores else 8) * spec.n_source))
 
 
-def dual_bytes(spec: OperatorSpec, layers: int) -> int:
-    """On storage, of what is kept beside a fitted matrix to undo it; next to nothing where it takes source indices as
-    they are, and beside a constant."""
-    if spec.policy == "constant" or not spec.inverted:
-        return 0
-    return FLOAT32 * (spec.n_target + spec.n_details) * spec.n_source * (layers if spec.per_layer else 1)
+def dual_bytes(spec: Fitted, layers: int) -> int:
+    """Bytes on storage of what is kept beside a fitted operator to undo it, where that is a matrix; source indices are
+    next to nothing."""
+    arrays = spec.beside(undone=True, moments=False).values()
+    matrices = sum(math.prod(sizes.values()) for sizes in arrays if sizes["source"] > 1)
+    return FLOAT32 * matrices * (layers if spec.per_layer else 1)
 
 
 def step_peak(module: ModulePlan, target: Box, source_shape: tuple[int, ...]) -> int:
@@ -70,7 +71,7 @@ def step_peak(module: ModulePlan, target: Box, source_shape: tuple[int, ...]) ->
         held += made
         if a.restores:  # a block of the dual's rows makes a part of all target indices
             block = 3 * 8 * a.spec.n_source * (1 + min(operator_rows(a.spec), a.spec.n_source))
-            peak = max(peak, held + block + made // (shape[0] if a.spec.matrix.per_layer else 1))
+            peak = max(peak, held + block + made // (shape[0] if a.spec.of_weights.per_layer else 1))
         else:
             block = min(operator_rows(a.spec), rows)
             peak = max(peak, held + block * (2 * 8 * a.spec.n_source + made // max(1, rows)))
@@ -87,4 +88,4 @@ def step_peak(module: ModulePlan, target: Box, source_shape: tuple[int, ...]) ->
         peak = max(peak, held + size * FLOAT32 + written)
     layers = target[0][1] - target[0][0] if module.layered else 1
     peak = int(max(peak, written * (1 + 2 * min(REQUESTS, layers) / max(1, layers))))
-    return peak + sum(2 * a.operator().taps.nbytes for a in module.axes if module.moment and a.changes and not a.alone)
+    return peak + module.operator_bytes

@@ -1,8 +1,8 @@
 """What shrinking drops: the detail bands that a plan keeps, and how a later plan puts them back.
 
-Along one axis ``d = D · w``, and ``w = R · [a; d]`` (``wavelets.details``). Over several axes there is a band for every
-choice of approximation (``a``) or detail (``d``) per axis, as the seven detail bands of a 3-D DWT. Laid out side by
-side along every axis, first ``a`` then ``d`` (Mallat's layout), they are one tensor of the original shape.
+Along one axis ``d = D · w``, and ``w = R · [a; d]`` (``operators.details``). Over several axes there is a band for
+every choice of approximation (``a``) or detail (``d``) per axis, as the seven detail bands of a 3-D DWT. Laid out side
+by side along every axis, first ``a`` then ``d`` (Mallat's layout), they are one tensor of the original shape.
 
 Operators that were fitted differ in three ways. One that acts on several axes together has its details along the first
 of these, all others being 1. What it keeps may be worth fewer numbers than it has (``OperatorSpec.n_details``), and a
@@ -20,8 +20,9 @@ from typing import Any
 
 from bot_dist.errors import PlanError
 from bot_dist.model import Model
-from bot_dist.operators import OperatorSpec, check_supported, spec_from_json
-from bot_dist.plan.plan import AxisPlan, ModulePlan
+from bot_dist.operators import OperatorSpec, spec_from_json, spec_to_json
+from bot_dist.plan.axis_plan import AxisPlan
+from bot_dist.plan.module_plan import DetailPlan, ModulePlan, WeightPlan, fields_of
 from bot_dist.plan.rules import RESIDUAL
 
 
@@ -34,14 +35,9 @@ class Shrunk:
     """None where nothing did."""
 
     @property
-    def undone(self) -> bool:
-        """Whether there are details."""
-        return self.spec is not None and self.spec.policy != "diagonal"
-
-    @property
     def constant(self) -> bool:
         """Whether nothing was taken from the source, and all of it is the detail."""
-        return self.spec is not None and self.spec.policy == "constant"
+        return self.spec is not None and self.spec.takes_nothing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +61,7 @@ class Details:
     def to_json(self) -> dict[str, Any]:
         modules = {
             name: {
-                "operators": [[" ".join(o.axes), o.spec and dataclasses.asdict(o.spec)] for o in module.operators],
+                "operators": [[" ".join(o.axes), o.spec and spec_to_json(o.spec)] for o in module.operators],
                 "factors": dict(module.factors),
             }
             for name, module in self.modules.items()
@@ -96,9 +92,7 @@ class Details:
 
     def _renamed(self, named: Callable[[str], str]) -> Details:
         def of(each: Shrunk) -> Shrunk:
-            if each.spec is None or not each.spec.handle:
-                return each
-            return dataclasses.replace(each, spec=dataclasses.replace(each.spec, handle=named(each.spec.handle)))
+            return dataclasses.replace(each, spec=each.spec and each.spec.renamed(named))
 
         return self._each(of)
 
@@ -180,7 +174,7 @@ def details_of(source: Model, modules: tuple[ModulePlan, ...]) -> Details:
     )
 
 
-def detail_bands(module: ModulePlan) -> Iterator[ModulePlan]:
+def detail_bands(module: WeightPlan) -> Iterator[DetailPlan]:
     """The module's detail bands, one plan each, not yet cut into tiles. A head that was tied has none: the table that
     it is made of has them.
 
@@ -205,7 +199,7 @@ def detail_bands(module: ModulePlan) -> Iterator[ModulePlan]:
                 yield _band(module, (*chosen, *constant))
 
 
-def _band(module: ModulePlan, chosen: tuple[int, ...]) -> ModulePlan:
+def _band(module: WeightPlan, chosen: tuple[int, ...]) -> DetailPlan:
     """The band that is the detail along the operators of the ``chosen`` axes."""
     axes = [_uncut(a) for a in module.axes]
     letters = ["a"] * len(axes)
@@ -215,34 +209,19 @@ def _band(module: ModulePlan, chosen: tuple[int, ...]) -> ModulePlan:
         axes[i + 1 : i + first.spans] = [dataclasses.replace(a, n_target=1, tile=1, cut=None) for a in others]
         letters[i : i + first.spans] = ["d"] * first.spans
     dropped = {a.axis for a, letter in zip(axes, letters, strict=True) if letter == "d"}
-    return dataclasses.replace(
-        module,
-        axes=tuple(axes),
-        factors=tuple((axis, factor) for axis, factor in module.factors if axis not in dropped),
-        band="".join(letters),
-    )
+    changed = {
+        "axes": tuple(axes),
+        "factors": tuple((axis, factor) for axis, factor in module.factors if axis not in dropped),
+    }
+    return DetailPlan(**{**fields_of(module), **changed}, band="".join(letters))
 
 
 def _detail(module: ModulePlan, a: AxisPlan) -> AxisPlan:
     assert a.spec is not None
-    n_source, n = a.spec.n_source, a.spec.n_details
-    if a.constant:  # takes nothing from the source, so all of it is the detail
-        spec = OperatorSpec(n_source=n_source, n_target=n)
-    else:
-        spec = OperatorSpec(n_source=n_source, n_target=n, policy="detail", of=a.spec)
-        check_supported(spec, f"{module.name}: axis '{a.axis}'")
-    return dataclasses.replace(a, n_target=n, spec=spec, tile=n, cut=None)
+    spec = a.spec.detail()
+    spec.check(f"{module.name}: axis '{a.axis}'")
+    return dataclasses.replace(a, n_target=spec.n_target, spec=spec, tile=spec.n_target, cut=None)
 
 
 def _uncut(a: AxisPlan) -> AxisPlan:
     return dataclasses.replace(a, tile=a.n_target, cut=None)
-
-
-def restoring(spec: OperatorSpec) -> OperatorSpec:
-    """The operator that undoes ``spec``, on the approximation and detail bands side by side."""
-    if spec.policy == "diagonal":
-        return dataclasses.replace(spec, diagonal=tuple(1 / value for value in spec.diagonal))
-    if spec.policy == "constant":
-        return OperatorSpec(n_source=spec.n_source, n_target=spec.n_source)
-    n = spec.n_target + spec.n_details
-    return OperatorSpec(n_source=n, n_target=spec.n_source, policy="restore", of=spec)

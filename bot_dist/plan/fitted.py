@@ -33,14 +33,25 @@ from collections.abc import Collection, Iterator, Mapping
 
 from bot_dist.errors import PlanError
 from bot_dist.model import Family, Model, Weight
-from bot_dist.operators import OperatorSpec
+from bot_dist.operators import (
+    Constant,
+    Copy,
+    Fitted,
+    FittedConstant,
+    FittedLifting,
+    FittedMatrix,
+    FittedSelection,
+    OperatorSpec,
+    Resample,
+    Select,
+)
 from bot_dist.plan.rules import RESIDUAL
 from bot_dist.recipe import Basis, TransferConfig
 
 Place = tuple[int, int]
 """The axes that an operator acts on together, among ``Weight.uses``: the first, and how many."""
-Fitted = Mapping[str, Mapping[Place, OperatorSpec]]
-"""Per module, operators that come from elsewhere."""
+OperatorTable = Mapping[str, Mapping[Place, OperatorSpec]]
+"""Per module, operators that take the place of those of ``rules.py``."""
 
 HEADS = ("kv_heads", "group", "heads")
 ORDER = {"layer": ("layer",), "embed": ("embed",), "heads": HEADS, "mlp": ("mlp",)}
@@ -158,35 +169,34 @@ def adaptive(
             elif name in axes and grows and not (name == RESIDUAL and basis == "rotation"):
                 spec, spans = _spread(source, target, weight, i)
             elif use.axis == RESIDUAL and sequential and weight.layered and weight.into_residual:
-                spec = _named(f"embed.write.{weight.name.removesuffix('.bias').removesuffix('.weight')}")
+                spec = _matrix(f"embed.write.{weight.name.removesuffix('.bias').removesuffix('.weight')}")
             elif use.axis == RESIDUAL and "embed" in axes:
                 if basis == "rotation" or (sequential and weight.layered):
                     spec = _rotated(source, target, weight, use.role, averaged)
                 else:
                     spec = _permuted(source, target, weight, use.role, predicts=not sequential)
             elif use.axis == "mlp" and "mlp" in axes:
-                reads = use.role == "read"
-                spec = _named("mlp.read", lifted=True) if reads else _named("mlp.kept", selects=True)
+                spec = _lifting("mlp.read") if use.role == "read" else _selection("mlp.kept")
             elif name == "heads" and name in axes:
                 spec, spans = _heads(weight, i)
             if spec is None:
                 continue
             names = [u.axis for u in weight.uses[i : i + spans]]
             n_source, n_target = (math.prod(model.sizes[name] for name in names) for model in (source, target))
+            sized = dataclasses.replace(spec, n_source=n_source, n_target=n_target)
             centred = use.axis == RESIDUAL and source.family.norm == "layer"  # then the all-ones direction may be empty
-            full = grows or spec.selects or spec.lifted
-            rank = n_target - 1 if centred and spec.policy == "stored" and not full else 0
-            sized = dataclasses.replace(spec, n_source=n_source, n_target=n_target, rank=rank)
+            if centred and isinstance(sized, FittedMatrix) and not grows:
+                sized = dataclasses.replace(sized, rank=n_target - 1)
             found.setdefault(weight.name, {})[i, spans] = sized
     return found
 
 
-def operators(fitted: Fitted) -> dict[str, OperatorSpec]:
+def operators(fitted: OperatorTable) -> dict[str, Fitted]:
     """What must be fitted, by name."""
-    return {spec.name: dataclasses.replace(spec, handle="", row_sum=1.0, split=0.0) for _, _, spec in _kept(fitted)}
+    return {spec.name: spec.as_kept() for _, _, spec in _kept(fitted)}
 
 
-def placed(fitted: Fitted, stored: Mapping[str, OperatorSpec]) -> dict[str, dict[Place, OperatorSpec]]:
+def placed(fitted: OperatorTable, stored: Mapping[str, Fitted]) -> dict[str, dict[Place, OperatorSpec]]:
     """The table with what has been fitted."""
     found = {name: dict(places) for name, places in fitted.items()}
     for module, place, spec in _kept(fitted):
@@ -195,39 +205,36 @@ def placed(fitted: Fitted, stored: Mapping[str, OperatorSpec]) -> dict[str, dict
     return found
 
 
-def _kept(fitted: Fitted) -> Iterator[tuple[str, Place, OperatorSpec]]:
+def _kept(fitted: OperatorTable) -> Iterator[tuple[str, Place, Fitted]]:
     for module, places in fitted.items():
         for place, spec in places.items():
-            if spec.handle:
+            if isinstance(spec, Fitted):
                 yield module, place, spec
 
 
-def _named(
-    name: str, *, selects: bool = False, lifted: bool = False, per_layer: bool = True, gain: float = 1.0
-) -> OperatorSpec:
-    return OperatorSpec(
-        n_source=1,
-        n_target=1,
-        policy="stored",
-        handle=name,
-        selects=selects,
-        lifted=lifted,
-        per_layer=per_layer,
-        row_sum=gain,
-    )
+def _matrix(name: str, *, per_layer: bool = True, gain: float = 1.0) -> FittedMatrix:
+    return FittedMatrix(n_source=1, n_target=1, handle=name, per_layer=per_layer, gain=gain)
+
+
+def _lifting(name: str, *, per_layer: bool = True, gain: float = 1.0) -> FittedLifting:
+    return FittedLifting(n_source=1, n_target=1, handle=name, per_layer=per_layer, gain=gain)
+
+
+def _selection(name: str, *, per_layer: bool = True, gain: float = 1.0, split: float = 0.0) -> FittedSelection:
+    return FittedSelection(n_source=1, n_target=1, handle=name, per_layer=per_layer, gain=gain, split=split)
 
 
 def _rotated(source: Model, target: Model, weight: Weight, role: str, averaged: bool) -> OperatorSpec:
     root = math.sqrt(target.sizes[RESIDUAL] / source.sizes[RESIDUAL])
     if norm := source.family.norm_of(weight):
-        constant = OperatorSpec(n_source=1, n_target=1, policy="constant")
         if role == "write":
             bias = norm_bias(min(source.sizes[RESIDUAL], target.sizes[RESIDUAL]))
-            return dataclasses.replace(constant, row_sum=bias)
-        return dataclasses.replace(constant, handle=f"embed.gain.{norm}", per_layer=weight.layered and not averaged)
+            return Constant(n_source=1, n_target=1, value=bias)
+        per_layer = weight.layered and not averaged
+        return FittedConstant(n_source=1, n_target=1, handle=f"embed.gain.{norm}", per_layer=per_layer)
     if role == "read":
-        return _named(f"embed.read.{source.family.norm_before(weight)}", per_layer=weight.layered)
-    return _named("embed.write", per_layer=False, gain=root)
+        return _matrix(f"embed.read.{source.family.norm_before(weight)}", per_layer=weight.layered)
+    return _matrix("embed.write", per_layer=False, gain=root)
 
 
 def _permuted(source: Model, target: Model, weight: Weight, role: str, *, predicts: bool = False) -> OperatorSpec:
@@ -235,8 +242,8 @@ def _permuted(source: Model, target: Model, weight: Weight, role: str, *, predic
     root = 1.0 if source.family.post_norm else math.sqrt(ratio)
     gain = 1.0 if source.family.norm_of(weight) else (1 / root if role == "read" else root)
     if predicts and role == "read" and (reader := source.family.read_with(weight)):
-        return _named(f"embed.read.{reader}", lifted=True, per_layer=weight.layered, gain=gain)
-    return _named("embed.kept", selects=True, per_layer=False, gain=gain)
+        return _lifting(f"embed.read.{reader}", per_layer=weight.layered, gain=gain)
+    return _selection("embed.kept", per_layer=False, gain=gain)
 
 
 def _spread(source: Model, target: Model, weight: Weight, i: int) -> tuple[OperatorSpec, int]:
@@ -244,14 +251,14 @@ def _spread(source: Model, target: Model, weight: Weight, i: int) -> tuple[Opera
     of the residual stream 1/√c."""
     use = weight.uses[i]
     if use.axis == RESIDUAL:
-        spec = _permuted(source, target, weight, use.role)
+        kept = _permuted(source, target, weight, use.role)
         split = 0.0 if source.family.norm_of(weight) else 0.5
-        return dataclasses.replace(spec, handle="embed.spread", split=split), 1
+        return _selection("embed.spread", per_layer=False, gain=kept.gain, split=split), 1
     split = 1.0 if use.role == "read" else 0.0
     if use.axis == "mlp":
-        return dataclasses.replace(_named("mlp.spread", selects=True), split=split), 1
+        return _selection("mlp.spread", split=split), 1
     heads, name = _composite(weight, i)
-    return dataclasses.replace(_named(f"heads.spread.{name}", selects=True), split=split), heads
+    return _selection(f"heads.spread.{name}", split=split), heads
 
 
 def _regrouped(source: Model, target: Model, weight: Weight, i: int) -> tuple[OperatorSpec, int]:
@@ -279,10 +286,9 @@ def _regrouped(source: Model, target: Model, weight: Weight, i: int) -> tuple[Op
             f"target.kv_heads={' or '.join(map(str, known))}"
         )
     spans, name = _composite(weight, i)
-    sized = OperatorSpec(n_source=1, n_target=1)
     if name == "query":
-        return dataclasses.replace(sized, policy="select", indices=tuple(range(heads))), spans
-    return sized if new_kv < kv else dataclasses.replace(sized, policy="copy"), spans
+        return Select(n_source=1, n_target=1, indices=tuple(range(heads))), spans
+    return (Resample if new_kv < kv else Copy)(n_source=1, n_target=1), spans
 
 
 def _composite(weight: Weight, i: int) -> tuple[int, str]:
@@ -296,5 +302,5 @@ def _heads(weight: Weight, i: int) -> tuple[OperatorSpec, int]:
     """Whole heads are kept or dropped; what reads them sees their coordinates, all together."""
     heads, name = _composite(weight, i)
     if weight.uses[i].role == "read":
-        return _named("heads.read", lifted=True), heads + 1
-    return _named(f"heads.{name}", selects=True), heads
+        return _lifting("heads.read"), heads + 1
+    return _selection(f"heads.{name}"), heads

@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from bot_dist.model import Family
-from bot_dist.operators import HAAR, copies_only
-from bot_dist.plan.plan import AxisPlan, FunctionKept, ModulePlan
+from bot_dist.plan.axis_plan import AxisPlan
+from bot_dist.plan.module_plan import ModulePlan
 from bot_dist.plan.rules import RESIDUAL
 from bot_dist.tensors.axes import Role
+
+
+@dataclass(frozen=True, kw_only=True)
+class FunctionKept:
+    """Whether a target computes what its source does."""
+
+    verdict: Literal["exactly", "up to rounding", "not"]
+    """``exactly``: its weights are such that in exact arithmetic it does."""
+    because: tuple[str, ...] = ()
+    """What is rounded, or why it does not."""
+
+    def __str__(self) -> str:
+        found = "; ".join(self.because)
+        return {"exactly": "exactly", "up to rounding": f"up to rounding ({found})", "not": f"not, because {found}"}[
+            self.verdict
+        ]
 
 
 def function_kept(family: Family, modules: Sequence[ModulePlan]) -> FunctionKept:
@@ -19,7 +36,7 @@ def function_kept(family: Family, modules: Sequence[ModulePlan]) -> FunctionKept
     own = [m for m in modules if not m.derived]
     if any(a.restores for m in own for a in m.axes):
         return FunctionKept(verdict="not", because=("details give back the model that the source was shrunk from",))
-    inserts = any(a.spec is not None and a.spec.speaks != "every" for m in own for a in m.axes)
+    inserts = any(a.spec is not None and a.spec.mutes for m in own for a in m.axes)
     if lost := {why: None for m in own for a, role in _uses(m) if (why := _lost(family, a, role, inserts=inserts))}:
         return FunctionKept(verdict="not", because=tuple(lost))
     rounded = {why: None for m in own for why in _rounded(m)}
@@ -32,7 +49,7 @@ def _uses(module: ModulePlan) -> Iterator[tuple[AxisPlan, Role]]:
     roles: list[Role] = [use.role for use in module.weight.uses]
     taken = 0
     for a, role in zip(module.axes, ["layer", *roles] if module.layered else roles, strict=True):
-        if a.spans > 1 and a.spec is not None and a.spec.policy == "select":
+        if a.spans > 1 and a.spec is not None and a.spec.takes_all:
             taken = a.spans
         if taken == 0:
             yield a, role
@@ -48,18 +65,13 @@ def _lost(family: Family, a: AxisPlan, role: Role, *, inserts: bool) -> str:
     if a.n_target == a.n_source or spec is None:
         return ""
     if role == "layer":
-        done = {"stack": "are stacked", "copy": "are repeated"}.get(spec.policy, f"are resampled by {spec.wavelet}")
-        return "" if inserts else f"{change}: blocks {done}"
+        return "" if inserts else f"{change}: blocks {spec.in_words}"
     if a.axis == "position":
         return f"{change}: positions are stretched"
-    if spec.policy != "resample":
-        off = a.axis == RESIDUAL and family.norm == "layer" and spec.policy == "copy" and a.n_target % a.n_source
-        return f"{change}: copies shift LayerNorm's mean a little, unless at multiples of {a.n_source}" if off else ""
-    if not copies_only(spec):
-        averaged = spec.wavelet in HAAR
-        return f"{change} is {'averaged, for it is no multiple' if averaged else f'resampled by {spec.wavelet}'}"
-    measure = a.n_source / a.n_target if role == "read" else 1.0
-    return "" if math.isclose(spec.row_sum, measure) else f"{change} has the orthonormal gain"
+    if a.axis == RESIDUAL and family.norm == "layer" and spec.uneven:
+        return f"{change}: copies shift LayerNorm's mean a little, unless at multiples of {a.n_source}"
+    wrong = spec.grown_wrong(a.n_source / a.n_target if role == "read" else 1.0)
+    return wrong and f"{change} {wrong}"
 
 
 def _rounded(module: ModulePlan) -> Iterator[str]:

@@ -8,14 +8,16 @@ from collections.abc import Mapping, Sequence
 
 from bot_dist.errors import PlanError, RecipeError, nearest
 from bot_dist.model import Model, Weight
-from bot_dist.operators import OperatorSpec, check_supported, copies_only, filters
+from bot_dist.operators import Diagonal, Fitted, OperatorSpec, Resample, filters
 from bot_dist.plan import rules
+from bot_dist.plan.axis_plan import AxisPlan, Copies
 from bot_dist.plan.cost import dual_bytes
-from bot_dist.plan.details import Details, ModuleDetails, detail_bands, restoring
-from bot_dist.plan.fitted import Fitted, Place
+from bot_dist.plan.details import Details, ModuleDetails, detail_bands
+from bot_dist.plan.fitted import OperatorTable, Place
 from bot_dist.plan.function_kept import function_kept
+from bot_dist.plan.module_plan import DetailPlan, ModulePlan, WeightPlan
 from bot_dist.plan.optimizer_state import moments_of
-from bot_dist.plan.plan import AxisPlan, Copies, ModulePlan, TransferPlan
+from bot_dist.plan.plan import TransferPlan
 from bot_dist.plan.rules import RESIDUAL, axis_rule
 from bot_dist.plan.tiling import tiled
 from bot_dist.recipe import TransferConfig
@@ -62,7 +64,7 @@ def make_plan(
     source_id: str,
     whole_rows: bool = False,
     details: Details | None = None,
-    fitted: Fitted | None = None,
+    fitted: OperatorTable | None = None,
     layers: Sequence[int] = (),
     literal: bool = False,
     exact: bool = False,
@@ -82,14 +84,16 @@ def make_plan(
     _check_wavelets(source, config)
     places = fitted or {}
     residual_fitted = any(w.uses[i].axis == RESIDUAL for w in target.weights for i, _ in places.get(w.name, {}))
-    planned = []
+    planned: list[ModulePlan] = []
+    weights: list[WeightPlan] = []
+    bands: list[DetailPlan] = []
     for weight in target.weights:
         origin = _origin(source, weight)
         known = modules[origin.name]
         axes = _axes(source, target, weight, config, mesh, details, places.get(weight.name, {}), layers)
         dtype = known.dtype if config.dtype == "source" else config.dtype
         tells_apart = not literal and any(a.copies == "apart" for a in axes)
-        module = ModulePlan(
+        module = WeightPlan(
             weight=weight,
             origin=origin,
             axes=axes,
@@ -106,14 +110,17 @@ def make_plan(
             seed=config.seed,
             learning_rate_factor=known.learning_rate_factor * (1.0 if literal else _learning_rate_factor(weight, axes)),
         )
-        planned += [module, *(detail_bands(module) if config.keep_details else ())]
+        details_kept = [*detail_bands(module)] if config.keep_details else []
+        weights.append(module)
+        bands += details_kept
+        planned += [module, *details_kept]
         if optimizer_step is not None:
             grows = target.sizes["layer"] > source.sizes["layer"]
             inserts = grows and config.depth_of(grows=True) == "identity"
             planned += moments_of(module, inserts=inserts)
-    if config.keep_details and not any(module.band for module in planned):
+    if config.keep_details and not bands:
         raise PlanError("transfer.keep_details: no axis shrinks, so nothing is dropped; use keep_details false")
-    if config.noise not in ("auto", 0) and not any(module.noise for module in planned):
+    if config.noise not in ("auto", 0) and not any(module.noise for module in weights):
         raise PlanError("transfer.noise: no axis that a weight reads grows by copies, so there is no symmetry to break")
     return TransferPlan(
         source=source,
@@ -124,8 +131,8 @@ def make_plan(
         memory_limit=config.memory_limit,
         allow_nonfinite=config.allow_nonfinite,
         optimizer_step=optimizer_step,
-        function_kept=None if literal else function_kept(source.family, planned),
-        notes=(*_notes(source, target, config), *_detail_notes(planned, source.sizes["layer"]), *notes),
+        function_kept=None if literal else function_kept(source.family, weights),
+        notes=(*_notes(source, target, config), *_detail_notes(weights, bands, source.sizes["layer"]), *notes),
     )
 
 
@@ -186,7 +193,7 @@ def _axes(
         spec = _query_slots(source, target, weight, config) if axis == "qkv" else rule.spec
         if role == "layer" and layers:
             spec = rules.kept_layers(source.family, weight, layers, n_source, config.depth)
-        check_supported(spec, where)
+        spec.check(where)
         cut = Cut(size=n_target, degree=min(mesh.tensor, n_target)) if axis == cut_axis else None
         axes.append(
             AxisPlan(
@@ -212,9 +219,9 @@ def _query_slots(source: Model, target: Model, weight: Weight, config: TransferC
     """What happens along the slots of a fused weight: queries take the correction of the softmax scale."""
     n = source.sizes["qkv"]
     if not weight.query or "head_dim" not in _changed(source, target):
-        return OperatorSpec(n_source=n, n_target=n)
+        return Resample(n_source=n, n_target=n)
     factor = rules.query_factor(config, source.sizes["head_dim"], target.sizes["head_dim"])
-    return OperatorSpec(n_source=n, n_target=n, policy="diagonal", diagonal=(factor, *[1.0] * (n - 1)))
+    return Diagonal(n_source=n, n_target=n, factors=(factor, *[1.0] * (n - 1)))
 
 
 def _copies(spec: OperatorSpec, axis: str, role: Role, where: str, config: TransferConfig) -> Copies:
@@ -223,10 +230,10 @@ def _copies(spec: OperatorSpec, axis: str, role: Role, where: str, config: Trans
     if config.noise_on_copies("float32") == 0 or spec.n_target <= spec.n_source:
         return ""
     if role == "write":
-        return "alike" if axis == RESIDUAL and copies_only(spec) else ""
-    if role == "read" and copies_only(spec):
+        return "alike" if axis == RESIDUAL and spec.takes_origin else ""
+    if role == "read" and spec.takes_origin:
         return "apart"
-    if role == "read" and spec.policy == "resample" and config.noise != "auto":
+    if role == "read" and spec.mixes and config.noise != "auto":
         raise PlanError(
             f"{where} ({spec.n_source} → {spec.n_target}) is resampled by {spec}, which makes no copies, so "
             f"transfer.noise would be seen; use noise 0, an integer ratio of haar, or width copy"
@@ -242,11 +249,11 @@ def _fit(axes: list[AxisPlan], weight: Weight, place: Place, spec: OperatorSpec)
     if (spec.n_source, spec.n_target) != sizes:
         names = " × ".join(a.axis for a in taken)
         raise PlanError(
-            f"{weight.name}: the operator {spec.handle} on {names} is {spec.n_target} × {spec.n_source}, "
+            f"{weight.name}: the operator '{spec}' on {names} is {spec.n_target} × {spec.n_source}, "
             f"wanted {sizes[1]} × {sizes[0]}"
         )
     if spec.per_layer and not weight.layered:
-        raise PlanError(f"{weight.name}: the operator {spec.handle} differs per layer, and this weight has no layers")
+        raise PlanError(f"{weight.name}: the operator '{spec}' differs per layer, and this weight has no layers")
     fill = taken[0].fill if spec.padded else "neutral"
     taken = [dataclasses.replace(a, fill=fill, copies="", centred=False) for a in taken]
     axes[first] = dataclasses.replace(taken[0], spec=spec, spans=len(taken))
@@ -260,8 +267,8 @@ def _restore(axes: list[AxisPlan], weight: Weight, details: ModuleDetails) -> No
     for shrunk in details.operators:
         stop = first + len(shrunk.axes)
         if shrunk.spec is not None:
-            spec = restoring(shrunk.spec)
-            check_supported(spec, f"{weight.name}: axis '{axes[first].axis}'")
+            spec = shrunk.spec.restoring()
+            spec.check(f"{weight.name}: axis '{axes[first].axis}'")
             own, *others = (dataclasses.replace(a, copies="") for a in axes[first:stop])
             axes[first] = dataclasses.replace(own, n_source=spec.n_source, spec=spec, spans=stop - first)
             axes[first + 1 : stop] = [
@@ -298,7 +305,7 @@ def _learning_rate_factor(weight: Weight, axes: tuple[AxisPlan, ...]) -> float:
     if weight.layered:
         roles.insert(0, "layer")
     factor = 1.0
-    restored = [(a.spec.of, role) for a, role in zip(axes, roles, strict=True) if a.spec is not None and a.spec.of]
+    restored = [(a.spec.of_weights, role) for a, role in zip(axes, roles, strict=True) if a.spec and a.restores]
     for of, role in restored:  # from what the store has
         factor /= rules.learning_rate_factor(weight, role, of.n_source, of.n_target, of)
     if restored:
@@ -321,15 +328,15 @@ def _notes(source: Model, target: Model, config: TransferConfig) -> tuple[str, .
     return tuple(notes)
 
 
-def _detail_notes(modules: Sequence[ModulePlan], layers: int) -> list[str]:
+def _detail_notes(weights: Sequence[WeightPlan], bands: Sequence[DetailPlan], layers: int) -> list[str]:
     """What of the source is kept beside the target, and when it can be given back."""
-    if not any(m.band for m in modules):
+    if not bands:
         return []
-    every = [a for m in modules if not m.derived for a in m.axes]
+    every = [a for m in weights for a in m.axes]
     axes = {a.axis for a in every if a.n_target < a.n_source}
-    values = sum(math.prod(m.target_shape()) for m in modules if m.band)
+    values = sum(math.prod(m.target_shape()) for m in bands)
     notes = [f"details of {', '.join(sorted(axes))} are kept: {values:,} values beside the target's own"]
-    fitted = {a.spec.name: a.spec for a in every if a.spec is not None and a.alone}
+    fitted = {a.spec.name: a.spec for a in every if isinstance(a.spec, Fitted)}
     if nbytes := sum(dual_bytes(spec, layers) for spec in fitted.values()):
         notes.append(f"what undoes the fitted matrices takes {nbytes:,} bytes beside them")
     if "layer" in axes and any(spec.per_layer for spec in fitted.values()):

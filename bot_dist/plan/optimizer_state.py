@@ -1,7 +1,7 @@
 """AdamW's moments beside the weights: every module once more for each, with the operators that moments take.
 
-See ``wavelets.moments`` for what becomes of an operator. A factor on a whole weight is divided by, as gradients are.
-Two things are not quite what these operators say:
+See ``operators.optimizer_state`` for what becomes of an operator. A factor on a whole weight is divided by, as
+gradients are. Two things are not quite what these operators say:
 
 - Blocks that identity depth inserts change nothing, so the gradients of what is copied into them vanish while those of
   the old blocks stay: old blocks keep their moments, inserted ones start at ``m = 0`` with the second moments of the
@@ -19,41 +19,40 @@ import math
 from collections.abc import Iterator
 from typing import get_args
 
-from bot_dist.operators import OperatorSpec, check_supported
-from bot_dist.plan.plan import AxisPlan, ModulePlan, Moment
+from bot_dist.operators import FirstMoment, SecondMoment
+from bot_dist.plan.axis_plan import AxisPlan
+from bot_dist.plan.module_plan import ModulePlan, Moment, OptimizerStatePlan, fields_of
 from bot_dist.tensors.axes import ITEMSIZE
 
+OPERATORS = {"exp_avg": FirstMoment, "exp_avg_sq": SecondMoment}
+"""What moments take where weights take an operator."""
 
-def moments_of(module: ModulePlan, *, inserts: bool) -> Iterator[ModulePlan]:
+
+def moments_of(module: ModulePlan, *, inserts: bool) -> Iterator[OptimizerStatePlan]:
     """Plans of a weight's moments, not yet cut into tiles. ``inserts``: blocks are put in that change nothing.
 
     Raises PlanError where an operator is too large to be inverted.
     """
     for moment in get_args(Moment):
         power = 1 if moment == "exp_avg" else 2
-        yield dataclasses.replace(
-            module,
-            axes=tuple(
+        changed = {
+            "axes": tuple(
                 _axis(module, a, moment, inserts and module.layered and a is module.axes[0]) for a in module.axes
             ),
-            dtype="float32",
-            source_bytes=math.prod(module.source_shape()) * ITEMSIZE["float32"],
-            source_dtype="float32",
-            whole_rows=False,
-            factors=tuple((axis, factor**-power) for axis, factor in module.factors),
-            noise=0.0,
-            learning_rate_factor=1.0,
-            moment=moment,
-        )
+            "dtype": "float32",
+            "source_bytes": math.prod(module.source_shape()) * ITEMSIZE["float32"],
+            "source_dtype": "float32",
+            "whole_rows": False,
+            "factors": tuple((axis, factor**-power) for axis, factor in module.factors),
+            "noise": 0.0,
+            "learning_rate_factor": 1.0,
+        }
+        yield OptimizerStatePlan(**{**fields_of(module), **changed}, moment=moment)
 
 
 def _axis(module: ModulePlan, a: AxisPlan, moment: Moment, inserts: bool) -> AxisPlan:
-    spec = a.spec
-    if spec is not None and inserts and spec.speaks == "every":
-        spec = dataclasses.replace(spec, speaks="first")
-    if spec is not None and spec.policy == "constant":
-        spec = dataclasses.replace(spec, handle="", digest="", per_layer=False)  # gradients know nothing of its value
+    spec = a.spec and a.spec.of_gradients(inserts=inserts)
     if spec is not None and not spec.is_identity:
-        spec = OperatorSpec(n_source=spec.n_source, n_target=spec.n_target, policy=moment, of=spec)
-        check_supported(spec, f"{module.name}: axis '{a.axis}'")
+        spec = OPERATORS[moment](n_source=spec.n_source, n_target=spec.n_target, of=spec)
+        spec.check(f"{module.name}: axis '{a.axis}'")
     return dataclasses.replace(a, spec=spec, fill="neutral", copies="", centred=a.centred and moment == "exp_avg")

@@ -1,4 +1,4 @@
-"""The frozen plan: one entry per module, and the steps that it unfolds into."""
+"""The frozen plan of a whole transfer, and the steps that it unfolds into."""
 
 from __future__ import annotations
 
@@ -10,250 +10,22 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, TypeVar
+from typing import Any
 
 from bot_dist.errors import PlanError
-from bot_dist.model import Model, Weight
-from bot_dist.operators import Operator, OperatorSpec, build_operator, origins
+from bot_dist.model import Model
+from bot_dist.operators import origins
 from bot_dist.plan.cost import step_bytes, step_peak
+from bot_dist.plan.function_kept import FunctionKept
+from bot_dist.plan.module_plan import ModulePlan, OptimizerStatePlan
 from bot_dist.plan.owners import balanced
-from bot_dist.plan.rules import Fill
 from bot_dist.results import Row, Shown
-from bot_dist.tensors import Box, Cut, Mesh, box_size
+from bot_dist.tensors import Box, Mesh, box_size
 from bot_dist.tensors.axes import Parameter, Range
 from bot_dist.units import size
 
-DETAILS = "details/"
-"""Prefix of the arrays that hold what shrinking dropped."""
-
-MOMENTS = "moments/"
-"""Prefix of the arrays that hold AdamW's moments of a parameter; then come the moment's name and the parameter's."""
-
 RESULTS = 1
 """Raised whenever the same plan comes to write other bytes: an unfinished store is not gone on with then."""
-
-Moment = Literal["exp_avg", "exp_avg_sq"]
-"""AdamW's first and second moment of a weight, by their names in ``torch.optim``."""
-
-Copies = Literal["", "apart", "alike"]
-"""How noise treats copies along an axis; empty where there is none on them."""
-
-T = TypeVar("T")
-
-
-@dataclass(frozen=True, kw_only=True)
-class AxisPlan:
-    """One axis of one module: how it is resampled, and how its target is cut into tiles."""
-
-    axis: str
-    n_source: int
-    n_target: int
-    spec: OperatorSpec | None
-    """None: the operator of the axis before takes this one along (a composite one, such as ``heads × head_dim``)."""
-    tile: int
-    """Target indices per step: a multiple of those per shard, or all."""
-    cut: Cut | None = None
-    """Present where tensor parallelism cuts this axis, and its shards."""
-    spans: int = 1
-    """How many axes the operator acts on together, from this one on."""
-    copies: Copies = ""
-    """Of noise, where the axis grows by copies: different for those that the weight reads, so that they are told apart;
-    the same for those that it writes into the residual stream, so that they stay the same to the last bit."""
-    fill: Fill = "neutral"
-    """What target indices hold that take nothing from the source."""
-    centred: bool = False
-    """Whether the mean over the source is subtracted first."""
-
-    @property
-    def changes(self) -> bool:
-        """Whether an operator is applied along it."""
-        return self.spec is not None and not self.spec.is_identity
-
-    @property
-    def alone(self) -> bool:
-        """Whether its operator is a fitted one, or acts on several axes together: applied by itself, before the others
-        are in one pass; after them where it undoes one."""
-        return self.spec is not None and (self.spec.fitted or self.spans > 1)
-
-    @property
-    def restores(self) -> bool:
-        """Whether its operator undoes one that has shrunk the axis."""
-        return self.spec is not None and self.spec.policy == "restore"
-
-    @property
-    def constant(self) -> bool:
-        """Whether its operator takes nothing from the source."""
-        return self.spec is not None and self.spec.matrix.policy == "constant"
-
-    @property
-    def shard(self) -> int:
-        """Target indices per shard."""
-        return self.cut.tile if self.cut is not None else self.tile
-
-    def owner(self, start: int) -> int | None:
-        """The tensor-parallel rank that the tile from ``start`` on belongs to, if it belongs to one."""
-        return self.cut.owner(start) if self.cut is not None and self.cut.tile == self.tile else None
-
-    def tiles(self) -> list[Range]:
-        n = self.n_target
-        return [(start, min(n, start + self.tile)) for start in range(0, n, self.tile)]
-
-    def operator(self) -> Operator:
-        assert self.spec is not None, self
-        return build_operator(self.spec)
-
-    def needed(self, target: Range) -> tuple[Range, ...]:
-        """Source ranges to read for a target range: the operator's support, and the part of the source that the
-        target range stands for (so that the steps' energies add up to the source's)."""
-        if self.spec is None or self.centred or self.alone:
-            return ((0, self.n_source),)
-        if self.spec.is_identity:
-            return (target,)
-        ranges = sorted((*self.operator().support(target), self.core(target)))
-        merged: list[Range] = []
-        for start, stop in ranges:
-            if merged and start <= merged[-1][1]:
-                merged[-1] = (merged[-1][0], max(merged[-1][1], stop))
-            elif stop > start:
-                merged.append((start, stop))
-        return tuple(merged)
-
-    def core(self, target: Range) -> Range:
-        """The source range that a target range stands for; over all tiles, a partition of the source."""
-        return target[0] * self.n_source // self.n_target, target[1] * self.n_source // self.n_target
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModulePlan:
-    """One module: the same weight of every layer, its axes (the layer axis first, if it has one) and its tiles."""
-
-    weight: Weight
-    origin: Weight
-    """The source's weight: the same, or the table that an untied head is made of."""
-    axes: tuple[AxisPlan, ...]
-    dtype: str
-    """Of the target."""
-    chunk: tuple[int, ...]
-    """Inner chunk of each array that is written."""
-    source_bytes: int
-    """Of the module on the source's storage."""
-    source_dtype: str
-    """In which it is read."""
-    whole_rows: bool
-    """Reading part of a row from there costs reading all of it."""
-    factors: tuple[tuple[str, float], ...] = ()
-    """On all of it, besides the operators' own: per axis whose change asks for one."""
-    init_std: float = 0.0
-    """Standard deviation of what is filled with the family's initialisation."""
-    noise: float = 0.0
-    """Strength of the noise on copies (``AxisPlan.copies``)."""
-    seed: int = 0
-    """Of noise and initialisation."""
-    learning_rate_factor: float = 1.0
-    """For Adam; weight decay takes the inverse."""
-    band: str = ""
-    """Of the details that shrinking drops: one letter per axis, ``d`` where it is the detail band, ``a`` elsewhere.
-    Empty for the model's own weights."""
-
-    moment: Moment | None = None
-    """Which of AdamW's moments of the weight it is, and not the weight."""
-
-    @property
-    def derived(self) -> bool:
-        """Whether it is no weight of the model: a detail band or a moment."""
-        return bool(self.band or self.moment)
-
-    @property
-    def layered(self) -> bool:
-        return self.weight.layered
-
-    @property
-    def scale(self) -> float:
-        return math.prod(factor for _, factor in self.factors)
-
-    @property
-    def shift(self) -> float:
-        """Added at the end, so that what the model adds to the weights is scaled with them."""
-        return 0.0 if self.derived else self.weight.offset * (self.scale - 1)
-
-    @property
-    def name(self) -> str:
-        if self.moment:
-            return moment_name(self.moment, self.weight.name)
-        return f"{DETAILS}{self.weight.name}/{self.band}" if self.band else self.weight.name
-
-    @property
-    def stacked(self) -> bool:
-        """Whether all layers are written to one array. Those of a detail band are no layers of a model."""
-        return bool(self.band)
-
-    @property
-    def shard(self) -> tuple[int, ...]:
-        """Shard of each array that is written: of one layer, or of all where they are stacked."""
-        return self.within_array(tuple(a.shard for a in self.axes))
-
-    @property
-    def order(self) -> tuple[int, ...]:
-        """Axes in the order in which their operators are applied: those applied alone; the innermost first where they
-        shrink; the innermost last where they grow; those applied alone that undo others."""
-        changing = [(i, a) for i, a in enumerate(self.axes) if a.changes]
-
-        def key(item: tuple[int, AxisPlan]) -> tuple[int, bool, int]:
-            i, a = item
-            assert a.spec is not None
-            grows = a.spec.n_target > a.spec.n_source
-            when = (2 if a.restores else 0) if a.alone else 1
-            return when, grows, i if grows else -i
-
-        return tuple(i for i, _ in sorted(changing, key=key))
-
-    @property
-    def random(self) -> bool:
-        """Whether any of it is drawn."""
-        return self.noise > 0 or any(a.fill == "init" for a in self.axes)
-
-    @cached_property
-    def energy_gain(self) -> float:
-        """Squared norm of the result over that of an orthonormal approximation band: per operator, the mean of the
-        squares of its singular values. Of fitted operators, which are not known here, and of constants 1."""
-        gain = self.scale**2
-        for a in self.axes:
-            if a.changes and not a.alone and not a.constant:
-                gain *= float((a.operator().taps ** 2).sum()) / min(a.n_source, a.n_target)
-        return gain
-
-    def described(self) -> dict[str, str]:
-        """Per axis that changes, what happens to it; by name, in one line where a weight has an axis twice."""
-        found: dict[str, str] = {}
-        for a in self.axes:
-            if a.changes:
-                found[a.axis] = f"{found[a.axis]}, {a.spec}" if a.axis in found else str(a.spec)
-        return found
-
-    @property
-    def row_axes(self) -> int:
-        """How many axes, from the outermost, a part can be read of without reading all of it."""
-        return int(self.layered) + len(self.origin.dims[0]) if self.whole_rows else len(self.axes)
-
-    def source_shape(self) -> tuple[int, ...]:
-        return tuple(a.n_source for a in self.axes)
-
-    def target_shape(self) -> tuple[int, ...]:
-        return tuple(a.n_target for a in self.axes)
-
-    @property
-    def n_tiles(self) -> int:
-        return math.prod(len(a.tiles()) for a in self.axes)
-
-    def layers(self, box: Box) -> Range:
-        return box[0] if self.layered else (0, 1)
-
-    def within_layer(self, box: Box) -> Box:
-        return box[1:] if self.layered else box
-
-    def within_array(self, sides: tuple[T, ...]) -> tuple[T, ...]:
-        """The sides, one per axis, that an array that is written has."""
-        return sides[1:] if self.layered and not self.stacked else sides
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -272,22 +44,6 @@ class Step:
 
     def source_shape(self) -> tuple[int, ...]:
         return tuple(sum(stop - start for start, stop in ranges) for ranges in self.source)
-
-
-@dataclass(frozen=True, kw_only=True)
-class FunctionKept:
-    """Whether a target computes what its source does."""
-
-    verdict: Literal["exactly", "up to rounding", "not"]
-    """``exactly``: its weights are such that in exact arithmetic it does."""
-    because: tuple[str, ...] = ()
-    """What is rounded, or why it does not."""
-
-    def __str__(self) -> str:
-        found = "; ".join(self.because)
-        return {"exactly": "exactly", "up to rounding": f"up to rounding ({found})", "not": f"not, because {found}"}[
-            self.verdict
-        ]
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -367,17 +123,23 @@ class TransferPlan(Shown):
             axes = tuple(a.axis for a in module.axes)
             return [Parameter(name=module.name, axes=axes, sizes=module.target_shape(), dims=(1,) * len(axes))]
         layers = module.layers(target) if target else (0, self.target.weight_layers(module.weight))
-        return [_of(module, self.target.parameter(module.weight, layer)) for layer in range(*layers)]
+        return [module.array_of(self.target.parameter(module.weight, layer)) for layer in range(*layers)]
 
     def read(self, module: ModulePlan, layer: int) -> Parameter:
         """The array of the source that a layer of the module is read from."""
-        return _of(module, self.source.parameter(module.origin, layer))
+        return module.array_of(self.source.parameter(module.origin, layer))
+
+    @property
+    def optimizer_state_exact(self) -> bool:
+        """Whether AdamW's moments, where they are carried along, stay what they are."""
+        states = (m for m in self.modules if isinstance(m, OptimizerStatePlan))
+        return not any(a.changes for m in states for a in m.axes)
 
     @cached_property
     def inserted_layers(self) -> tuple[int, ...]:
         """The target's blocks that identity depth puts in: they change nothing yet."""
         layers = (m.axes[0].spec for m in self.modules if m.layered and not m.derived and m.weight.into_residual)
-        spec = next((spec for spec in layers if spec is not None and spec.speaks != "every"), None)
+        spec = next((spec for spec in layers if spec is not None and spec.mutes), None)
         if spec is None:
             return ()
         of = origins(spec.n_source, spec.n_target).tolist()
@@ -391,7 +153,7 @@ class TransferPlan(Shown):
             "family": self.target.family.name,
             "source": [self.source_id, self.source.config],
             "target": self.target.config,
-            "modules": [dataclasses.asdict(module) for module in self.modules],
+            "modules": [module.to_json() for module in self.modules],
             "mesh": dataclasses.asdict(self.mesh),
             "memory_limit": self.memory_limit,
         }
@@ -422,15 +184,3 @@ class TransferPlan(Shown):
             "function_kept": str(self.function_kept) if self.function_kept else None,
             "notes": self.notes,
         }
-
-
-def moment_name(moment: Moment, name: str) -> str:
-    """Of the array that holds a moment of a parameter."""
-    return f"{MOMENTS}{moment}/{name}"
-
-
-def _of(module: ModulePlan, parameter: Parameter) -> Parameter:
-    """What a module has of a parameter: itself, or a moment."""
-    if module.moment is None:
-        return parameter
-    return dataclasses.replace(parameter, name=moment_name(module.moment, parameter.name))

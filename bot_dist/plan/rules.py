@@ -17,7 +17,7 @@ from typing import Literal
 
 from bot_dist.errors import PlanError
 from bot_dist.model import Family, Weight
-from bot_dist.operators import OperatorSpec
+from bot_dist.operators import Copy, Lazy, Merge, OperatorSpec, Resample, Select, Stack
 from bot_dist.recipe import TransferConfig
 from bot_dist.tensors.axes import Role
 
@@ -50,16 +50,16 @@ def axis_rule(
     Raises PlanError where the family can't keep its function under the chosen policy.
     """
     if n_source == n_target or role == "fixed":
-        return AxisRule(spec=OperatorSpec(n_source=n_source, n_target=n_target))
+        return AxisRule(spec=Resample(n_source=n_source, n_target=n_target))
     if role == "layer":
         return AxisRule(spec=_layers(family, weight, n_source, n_target, config))
     policy = config.width_of(axis, n_source, n_target)
     where = f"{weight.name}: axis '{axis}' ({n_source} → {n_target}): width policy '{policy}'"
     if policy == "resample":
-        spec = OperatorSpec(
+        spec: OperatorSpec = Resample(
             n_source=n_source,
             n_target=n_target,
-            row_sum=_row_sum(family, weight, axis, role, config, n_source, n_target),
+            gain=_row_sum(family, weight, axis, role, config, n_source, n_target),
             wavelet=config.wavelet_of(weight.name, axis),
             boundary="symmetric" if axis in ORDERED else "periodic",
         )
@@ -71,28 +71,28 @@ def axis_rule(
         raise PlanError(f"{where} has no meaning there; {resample}")
     if policy == "spread" and axis == RESIDUAL and family.norm == "layer":
         raise PlanError(f"{where} would change LayerNorm's mean; copy or {resample}")
-    policy = "copy" if policy == "spread" else policy  # until it is known which are copied
-    if axis == RESIDUAL and policy == "lazy" and family.post_norm:
+    copies = policy != "lazy"  # those of "spread" until it is known which are copied
+    if axis == RESIDUAL and not copies and family.post_norm:
         raise PlanError(f"{where}: new units would change the norms of family '{family.name}'; copy or {resample}")
     if role == "pointwise":
-        return AxisRule(spec=OperatorSpec(n_source=n_source, n_target=n_target, policy=policy))
+        return AxisRule(spec=_taken(n_source, n_target, copies=copies))
     if axis == RESIDUAL:
         ratio = n_target / n_source if role == "write" else n_source / n_target
-        spec = OperatorSpec(
-            n_source=n_source,
-            n_target=n_target,
-            row_sum=math.sqrt(ratio),
-            policy=policy,
-            split=0.5 if policy == "copy" else 0.0,
-        )
-        unequal = policy == "lazy" or n_target % n_source != 0
+        spec = _taken(n_source, n_target, copies=copies, gain=math.sqrt(ratio), split=0.5)
+        unequal = not copies or n_target % n_source != 0
         added = weight.into_residual or weight.kind == "table"
         centred = unequal and added and role == "write" and family.norm == "layer"
         return AxisRule(spec=spec, fill="init" if role == "read" else "neutral", centred=centred)
-    copied = 0.5 if axis == "head_dim" else 1.0 if role == "read" else 0.0
-    split = copied if policy == "copy" else 0.0
-    spec = OperatorSpec(n_source=n_source, n_target=n_target, policy=policy, split=split)
+    split = 0.5 if axis == "head_dim" else 1.0 if role == "read" else 0.0
+    spec = _taken(n_source, n_target, copies=copies, split=split)
     return AxisRule(spec=spec, fill="init" if role == "write" else "neutral")
+
+
+def _taken(n_source: int, n_target: int, *, copies: bool, gain: float = 1.0, split: float = 0.0) -> OperatorSpec:
+    """Copies, which share the values that they take as ``split`` says, or old indices with new ones beside them."""
+    if copies:
+        return Copy(n_source=n_source, n_target=n_target, gain=gain, split=split)
+    return Lazy(n_source=n_source, n_target=n_target, gain=gain)
 
 
 def _layers(family: Family, weight: Weight, n_source: int, n_target: int, config: TransferConfig) -> OperatorSpec:
@@ -113,14 +113,14 @@ def _layers(family: Family, weight: Weight, n_source: int, n_target: int, config
             f"takes more; use {-(-n_source // 2)} layers or more, or depth 'similar'"
         )
     if depth == "stack":
-        return OperatorSpec(n_source=n_source, n_target=n_target, policy="stack")
+        return Stack(n_source=n_source, n_target=n_target)
     if depth != "wavelet":
         speaks = weight.speaking if depth == "identity" else "every"
-        return OperatorSpec(n_source=n_source, n_target=n_target, policy="copy", speaks=speaks)
-    return OperatorSpec(
+        return Copy(n_source=n_source, n_target=n_target, speaks=speaks)
+    return Resample(
         n_source=n_source,
         n_target=n_target,
-        row_sum=_row_sum(family, weight, "layer", "layer", config, n_source, n_target),
+        gain=_row_sum(family, weight, "layer", "layer", config, n_source, n_target),
         wavelet=config.wavelet_of(weight.name, "layer"),
         boundary="symmetric",
     )
@@ -131,11 +131,9 @@ def kept_layers(family: Family, weight: Weight, layers: Sequence[int], n_source:
     what they write into the residual stream adds up (where no norm comes after it)."""
     indices, n_target = tuple(layers), len(layers)
     if depth != "pairs":
-        return OperatorSpec(n_source=n_source, n_target=n_target, policy="select", indices=indices)
+        return Select(n_source=n_source, n_target=n_target, indices=indices)
     adds = weight.into_residual and family.half_steps
-    return OperatorSpec(
-        n_source=n_source, n_target=n_target, policy="merge", indices=indices, split=0.0 if adds else 1.0
-    )
+    return Merge(n_source=n_source, n_target=n_target, indices=indices, split=0.0 if adds else 1.0)
 
 
 def _is_orthonormal(config: TransferConfig, axis: str, n_source: int, n_target: int) -> bool:
@@ -184,6 +182,6 @@ def learning_rate_factor(weight: Weight, role: Role, n_source: int, n_target: in
         return 1.0
     ratio = n_source / n_target
     if role == "layer" and spec is not None:
-        shorter = weight.into_residual and spec.policy == "resample" and math.isclose(spec.row_sum, ratio)
+        shorter = weight.into_residual and math.isclose(spec.gain, ratio)
         return ratio if shorter else 1.0
     return ratio if role == "read" else 1.0

@@ -13,7 +13,8 @@ from dataclasses import MISSING, dataclass, fields
 
 from bot_dist.errors import RecipeError, nearest
 from bot_dist.plan.cost import step_bytes, step_peak
-from bot_dist.plan.plan import ModulePlan, Step, TransferPlan
+from bot_dist.plan.module_plan import ModulePlan
+from bot_dist.plan.plan import Step, TransferPlan
 from bot_dist.plan.tiling import LANES
 from bot_dist.tensors import box_size
 from bot_dist.tensors.axes import ITEMSIZE

@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 from bot_dist.errors import PlanError
+from bot_dist.plan.axis_plan import AxisPlan
 from bot_dist.plan.cost import step_peak
-from bot_dist.plan.plan import AxisPlan, ModulePlan
+from bot_dist.plan.module_plan import ModulePlan
 from bot_dist.tensors import chunk_shape
 from bot_dist.tensors.axes import ITEMSIZE
 

@@ -45,7 +45,7 @@ what it reads but not the manifest's digests, sees bfloat16 as uint16, and reads
 not as an error.
 """
 
-from bot_dist.store.fitted_operators import read_constant, read_dual, read_rows, write_operators
+from bot_dist.store.fitted_operators import read_columns, read_constant, read_rows, write_operators
 from bot_dist.store.folder import is_vacant, remove_store
 from bot_dist.store.layout import StoredParameter, array_layout, store_layout
 from bot_dist.store.manifest import FORMAT_VERSION, Manifest
@@ -63,8 +63,8 @@ __all__ = [
     "attempt_of",
     "check_target",
     "is_vacant",
+    "read_columns",
     "read_constant",
-    "read_dual",
     "read_rows",
     "remove_store",
     "store_layout",

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from bot_dist.model import model_of
+from bot_dist.operators import SUFFIXES
 from bot_dist.plan import DETAILS, Details, Moment, moment_name
 from bot_dist.recipe import make_recipe
-from bot_dist.store.fitted_operators import SUFFIXES, operator_digest
+from bot_dist.store.fitted_operators import operator_digest
 from bot_dist.store.layout import StoredParameter
 from bot_dist.store.manifest import Manifest
 from bot_dist.store.reader import CheckpointReader, open_within

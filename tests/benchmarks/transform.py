@@ -23,7 +23,7 @@ import torch
 
 from bot_dist import kernels as implementation
 from bot_dist.kernels import Stage, apply_operators
-from bot_dist.operators import OperatorSpec, build_operator
+from bot_dist.operators import Resample, build_operator
 
 THREADS = 2
 MODULE = (24, 1024, 4096)
@@ -43,7 +43,7 @@ class Case:
 
 def stage(along: int, n_source: int, n_target: int, wavelet: str = "haar", *, orthonormal: bool = False) -> Stage:
     gain = math.sqrt(n_source / n_target) if orthonormal else 1.0
-    operator = build_operator(OperatorSpec(n_source=n_source, n_target=n_target, row_sum=gain, wavelet=wavelet))
+    operator = build_operator(Resample(n_source=n_source, n_target=n_target, gain=gain, wavelet=wavelet))
     return Stage(along, operator.indices, operator.taps)
 
 

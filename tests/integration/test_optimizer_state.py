@@ -77,7 +77,7 @@ def arrays(reader: CheckpointReader) -> dict[str, torch.Tensor]:
 def dense(spec: OperatorSpec, layer: int) -> np.ndarray:
     if not spec.fitted:
         return build_operator(spec).dense()
-    if spec.policy == "constant":
+    if spec.takes_nothing:
         return np.zeros((spec.n_target, spec.n_source))
     matrix = np.zeros((spec.n_target, spec.n_source))
     indices, taps = read_rows(spec, (0, spec.n_target), layer)
@@ -106,9 +106,7 @@ def expected(weight: ModulePlan, values: np.ndarray, *, squared: bool, inserts: 
         a = axes[i]
         if a is None or a.spec is None or a.spec.is_identity:
             continue
-        spec = (
-            dataclasses.replace(a.spec, speaks="first") if i == 0 and inserts and a.spec.speaks == "every" else a.spec
-        )
+        spec = dataclasses.replace(a.spec, speaks="first") if i == 0 and inserts and not a.spec.mutes else a.spec
         shape, n = values.shape, [b.n_target for b in axes[i : i + a.spans] if b is not None]
         joined = np.moveaxis(values.reshape(*shape[:i], spec.n_source, *shape[i + a.spans :]), i, 0)
         if i and spec.per_layer:
@@ -155,7 +153,7 @@ def test_moments_are_those_of_dense_pseudo_inverses(
     plan, _ = Planning(made).fitted(lambda event: None)
     inserts = options.get("transfer.depth") == "identity"
     for module in plan.modules:
-        if module.moment is not None:
+        if module.derived:
             continue
         names = [p.name for p in plan.written(module)]
         layers = [before.parameter(module.origin, i).name for i in range(before.weight_layers(module.origin))]

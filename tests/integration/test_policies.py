@@ -17,7 +17,7 @@ from bot_dist.formats.export import export_huggingface
 from bot_dist.formats.open import open_source
 from bot_dist.formats.source import Source
 from bot_dist.model import Model, model_of
-from bot_dist.operators import OperatorSpec
+from bot_dist.operators import FittedMatrix, FittedSelection
 from bot_dist.pipeline.planning import Planning
 from bot_dist.plan import make_plan
 from bot_dist.store import CheckpointReader, write_operators
@@ -295,9 +295,9 @@ def test_fitted_operators_act_on_several_axes_and_differ_per_layer(tmp_path: Pat
     stored = write_operators(
         str(tmp_path / "operators"),
         {
-            "heads": OperatorSpec(n_source=32, n_target=16, policy="stored"),
-            "units": OperatorSpec(n_source=40, n_target=20, policy="stored", per_layer=True),
-            "units_kept": OperatorSpec(n_source=40, n_target=20, policy="stored", per_layer=True, selects=True),
+            "heads": FittedMatrix(n_source=32, n_target=16),
+            "units": FittedMatrix(n_source=40, n_target=20, per_layer=True),
+            "units_kept": FittedSelection(n_source=40, n_target=20, per_layer=True),
         },
         lambda name, layer: {"heads": heads, "units": units[layer], "units_kept": units_kept[layer]}[name],
         layers=3,

@@ -9,8 +9,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bot_dist.errors import PlanError
-from bot_dist.operators import Operator, OperatorSpec, build_operator, check_supported
-from bot_dist.operators.details import complement, is_filter_bank, largest_block
+from bot_dist.operators import (
+    Copy,
+    FittedLifting,
+    FittedMatrix,
+    FittedSelection,
+    Operator,
+    OperatorSpec,
+    Resample,
+    Stack,
+    build_operator,
+)
+from bot_dist.operators.details import complement
 from tests.conftest import examples
 from tests.property.test_operators import HAAR, TOLERANCE, boundaries, gains, levels, spec, tolerance, wavelets
 
@@ -23,25 +33,20 @@ def shrinking(draw: st.DrawFn) -> OperatorSpec:
     n_target = draw(st.integers(1, 30))
     ratio = draw(st.sampled_from([2, 4, 8]) | st.floats(1.01, 6))
     n_source = max(n_target + 1, round(n_target * ratio))
-    policy = draw(st.sampled_from(["resample", "resample", "copy"]))
-    return spec(
-        n_source, n_target, policy=policy, wavelet=draw(wavelets), boundary=draw(boundaries), row_sum=draw(gains)
-    )
+    if draw(st.sampled_from([False, False, True])):
+        return spec(n_source, n_target, kind=Copy, gain=draw(gains))
+    return spec(n_source, n_target, wavelet=draw(wavelets), boundary=draw(boundaries), gain=draw(gains))
 
 
-def detail(of: OperatorSpec) -> OperatorSpec:
-    return OperatorSpec(n_source=of.n_source, n_target=of.n_source - of.n_target, policy="detail", of=of)
-
-
-def restore(of: OperatorSpec) -> OperatorSpec:
-    return OperatorSpec(n_source=of.n_source, n_target=of.n_source, policy="restore", of=of)
+def is_filter_bank(of: OperatorSpec) -> bool:
+    return isinstance(of, Resample) and of.is_bank
 
 
 def matrices(of: OperatorSpec) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """A, D and R."""
-    for s in (of, detail(of), restore(of)):
-        check_supported(s, "axis 'embed'")
-    a, d, r = (build_operator(s) for s in (of, detail(of), restore(of)))
+    for s in (of, of.detail(), of.restoring()):
+        s.check("axis 'embed'")
+    a, d, r = (build_operator(s) for s in (of, of.detail(), of.restoring()))
     n_source, n_target = of.n_source, of.n_target
     assert (d.n_target, d.n_source, r.n_target, r.n_source) == (n_source - n_target, n_source, n_source, n_source)
     return a.dense(), d.dense(), r.dense()
@@ -65,13 +70,13 @@ def test_details_are_an_orthonormal_basis_of_what_is_dropped(of: OperatorSpec) -
     exact = tolerance(of.wavelet, of.levels) if is_filter_bank(of) else TOLERANCE
     np.testing.assert_allclose(d @ d.T, np.eye(len(d)), atol=exact)
     np.testing.assert_allclose(r[:, of.n_target :], d.T, atol=exact)
-    np.testing.assert_allclose(build_operator(of).dense() @ d.T, 0, atol=exact * of.row_sum)
+    np.testing.assert_allclose(build_operator(of).dense() @ d.T, 0, atol=exact * of.gain)
 
 
 @given(st.sampled_from(ORTHOGONAL), st.integers(1, 20), levels, gains)
 @examples(200)
 def test_energy_is_that_of_approximation_and_details(wavelet: str, small: int, level: int, gain: float) -> None:
-    of = spec(small << level, small, wavelet=wavelet, row_sum=gain)
+    of = spec(small << level, small, wavelet=wavelet, gain=gain)
     w = np.random.default_rng(small).standard_normal(of.n_source)
     a, d, _ = matrices(of)
     approximation = a @ w / (gain * 2 ** (-level / 2))
@@ -97,7 +102,7 @@ def test_details_of_a_filter_bank_are_those_of_pywavelets(wavelet: str, small: i
 
 
 def test_a_selection_drops_the_other_indices() -> None:
-    _, d, r = matrices(spec(6, 3, policy="copy", row_sum=2.0))
+    _, d, r = matrices(spec(6, 3, kind=Copy, gain=2.0))
     assert d.tolist() == np.eye(6)[[1, 3, 5]].tolist()
     assert (r @ [2, 6, 10, 20, 40, 50]).tolist() == [1, 20, 3, 40, 5, 50]
 
@@ -117,18 +122,18 @@ def test_haar_drops_differences(wavelet: str) -> None:
         (spec(64, 48), 4),
         (spec(600, 450, wavelet="coif3"), 4),
         (spec(60, 20), 3),
-        (spec(60, 20, policy="copy"), 1),
+        (spec(60, 20, kind=Copy), 1),
     ],
 )
 def test_details_of_banded_operators_are_banded(of: OperatorSpec, width: int) -> None:
-    for undoing in (detail(of), restore(of)):
+    for undoing in (of.detail(), of.restoring()):
         assert build_operator(undoing).taps.shape[1] <= width
 
 
 @given(shrinking())
 def test_the_largest_block_is_known_before_anything_is_built(of: OperatorSpec) -> None:
     if not is_filter_bank(of):
-        assert build_operator(restore(of)).taps.shape[1] <= largest_block(of)
+        assert build_operator(of.restoring()).taps.shape[1] <= of.undone_block
 
 
 def test_a_basis_of_the_kernel_does_not_depend_on_how_it_was_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,24 +174,24 @@ def test_more_rows_than_columns_are_dependent() -> None:
 
 def test_what_grows_has_no_details() -> None:
     with pytest.raises(PlanError, match=r"axis 'embed': 4 → 8 drops nothing"):
-        check_supported(restore(spec(4, 8)), "axis 'embed'")
+        spec(4, 8).restoring().check("axis 'embed'")
 
 
 def test_details_of_what_is_not_supported() -> None:
     with pytest.raises(PlanError, match=r"policy 'stack' only grows"):
-        check_supported(detail(spec(8, 4, policy="stack")), "axis 'embed'")
+        spec(8, 4, kind=Stack).detail().check("axis 'embed'")
 
 
 def test_dense_inverses_have_a_limit() -> None:
     with pytest.raises(PlanError, match=r"axis 'embed': undoing coif3\+area .*\(9000 → 3000\) .*over 4,096; use haar"):
-        check_supported(restore(spec(9000, 3000, wavelet="coif3")), "axis 'embed'")
+        spec(9000, 3000, wavelet="coif3").restoring().check("axis 'embed'")
     for fine in (spec(9000, 3000), spec(9000, 6750, wavelet="coif3"), spec(65536, 16384, wavelet="coif3")):
-        check_supported(restore(fine), "axis 'embed'")
+        fine.restoring().check("axis 'embed'")
     with pytest.raises(PlanError, match="dense inverse of 9,001"):
-        check_supported(detail(spec(9001, 9000)), "axis 'embed'")
+        spec(9001, 9000).detail().check("axis 'embed'")
     with pytest.raises(
         PlanError, match=r"undoing fitted embed\.write .*over 4,096; use basis permutation in one pass or"
     ):
-        check_supported(detail(spec(9000, 4500, policy="stored", handle="#embed.write")), "axis 'embed'")
-    for kind in ({"lifted": True}, {"selects": True}):
-        check_supported(restore(spec(9000, 4500, policy="stored", **kind)), "axis 'mlp'")
+        spec(9000, 4500, kind=FittedMatrix, handle="#embed.write").detail().check("axis 'embed'")
+    for kind in (FittedLifting, FittedSelection):
+        spec(9000, 4500, kind=kind).restoring().check("axis 'mlp'")

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bot_dist.kernels import Stage, apply_operators, apply_reference, tiling
-from bot_dist.operators import OperatorSpec, build_operator
+from bot_dist.operators import Resample, build_operator
 from tests.conftest import examples
 
 NATIVE = [torch.float32, torch.bfloat16]
@@ -48,7 +48,7 @@ def assert_as_reference(x: torch.Tensor, stages: list[Stage], dtype: torch.dtype
 
 
 def banded(n: int, n_target: int, wavelet: str, boundary: str = "periodic") -> tuple[np.ndarray, np.ndarray]:
-    spec = OperatorSpec(n_source=n, n_target=n_target, row_sum=1.0, wavelet=wavelet, boundary=boundary)  # type: ignore[arg-type]
+    spec = Resample(n_source=n, n_target=n_target, gain=1.0, wavelet=wavelet, boundary=boundary)  # type: ignore[arg-type]
     operator = build_operator(spec)
     return operator.indices, operator.taps
 
@@ -137,7 +137,7 @@ def test_a_block_has_the_bits_of_the_whole(wavelet: str, grow: bool, data: st.Da
     """Whatever the tiles, phases and boundaries of the block."""
     shape = [8, 96, 300]
     specs = [
-        OperatorSpec(n_source=n, n_target=2 * n if grow else n // 2, row_sum=1.0, wavelet=wavelet, boundary=boundary)  # type: ignore[arg-type]
+        Resample(n_source=n, n_target=2 * n if grow else n // 2, gain=1.0, wavelet=wavelet, boundary=boundary)  # type: ignore[arg-type]
         for n, boundary in zip(shape, ["symmetric", "periodic", "periodic"], strict=True)
     ]
     rows = [build_operator(spec) for spec in specs]

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bot_dist.errors import CalibrationError
-from bot_dist.operators import OperatorSpec, build_operator, from_dense
+from bot_dist.operators import Resample, build_operator, from_dense
 from bot_dist.operators.details import complement
 from bot_dist.operators.klt import isometry, isometry_centred, klt
 from bot_dist.operators.lifting import (
@@ -85,7 +85,7 @@ def test_haar_is_the_wavelet_that_predicts_its_neighbour_and_takes_half_the_deta
     n = 2 * pairs
     kept, dropped = np.arange(0, n, 2), np.arange(1, n, 2)
     write, read = lifted(n, kept, dropped, np.eye(pairs), np.eye(pairs) / 2)
-    haar = build_operator(OperatorSpec(n_source=n, n_target=pairs, wavelet="haar")).dense()
+    haar = build_operator(Resample(n_source=n, n_target=pairs, wavelet="haar")).dense()
     np.testing.assert_allclose(write, haar, atol=TOLERANCE)
     np.testing.assert_allclose(read, 2 * haar, atol=TOLERANCE)
 

@@ -9,21 +9,35 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from bot_dist.errors import PlanError
-from bot_dist.operators import OperatorSpec, build_operator, check_supported, dual_matrix, origins
-from bot_dist.operators.optimizer_state import inverted_indices
+from bot_dist.operators import (
+    Constant,
+    Copy,
+    Diagonal,
+    FirstMoment,
+    Lazy,
+    Merge,
+    OperatorSpec,
+    Resample,
+    SecondMoment,
+    Select,
+    Stack,
+    build_operator,
+    origins,
+)
+from bot_dist.operators.optimizer_state import dual_matrix
 from tests.conftest import examples
 from tests.property.test_operators import boundaries, gains, lengths, levels, wavelets
 
 CONDITION = 1e3
 """Of a matrix whose pseudo-inverse is beyond doubt."""
-POLICIES = ("dyadic", "resample", "copy", "lazy", "stack", "select", "merge", "constant", "diagonal")
+KINDS = (Resample, Copy, Lazy, Stack, Select, Merge, Constant, Diagonal)
 
 
 def moments(of: OperatorSpec) -> tuple[np.ndarray, np.ndarray]:
     found = []
-    for policy in ("exp_avg", "exp_avg_sq"):
-        spec = OperatorSpec(n_source=of.n_source, n_target=of.n_target, policy=policy, of=of)  # type: ignore[arg-type]
-        check_supported(spec, "axis 'embed'")
+    for kind in (FirstMoment, SecondMoment):
+        spec = kind(n_source=of.n_source, n_target=of.n_target, of=of)
+        spec.check("axis 'embed'")
         operator = build_operator(spec)
         assert (operator.n_target, operator.n_source) == (of.n_target, of.n_source)
         found.append(operator.dense())
@@ -34,26 +48,28 @@ def moments(of: OperatorSpec) -> tuple[np.ndarray, np.ndarray]:
 def operators(draw: st.DrawFn) -> OperatorSpec:
     """Any operator that is built, up or down."""
     small, more, gain = draw(lengths), draw(st.integers(1, 20)), draw(gains)
-    policy = draw(st.sampled_from(POLICIES))
-    n_source, n_target, options = small, small + more, {"policy": policy, "row_sum": gain}
-    if policy in ("dyadic", "resample"):
-        large = small << draw(levels) if policy == "dyadic" else n_target
+    kind = draw(st.sampled_from(KINDS))
+    n_source, n_target, options = small, small + more, {"gain": gain}
+    if kind is Resample:
+        large = small << draw(levels) if draw(st.booleans()) else n_target
         n_source, n_target = draw(st.permutations([small, large]))
-        options |= {"policy": "resample", "wavelet": draw(wavelets), "boundary": draw(boundaries)}
-    elif policy == "copy":
+        options |= {"wavelet": draw(wavelets), "boundary": draw(boundaries)}
+    elif kind is Copy:
         options["split"] = draw(st.sampled_from([0, 0.5, 1]))
         options["speaks"] = draw(st.sampled_from(["every", "first", "last"]))
-    elif policy == "select":
+    elif kind is Select:
         n_target = draw(st.integers(1, 20))
         taken = st.integers(0, small - 1)
         options["indices"] = tuple(draw(st.lists(taken, min_size=n_target, max_size=n_target)))
-    elif policy == "merge":
+    elif kind is Merge:
         n_source, n_target = small + more, 2
         options |= {"split": draw(st.sampled_from([0, 0.5, 1])), "indices": (0, draw(st.integers(1, small)))}
-    elif policy == "diagonal":
+    elif kind is Constant:
+        options = {"value": gain}
+    elif kind is Diagonal:
         n_target = small
-        options = {"policy": policy, "diagonal": tuple(draw(st.lists(gains, min_size=small, max_size=small)))}
-    return OperatorSpec(n_source=n_source, n_target=n_target, **options)
+        options = {"factors": tuple(draw(st.lists(gains, min_size=small, max_size=small)))}
+    return kind(n_source=n_source, n_target=n_target, **options)
 
 
 @given(operators())
@@ -83,7 +99,7 @@ def test_so_has_a_dense_matrix_of_any_rank(n_target: int, n_source: int, rank: i
 def test_gradients_of_a_grown_model_are_where_those_of_its_source_go() -> None:
     """Units are copied, and read in part: y = outer · inner · x."""
     rng = np.random.default_rng(0)
-    specs = [OperatorSpec(n_source=4, n_target=6, policy="copy", split=split) for split in (0.0, 1.0)]
+    specs = [Copy(n_source=4, n_target=6, split=split) for split in (0.0, 1.0)]
     write, read = (build_operator(spec).dense() for spec in specs)
     inner, outer, x, error = (rng.standard_normal(shape) for shape in ((4, 5), (3, 4), 5, 3))
     grown_inner, grown_outer = write @ inner, outer @ read.T
@@ -99,7 +115,7 @@ def test_gradients_of_a_grown_model_are_where_those_of_its_source_go() -> None:
 def test_what_is_too_large_to_invert_is_refused() -> None:
     orthogonal = [name for name in pywt.wavelist(kind="discrete") if pywt.Wavelet(name).orthogonal and name != "dmey"]
     for wavelet in orthogonal:
-        assert inverted_indices(OperatorSpec(n_source=8192, n_target=16384, wavelet=wavelet)) == 1
-    of = OperatorSpec(n_source=8192, n_target=16384, wavelet="bior6.8")
+        assert Resample(n_source=8192, n_target=16384, wavelet=wavelet).dual_block == 1
+    of = Resample(n_source=8192, n_target=16384, wavelet="bior6.8")
     with pytest.raises(PlanError, match=r"w: carrying AdamW's moments .* dense inverse of 16,384 .*moments none"):
-        check_supported(OperatorSpec(n_source=8192, n_target=16384, policy="exp_avg", of=of), "w")
+        FirstMoment(n_source=8192, n_target=16384, of=of).check("w")

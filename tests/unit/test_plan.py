@@ -12,8 +12,8 @@ import pytest
 
 from bot_dist.errors import FamilyError, PlanError, RecipeError
 from bot_dist.model import Model, model_of
-from bot_dist.operators import OperatorSpec
-from bot_dist.plan import Fitted, ModulePlan, SourceModule, TransferPlan, make_plan, summarise, target_model
+from bot_dist.operators import Copy, FittedLifting, OperatorSpec, Resample
+from bot_dist.plan import ModulePlan, OperatorTable, SourceModule, TransferPlan, make_plan, summarise, target_model
 from bot_dist.recipe import PRESETS, TransferConfig, make_recipe
 from bot_dist.tensors import Mesh, box_size
 
@@ -58,7 +58,7 @@ def planned(
     target: dict[str, int],
     mesh: Mesh | None = None,
     *,
-    fitted: Fitted | None = None,
+    fitted: OperatorTable | None = None,
     whole_rows: bool = False,
     **transfer: Any,
 ) -> TransferPlan:
@@ -80,7 +80,7 @@ def module_of(plan: TransferPlan, name: str) -> ModulePlan:
 
 
 def row_sums(plan: TransferPlan, name: str) -> dict[str, float]:
-    return {a.axis: a.spec.row_sum for a in module_of(plan, name).axes if a.n_source != a.n_target}
+    return {a.axis: a.spec.gain for a in module_of(plan, name).axes if a.n_source != a.n_target}
 
 
 def scales(plan: TransferPlan) -> dict[str, float]:
@@ -136,7 +136,7 @@ def test_identity_depth_silences_inserted_blocks() -> None:
     for module in plan.modules:
         if module.layered:
             assert module.axes[0].spec.speaks == ("first" if module.weight.into_residual else "every")
-            assert module.axes[0].spec.row_sum == 1
+            assert module.axes[0].spec.gain == 1
 
 
 def test_a_plan_names_the_blocks_that_identity_depth_puts_in() -> None:
@@ -238,16 +238,16 @@ def test_presets_are_the_ablation_of_the_paper() -> None:
 def test_copies_of_the_residual_width_keep_its_root_mean_square() -> None:
     plan = planned(SMOLLM2, THIRD, width="copy")
     specs = {name: {a.axis: a.spec for a in module_of(plan, name).axes} for name in ("mlp.up", "mlp.down", "mlp.norm")}
-    assert (specs["mlp.up"]["embed"].row_sum, specs["mlp.up"]["embed"].split) == (math.sqrt(3 / 4), 0.5)
-    assert (specs["mlp.down"]["embed"].row_sum, specs["mlp.down"]["embed"].split) == (math.sqrt(4 / 3), 0.5)
-    assert (specs["mlp.norm"]["embed"].row_sum, specs["mlp.norm"]["embed"].split) == (1, 0)
+    assert (specs["mlp.up"]["embed"].gain, specs["mlp.up"]["embed"].split) == (math.sqrt(3 / 4), 0.5)
+    assert (specs["mlp.down"]["embed"].gain, specs["mlp.down"]["embed"].split) == (math.sqrt(4 / 3), 0.5)
+    assert (specs["mlp.norm"]["embed"].gain, specs["mlp.norm"]["embed"].split) == (1, 0)
     assert [specs[name]["mlp"].split for name in ("mlp.up", "mlp.down")] == [0, 1]
     assert scales(plan) == {"norm": 0.75}
 
 
 def test_axes_that_shrink_are_resampled_where_others_are_copied() -> None:
     plan = planned(SMOLLM2, {"heads": 12, "kv_heads": 4, "embed": 768, "mlp": 1024}, width="copy")
-    assert [a.spec.policy for a in module_of(plan, "mlp.up").axes[1:]] == ["resample", "copy"]
+    assert [type(a.spec) for a in module_of(plan, "mlp.up").axes[1:]] == [Resample, Copy]
 
 
 def test_learning_rate_factors_follow_what_is_summed_over() -> None:
@@ -322,23 +322,23 @@ def test_lazy_growth_under_layernorm_unties_the_head_and_says_so() -> None:
 
 
 def test_width_auto_copies_off_integers_unless_a_wavelet_or_a_gain_is_asked_for() -> None:
-    def policies(target: dict[str, int], config: dict[str, Any] = SMOLLM2, **options: Any) -> set[tuple[str, str]]:
+    def policies(target: dict[str, int], config: dict[str, Any] = SMOLLM2, **options: Any) -> set[tuple[str, type]]:
         modules = planned(config, target, **options).modules
-        return {(a.axis, a.spec.policy) for m in modules for a in m.axes if a.n_source != a.n_target and a.spec}
+        return {(a.axis, type(a.spec)) for m in modules for a in m.axes if a.n_source != a.n_target and a.spec}
 
-    def every(policy: str) -> set[tuple[str, str]]:
-        return {(axis, policy) for axis in ("embed", "mlp", "kv_heads")}
+    def every(kind: type[OperatorSpec]) -> set[tuple[str, type]]:
+        return {(axis, kind) for axis in ("embed", "mlp", "kv_heads")}
 
-    assert policies(THIRD) == policies(THIRD, wavelet={"layer": "db2"}) == every("copy")
-    assert policies(THIRD, width="copy") == every("copy")
-    assert policies(DOUBLE) == policies(THIRD, width="resample") == every("resample")
+    assert policies(THIRD) == policies(THIRD, wavelet={"layer": "db2"}) == every(Copy)
+    assert policies(THIRD, width="copy") == every(Copy)
+    assert policies(DOUBLE) == policies(THIRD, width="resample") == every(Resample)
     for literal in ({"wavelet": "db2"}, {"gain": "measure"}, {"gain": "orthonormal"}, {"preset": "paper-gpt-s2l"}):
-        assert policies(THIRD, **literal) == every("resample")
-    mixed = {("embed", "copy"), ("mlp", "resample"), ("kv_heads", "copy")}
+        assert policies(THIRD, **literal) == every(Resample)
+    mixed = {("embed", Copy), ("mlp", Resample), ("kv_heads", Copy)}
     assert policies(THIRD, wavelet={"mlp.up:mlp": "db2"}) == mixed
     assert policies(THIRD, width={"mlp": "resample"}) == policies({**THIRD, "mlp": 1000}) == mixed
     larger = {"embed": 832, "heads": 13, "context": 1536}
-    assert policies(larger, GPT2) == {("embed", "copy"), ("heads", "copy"), ("position", "resample")}
+    assert policies(larger, GPT2) == {("embed", Copy), ("heads", Copy), ("position", Resample)}
 
 
 def test_copies_under_layernorm_are_centred_off_integers_but_for_a_tied_table() -> None:
@@ -356,21 +356,22 @@ def test_copies_under_layernorm_are_centred_off_integers_but_for_a_tied_table() 
 def test_copies_of_head_dim_keep_scores_and_sums_at_any_ratio() -> None:
     plan = planned(GPT2, {"head_dim": 96, "embed": 1152})
     qkv, out = ({a.axis: a.spec for a in module_of(plan, f"attn.{name}.weight").axes} for name in ("qkv", "out"))
-    assert (qkv["head_dim"].policy, qkv["head_dim"].split, out["head_dim"].split) == ("copy", 0.5, 0.5)
-    assert qkv["qkv"].diagonal == pytest.approx((math.sqrt(96 / 64), 1, 1))
+    assert (type(qkv["head_dim"]), qkv["head_dim"].split, out["head_dim"].split) == (Copy, 0.5, 0.5)
+    assert qkv["qkv"].factors == pytest.approx((math.sqrt(96 / 64), 1, 1))
 
 
 def test_details_of_every_band() -> None:
     plan = planned(SMOLLM2, HALF, keep_details=True)
-    bands = {m.band for m in plan.modules if m.weight.name == "mlp.up"}
-    assert bands == {"", "aad", "ada", "add", "daa", "dad", "dda", "ddd"}
+    names = {m.name for m in plan.modules if m.weight.name == "mlp.up"}
+    bands = ("aad", "ada", "add", "daa", "dad", "dda", "ddd")
+    assert names == {"mlp.up", *(f"details/mlp.up/{band}" for band in bands)}
     plan.validate()
     kept = sum(math.prod(m.target_shape()) for m in plan.modules)
     assert kept == plan.source.n_parameters
 
 
 def test_a_fitted_operator_takes_the_place_of_others() -> None:
-    heads = OperatorSpec(n_source=9 * 64, n_target=6 * 64, policy="stored", handle="heads.npy", digest="1")
+    heads = FittedLifting(n_source=9 * 64, n_target=6 * 64, handle="heads.npy", digest="1")
     fitted = {"attn.out": {(1, 3): heads}}
     plan = planned(SMOLLM2, {"heads": 6, "kv_heads": 2}, Mesh(), fitted=fitted)
     plan.validate()
@@ -378,7 +379,9 @@ def test_a_fitted_operator_takes_the_place_of_others() -> None:
     assert [a.spans for a in module.axes] == [1, 1, 3, 1, 1]
     assert module.order == (2,)
     wrong = dataclasses.replace(heads, n_source=100)
-    with pytest.raises(PlanError, match=r"heads\.npy on kv_heads × group × head_dim is 384 × 100, wanted 384 × 576"):
+    with pytest.raises(
+        PlanError, match=r"'fitted heads\.npy' on kv_heads × group × head_dim is 384 × 100, wanted 384 × 576"
+    ):
         planned(SMOLLM2, {"heads": 6, "kv_heads": 2}, fitted={"attn.out": {(1, 3): wrong}})
 
 

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 
 from bot_dist.baselines.rule import Given, Made, Moments, Rule, changed, only_shrinks, refuse_axes
+from bot_dist.errors import PlanError
 from bot_dist.model import Model, Weight
 
 Array = npt.NDArray[np.float64]
@@ -61,11 +62,7 @@ def _by_magnitude(given: Given) -> Made:
 
 def _by_activation(given: Given) -> Made:
     found, model = given.statistics(), given.model
-    reader = {
-        axis: next(w for w in model.weights if w.layered and any(u.axis == axis and u.role == "read" for u in w.uses))
-        for axis in changed(model, given.target)
-        if axis in ("mlp", *HEADS)
-    }
+    reader = {axis: _reader(model, axis) for axis in changed(model, given.target) if axis in ("mlp", *HEADS)}
 
     def energy(axis: str, layer: int) -> Array:
         if axis == "embed":
@@ -78,6 +75,16 @@ def _by_activation(given: Given) -> Made:
 
     flops = float(found.tokens * model.flops_per_token(model.tokens_per_sample(given.calibration_context)))
     return _selected(given, energy, 1 - found.similarity, flops=flops)
+
+
+def _reader(model: Model, axis: str) -> Weight:
+    readers = model.readers(axis)
+    if len(readers) != 1:
+        raise PlanError(
+            f"minitron: '{axis}' is read by {', '.join(w.name for w in readers) or 'no map'}, and one map alone "
+            f"can tell what is kept of it; use another baseline"
+        )
+    return readers[0]
 
 
 def _of_norms(given: Given, found: Moments) -> Array:

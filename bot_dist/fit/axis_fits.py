@@ -23,6 +23,7 @@ from bot_dist.model import Model, Weight
 from bot_dist.operators import klt as bases
 from bot_dist.operators import lifting
 from bot_dist.plan.fitted import norm_bias
+from bot_dist.plan.fitted_names import FittedName, owner_of
 
 Array = npt.NDArray[np.float64]
 
@@ -30,7 +31,7 @@ Array = npt.NDArray[np.float64]
 class AxisFit(Protocol):
     """The operators along one axis."""
 
-    def matrix(self, name: str, layer: int) -> Array:
+    def matrix(self, name: FittedName, layer: int) -> Array:
         """A matrix ``(n_target, n_source)``, or the ``(n_target,)`` source indices that are kept."""
 
     def facts(self) -> dict[str, Any]:
@@ -43,8 +44,8 @@ class Apart(AbstractContextManager[None]):
     def __init__(self, fits: Mapping[str, AxisFit]) -> None:
         self._fits = fits
 
-    def matrix(self, name: str, layer: int) -> Array:
-        return self._fits[name.partition(".")[0]].matrix(name, layer)
+    def matrix(self, name: FittedName, layer: int) -> Array:
+        return self._fits[name.axis].matrix(name, layer)
 
     def facts(self) -> dict[str, Any]:
         return {axis: fit.facts() for axis, fit in self._fits.items()}
@@ -98,9 +99,8 @@ class Given:
         size = math.sqrt(np.mean([np.mean(np.square(self.weight(weight, i) + weight.offset)) for i in layers]))
         return 2.0 ** max(-8, min(8, round(math.log2(size)))) if 0 < size < math.inf else 1.0
 
-    def stored_gain(self, name: str, layer: int) -> Array:
-        """``gain`` as the weight holds it, of the norm that ``embed.gain.NORM`` names."""
-        norm = name.removeprefix("embed.gain.")
+    def stored_gain(self, norm: str, layer: int) -> Array:
+        """``gain`` as the norm's weight holds it."""
         return np.array(self.gain(norm, layer) - self._weight_of(norm).offset)
 
     def _weight_of(self, norm: str) -> Weight:
@@ -113,14 +113,6 @@ class Given:
         values = np.moveaxis(self.weight(weight, layer), along, range(len(along)))
         n = math.prod(values.shape[: len(along)])
         return cast(Array, values.reshape(n, -1))
-
-    def reader_of(self, *axes: str) -> Weight:
-        """The map in every block that reads one of these axes."""
-        return next(
-            w
-            for w in self.model.weights
-            if w.layered and w.kind == "matrix" and any(u.axis in axes and u.role == "read" for u in w.uses)
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,10 +149,10 @@ class Rotation:
             return bases.isometry_centred(self._pooled, self.n_target)
         return bases.isometry(self._basis, self.n_target)
 
-    def matrix(self, name: str, layer: int) -> Array:
-        if name == "embed.write":
+    def matrix(self, name: FittedName, layer: int) -> Array:
+        if name.part == "write":
             return self.isometry
-        norm = name.removeprefix("embed.read.")
+        norm = name.owner
         moment = self.given.statistics.moment(norm, layer)
         read = lifting.reading(moment, self.isometry, self.given.ridge)
         self.errors.setdefault(norm, []).append(_unexplained(moment, self.isometry, read))
@@ -193,11 +185,11 @@ class Coordinates:
     def _split(self) -> tuple[lifting.Indices, lifting.Indices]:
         return lifting.split(self._energies, self.n_target)
 
-    def matrix(self, name: str, layer: int) -> Array:
+    def matrix(self, name: FittedName, layer: int) -> Array:
         kept, dropped = self._split
-        if name == "embed.kept":
+        if name.part == "kept":
             return kept.astype(np.float64)
-        reader = name.removeprefix("embed.read.")
+        reader = name.owner
         moment = self.given.statistics.moment(reader, layer)
         read = lifting.lifted(len(moment), kept, dropped, self.given.predictor(moment, kept, dropped))[1]
         self.errors.setdefault(reader, []).append(_unexplained(moment, self.isometry, read))
@@ -233,13 +225,33 @@ def _spectrum(energies: Array, kept: int) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ByReader:
+    """An axis that is read by some maps of every block, each of which has a fit of its own."""
+
+    fits: Mapping[str, AxisFit]
+    """By module."""
+
+    def matrix(self, name: FittedName, layer: int) -> Array:
+        return self.fits[name.owner].matrix(name, layer)
+
+    def facts(self) -> dict[str, Any]:
+        """Those of all readers, where each has its own; else those of the one that changes most."""
+        every = [fit.facts() for fit in self.fits.values()]
+        most = max(every, key=lambda facts: int(facts.get("copies", 0)))
+        errors = {reader: lost for facts in every for reader, lost in facts.get("errors", {}).items()}
+        return {**most, "errors": errors} if errors else most
+
+
+@dataclass(frozen=True, kw_only=True)
 class Lifted:
-    """Units or heads of every block, split by how much they put out: the dropped ones are predicted by the kept ones,
-    and what reads them takes the prediction."""
+    """Units or heads that a map of every block reads, split by how much they put out: the dropped ones are predicted by
+    the kept ones, and what reads them takes the prediction."""
 
     given: Given
     axis: str
     """``mlp`` or ``heads``."""
+    reader: Weight
+    """The map that reads them."""
     n_target: int
     """Units; or coordinates of heads: all of those kept."""
     kv_target: int = 0
@@ -248,36 +260,27 @@ class Lifted:
     """By layer, the energy of what the reader puts out that is lost, over all of it."""
     _cache: dict[int, tuple[lifting.Indices, Array]] = field(default_factory=dict)
 
-    @cached_property
-    def _reader(self) -> Weight:
-        return self.given.reader_of(*(("mlp",) if self.axis == "mlp" else ("kv_heads", "heads")))
-
-    def matrix(self, name: str, layer: int) -> Array:
+    def matrix(self, name: FittedName, layer: int) -> Array:
         if layer not in self._cache:
             self._cache.clear()  # layers are asked for one after another, each name anew
-            self._cache[layer] = self.split(layer, self.given.statistics.moment(self.reader, layer))
+            self._cache[layer] = self.split(layer, self.given.statistics.moment(owner_of(self.reader.name), layer))
         kept, read = self._cache[layer]
-        return read if name.endswith(".read") else self.selected(name, kept)
+        return read if name.part == "read" else self.selected(name, kept)
 
-    @property
-    def reader(self) -> str:
-        """Name of the map that reads the axis."""
-        return self._reader.name.removesuffix(".weight")
-
-    def selected(self, name: str, kept: lifting.Indices) -> Array:
+    def selected(self, name: FittedName, kept: lifting.Indices) -> Array:
         """What of a weight's units or heads is kept, where the reader keeps these coordinates."""
         if self.axis == "mlp":
             return kept.astype(np.float64)
         sizes = self.given.model.sizes
         heads = kept[:: sizes["head_dim"]] // sizes["head_dim"]
-        if name == "heads.keyvalue":
+        if name.part == "keyvalue":
             return np.unique(heads // sizes["group"]).astype(np.float64)
         return heads.astype(np.float64)
 
     def split(self, layer: int, moment: Array) -> tuple[lifting.Indices, Array]:
         """The kept coordinates, and the matrix ``(n_target, n)`` of what reads them, where its input has this
         moment."""
-        given, weight = self.given, self._reader
+        given, weight = self.given, self.reader
         n, values = len(moment), given.reading(weight, layer)
         kept, dropped = self._choose(moment, values)
         predictor = given.predictor(moment, kept, dropped)
@@ -308,4 +311,4 @@ class Lifted:
         return np.concatenate(best)
 
     def facts(self) -> dict[str, Any]:
-        return {"kept": self.n_target, "errors": {self.reader: self.errors}}
+        return {"kept": self.n_target, "errors": {owner_of(self.reader.name): self.errors}}

@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 
 from bot_dist.fit.axis_fits import Array, Given, Rotation, energies
+from bot_dist.model import Weight
 from bot_dist.operators import lifting
-from bot_dist.operators.copies import spread
+from bot_dist.operators.origins import spread
+from bot_dist.plan.fitted_names import FittedName, owner_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,12 +27,12 @@ class Lengthened:
     def _rotation(self) -> Rotation:
         return Rotation(given=self.given, n_target=self.given.model.sizes["embed"])
 
-    def matrix(self, name: str, layer: int) -> Array:
+    def matrix(self, name: FittedName, layer: int) -> Array:
         """``(n_target, n)``: rows of zeros after those of the rotation, which predicts nothing."""
         rotation, n = self._rotation, self._rotation.n_target
         found = rotation.isometry
-        if name != "embed.write":
-            found = self.given.with_norm(np.sqrt(n / self.n_target) * found, name.removeprefix("embed.read."), layer)
+        if name.part == "read":
+            found = self.given.with_norm(np.sqrt(n / self.n_target) * found, name.owner, layer)
         return np.concatenate([found, np.zeros((self.n_target - n, n))])
 
     def facts(self) -> dict[str, Any]:
@@ -44,7 +46,7 @@ class SpreadCoordinates:
     given: Given
     n_target: int
 
-    def matrix(self, name: str, layer: int) -> Array:
+    def matrix(self, name: FittedName, layer: int) -> Array:
         """``(n_target,)``: the coordinate that each copies."""
         return spread(energies(self.given), self.n_target).astype(np.float64)
 
@@ -54,29 +56,30 @@ class SpreadCoordinates:
 
 @dataclass(frozen=True, kw_only=True)
 class SpreadUnits:
-    """Units or heads of every block, those that put out most copied most often; of grouped query heads first whole
-    groups, then each group's own."""
+    """Units or heads that a map of every block reads, those that put out most copied most often; of grouped query heads
+    first whole groups, then each group's own."""
 
     given: Given
     axis: str
     """``mlp`` or ``heads``."""
+    reader: Weight
+    """The map that reads them."""
     sizes: dict[str, int]
     """Of the target."""
     _copies: list[int] = field(default_factory=list)
 
-    def matrix(self, name: str, layer: int) -> Array:
+    def matrix(self, name: FittedName, layer: int) -> Array:
         """``(n_target,)``: the unit or head that each copies."""
         given, before = self.given, self.given.model.sizes
-        reader = given.reader_of(*(("mlp",) if self.axis == "mlp" else ("kv_heads", "heads")))
-        moment = given.statistics.moment(reader.name.removesuffix(".weight"), layer)
-        values = given.reading(reader, layer)
+        moment = given.statistics.moment(owner_of(self.reader.name), layer)
+        values = given.reading(self.reader, layer)
         if self.axis == "mlp" or "kv_heads" not in before:
             inner = 1 if self.axis == "mlp" else before["head_dim"]
             axis = "mlp" if self.axis == "mlp" else "heads"
             return self._noted(spread(_amplitudes(moment, values, inner), self.sizes[axis]))
         group = before["group"]
         whole = spread(_amplitudes(moment, values, group * before["head_dim"]), self.sizes["kv_heads"])
-        if name.endswith(".keyvalue"):
+        if name.part == "keyvalue":
             return whole.astype(np.float64)
         heads = _amplitudes(moment, values, before["head_dim"]).reshape(-1, group)
         return self._noted(np.concatenate([spread(heads[i], self.sizes["group"]) + i * group for i in whole]))

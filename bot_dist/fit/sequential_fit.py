@@ -20,11 +20,12 @@ from bot_dist.data.calibration_samples import Samples
 from bot_dist.events import OnEvent
 from bot_dist.events.calibrate import BlockDone, PassStarted
 from bot_dist.execute.shared_work import Crew
-from bot_dist.fit.axis_fits import Array, AxisFit, Coordinates, Given, Lifted, Rotation
+from bot_dist.fit.axis_fits import Array, AxisFit, ByReader, Coordinates, Given, Lifted, Rotation
 from bot_dist.fit.sequential_share import CROSS, ENERGY, ENTRY, GAIN, KEPT, MATRIX, MOMENT, SequentialWork, Step, Writer
 from bot_dist.fit.sites import sites
 from bot_dist.fit.statistics_share import SAMPLES, write_whole
 from bot_dist.operators import lifting
+from bot_dist.plan.fitted_names import FittedName
 from bot_dist.storage.disk import writing
 
 PURPOSE = "block by block"
@@ -53,9 +54,15 @@ class Sequential(AbstractContextManager[None]):
     ) -> None:
         self._given, self._layers, self._samples = given, layers, samples
         self._folder, self._crew, self._on_event = folder, crew, on_event
-        stream, self._lifted = fits.get("embed"), {a: f for a, f in fits.items() if isinstance(f, Lifted)}
+        stream = fits.get("embed")
         assert stream is None or isinstance(stream, (Rotation, Coordinates))
-        self._stream, self._by_reader = stream, {fit.reader: fit for fit in self._lifted.values()}
+        self._stream, self._inner_fits = stream, {a: f for a, f in fits.items() if isinstance(f, ByReader)}
+        self._by_reader = {
+            reader: fit
+            for inner in self._inner_fits.values()
+            for reader, fit in inner.fits.items()
+            if isinstance(fit, Lifted)
+        }
         self._missed: dict[str, list[float]] = {}
         """Shares of energy, by norm and writer, one per block."""
         self._fit = lru_cache(maxsize=8)(lambda step: load_file(self._done.fit(step)))
@@ -125,27 +132,25 @@ class Sequential(AbstractContextManager[None]):
             shares=shares,
         )
 
-    def matrix(self, name: str, layer: int) -> Array:
+    def matrix(self, name: FittedName, layer: int) -> Array:
         """``layer`` is one of the source."""
-        axis, _, rest = name.partition(".")
-        kind, _, place = rest.partition(".")
-        if axis != "embed":
-            fit = self._lifted[axis]
-            found = self._fit(Step(kind="inner", layer=layer, name=fit.reader))
-            if kind == "read":
+        place = name.owner
+        if name.axis != "embed":
+            found = self._fit(Step(kind="inner", layer=layer, name=place))
+            if name.part == "read":
                 return _loaded(found[MATRIX])
-            return fit.selected(name, found[KEPT].numpy())
+            return self._by_reader[place].selected(name, found[KEPT].numpy())
         if not place:
             assert self._stream is not None
             return self._stream.matrix(name, layer)
         layered = any(w.layered for w in self._given.model.weights if self._given.model.family.norm_of(w) == place)
-        if kind == "write":
+        if name.part == "write":
             return _loaded(self._fit(Step(kind="write", layer=layer, name=place))[MATRIX])
         return _loaded(self._fit(Step(kind="read", layer=layer if layered else -1, name=place))[MATRIX])
 
     def facts(self) -> dict[str, dict[str, Any]]:
         """By axis."""
-        found = {axis: fit.facts() for axis, fit in self._lifted.items()}
+        found = {axis: fit.facts() for axis, fit in self._inner_fits.items()}
         found["embed"] = {**(self._stream.facts() if self._stream else {}), "errors": self._missed}
         return found
 

@@ -21,7 +21,7 @@ from bot_dist.events import OnEvent
 from bot_dist.events.calibrate import LossMeasured
 from bot_dist.execute.lazy_source import TransformedSource
 from bot_dist.execute.shared_work import Crew
-from bot_dist.fit.axis_fits import Apart, AxisFit, Coordinates, Given, Lifted, Rotation
+from bot_dist.fit.axis_fits import Apart, AxisFit, ByReader, Coordinates, Given, Lifted, Rotation
 from bot_dist.fit.candidates import (
     Candidate,
     Ranking,
@@ -39,9 +39,11 @@ from bot_dist.fit.statistics import ALONE, Statistics, statistics
 from bot_dist.fit.suitable import check_understood
 from bot_dist.fit.weight_only import WeightStatistics
 from bot_dist.formats.source import Source
-from bot_dist.model import Model
-from bot_dist.operators import Fitted, lifting, origins
+from bot_dist.model import Model, Weight
+from bot_dist.operators import Fitted, lifting, origins, spec_to_json
 from bot_dist.plan import (
+    ORDER,
+    FittedName,
     OperatorTable,
     SourceModule,
     TransferPlan,
@@ -51,6 +53,7 @@ from bot_dist.plan import (
     growing,
     make_plan,
     operators,
+    owner_of,
     placed,
     shrinking,
     target_model,
@@ -60,7 +63,7 @@ from bot_dist.store import CheckpointReader, write_operators
 from bot_dist.store.manifest import digest
 from bot_dist.tensors import Mesh
 
-FIT_VERSION = 9
+FIT_VERSION = 10
 """Raised when the same statistics come to give other operators, or other facts about them."""
 
 
@@ -281,14 +284,14 @@ class Adaptation:
             spec = wanted[name]
             if spec.per_layer and layer not in position:  # of the source, and left out
                 return spec.placeholder
-            found = given.stored_gain if spec.takes_nothing else fit.matrix
-            return found(name, position[layer] if spec.per_layer else 0)
+            place, of = position[layer] if spec.per_layer else 0, FittedName.parse(name)
+            return given.stored_gain(of.owner, place) if spec.takes_nothing else fit.matrix(of, place)
 
         key = digest(
             {
                 "version": FIT_VERSION,
                 "statistics": given.statistics.digest,
-                "operators": [repr(spec) for spec in wanted.values()],
+                "operators": {name: spec_to_json(spec) for name, spec in wanted.items()},
                 "ridge": given.ridge,
                 "predicts": given.predicts,
                 "layers": self.done.layers,
@@ -313,17 +316,21 @@ class Adaptation:
         return facts
 
     def _fit(self, given: Given, target: Model, axis: str) -> AxisFit:
-        sizes = target.sizes
-        if axis in self.grown:
-            if axis != "embed":
-                return SpreadUnits(given=given, axis=axis, sizes=sizes)
-            return (Lengthened if self.basis == "rotation" else SpreadCoordinates)(given=given, n_target=sizes["embed"])
+        sizes, rotated = target.sizes, self.basis == "rotation"
         if axis == "embed":
-            return (Rotation if self.basis == "rotation" else Coordinates)(given=given, n_target=sizes["embed"])
-        if axis == "mlp":
-            return Lifted(given=given, axis="mlp", n_target=sizes["mlp"])
-        kv_heads = sizes.get("kv_heads", 0)
-        return Lifted(given=given, axis="heads", n_target=target.attention_width, kv_target=kv_heads)
+            if axis in self.grown:
+                return (Lengthened if rotated else SpreadCoordinates)(given=given, n_target=sizes["embed"])
+            return (Rotation if rotated else Coordinates)(given=given, n_target=sizes["embed"])
+
+        def of(reader: Weight) -> AxisFit:
+            if axis in self.grown:
+                return SpreadUnits(given=given, axis=axis, reader=reader, sizes=sizes)
+            if axis == "mlp":
+                return Lifted(given=given, axis=axis, reader=reader, n_target=sizes["mlp"])
+            kv_heads = sizes.get("kv_heads", 0)
+            return Lifted(given=given, axis=axis, reader=reader, n_target=target.attention_width, kv_target=kv_heads)
+
+        return ByReader(fits={owner_of(reader.name): of(reader) for reader in given.model.readers(*ORDER[axis])})
 
     def _sequential(self, given: Given, fits: Mapping[str, AxisFit]) -> Sequential:
         assert self.data is not None

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from bot_dist.formats.source import Source
 from bot_dist.model import Model, Weight
+from bot_dist.plan.fitted_names import owner_of
 from bot_dist.store import manifest
 from bot_dist.tensors import whole
 
@@ -71,10 +72,10 @@ class WeightStatistics:
         if self._model.family.read_with(reader):
             return np.diag(self._stream())
         if any(use.axis == "mlp" for use in reader.uses):
-            writers = self._writers("mlp")
+            writers = self._writers(reader, "mlp")
             return cast(Array, np.prod([self._rows(w, layer, "mlp") for w in writers], axis=0))
         axis = "kv_heads" if "kv_heads" in sizes else "heads"
-        values = next(w for w in self._writers(axis) if w.name.startswith(("attn.v", "attn.qkv")))
+        (values,) = (w for w in self._writers(reader, axis) if owner_of(w.name).rpartition(".")[2] in ("v", "qkv"))
         names = [use.axis for use in values.uses]
         rows = weight_values(self._source, self._model, values, layer)
         if "qkv" in names:
@@ -84,11 +85,15 @@ class WeightStatistics:
         strengths = np.square(rows).reshape(*rows.shape[:2], -1).sum(2)  # (heads, head_dim)
         return cast(Array, np.repeat(strengths, sizes.get("group", 1), axis=0).reshape(-1))
 
-    def _writers(self, axis: str) -> list[Weight]:
+    def _writers(self, reader: Weight, axis: str) -> list[Weight]:
+        """The maps that put out what ``reader`` reads."""
         return [
             w
             for w in self._model.weights
-            if w.layered and w.kind == "matrix" and any(u.axis == axis and u.role == "write" for u in w.uses)
+            if w.layered
+            and w.kind == "matrix"
+            and any(u.axis == axis and u.role == "write" for u in w.uses)
+            and self._model.reader_of(w, axis) == reader
         ]
 
     def _rows(self, weight: Weight, layer: int, axis: str) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -152,8 +153,9 @@ class Family:
     def norm_before(self, weight: Weight) -> str:
         """The norm whose output a weight reads, where norms come before sublayers: ``attn.norm`` of all that is named
         ``attn.…``; the last one, ``norm``, of what comes after the blocks."""
-        first = f"{weight.name.partition('.')[0]}.norm"
-        return first if weight.layered and any(self.norm_of(w) == first for w in self.weights) else "norm"
+        name = f"{weight.name.partition('.')[0]}.norm" if weight.layered else "norm"
+        assert any(self.norm_of(w) == name for w in self.weights), f"{weight.name} reads no norm that is named {name}"
+        return name
 
     def read_with(self, weight: Weight) -> str | None:
         """The first map that reads from the residual stream what a weight reads: ``attn.q`` for all named ``attn.…``;
@@ -235,6 +237,35 @@ class Model:
     @cached_property
     def n_parameters(self) -> int:
         return sum(self.weight_layers(w) * self.parameter(w).size for w in self.weights)
+
+    def readers(self, *axes: str) -> tuple[Weight, ...]:
+        """The maps in every block that read one of some axes."""
+        return tuple(
+            w
+            for w in self.weights
+            if w.layered and w.kind == "matrix" and any(use.axis in axes and use.role == "read" for use in w.uses)
+        )
+
+    def reader_of(self, weight: Weight, *axes: str) -> Weight:
+        """The map that reads what ``weight`` puts out along one of some axes, or ``weight`` if it reads there: of
+        several the one whose name is most like its own (``experts.1.down`` of ``experts.1.up``).
+
+        Raises FamilyError, naming them, where there is no such one.
+        """
+
+        def alike(reader: Weight) -> int:
+            pairs = zip(reader.name.split("."), weight.name.split("."), strict=False)
+            return len([*itertools.takewhile(lambda parts: parts[0] == parts[1], pairs)])
+
+        readers = self.readers(*axes)
+        nearest_readers = [w for w in readers if alike(w) == max(map(alike, readers))]
+        if len(nearest_readers) == 1:
+            return nearest_readers[0]
+        known = ", ".join(w.name for w in nearest_readers) or "no map"
+        raise FamilyError(
+            f"family '{self.family.name}': what {weight.name} puts out along {' or '.join(axes)} is read by {known}, "
+            f"and one map alone can tell what is kept of it; name each map as those that write for it"
+        )
 
     @property
     def classifies(self) -> bool:

@@ -1,6 +1,6 @@
 """Operators as plain data: in the manifests of stores of format 1, and in the digests of plans.
 
-That form has one set of keys for all kinds of operators, whether a kind has something to say under a key or not:
+That form has one set of keys for all kinds of operators, whether a kind has something to say under a key or not.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def spec_from_json(data: Mapping[str, Any]) -> OperatorSpec:
     """The inverse of ``spec_to_json``. Raises ValueError where the data is of no operator, and KeyError and TypeError
     where parts of it are missing or of other types."""
     kind = _kind(data)
-    values = {}
+    values: dict[str, Any] = {}
     for field in dataclasses.fields(kind):
         key = KEYS.get(field.name, field.name)
         value = data[key] if key in data or key not in DEFAULTS else DEFAULTS[key]

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from bot_dist.fit.own_text_cost import Writing
     from bot_dist.formats.restored import MallatSource
     from bot_dist.formats.source import Source
-    from bot_dist.plan import Fitted, SourceModule, TransferPlan
+    from bot_dist.plan import OperatorTable, SourceModule, TransferPlan
 
 
 class Planning:
@@ -179,7 +179,7 @@ class Planning:
         from bot_dist.plan import adaptive, averages, basis_of, growing, make_plan, placed, shrinking, target_model
 
         recipe, model, notes = self.recipe, self._model, self._notes
-        fitted: Fitted | None = None
+        fitted: OperatorTable | None = None
         layers: tuple[int, ...] = ()
         if self._mallat is not None:
             model = target = self._mallat.model

@@ -17,6 +17,7 @@ from bot_dist.plan.fitted import (
     sequential_refused,
     shrinking,
 )
+from bot_dist.plan.fitted_names import FittedName, owner_of
 from bot_dist.plan.function_kept import FunctionKept
 from bot_dist.plan.make_plan import SourceModule, make_plan, target_model
 from bot_dist.plan.module_plan import (
@@ -43,6 +44,7 @@ __all__ = [
     "AxisPlan",
     "DetailPlan",
     "Details",
+    "FittedName",
     "FunctionKept",
     "Hardware",
     "ModulePlan",
@@ -66,6 +68,7 @@ __all__ = [
     "moment_name",
     "operator_rows",
     "operators",
+    "owner_of",
     "parse_hardware",
     "placed",
     "regroups",

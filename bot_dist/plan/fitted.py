@@ -45,6 +45,7 @@ from bot_dist.operators import (
     Resample,
     Select,
 )
+from bot_dist.plan.fitted_names import FittedName, owner_of
 from bot_dist.plan.rules import RESIDUAL
 from bot_dist.recipe import Basis, TransferConfig
 
@@ -141,7 +142,11 @@ def sequential_refused(source: Model, target: Model, config: TransferConfig) -> 
         return refused
     if config.depth == "pairs":
         return "blocks are merged in pairs first"
-    fitted = {axis for name in shrinking(source, target, config) for axis in ORDER[name]}
+    shrunk = shrinking(source, target, config)
+    readers = source.readers(*(axis for name in shrunk if name != RESIDUAL for axis in ORDER[name]))
+    if stray := [w.name for w in readers if not w.into_residual]:
+        return f"{', '.join(stray)} would read less, and not write into the residual stream"
+    fitted = {axis for name in shrunk for axis in ORDER[name]}
     others = sorted({axis for axis, n in source.sizes.items() if target.sizes[axis] != n} - fitted)
     return f"{', '.join(others)} change by other means" if others else None
 
@@ -169,16 +174,20 @@ def adaptive(
             elif name in axes and grows and not (name == RESIDUAL and basis == "rotation"):
                 spec, spans = _spread(source, target, weight, i)
             elif use.axis == RESIDUAL and sequential and weight.layered and weight.into_residual:
-                spec = _matrix(f"embed.write.{weight.name.removesuffix('.bias').removesuffix('.weight')}")
+                spec = _matrix(FittedName(axis=RESIDUAL, part="write", owner=owner_of(weight.name)))
             elif use.axis == RESIDUAL and "embed" in axes:
                 if basis == "rotation" or (sequential and weight.layered):
                     spec = _rotated(source, target, weight, use.role, averaged)
                 else:
                     spec = _permuted(source, target, weight, use.role, predicts=not sequential)
             elif use.axis == "mlp" and "mlp" in axes:
-                spec = _lifting("mlp.read") if use.role == "read" else _selection("mlp.kept")
+                owner = owner_of(target.reader_of(weight, "mlp").name)
+                if use.role == "read":
+                    spec = _lifting(FittedName(axis="mlp", part="read", owner=owner))
+                else:
+                    spec = _selection(FittedName(axis="mlp", part="kept", owner=owner))
             elif name == "heads" and name in axes:
-                spec, spans = _heads(weight, i)
+                spec, spans = _heads(target, weight, i)
             if spec is None:
                 continue
             names = [u.axis for u in weight.uses[i : i + spans]]
@@ -192,8 +201,16 @@ def adaptive(
 
 
 def operators(fitted: OperatorTable) -> dict[str, Fitted]:
-    """What must be fitted, by name."""
-    return {spec.name: spec.as_kept() for _, _, spec in _kept(fitted)}
+    """What must be fitted, by name. Raises PlanError where two modules mean different operators by one name."""
+    found: dict[str, tuple[str, Fitted]] = {}
+    for module, _, spec in _kept(fitted):
+        first, kept = found.setdefault(spec.name, (module, spec.as_kept()))
+        if kept != spec.as_kept():
+            raise PlanError(
+                f"{first} and {module} take one fitted operator, {spec.name}, which is {kept.change} in one and "
+                f"{spec.change} in the other; each must have an operator of its own"
+            )
+    return {name: kept for name, (_, kept) in found.items()}
 
 
 def placed(fitted: OperatorTable, stored: Mapping[str, Fitted]) -> dict[str, dict[Place, OperatorSpec]]:
@@ -212,16 +229,16 @@ def _kept(fitted: OperatorTable) -> Iterator[tuple[str, Place, Fitted]]:
                 yield module, place, spec
 
 
-def _matrix(name: str, *, per_layer: bool = True, gain: float = 1.0) -> FittedMatrix:
-    return FittedMatrix(n_source=1, n_target=1, handle=name, per_layer=per_layer, gain=gain)
+def _matrix(name: FittedName, *, per_layer: bool = True, gain: float = 1.0) -> FittedMatrix:
+    return FittedMatrix(n_source=1, n_target=1, handle=str(name), per_layer=per_layer, gain=gain)
 
 
-def _lifting(name: str, *, per_layer: bool = True, gain: float = 1.0) -> FittedLifting:
-    return FittedLifting(n_source=1, n_target=1, handle=name, per_layer=per_layer, gain=gain)
+def _lifting(name: FittedName, *, per_layer: bool = True, gain: float = 1.0) -> FittedLifting:
+    return FittedLifting(n_source=1, n_target=1, handle=str(name), per_layer=per_layer, gain=gain)
 
 
-def _selection(name: str, *, per_layer: bool = True, gain: float = 1.0, split: float = 0.0) -> FittedSelection:
-    return FittedSelection(n_source=1, n_target=1, handle=name, per_layer=per_layer, gain=gain, split=split)
+def _selection(name: FittedName, *, per_layer: bool = True, gain: float = 1.0, split: float = 0.0) -> FittedSelection:
+    return FittedSelection(n_source=1, n_target=1, handle=str(name), per_layer=per_layer, gain=gain, split=split)
 
 
 def _rotated(source: Model, target: Model, weight: Weight, role: str, averaged: bool) -> OperatorSpec:
@@ -231,10 +248,12 @@ def _rotated(source: Model, target: Model, weight: Weight, role: str, averaged: 
             bias = norm_bias(min(source.sizes[RESIDUAL], target.sizes[RESIDUAL]))
             return Constant(n_source=1, n_target=1, value=bias)
         per_layer = weight.layered and not averaged
-        return FittedConstant(n_source=1, n_target=1, handle=f"embed.gain.{norm}", per_layer=per_layer)
+        name = FittedName(axis=RESIDUAL, part="gain", owner=norm)
+        return FittedConstant(n_source=1, n_target=1, handle=str(name), per_layer=per_layer)
     if role == "read":
-        return _matrix(f"embed.read.{source.family.norm_before(weight)}", per_layer=weight.layered)
-    return _matrix("embed.write", per_layer=False, gain=root)
+        name = FittedName(axis=RESIDUAL, part="read", owner=source.family.norm_before(weight))
+        return _matrix(name, per_layer=weight.layered)
+    return _matrix(FittedName(axis=RESIDUAL, part="write"), per_layer=False, gain=root)
 
 
 def _permuted(source: Model, target: Model, weight: Weight, role: str, *, predicts: bool = False) -> OperatorSpec:
@@ -242,8 +261,9 @@ def _permuted(source: Model, target: Model, weight: Weight, role: str, *, predic
     root = 1.0 if source.family.post_norm else math.sqrt(ratio)
     gain = 1.0 if source.family.norm_of(weight) else (1 / root if role == "read" else root)
     if predicts and role == "read" and (reader := source.family.read_with(weight)):
-        return _lifting(f"embed.read.{reader}", per_layer=weight.layered, gain=gain)
-    return _selection("embed.kept", per_layer=False, gain=gain)
+        name = FittedName(axis=RESIDUAL, part="read", owner=reader)
+        return _lifting(name, per_layer=weight.layered, gain=gain)
+    return _selection(FittedName(axis=RESIDUAL, part="kept"), per_layer=False, gain=gain)
 
 
 def _spread(source: Model, target: Model, weight: Weight, i: int) -> tuple[OperatorSpec, int]:
@@ -253,12 +273,13 @@ def _spread(source: Model, target: Model, weight: Weight, i: int) -> tuple[Opera
     if use.axis == RESIDUAL:
         kept = _permuted(source, target, weight, use.role)
         split = 0.0 if source.family.norm_of(weight) else 0.5
-        return _selection("embed.spread", per_layer=False, gain=kept.gain, split=split), 1
+        return _selection(FittedName(axis=RESIDUAL, part="spread"), per_layer=False, gain=kept.gain, split=split), 1
     split = 1.0 if use.role == "read" else 0.0
     if use.axis == "mlp":
-        return _selection("mlp.spread", split=split), 1
-    heads, name = _composite(weight, i)
-    return _selection(f"heads.spread.{name}", split=split), heads
+        owner = owner_of(target.reader_of(weight, "mlp").name)
+        return _selection(FittedName(axis="mlp", part="spread", owner=owner), split=split), 1
+    heads, part = _composite(weight, i)
+    return _selection(_of_heads(target, weight, part), split=split), heads
 
 
 def _regrouped(source: Model, target: Model, weight: Weight, i: int) -> tuple[OperatorSpec, int]:
@@ -298,9 +319,13 @@ def _composite(weight: Weight, i: int) -> tuple[int, str]:
     return heads, "keyvalue" if names[0] == "kv_heads" and heads == 1 else "query"
 
 
-def _heads(weight: Weight, i: int) -> tuple[OperatorSpec, int]:
+def _of_heads(model: Model, weight: Weight, part: str) -> FittedName:
+    return FittedName(axis="heads", part=part, owner=owner_of(model.reader_of(weight, "kv_heads", "heads").name))
+
+
+def _heads(model: Model, weight: Weight, i: int) -> tuple[OperatorSpec, int]:
     """Whole heads are kept or dropped; what reads them sees their coordinates, all together."""
-    heads, name = _composite(weight, i)
+    heads, part = _composite(weight, i)
     if weight.uses[i].role == "read":
-        return _lifting("heads.read"), heads + 1
-    return _selection(f"heads.{name}"), heads
+        return _lifting(_of_heads(model, weight, "read")), heads + 1
+    return _selection(_of_heads(model, weight, part)), heads

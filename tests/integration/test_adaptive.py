@@ -25,7 +25,17 @@ from bot_dist.formats.source import Source
 from bot_dist.model import Model, model_of
 from bot_dist.pipeline.planning import known
 from bot_dist.pipeline.results import TransferResult
-from bot_dist.plan import TransferPlan, adaptive, basis_of, make_plan, operators, placed, target_model
+from bot_dist.plan import (
+    ORDER,
+    FittedName,
+    TransferPlan,
+    adaptive,
+    basis_of,
+    make_plan,
+    operators,
+    placed,
+    target_model,
+)
 from bot_dist.store import CheckpointReader, read_rows, write_operators
 from bot_dist.tensors import Mesh, whole
 from tests.conftest import UNTRAINED
@@ -104,19 +114,22 @@ def in_new_basis(source: Any, model: Model, folder: Path) -> TransferPlan:
     given = Given(source=source, model=model, statistics=WeightStatistics(source, model), ridge=1e-3)
     sizes = model.sizes
     heads = sizes["head_dim"] * sizes.get("heads", 1) * sizes.get("kv_heads", 1) * sizes.get("group", 1)
-    fits: dict[str, Any] = {
-        "embed": Rotation(given=given, n_target=sizes["embed"]),
-        "mlp": Lifted(given=given, axis="mlp", n_target=sizes["mlp"]),
-        "heads": Lifted(given=given, axis="heads", n_target=heads, kv_target=sizes.get("kv_heads", 0)),
-    }
+    kept = {"mlp": {"n_target": sizes["mlp"]}, "heads": {"n_target": heads, "kv_target": sizes.get("kv_heads", 0)}}
+
+    def matrix(name: str, layer: int) -> Any:
+        of = FittedName.parse(name)
+        if of.part == "gain":
+            return given.stored_gain(of.owner, layer)
+        if of.axis == "embed":
+            return rotation.matrix(of, layer)
+        (reader,) = model.readers(*ORDER[of.axis])
+        return Lifted(given=given, axis=of.axis, reader=reader, **kept[of.axis]).matrix(of, layer)
+
+    rotation = Rotation(given=given, n_target=sizes["embed"])
     stored = write_operators(
         str(folder / "operators"),
         operators(table),
-        lambda name, layer: (
-            given.stored_gain(name, layer)
-            if name.startswith("embed.gain.")
-            else fits[name.partition(".")[0]].matrix(name, layer)
-        ),
+        matrix,
         layers=sizes["layer"],
         attempt="all",
     )

@@ -207,8 +207,12 @@ def test_adaptive_shrinking_on_the_command_line(
     status, text = cli("inspect", str(store), "--operators", "--json")
     rows = {row["name"]: row for row in json.loads(text)}
     assert (rows["embed.gain.attn.norm"]["kind"], rows["embed.gain.attn.norm"]["shape"]) == ("constant", [])
-    assert (rows["mlp.kept"]["kind"], rows["mlp.kept"]["shape"], rows["mlp.kept"]["layers"]) == ("selection", [20], 3)
-    assert rows["mlp.kept"]["used_for"] == [["mlp.gate", "mlp"], ["mlp.up", "mlp"]]
+    assert (
+        rows["mlp.kept.mlp.down"]["kind"],
+        rows["mlp.kept.mlp.down"]["shape"],
+        rows["mlp.kept.mlp.down"]["layers"],
+    ) == ("selection", [20], 3)
+    assert rows["mlp.kept.mlp.down"]["used_for"] == [["mlp.gate", "mlp"], ["mlp.up", "mlp"]]
     read = rows["embed.read.norm"]
     assert (read["kind"], read["shape"], read["layers"], read["nbytes"]) == ("matrix", [12, 24], None, 12 * 24 * 4)
     assert (read["dtype"], read["used_for"]) == ("float32", [["head", "embed"]])

@@ -42,12 +42,12 @@ def test_actors_find_what_threads_find(store: Path) -> None:
 def test_actors_verify_the_operators_of_a_store(fitted: Path) -> None:
     assert not checks.verify(str(fitted), actors=2).damaged
     embed, mlp = CheckpointReader(str(fitted)).manifest.operators
-    flip(data(fitted / mlp) / "mlp.read/c.1.0.0")
+    flip(data(fitted / mlp) / "mlp.read.mlp.down/c.1.0.0")
     (data(fitted / embed) / "embed.write/c.0.0").unlink()
     found = checks.verify(str(fitted), actors=2).damaged
     assert [(damage.name, damage.chunk) for damage in found] == [
         (f"{embed}: embed.write", "0.0"),
-        (f"{mlp}: mlp.read", "1.0.0"),
+        (f"{mlp}: mlp.read.mlp.down", "1.0.0"),
     ]
     assert found == checks.verify(str(fitted)).damaged
 

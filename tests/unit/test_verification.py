@@ -179,17 +179,17 @@ def test_the_operators_of_a_store_are_verified_with_it(fitted: Path) -> None:
     assert (start.bytes, 0) == (sum(event.bytes for event in read), done.damaged)
     assert start.bytes == sum(path.stat().st_size for path in fitted.rglob("c.*") if path.is_file())
 
-    flip(data(fitted / mlp) / "mlp.read/c.1.0.0")
+    flip(data(fitted / mlp) / "mlp.read.mlp.down/c.1.0.0")
     (told,) = checks.verify(str(fitted)).damaged
-    assert str(told).startswith(f"{mlp}: mlp.read, chunk 1.0.0: digest ")
+    assert str(told).startswith(f"{mlp}: mlp.read.mlp.down, chunk 1.0.0: digest ")
     assert not checks.verify(str(fitted), quick=True).damaged
-    (data(fitted / mlp) / "mlp.read/c.2.0.0").unlink()
+    (data(fitted / mlp) / "mlp.read.mlp.down/c.2.0.0").unlink()
     (fitted / embed / "manifest.json").write_text("{}")
     (fitted / "operators" / "notes.txt").write_text("mine")
     for quick, n in ((False, 3), (True, 2)):
         found = checks.verify(str(fitted), quick=quick)
         told_names = {damage.name for damage in found.damaged}
-        assert (told_names, len(found.damaged)) == ({f"{mlp}: mlp.read", embed}, n)
+        assert (told_names, len(found.damaged)) == ({f"{mlp}: mlp.read.mlp.down", embed}, n)
         assert "is damaged: not the JSON of a manifest" in str(found.damaged[-1])
         assert found.foreign == {"operators/notes.txt": 4}
 

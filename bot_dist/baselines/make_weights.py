@@ -16,7 +16,7 @@ from bot_dist.storage.disk import writing
 if TYPE_CHECKING:
     from bot_dist.baselines.rule import Batch, Rule
     from bot_dist.data.calibration_samples import CalibrationData
-    from bot_dist.execute.shared_work import Crew
+    from bot_dist.execute import Executor
     from bot_dist.fit import Statistics
     from bot_dist.formats.source import Source
 
@@ -30,9 +30,10 @@ def make_weights(
     source: Source,
     model: Model,
     *,
-    data: Callable[[Crew], CalibrationData | None] | None,
+    data: Callable[[], CalibrationData | None] | None,
     folder: Path,
     statistics_folder: str,
+    executor: Executor,
     on_event: OnEvent,
 ) -> dict[str, Any]:
     """Write the model that ``rule`` makes of ``source`` into ``folder``, as safetensors with its configuration.
@@ -52,25 +53,23 @@ def make_weights(
     target = rule.made
 
     def measured() -> Statistics:
-        from bot_dist.execute.shared_work import Crew
         from bot_dist.fit import check_understood, default_wanted, statistics
 
-        with Crew(recipe.cluster) as crew:
-            if data is None or (found := data(crew)) is None:
-                wanted = "images" if model.family.objective == "image" else "text"
-                raise InputError(
-                    f"{rule.name} takes statistics, and there is no {wanted} to take them on; name train.{wanted}"
-                )
-            taken = statistics(
-                source,
-                model,
-                found.fitted,
-                default_wanted(model),
-                statistics_folder,
-                crew=crew,
-                purpose=f"for {rule.name}",
-                on_event=on_event,
+        if data is None or (found := data()) is None:
+            wanted = "images" if model.family.objective == "image" else "text"
+            raise InputError(
+                f"{rule.name} takes statistics, and there is no {wanted} to take them on; name train.{wanted}"
             )
+        taken = statistics(
+            source,
+            model,
+            found.fitted,
+            default_wanted(model),
+            statistics_folder,
+            executor=executor,
+            purpose=f"for {rule.name}",
+            on_event=on_event,
+        )
         if found.named and not recipe.calibrate.allow_mismatch:
             check_understood(taken.loss, model, source.url, found.named)
         return taken
@@ -106,7 +105,7 @@ def _batches(recipe: Recipe, target: Model) -> Callable[[int], Batch]:
 
         train = recipe.train
         runs = [TrainRun(name="made", config=target.config, url=None, steps=0)]
-        samples = samples_of(runs, train, recipe.source, Path(recipe.output).resolve() / "train")
+        samples = samples_of(runs, train, recipe.cluster, recipe.source, Path(recipe.output).resolve() / "train")
         batches: Batches[Any] = Batches(samples.train(), train.batch, train.seed)
         objective = objective_of(target, seed=train.seed, masking=masking(runs, recipe.source))
         return lambda step: objective.examples(batches.batch(step, 0, 1), step=step, first=0)

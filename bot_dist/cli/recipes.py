@@ -21,13 +21,6 @@ def is_recipe(path: str) -> bool:
     return Path(split_member(path)[0]).suffix in (".yaml", ".yml")
 
 
-def members(recipe: Recipe) -> list[Recipe]:
-    """The recipes of a family's members; of no family, the recipe itself."""
-    from bot_dist.recipe import members_of
-
-    return list(members_of(recipe).values()) or [recipe]
-
-
 def recipe_of_file(
     path: str,
     overrides: Sequence[str] | None = None,

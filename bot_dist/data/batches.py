@@ -16,7 +16,8 @@ from bot_dist.data.token_store import TokenStore, TokenStoreWriter
 from bot_dist.data.tokenise import Tokenising, committed, make_store, shards_of
 from bot_dist.errors import InputError
 from bot_dist.events import OnEvent, ignore
-from bot_dist.recipe import TrainConfig
+from bot_dist.execute import ALONE
+from bot_dist.recipe import ClusterConfig, TrainConfig
 from bot_dist.storage.folder import Storage
 from bot_dist.store.manifest import digest
 from bot_dist.urls import absolute, label
@@ -133,13 +134,15 @@ def prepare_tokens(
     on_event: OnEvent = ignore,
     *,
     masked: bool = False,
+    cluster: ClusterConfig = ALONE.config,
 ) -> TokenFile:
     """Tokenise ``config.text``, or take what an earlier run has made of the same content with the same tokenizer; what
     one has begun is gone on with. It is kept in ``config.token_cache``, or in ``tokens`` in the ``folder``.
 
     What stands before a document begins every window, too; windows of ``masked`` models end as the tokenizer ends a
     text.
-    ``on_event`` is called as by ``committed`` and ``make_store``. Ray must be initialised where there is much text.
+    ``on_event`` is called as by ``committed`` and ``make_store``. ``cluster`` names
+    the executor that tokenises much text; little is tokenised by threads of this process.
 
     Raises InputError when there is no text, a file can't be read or is changed meanwhile, a token is no row of the
     model's table, or the text is shorter than one batch and the held-out sequences.
@@ -167,7 +170,7 @@ def prepare_tokens(
     if store is None:
         writer = TokenStoreWriter(url, "uint16" if encoder.size <= 2**16 else "uint32")
         work = Tokenising(texts=texts, shards=shards_of(texts), encoder=encoder, writer=writer)
-        store = make_store(work, key, files, lambda record: check(record.largest), on_event)
+        store = make_store(work, key, files, lambda record: check(record.largest), on_event, cluster)
     check(store.largest)
     wanted = (config.batch + config.held_out) * config.context
     if len(store) < wanted:

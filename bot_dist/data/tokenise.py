@@ -1,31 +1,26 @@
-"""Tokenising texts into a store: little of it by threads of this process, much by Ray Data, to the same bytes.
+"""Tokenising texts into a store: little of it by threads of this process, much by any executor, to the same bytes.
 
 A shard is a task: its worker reads the text by ranges, tokenises a MiB or so at a time, and writes the shard itself.
-Nothing but numbers of shards and their records goes through Ray.
+Nothing but numbers of shards and their records comes back from it.
 """
 
 from __future__ import annotations
 
-import functools
 import itertools
-import json
-import logging
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from bot_dist import errors
 from bot_dist.data.encoder import Encoder
 from bot_dist.data.texts import Identity, Piece, TextFile
 from bot_dist.data.token_store import ShardRecord, TokenStore, TokenStoreWriter
-from bot_dist.errors import BotDistError, CheckpointError, CheckpointMissingError, InputError
+from bot_dist.errors import CheckpointError, CheckpointMissingError, InputError
 from bot_dist.events import OnEvent, ignore
 from bot_dist.events.training import Tokenised, TokensDamaged
-from bot_dist.execute.process import usable_cpus
+from bot_dist.execute import ALONE, create_executor
+from bot_dist.recipe import ClusterConfig
 from bot_dist.storage.files import version
 from bot_dist.storage.folder import Storage
 from bot_dist.store.manifest import MANIFEST
@@ -36,7 +31,7 @@ SHARDS = 256
 SMALLEST, LARGEST = 2**20, 2**26
 """Bytes of text in a shard, about."""
 LOCAL = 2**25
-"""Bytes of text that are tokenised here: Ray's workers take longer to start."""
+"""Bytes of text that are tokenised here: the workers of another executor may take longer to start."""
 
 
 class Part(NamedTuple):
@@ -116,6 +111,7 @@ def make_store(
     files: Mapping[str, Identity],
     check: Callable[[ShardRecord], None],
     on_event: OnEvent = ignore,
+    cluster: ClusterConfig = ALONE.config,
 ) -> TokenStore:
     """Write all shards that are not there, and commit them under ``key``. ``files`` are the texts' as they were when
     the key was made. ``check`` may raise over a shard; nothing is committed then.
@@ -130,11 +126,15 @@ def make_store(
     for record in records.values():
         check(record)
     done, nbytes = sum(work.shards[number].nbytes for number in records), sum(shard.nbytes for shard in work.shards)
-    for number, record in tokenise(work, todo):
+
+    def on_shard(number: int, record: ShardRecord) -> None:
+        nonlocal done
         check(record)
         records[number] = record
         done += work.shards[number].nbytes
         on_event(Tokenised(bytes=done, of_bytes=nbytes))
+
+    tokenise(work, todo, on_shard, cluster)
     for url, identity in files.items():
         if version(url) != identity.version:
             work.writer.discard(len(work.shards))
@@ -146,52 +146,11 @@ def make_store(
     return TokenStore(work.writer.storage.url)
 
 
-def tokenise(work: Tokenising, numbers: Sequence[int]) -> Iterator[tuple[int, ShardRecord]]:
-    """Write those shards; each with its record when it is done, in any order. Raises as ``Tokenising.run``.
-
-    Ray must be initialised where there is more text in them than ``LOCAL`` bytes.
-    """
-    if sum(work.shards[number].nbytes for number in numbers) <= LOCAL:
-        return _here(work, numbers)
-    return _by_ray(work, numbers)
-
-
-def _here(work: Tokenising, numbers: Sequence[int]) -> Iterator[tuple[int, ShardRecord]]:
-    with ThreadPoolExecutor(usable_cpus(), thread_name_prefix="bot_dist-tokenise") as pool:
-        try:
-            yield from zip(numbers, pool.map(work.run, numbers), strict=True)
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def _by_ray(work: Tokenising, numbers: Sequence[int]) -> Iterator[tuple[int, ShardRecord]]:
-    import ray
-    import ray.data
-
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    reference = [ray.put(work)]  # in a list, so that Ray Data does not fetch it for every task
-    rows = ray.data.from_items([{"shard": number} for number in numbers], override_num_blocks=len(numbers))
-    done: Iterable[dict[str, Any]] = rows.map(cast(Any, _by_task), fn_args=(reference,), num_cpus=1).iter_rows()
-    for row in done:
-        if row["error"]:
-            raise getattr(errors, row["error"])(row["found"])
-        yield row["shard"], ShardRecord(**json.loads(row["found"]))
-
-
-def _by_task(row: dict[str, Any], reference: Sequence[Any]) -> dict[str, Any]:
-    """``row`` with the shard's record, or with an error of ours: Ray would wrap it, and log a traceback."""
-    try:
-        return {**row, "error": "", "found": _fetched(reference[0]).run(row["shard"]).to_bytes().decode()}
-    except BotDistError as error:
-        return {**row, "error": type(error).__name__, "found": str(error)}
-
-
-@functools.lru_cache(maxsize=1)
-def _fetched(reference: Any) -> Tokenising:
-    """The work, once in a worker's life."""
-    import ray
-
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a task has one core
-    work: Tokenising = ray.get(reference)
-    return work
+def tokenise(
+    work: Tokenising, numbers: Sequence[int], on_shard: Callable[[int, ShardRecord], None], cluster: ClusterConfig
+) -> None:
+    """Write those shards; ``on_shard`` is called with each and its record when it is done, in any order. Raises as
+    ``Tokenising.run``."""
+    little = sum(work.shards[number].nbytes for number in numbers) <= LOCAL
+    with create_executor(ALONE.config if little else cluster) as executor:
+        executor.run_tasks(work.run, numbers, lambda i, record: on_shard(numbers[i], record), executor.at_once())

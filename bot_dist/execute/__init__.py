@@ -1,6 +1,6 @@
-"""Who executes a plan: this process, or Ray shard actors. Same plan, same bytes."""
+"""Who executes plans and other work: this process, or Ray actors. The bytes are the same."""
 
+from bot_dist.execute.create import ALONE, EXECUTORS, create_executor
 from bot_dist.execute.executor import Executor, StepResult
-from bot_dist.execute.local import LocalExecutor
 
-__all__ = ["Executor", "LocalExecutor", "StepResult"]
+__all__ = ["ALONE", "EXECUTORS", "Executor", "StepResult", "create_executor"]

@@ -8,17 +8,6 @@ from contextlib import contextmanager
 
 import torch
 
-from bot_dist.errors import InputError
-from bot_dist.recipe import ClusterConfig
-
-
-def check_device(cluster: ClusterConfig) -> None:
-    """Raise InputError where this process is to transform on a device that it has not."""
-    if cluster.executor == "local" and cluster.device == "cuda" and not torch.cuda.is_available():
-        raise InputError(
-            "cluster.device is cuda, and PyTorch finds no such device here; leave it out, or use cluster.device=cpu"
-        )
-
 
 class Device:
     """``cpu`` or ``cuda``. On CUDA every thread has a stream of its own, and copies go through pinned memory: one

@@ -1,18 +1,25 @@
-"""What executors promise, and what they tell."""
+"""What every executor promises: to run plans, works that are cut into shares, and tasks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol, TypeVar
 
 import torch
 
 from bot_dist.events import OnEvent
 from bot_dist.events.transfer import StepMeasures
+from bot_dist.execute.shares import OnStep, SharedWork
 from bot_dist.plan import TransferPlan
+from bot_dist.recipe import ClusterConfig
 from bot_dist.tensors import Box
 from bot_dist.tensors.axes import Parameter
+
+S = TypeVar("S")
+T = TypeVar("T")
 
 
 class Reader(Protocol):
@@ -35,10 +42,34 @@ class StepResult(StepMeasures):
     """Per parameter and shard that was written, the digests of its chunks."""
 
 
-class Executor(Protocol):
-    """Runs every step of a plan against a created store. Does not commit."""
+class Executor(AbstractContextManager["Executor"], ABC):
+    """Who does the work that a ``ClusterConfig`` asks for: whoever it is, the results are the same bytes.
 
-    def run(
+    Nothing is started before the first work, and what was started ends with the context. Works are done one after the
+    other, by one thread of the caller's, in which all callbacks are called.
+    """
+
+    workers: ClassVar[str]
+    """The word for those who do the work, in messages: ``threads``."""
+
+    def __init__(self, config: ClusterConfig) -> None:
+        self.config = config
+
+    @property
+    def places(self) -> int:
+        """Places of the mesh, for each of which there is one worker."""
+        return self.config.tensor * self.config.data
+
+    def shares(self, parts: int) -> int:
+        """The number of shares that so many parts of a work are cut into."""
+        return min(self.places, parts)
+
+    @abstractmethod
+    def check(self) -> None:
+        """Raise InputError where this machine can be seen to lack what the configuration asks for. Starts nothing."""
+
+    @abstractmethod
+    def run_plan(
         self,
         plan: TransferPlan,
         source: Reader,
@@ -47,5 +78,27 @@ class Executor(Protocol):
         on_event: OnEvent,
         attempt: str = "",
     ) -> None:
-        """``attempt``: which of the store's, by default that named after the plan. ``on_step`` gets the first result
-        of each step, ``on_event`` what else happens; in the caller's thread."""
+        """Run every step of a plan against a store that was created, which is not committed.
+
+        ``attempt`` is the name of the store's attempt, by default that of the plan. ``on_step`` is called with the
+        first result of each step, ``on_event`` with what else happens.
+        """
+
+    @abstractmethod
+    def run_shares(self, work: SharedWork, on_step: OnStep) -> None:
+        """Do every step of a work, all shares side by side. Raises what these and ``on_step`` raise."""
+
+    @abstractmethod
+    def at_once(self, wanted: int | None = None) -> int:
+        """How many tasks are done at a time: ``wanted``, or as many as there is room for. Raises RunError where there
+        is no room for so many."""
+
+    @abstractmethod
+    def run_tasks(
+        self, do: Callable[[S], T], tasks: Sequence[S], on_result: Callable[[int, T], None], at_once: int
+    ) -> None:
+        """Call ``do`` with each of the tasks, which depend on nothing of each other and whose ``str`` names them.
+
+        ``on_result`` is called with the number of each task and what came of it, in the order in which they are done.
+        Raises what ``do`` and ``on_result`` raise.
+        """

@@ -8,11 +8,17 @@ from pathlib import Path
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 """Of Linux; other systems have neither."""
+MOST_THREADS = 32
 
 
 def usable_cpus() -> int:
     """CPUs that it may run on: what a scheduler or ``taskset`` leaves it."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def default_threads() -> int:
+    """Threads that read and compute in turn: two per core, so that one reads while the other computes."""
+    return min(MOST_THREADS, 2 * usable_cpus())
 
 
 def reset_peak_rss() -> None:

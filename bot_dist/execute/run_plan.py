@@ -1,4 +1,4 @@
-"""Running a plan where the configuration says, and adding up what its steps report."""
+"""Running a plan, and adding up what its steps report."""
 
 from __future__ import annotations
 
@@ -10,13 +10,10 @@ from typing import Any
 from bot_dist.events import OnEvent
 from bot_dist.events.transfer import StepDone, StepMeasures, TransferStarted
 from bot_dist.execute.executor import Executor, Reader, StepResult
-from bot_dist.execute.local import LocalExecutor
-from bot_dist.execute.ray.cluster import connected, device_of
 from bot_dist.plan import DetailPlan, TransferPlan, step_bytes
-from bot_dist.recipe import ClusterConfig
 
 
-class Tally:
+class PlanRun:
     """One execution of a plan. ``on_event`` gets a TransferStarted, then one StepDone after the other."""
 
     def __init__(self, plan: TransferPlan, on_event: OnEvent) -> None:
@@ -29,15 +26,14 @@ class Tally:
         self._energy = [[0.0, 0.0] for _ in plan.modules]
         self._seconds = 0.0
 
-    def run(self, cluster: ClusterConfig, source: Reader, target_url: str, attempt: str = "") -> None:
-        """Execute every step, by Ray actors or in this process."""
-        if cluster.executor == "local":
-            self._execute(LocalExecutor(device_of(cluster)), source, target_url, attempt)
-            return
-        with connected(cluster, self.plan.mesh.size):
-            from bot_dist.execute.ray.shards import RayExecutor  # after connected() has prepared Ray's import
-
-            self._execute(RayExecutor(device_of(cluster)), source, target_url, attempt)
+    def run(self, executor: Executor, source: Reader, target_url: str, attempt: str = "") -> None:
+        """Have every step executed."""
+        steps = list(self.plan.steps())
+        total = sum(sum(step_bytes(self.plan.modules[step.module], step)) for step in steps)
+        self._on_event(TransferStarted(steps=len(steps), bytes=total))
+        started = time.perf_counter()
+        executor.run_plan(self.plan, source, target_url, self._add, self._on_event, attempt)
+        self._seconds = time.perf_counter() - started
 
     def report(self) -> dict[str, Any]:
         """What was measured, as plain data."""
@@ -53,14 +49,6 @@ class Tally:
             "detail_energy": self._detail_energy(),
             "overflowed": self._overflowed,
         }
-
-    def _execute(self, executor: Executor, source: Reader, target_url: str, attempt: str) -> None:
-        steps = list(self.plan.steps())
-        total = sum(sum(step_bytes(self.plan.modules[step.module], step)) for step in steps)
-        self._on_event(TransferStarted(steps=len(steps), bytes=total))
-        started = time.perf_counter()
-        executor.run(self.plan, source, target_url, self._add, self._on_event, attempt)
-        self._seconds = time.perf_counter() - started
 
     def _add(self, result: StepResult) -> None:
         for name, found in result.digests.items():

@@ -1,4 +1,4 @@
-"""Work that is cut into shares, each of which goes through the same steps; here by threads of this process.
+"""Work that is cut into shares, each of which goes through the same steps.
 
 After each step, what all shares have found is put together; they go on meanwhile, where the next step can.
 """
@@ -6,10 +6,7 @@ After each step, what all shares have found is put together; they go on meanwhil
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Literal, Protocol
-
-from bot_dist.execute.process import usable_cpus
 
 OnStep = Callable[[int], None]
 """Called with every step, in order, once all shares have done it."""
@@ -40,35 +37,3 @@ class SharedWork(Protocol):
 
     def open(self, share: int) -> Share:
         """The share, before its first step."""
-
-
-def run_in_threads(work: SharedWork, on_step: OnStep) -> None:
-    """A thread per share, all of which hold a share's memory; cores beyond their number help each of them.
-
-    Raises what a step or ``on_step`` raises.
-    """
-    import torch
-
-    before = torch.get_num_threads()
-    each = max(1, min(before, usable_cpus()) // work.shares)
-    opened: list[Share] = []
-    with ThreadPoolExecutor(work.shares, "bot_dist-share", torch.set_num_threads, (each,)) as pool:
-        try:
-            for share in range(work.shares):
-                opened.append(pool.submit(work.open, share).result())
-
-            def ask(step: int) -> list[Future[None]]:
-                return [pool.submit(share.run, step) for share in opened] if step < work.steps else []
-
-            running = ask(0)
-            for step in range(work.steps):
-                for future in running:
-                    future.result()
-                running = ask(step + 1) if work.ahead else []
-                on_step(step)
-                running = running or ask(step + 1)
-        finally:
-            pool.shutdown()
-            for one in opened:
-                one.close()
-            torch.set_num_threads(before)

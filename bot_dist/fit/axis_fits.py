@@ -44,6 +44,9 @@ class Apart(AbstractContextManager[None]):
     def __init__(self, fits: Mapping[str, AxisFit]) -> None:
         self._fits = fits
 
+    def run(self) -> None:
+        """Nothing: each is made from statistics that are there."""
+
     def matrix(self, name: FittedName, layer: int) -> Array:
         return self._fits[name.axis].matrix(name, layer)
 

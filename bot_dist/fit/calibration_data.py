@@ -17,7 +17,7 @@ from bot_dist.urls import absolute, label
 if TYPE_CHECKING:
     from bot_dist.data.calibration_samples import CalibrationData
     from bot_dist.data.texts import TextFile
-    from bot_dist.execute.shared_work import Crew
+    from bot_dist.execute import Executor
     from bot_dist.fit.own_text_cost import Writing
     from bot_dist.formats.source import Source
 Data = Literal["images", "text", "written", "random"]
@@ -141,10 +141,17 @@ def writing(recipe: Recipe, model: Model, stored_bytes: int) -> Writing | None:
 
 
 def calibration_data(
-    recipe: Recipe, source: Source, model: Model, writing: Writing | None, folder: str, crew: Crew, on_event: OnEvent
+    recipe: Recipe,
+    source: Source,
+    model: Model,
+    writing: Writing | None,
+    folder: str,
+    executor: Executor,
+    on_event: OnEvent,
 ) -> CalibrationData | None:
-    """Read, or made; None where there is none for such a model. A text is written as ``writing`` says, by the ``crew``,
-    and kept in ``folder``. Raises InputError where there is less than ``calibrate.tokens`` and ``calibrate.held_out``.
+    """Read, or made; None where there is none for such a model. A text is written as ``writing`` says, by the
+    ``executor``, and kept in ``folder``. Raises InputError where there is less than ``calibrate.tokens`` and
+    ``calibrate.held_out``.
     """
     from bot_dist.data.calibration_samples import CalibrationData, Samples
     from bot_dist.fit.own_text import random_tokens, write_text, written_windows
@@ -158,7 +165,7 @@ def calibration_data(
         case "written":
             assert writing is not None
             first, every = document_token(recipe, source)
-            text = write_text(source, model, writing, first, folder, crew=crew, on_event=on_event)
+            text = write_text(source, model, writing, first, folder, executor=executor, on_event=on_event)
             found = written_windows(text, every=every)
             fitted, held_out = (Samples.of_text(part, model) for part in found.split([amount.fitted, amount.held_out]))
             return CalibrationData(fitted=fitted, held_out=held_out)

@@ -22,7 +22,7 @@ from bot_dist.data.calibration_windows import OPENING
 from bot_dist.errors import InputError
 from bot_dist.events import OnEvent, ignore
 from bot_dist.events.calibrate import OWN_TEXT, TakenUp, TextProgress, TextWritten
-from bot_dist.execute.shared_work import Crew
+from bot_dist.execute import Executor
 from bot_dist.fit.own_text_cost import Writing
 from bot_dist.fit.statistics_share import Scratch, check_finite, write_whole
 from bot_dist.fit.streamed_model import StreamedModel
@@ -51,7 +51,7 @@ def write_text(
     begin: int | None,
     folder: str | Path,
     *,
-    crew: Crew,
+    executor: Executor,
     on_event: OnEvent = ignore,
 ) -> torch.Tensor:
     """A LongTensor ``(sequences, window + 1)``: ``begin`` (None: any token), and what ``model``, whose weights are in
@@ -107,7 +107,7 @@ def write_text(
         on_event(TextProgress(tokens=(step + 1) * n_tokens // work.steps, of=n_tokens, seconds=seconds))
 
     try:
-        crew.run(work, on_step)
+        executor.run_shares(work, on_step)
         write_whole(path, {TOKENS: tokens})
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from bot_dist.data.calibration_samples import Samples
 from bot_dist.events import OnEvent
 from bot_dist.events.calibrate import BlockDone, PassStarted
-from bot_dist.execute.shared_work import Crew
+from bot_dist.execute import Executor
 from bot_dist.fit.axis_fits import Array, AxisFit, ByReader, Coordinates, Given, Lifted, Rotation
 from bot_dist.fit.sequential_share import CROSS, ENERGY, ENTRY, GAIN, KEPT, MATRIX, MOMENT, SequentialWork, Step, Writer
 from bot_dist.fit.sites import sites
@@ -35,7 +35,7 @@ WRITING = 10.0
 
 
 class Sequential(AbstractContextManager[None]):
-    """The operators along all axes of a shrinking, fitted together as soon as the first of them is asked for.
+    """The operators along all axes of a shrinking, which are fitted together by ``run``.
 
     ``fits`` are by axis, and ``layers`` those of the source that are kept. What lies in ``folder`` meanwhile is
     removed at the end of the context. Raises InputError where activations are not finite.
@@ -49,11 +49,11 @@ class Sequential(AbstractContextManager[None]):
         *,
         samples: Samples,
         folder: str,
-        crew: Crew,
+        executor: Executor,
         on_event: OnEvent,
     ) -> None:
         self._given, self._layers, self._samples = given, layers, samples
-        self._folder, self._crew, self._on_event = folder, crew, on_event
+        self._folder, self._executor, self._on_event = folder, executor, on_event
         stream = fits.get("embed")
         assert stream is None or isinstance(stream, (Rotation, Coordinates))
         self._stream, self._inner_fits = stream, {a: f for a, f in fits.items() if isinstance(f, ByReader)}
@@ -65,7 +65,8 @@ class Sequential(AbstractContextManager[None]):
         }
         self._missed: dict[str, list[float]] = {}
         """Shares of energy, by norm and writer, one per block."""
-        self._fit = lru_cache(maxsize=8)(lambda step: load_file(self._done.fit(step)))
+        self._done: SequentialWork | None = None
+        self._fit = lru_cache(maxsize=8)(self._loaded_fit)
         self._scratch = ""
 
     def __exit__(self, *_: object) -> None:
@@ -79,15 +80,14 @@ class Sequential(AbstractContextManager[None]):
         isometry = self._stream.isometry if self._stream else np.eye(width)
         return math.sqrt(len(isometry) / width) * isometry
 
-    @cached_property
-    def _done(self) -> SequentialWork:
-        """The work, when all of it has been done."""
+    def run(self) -> None:
+        """Let the executor do all of it."""
         started = time.perf_counter()
         samples, n = self._samples, len(self._layers)
         with writing(self._folder):
             Path(self._folder).mkdir(parents=True, exist_ok=True)
             self._scratch = tempfile.mkdtemp(prefix="sequential-", suffix=".scratch", dir=self._folder)
-        work = self._work(self._crew.shares(len(samples)))
+        work = self._work(self._executor.shares(len(samples)))
         write_whole(Path(self._scratch) / SAMPLES, {"inputs": samples.inputs.contiguous()})
         write_whole(Path(self._scratch) / ENTRY, {MATRIX: _stored(self._entry)})
         self._on_event(
@@ -107,8 +107,12 @@ class Sequential(AbstractContextManager[None]):
                 block = self._layers.index(step.layer)
                 self._on_event(BlockDone(purpose=PURPOSE, block=block, of=n, seconds=seconds))
 
-        self._crew.run(work, on_step)
-        return work
+        self._executor.run_shares(work, on_step)
+        self._done = work
+
+    def _loaded_fit(self, step: Step) -> dict[str, torch.Tensor]:
+        assert self._done is not None, "nothing was fitted"
+        return load_file(self._done.fit(step))
 
     def _work(self, shares: int) -> SequentialWork:
         model = self._given.model

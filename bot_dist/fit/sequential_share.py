@@ -24,6 +24,7 @@ import torch
 from safetensors.torch import load_file
 
 from bot_dist.fit.sites import Moment, Site, normalised
+from bot_dist.fit.standing_in import first_call, standing_in
 from bot_dist.fit.statistics_share import SAMPLES, HiddenStates, Scratch, check_finite
 from bot_dist.fit.streamed_model import StreamedModel
 from bot_dist.formats.source import Source
@@ -209,7 +210,7 @@ class SequentialShare:
         site = self._writers[step.name].site
         moment, file = Moment(site.size), self._file(f"into {step.name}", site.size)
         for i in range(len(self._inputs)):
-            values = self._reach(step, i)
+            values = self._input(step, i)
             check_finite(values, self._work.source, f"block {step.layer}, shrunk")
             moment.add(values)
             file[i] = values
@@ -232,7 +233,7 @@ class SequentialShare:
                 out = self._files[f"into {step.name}"][i][:, fitted[KEPT]] @ matrix + bias
             else:
                 with torch.no_grad():
-                    out = module(self._reach(step, i))
+                    out = module(self._input(step, i))
             written[i] = out
             sums.add(self._files[f"aim of {step.name}"][i] - self._files["shrunk"][i], out)
         return sums.found()
@@ -248,8 +249,9 @@ class SequentialShare:
         parallel = self._work.model.family.parallel(self._work.model.config) and step.layer >= 0
         return self._files["shrunk at the block" if parallel else "shrunk"]
 
-    def _reach(self, step: Step, i: int) -> torch.Tensor:
-        """What a writer is given when its sublayer reads the shrunk stream."""
+    def _input(self, step: Step, i: int) -> torch.Tensor:
+        """What a writer reads of a sample when its sublayer reads the shrunk stream, ``(positions, size)``. Of the
+        block only its part is run: the others give back what they last did, which does not matter and takes time."""
         writer = self._writers[step.name]
         norm, layer = writer.norm, step.layer
         self._load(layer)
@@ -264,28 +266,14 @@ class SequentialShare:
             with torch.no_grad():
                 seen = module(z)
 
-        def reached(_: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-            raise _ReachedError(args[0])
-
         own = self._part(writer.site, layer)
         parts = {self._part(other.site, layer): self._put_out[name] for name, other in self._writers.items()}
-        passed = {part: out for part, out in parts.items() if part is not own}
-        hooks: list[Any] = [
-            module.register_forward_hook(lambda *_: seen[None]),
-            self._module(writer.site, layer).register_forward_pre_hook(reached),
-        ]
-        for part, out in passed.items():  # what these put out does not matter, and takes time
-            part.forward = lambda *_, out=out, **__: out
-        try:
-            self._model.block(layer, torch.zeros(len(z), self._work.model.sizes["embed"]))
-        except _ReachedError as error:
-            return error.values.reshape(len(z), -1)
-        finally:
-            for hook in hooks:
-                hook.remove()
-            for part in passed:
-                del part.forward
-        raise AssertionError(f"block {layer} does not call {step.name}")
+        given = {module: seen[None]} | {part: out for part, out in parts.items() if part is not own}
+        with standing_in({part: lambda *_, out=out, **__: out for part, out in given.items()}):
+            nothing = torch.zeros(len(z), self._work.model.sizes["embed"])
+            (read, *_), _ = first_call(self._module(writer.site, layer), lambda: self._model.block(layer, nothing))
+        values: torch.Tensor = read
+        return values.reshape(len(z), -1)
 
     @contextmanager
     def _watched(self, layer: int) -> Iterator[tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]]:
@@ -358,11 +346,3 @@ class _Regression:
 
     def found(self) -> dict[str, torch.Tensor]:
         return {CROSS: self._cross, MOMENT: self._moment.products(), ENERGY: self._energy}
-
-
-class _ReachedError(Exception):
-    """A writer was called: there is nothing more to see."""
-
-    def __init__(self, values: torch.Tensor) -> None:
-        super().__init__("the writer was reached")
-        self.values = values

@@ -19,8 +19,8 @@ from bot_dist.data.calibration_samples import CalibrationData, Samples
 from bot_dist.errors import CalibrationError
 from bot_dist.events import OnEvent
 from bot_dist.events.calibrate import LossMeasured
+from bot_dist.execute import ALONE, Executor
 from bot_dist.execute.lazy_source import TransformedSource
-from bot_dist.execute.shared_work import Crew
 from bot_dist.fit.axis_fits import Apart, AxisFit, ByReader, Coordinates, Given, Lifted, Rotation
 from bot_dist.fit.candidates import (
     Candidate,
@@ -35,7 +35,7 @@ from bot_dist.fit.candidates import (
 )
 from bot_dist.fit.growing import Lengthened, SpreadCoordinates, SpreadUnits
 from bot_dist.fit.sequential_fit import Sequential
-from bot_dist.fit.statistics import ALONE, Statistics, statistics
+from bot_dist.fit.statistics import Statistics, statistics
 from bot_dist.fit.suitable import check_understood
 from bot_dist.fit.weight_only import WeightStatistics
 from bot_dist.formats.source import Source
@@ -59,8 +59,9 @@ from bot_dist.plan import (
     target_model,
 )
 from bot_dist.recipe import Recipe
+from bot_dist.storage.folder import Storage
 from bot_dist.store import CheckpointReader, write_operators
-from bot_dist.store.manifest import digest
+from bot_dist.store.manifest import MANIFEST, digest
 from bot_dist.tensors import Mesh
 
 FIT_VERSION = 10
@@ -103,11 +104,11 @@ class Adaptation:
         operators_url: str,
         folder: str,
         on_event: OnEvent,
-        crew: Crew = ALONE,
+        executor: Executor = ALONE,
         moments: bool = False,
     ) -> None:
         self.recipe, self.source, self.model, self.modules, self.data = recipe, source, model, modules, data
-        self.operators_url, self.folder, self.crew, self.on_event = operators_url, folder, crew, on_event
+        self.operators_url, self.folder, self.executor, self.on_event = operators_url, folder, executor, on_event
         self.moments = moments
         """Whether AdamW's are carried along."""
         target = model.resized(recipe.target)
@@ -301,6 +302,8 @@ class Adaptation:
         )
         url = f"{self.operators_url}/{'-'.join(axes or ['write'])}-{key[:16]}"
         with fit:
+            if not Storage(url).exists(MANIFEST):  # else an earlier attempt has made it
+                fit.run()
             self.done.stored |= write_operators(
                 url,
                 wanted,
@@ -311,7 +314,7 @@ class Adaptation:
                 moments=self.moments,
                 provenance=lambda: {"axes": axes, "source": given.source.provenance(), "facts": fit.facts()},
             )
-        # Recorded, not what the fits know now: an earlier attempt may have made the store.
+        # What is recorded, for the fits know nothing where an earlier attempt has made the store.
         facts: dict[str, Any] = CheckpointReader(url).manifest.provenance["facts"]
         return facts
 
@@ -340,7 +343,7 @@ class Adaptation:
             self.done.layers or tuple(range(self.model.sizes["layer"])),
             samples=self.data.fitted,
             folder=self.folder,
-            crew=self.crew,
+            executor=self.executor,
             on_event=self.on_event,
         )
 
@@ -354,7 +357,7 @@ class Adaptation:
             samples,
             wanted,
             self.folder,
-            crew=self.crew,
+            executor=self.executor,
             purpose=purpose,
             on_event=self.on_event,
         )

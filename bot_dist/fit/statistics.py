@@ -20,14 +20,13 @@ from bot_dist.data.calibration_samples import Samples
 from bot_dist.errors import InputError, nearest
 from bot_dist.events import OnEvent, ignore
 from bot_dist.events.calibrate import BlockDone, PassStarted, StatisticsCommitted, TakenUp
-from bot_dist.execute.shared_work import Crew
+from bot_dist.execute import ALONE, Executor
 from bot_dist.fit.sites import Site, sites
 from bot_dist.fit.statistics_share import CHANGE, SAMPLES, SIMILARITY, Work, write_whole
 from bot_dist.fit.statistics_store import StatisticsWriter
 from bot_dist.formats.config_only import Shapes
 from bot_dist.formats.source import Source
 from bot_dist.model import Model
-from bot_dist.recipe import ClusterConfig
 from bot_dist.storage.disk import writing
 from bot_dist.storage.folder import Storage
 from bot_dist.store import CheckpointReader
@@ -38,7 +37,6 @@ VERSION = 1
 """Of what is computed: statistics of another version are computed anew."""
 
 Array = npt.NDArray[np.float64]
-ALONE = Crew(ClusterConfig(executor="local"))
 
 
 class Statistics:
@@ -113,7 +111,7 @@ def statistics(
     wanted: Iterable[str],
     folder: str | Path,
     *,
-    crew: Crew = ALONE,
+    executor: Executor = ALONE,
     purpose: str = "",
     on_event: OnEvent = ignore,
 ) -> Statistics:
@@ -121,8 +119,8 @@ def statistics(
 
     ``wanted`` are names of weights without ``.weight``: norms of the residual stream and linear maps. Statistics of the
     same source, samples and names that are in ``folder`` (a path that all nodes see) are returned as they are; others
-    are computed by the ``crew``, on CPUs in float32; each of it holds a block, its moments and the activations of a
-    sample.
+    are computed by the ``executor``, on CPUs in float32; each of its workers holds a block, its moments and the
+    activations of a sample.
 
     ``on_event`` gets a TakenUp; or a PassStarted, a BlockDone after each block, and a StatisticsCommitted. All of them
     say the ``purpose``.
@@ -151,7 +149,7 @@ def statistics(
     try:
         held = {"inputs": samples.inputs.contiguous(), "labels": samples.labels.contiguous()}
         write_whole(Path(scratch) / SAMPLES, held)
-        shares = crew.shares(len(samples))
+        shares = executor.shares(len(samples))
         work = Work(
             source=source,
             model=model,
@@ -172,7 +170,7 @@ def statistics(
                 seconds = time.perf_counter() - started
                 on_event(BlockDone(purpose=purpose, block=step - 1, of=blocks, seconds=seconds))
 
-        crew.run(work, on_step)
+        executor.run_shares(work, on_step)
         stored.commit({"version": VERSION, "context": samples.positions, "source": source.provenance()})
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

@@ -9,12 +9,13 @@ that norm and head need.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 
+from bot_dist.fit.standing_in import first_call, standing_in
 from bot_dist.formats.configuration import RUN, transformers_config
 from bot_dist.formats.source import Source
 from bot_dist.model import Model
@@ -61,19 +62,16 @@ class StreamedModel:
 
         def record(hidden: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
             calls.append((args, kwargs))
-            if len(calls) == len(self.blocks):
-                raise _ReachedError(hidden)
             return hidden
 
         if self._takes == "pixel_values":
             self._image = sample
-        with self._stand_in(record), torch.no_grad():
-            try:
-                self.module(**{self._takes: sample[None]})
-            except _ReachedError as reached:
-                self._calls = self._calls or calls
-                return reached.hidden[0]
-        raise AssertionError("the model does not call its blocks")
+        *others, last = self.blocks
+        with standing_in(dict.fromkeys(others, record)), torch.no_grad():
+            (hidden, *args), kwargs = first_call(last, lambda: self.module(**{self._takes: sample[None]}))
+        self._calls = self._calls or [*calls, ((*args,), kwargs)]
+        result: torch.Tensor = hidden[0]
+        return result
 
     def block(self, layer: int, hidden: torch.Tensor) -> torch.Tensor:
         """One block's hidden states ``(positions, embed)``, of those before it. ``load_block`` comes first."""
@@ -86,7 +84,7 @@ class StreamedModel:
         """Logits, ``(context, vocab)`` or ``(1, classes)``, of the hidden states ``(positions, embed)`` after the last
         block; None of a model without a head."""
         given = {"inputs_embeds": hidden[None]} if self._image is None else {"pixel_values": self._image[None]}
-        with self._stand_in(lambda *_, **__: hidden[None]), torch.no_grad():
+        with standing_in(dict.fromkeys(self.blocks, lambda *_, **__: hidden[None])), torch.no_grad():
             found = self.module(**given)
         logits: torch.Tensor | None = found.get("logits", found.get("prediction_logits"))
         return None if logits is None else logits.reshape(-1, logits.shape[-1])
@@ -138,25 +136,6 @@ class StreamedModel:
                 self._values[empty] = torch.nn.Parameter(values, requires_grad=False)
             module._parameters[name] = self._values[empty]  # not registered: another thread may be building a model
             self._placed.append((module, name, empty))
-
-    @contextmanager
-    def _stand_in(self, forward: Callable[..., torch.Tensor]) -> Iterator[None]:
-        """``forward`` in place of every block's own."""
-        for block in self.blocks:
-            block.forward = forward
-        try:
-            yield
-        finally:
-            for block in self.blocks:
-                del block.forward
-
-
-class _ReachedError(Exception):
-    """The last block was called: there is nothing more to see."""
-
-    def __init__(self, hidden: torch.Tensor) -> None:
-        super().__init__("the blocks were reached")
-        self.hidden = hidden
 
 
 def blocks_of(model: Model) -> str:

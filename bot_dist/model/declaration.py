@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -136,6 +137,12 @@ class Family:
     """Regular expressions of tensors in published checkpoints that are no parameters."""
     context_field: str = "max_position_embeddings"
     init_std: str = "initializer_range"
+
+    def __reduce__(self) -> tuple[Callable[[str], Family], tuple[str]]:
+        """Pickle it by its name: what a process unpickles is the family that it knows by that name itself."""
+        if _registered(self.name) is not self:
+            raise pickle.PicklingError(f"family '{self.name}' is not the one that bot_dist.model.FAMILIES has")
+        return _registered, (self.name,)
 
     @property
     def ties(self) -> dict[str, str]:
@@ -332,6 +339,12 @@ class Model:
             if isinstance(model.config.get(key), list):
                 model.config[key] = [model.config[key][i] for i in origin]
         return model
+
+
+def _registered(name: str) -> Family:
+    from bot_dist.model import FAMILIES
+
+    return FAMILIES[name]
 
 
 def _reads_stream(weight: Weight) -> bool:

@@ -5,9 +5,11 @@ Both take an optional ``on_event``, called with every event as it happens; by de
 
 from __future__ import annotations
 
+import functools
 import os
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, NamedTuple
 
 from bot_dist.events import OnEvent, log
 from bot_dist.events.checkpoints import DiffDone, DiffRead, DiffStarted, VerifyDone, VerifyRead, VerifyStarted
@@ -57,45 +59,56 @@ def verify(
     return verification.Verification(damaged=damaged, foreign=verification.foreign_files(reader), read=read)
 
 
+class _Task(NamedTuple):
+    """A part of a store that one worker verifies at a time."""
+
+    folder: str
+    part: Part
+
+    def __str__(self) -> str:
+        return f"{self.folder}: {self.part}" if self.folder else str(self.part)
+
+
+def _verify(stores: Mapping[str, CheckpointReader], task: _Task) -> list[Damage]:
+    from bot_dist.store.verification import verify_part
+
+    return verify_part(stores[task.folder], task.part)
+
+
 def _verify_contents(
-    stores: dict[str, CheckpointReader], on_event: OnEvent, cluster: ClusterConfig, actors: int | None
+    stores: Mapping[str, CheckpointReader], on_event: OnEvent, cluster: ClusterConfig, actors: int | None
 ) -> tuple[dict[str, list[Damage]], str]:
-    """What is damaged in the arrays of each store; and what was read, by whom and how fast."""
-    from bot_dist.store import verification
+    """What is damaged in the arrays of each store, in the manifest's order; and what was read, by whom and how fast."""
+    from bot_dist.execute import create_executor
+    from bot_dist.store.verification import parts
 
-    def deal(workers: int) -> dict[str, list[Part]]:
-        work = {folder: verification.parts(reader, workers) for folder, reader in stores.items()}
-        on_event(VerifyStarted(bytes=sum(p.nbytes for parts in work.values() for p in parts)))
-        return work
+    by_actors = bool(cluster.address or os.environ.get("RAY_ADDRESS") or actors)
+    found: dict[int, list[Damage]] = {}
+    with create_executor(cluster.model_copy(update={"executor": "ray" if by_actors else "local"})) as executor:
+        n = executor.at_once(actors)
+        started = time.perf_counter()
+        tasks = [_Task(folder, part) for folder, reader in stores.items() for part in parts(reader, n)]
+        read = sum(task.part.nbytes for task in tasks)
+        on_event(VerifyStarted(bytes=read))
 
-    def on_part(part: Part) -> None:
-        on_event(VerifyRead(bytes=part.nbytes))
+        def on_result(number: int, damages: list[Damage]) -> None:
+            found[number] = damages
+            on_event(VerifyRead(bytes=tasks[number].part.nbytes))
 
-    if cluster.address or os.environ.get("RAY_ADDRESS") or actors:
-        from bot_dist.execute.ray.cluster import connected
-
-        with connected(cluster, actors or 1):
-            from bot_dist.execute.ray.verify import actors_of, verify_by_actors  # after connected() has prepared Ray
-
-            n, workers = actors_of(actors), "actors"
-            started, work = time.perf_counter(), deal(n)
-            found = {folder: verify_by_actors(stores[folder], parts, n, on_part) for folder, parts in work.items()}
-    else:
-        n, workers = verification.default_threads(), "threads"
-        started, work = time.perf_counter(), deal(n)
-        found = {
-            folder: verification.verify_by_threads(stores[folder], parts, n, on_part) for folder, parts in work.items()
-        }
-    read, seconds = sum(p.nbytes for parts in work.values() for p in parts), time.perf_counter() - started
-    return found, f"{size(read)} by {n} {workers} in {duration(seconds)}, {size(read / seconds)}/s"
+        executor.run_tasks(functools.partial(_verify, stores), tasks, on_result, n)
+    damaged: dict[str, list[Damage]] = {folder: [] for folder in stores}
+    for number, task in enumerate(tasks):
+        damaged[task.folder] += found[number]
+    seconds = time.perf_counter() - started
+    return damaged, f"{size(read)} by {n} {executor.workers} in {duration(seconds)}, {size(read / seconds)}/s"
 
 
 def diff(first: str, second: str, on_event: OnEvent = log, *, quick: bool = False) -> Diff:
     """Compare two stores, or any two sources: configuration, parameters and values. ``quick`` reads no values, and
     leaves undecided what digests don't tell."""
+    from bot_dist.execute.process import default_threads
     from bot_dist.formats.diff import diff_metadata, diff_values
     from bot_dist.formats.open import open_source
-    from bot_dist.store.verification import default_threads
 
     a, b = open_source(first), open_source(second)
     found = diff_metadata(a, b)

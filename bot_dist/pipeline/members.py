@@ -5,16 +5,18 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+from collections.abc import Mapping
 from pathlib import Path
 
 from bot_dist.events import Event, OnEvent, log
+from bot_dist.pipeline.planning import Planning
 from bot_dist.pipeline.records import Records
 from bot_dist.pipeline.results import FamilyResult, PipelineResult
 from bot_dist.pipeline.run import begin, check_run, end
-from bot_dist.recipe import Recipe, members_of
+from bot_dist.recipe import Recipe
 
 
-def run_family(recipe: Recipe, on_event: OnEvent = log) -> FamilyResult:
+def run_family(recipe: Recipe, plannings: Mapping[str, Planning], on_event: OnEvent = log) -> FamilyResult:
     """Every member of a family as ``run`` does it; events tell which (``member``), and come from several threads.
 
     All are planned before the first begins, transferred one after the other, and then trained, as many at once as
@@ -25,8 +27,8 @@ def run_family(recipe: Recipe, on_event: OnEvent = log) -> FamilyResult:
     from bot_dist.report.html import write_index
     from bot_dist.train.side_by_side import places, side_by_side
 
-    members = members_of(recipe)
-    cpus = max(check_run(member) for member in members.values())
+    cpus = max(check_run(planning) for planning in plannings.values())
+    members = {name: planning.recipe for name, planning in plannings.items()}
     records = {name: Records(Path(member.output), member) for name, member in members.items()}
     found = {name: records[name].load_result("facts", PipelineResult) for name in members}
     before = {name: dataclasses.replace(facts, complete_before=True) for name, facts in found.items() if facts}
@@ -34,8 +36,8 @@ def run_family(recipe: Recipe, on_event: OnEvent = log) -> FamilyResult:
     report = Path(recipe.output) / "report.html"
     with connected(recipe.cluster, cpus) if len(before) < len(members) else contextlib.nullcontext():
         begun = {
-            name: begin(member, records[name], functools.partial(_tell_member, on_event, name))
-            for name, member in members.items()
+            name: begin(planning, records[name], functools.partial(_tell_member, on_event, name))
+            for name, planning in plannings.items()
             if name not in before
         }
 

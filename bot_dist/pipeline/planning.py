@@ -25,7 +25,7 @@ from bot_dist.urls import absolute
 if TYPE_CHECKING:
     from bot_dist.baselines import Baseline, Rule
     from bot_dist.data.calibration_samples import CalibrationData
-    from bot_dist.execute.shared_work import Crew
+    from bot_dist.execute import Executor
     from bot_dist.fit import Adapted
     from bot_dist.fit.cost import CalibrationCost
     from bot_dist.fit.own_text_cost import Writing
@@ -35,13 +35,19 @@ if TYPE_CHECKING:
 
 
 class Planning:
-    """The plan of a recipe, with its source; by the rule of a ``baseline``, where one is given, in place of ours.
-    Raises SourceError where there is none that can be read."""
+    """A recipe that is being planned, with its source, which is opened here unless it is ``opened`` already.
 
-    def __init__(self, recipe: Recipe, baseline: Baseline | None = None) -> None:
+    It is planned by the rule of a ``baseline``, where one is given, in place of ours. Raises SourceError for a source
+    that can't be read."""
+
+    def __init__(
+        self, recipe: Recipe, baseline: Baseline | None = None, *, opened: tuple[Source, Model] | None = None
+    ) -> None:
         self.recipe = refuse_family(recipe)
-        self._baseline = baseline
-        self._opened, self._model = open_checked(recipe)
+        self.baseline = baseline
+        self.opened = opened or open_checked(recipe)
+        """The source that the recipe names, and its model."""
+        self._opened, self._model = self.opened
         check_kind_of_data(recipe, self._model)
         self._mallat: MallatSource | None = None
         self._notes: list[str] = []
@@ -79,16 +85,16 @@ class Planning:
     @cached_property
     def adapts(self) -> bool:
         """Whether axes that shrink do so by what is fitted to the source."""
-        return self._mallat is None and self._baseline is None and _adapts(self.recipe)
+        return self._mallat is None and self.baseline is None and _adapts(self.recipe)
 
     @cached_property
     def rule(self) -> Rule | None:
         """The baseline's, where one is given."""
-        if self._baseline is None:
+        if self.baseline is None:
             return None
-        return self._baseline(self._model, self._model.resized(self.recipe.target))
+        return self.baseline(self._model, self._model.resized(self.recipe.target))
 
-    def make(self, on_event: OnEvent) -> dict[str, Any] | None:
+    def make(self, executor: Executor, on_event: OnEvent) -> dict[str, Any] | None:
         """Make what the plan reads, where the rule of a baseline makes it by other means than operators; what is known
         of it."""
         from bot_dist.baselines.make_weights import make_weights
@@ -102,19 +108,20 @@ class Planning:
             self.recipe,
             self._opened,
             self._model,
-            data=functools.partial(self._data, on_event=on_event) if names_data(self.recipe) else None,
+            data=functools.partial(self._data, executor, on_event) if names_data(self.recipe) else None,
             folder=folder,
             statistics_folder=self._folder,
+            executor=executor,
             on_event=on_event,
         )
         self._made = open_source(str(folder))
         return {**facts, "of": self._opened.provenance()}
 
-    def fitted(self, on_event: OnEvent) -> tuple[TransferPlan, Adapted | None]:
+    def fitted(self, executor: Executor, on_event: OnEvent) -> tuple[TransferPlan, Adapted | None]:
         """The plan with all that is fitted to the source's statistics, and what that is; None where nothing is."""
         _ = self.draft  # whatever is wrong with it is said before anything is fitted
         started = time.perf_counter()
-        if not self.adapts or (adapted := self._adapted(on_event)) is None:
+        if not self.adapts or (adapted := self._adapted(executor, on_event)) is None:
             return self.draft, None
         adapted.seconds = time.perf_counter() - started
         return self._planned(adapted), adapted
@@ -125,7 +132,7 @@ class Planning:
         details restore its weights, which have none of their moments."""
         from bot_dist.store import CheckpointReader
 
-        if self.recipe.transfer.moments == "none" or self._baseline is not None or self._mallat is not None:
+        if self.recipe.transfer.moments == "none" or self.baseline is not None or self._mallat is not None:
             return None
         return self._opened.optimizer_step if isinstance(self._opened, CheckpointReader) else None
 
@@ -141,16 +148,15 @@ class Planning:
     @cached_property
     def _writing(self) -> Writing | None:
         """How the source writes a text; None where it is to write none."""
-        if not self.adapts and not (self._baseline is not None and names_data(self.recipe)):
+        if not self.adapts and not (self.baseline is not None and names_data(self.recipe)):
             return None
         return writing(self.recipe, self._model, sum(module.nbytes for module in self._known.values()))
 
-    def _data(self, crew: Crew, on_event: OnEvent) -> CalibrationData | None:
+    def _data(self, executor: Executor, on_event: OnEvent) -> CalibrationData | None:
         """What is run through the source."""
-        return calibration_data(self.recipe, self._opened, self._model, self._writing, self._folder, crew, on_event)
+        return calibration_data(self.recipe, self._opened, self._model, self._writing, self._folder, executor, on_event)
 
-    def _adapted(self, on_event: OnEvent) -> Adapted | None:
-        from bot_dist.execute.shared_work import Crew
+    def _adapted(self, executor: Executor, on_event: OnEvent) -> Adapted | None:
         from bot_dist.fit import Adaptation
         from bot_dist.storage.folder import Storage
         from bot_dist.store import is_vacant
@@ -159,20 +165,19 @@ class Planning:
         url = absolute(self.recipe.transferred_url)
         keep_apart(self.recipe.source, url)
         is_vacant(Storage(url))
-        with Crew(self.recipe.cluster) as crew:
-            adaptation = Adaptation(
-                self.recipe,
-                self._opened,
-                self._model,
-                self._known,
-                self._data(crew, on_event),
-                operators_url=f"{url}/{OPERATORS}",
-                moments=self.optimizer_step is not None,
-                folder=self._folder,
-                crew=crew,
-                on_event=on_event,
-            )
-            return adaptation.run() if adaptation.stages else None
+        adaptation = Adaptation(
+            self.recipe,
+            self._opened,
+            self._model,
+            self._known,
+            self._data(executor, on_event),
+            operators_url=f"{url}/{OPERATORS}",
+            moments=self.optimizer_step is not None,
+            folder=self._folder,
+            executor=executor,
+            on_event=on_event,
+        )
+        return adaptation.run() if adaptation.stages else None
 
     def _planned(self, adapted: Adapted | None) -> TransferPlan:
         from bot_dist.operators import origins

@@ -13,16 +13,25 @@ from bot_dist.pipeline.planning import open_checked
 from bot_dist.recipe import InsertedConfig, Recipe
 
 if TYPE_CHECKING:
+    from bot_dist.formats.source import Source
     from bot_dist.plan import TransferPlan
     from bot_dist.train.results import PretrainResult
 
 
-def pretrain(recipe: Recipe, on_event: OnEvent = log, *, fresh: bool | None = None, at_once: int = 1) -> PretrainResult:
+def pretrain(
+    recipe: Recipe,
+    on_event: OnEvent = log,
+    *,
+    fresh: bool | None = None,
+    at_once: int = 1,
+    source: Source | None = None,
+) -> PretrainResult:
     """Continue pretraining from the transferred store; train the same model from scratch beside it, and measure the
     source's held-out loss, as the recipe asks. Returns what was measured.
 
     A run that was stopped goes on from its newest training state, unless ``fresh`` (None: ``recipe.overwrite``).
-    ``at_once``: how many trainings, this one among them, share the cluster."""
+    ``at_once``: how many trainings, this one among them, share the cluster. ``source``: the recipe's, where it has been
+    opened before."""
     from bot_dist.execute.ray.cluster import connected
     from bot_dist.formats.tokenizer import has_tokenizer
     from bot_dist.store import CheckpointReader
@@ -40,7 +49,8 @@ def pretrain(recipe: Recipe, on_event: OnEvent = log, *, fresh: bool | None = No
     output = Path(recipe.output).resolve()
     runs = []
     if recipe.train.source_loss:
-        runs.append(TrainRun(name="source", config=open_checked(recipe)[0].config, url=recipe.source, steps=0))
+        source = source or open_checked(recipe)[0]
+        runs.append(TrainRun(name="source", config=source.config, url=recipe.source, steps=0))
     runs.append(
         TrainRun(
             name="transferred",

@@ -10,6 +10,7 @@ import dataclasses
 import platform
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,9 +25,9 @@ from bot_dist.pipeline.planning import Planning
 from bot_dist.pipeline.pretrain import check_training, pretrain
 from bot_dist.pipeline.records import Records, logged
 from bot_dist.pipeline.results import FamilyResult, PipelineResult, TransferResult
-from bot_dist.pipeline.transfer import committed_provenance, plan_transfer, transfer_by, with_copy
+from bot_dist.pipeline.transfer import committed_provenance, transfer_by, with_copy
 from bot_dist.pipeline.versions import versions
-from bot_dist.recipe import OWN_TEXT, Recipe
+from bot_dist.recipe import OWN_TEXT, Recipe, members_of
 from bot_dist.train.results import PretrainResult
 from bot_dist.urls import absolute, label
 
@@ -34,24 +35,41 @@ if TYPE_CHECKING:
     from bot_dist.plan import TransferPlan
 
 
-def run(recipe: Recipe, on_event: OnEvent = log) -> PipelineResult | FamilyResult:
+def plan_run(recipe: Recipe) -> dict[str, Planning]:
+    """What a recipe runs, to be planned: the members of a family by their names, of which the common source is opened
+    once; and any other recipe by an empty name."""
+    plannings: dict[str, Planning] = {}
+    opened = None
+    for name, member in (members_of(recipe) if recipe.family else {"": recipe}).items():
+        plannings[name] = Planning(member, opened=opened)
+        opened = plannings[name].opened
+    return plannings
+
+
+def run(
+    recipe: Recipe, on_event: OnEvent = log, *, plannings: Mapping[str, Planning] | None = None
+) -> PipelineResult | FamilyResult:
     """All stages, each skipped where an earlier run of the same recipe has finished it; of a family, ``run_family``.
 
+    ``plannings`` are what ``plan_run`` has given, where the plans have been looked at before.
     Returns the facts that the report shows; of a family, a FamilyResult. Raises InputError when the output belongs to
     another recipe, CheckpointExistsError when it holds what no run has made, unless ``recipe.overwrite``.
     """
     from bot_dist.execute.ray.cluster import connected
 
+    if plannings is None:
+        plannings = plan_run(recipe)
     if recipe.family:
         from bot_dist.pipeline.members import run_family
 
-        return run_family(recipe, on_event)
-    cpus = check_run(recipe)
+        return run_family(recipe, plannings, on_event)
+    (planning,) = plannings.values()
+    cpus = check_run(planning)
     records = Records(Path(recipe.output), recipe)
     if (done := records.load_result("facts", PipelineResult)) is not None:
         return dataclasses.replace(done, complete_before=True)
     with connected(recipe.cluster, cpus):
-        return end(begin(recipe, records, on_event))
+        return end(begin(planning, records, on_event))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,22 +77,26 @@ class Begun:
     """A run whose transfer is done."""
 
     recipe: Recipe
-    reading: Recipe
-    """The recipe that reads the copy of the source, where there is one."""
+    reading: Planning
+    """Of the recipe, or of one that reads the copy of the source, where there is one."""
     records: Records
     plan: TransferPlan
     transferred: TransferResult
     on_event: OnEvent
 
 
-def begin(recipe: Recipe, records: Records, on_event: OnEvent) -> Begun:
+def begin(planning: Planning, records: Records, on_event: OnEvent) -> Begun:
     """Up to the transfer, unless it was done before."""
+    from bot_dist.execute import create_executor
+
+    recipe = planning.recipe
     on_event = logged(Path(recipe.output) / "events.jsonl", on_event)
-    reading = with_copy(recipe, on_event)
-    planning = Planning(reading)
-    plan, adapted = planning.fitted(on_event)
-    on_event(Planned(digest=plan.digest))
-    done = _already_transferred(recipe, plan) or transfer_by(reading, planning.source, plan, on_event, adapted)
+    with create_executor(recipe.cluster) as executor:
+        reading = with_copy(planning, executor, on_event)
+        plan, adapted = reading.fitted(executor, on_event)
+        on_event(Planned(digest=plan.digest))
+        if (done := _already_transferred(recipe, plan)) is None:
+            done = transfer_by(plan, reading.recipe, reading.source, executor, on_event, adapted)
     return Begun(recipe=recipe, reading=reading, records=records, plan=plan, transferred=done, on_event=on_event)
 
 
@@ -85,9 +107,11 @@ def end(begun: Begun, at_once: int = 1) -> PipelineResult:
 
     recipe, records, on_event = begun.recipe, begun.records, begun.on_event
     output = Path(recipe.output)
-    again = begun.reading.model_copy(update={"overwrite": True})  # of what an earlier attempt may have begun
+    again = begun.reading.recipe.model_copy(update={"overwrite": True})  # of what an earlier attempt may have begun
     if (trained := records.load_result("pretrain", PretrainResult)) is None:
-        trained = records.save("pretrain", pretrain(again, on_event, fresh=recipe.overwrite, at_once=at_once))
+        source, _ = begun.reading.opened
+        result = pretrain(again, on_event, fresh=recipe.overwrite, at_once=at_once, source=source)
+        trained = records.save("pretrain", result)
     if (exported := records.load_result("export", ExportResult)) is None:
         exported = records.save("export", export(again, on_event, probe=output / "train" / "probe.safetensors"))
     if (samples := records.load("samples")) is None:
@@ -114,19 +138,20 @@ def _samples(begun: Begun, on_event: OnEvent) -> dict[str, list[str]]:
     """What the source and the model that was made of it write."""
     from bot_dist.pipeline.sampling import sample_texts
 
-    recipe = begun.reading
+    recipe = begun.reading.recipe
     made = recipe.trained_url if recipe.train.steps else recipe.transferred_url
     return sample_texts(recipe, made, f"{recipe.output}/samples", on_event)
 
 
-def check_run(recipe: Recipe) -> int:
+def check_run(planning: Planning) -> int:
     """How many CPUs a run takes, when nothing is found wrong with it before anything is read or written."""
     from bot_dist.formats.export_folder import ExportFolder
 
+    recipe = planning.recipe
     check_places(recipe, trains=True)
     for written in (recipe.transferred_url, recipe.trained_url):
         keep_apart(recipe.source, written)
-    plan = plan_transfer(recipe)
+    plan = planning.draft
     check_data(recipe)
     check_training(recipe, plan)
     if recipe.overwrite:

@@ -9,7 +9,7 @@ from bot_dist.errors import PlanError
 from bot_dist.events import Event, OnEvent
 from bot_dist.fit.calibration_data import document_token
 from bot_dist.model import model_of
-from bot_dist.recipe import ClusterConfig, Recipe
+from bot_dist.recipe import Recipe
 from bot_dist.urls import absolute
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def sample_texts(recipe: Recipe, target_url: str, folder: str, on_event: OnEvent
 
 def _written(source: Source, first: int | None, memory_limit: int, folder: str, on_event: OnEvent) -> list[list[int]]:
     """Tokens of each sequence; empty where the model does not fit."""
-    from bot_dist.execute.shared_work import Crew
+    from bot_dist.execute import ALONE
     from bot_dist.fit.own_text import write_text
     from bot_dist.fit.own_text_cost import plan_writing
 
@@ -56,7 +56,6 @@ def _written(source: Source, first: int | None, memory_limit: int, folder: str, 
     def of_samples(event: Event) -> None:
         on_event(dataclasses.replace(event, stage="samples"))
 
-    with Crew(ClusterConfig(executor="local")) as crew:
-        tokens = write_text(source, model, writing, first, folder, crew=crew, on_event=of_samples)
+    tokens = write_text(source, model, writing, first, folder, executor=ALONE, on_event=of_samples)
     found: list[list[int]] = tokens.tolist()
     return found

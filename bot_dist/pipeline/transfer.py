@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,7 @@ from bot_dist.urls import absolute, label
 
 if TYPE_CHECKING:
     from bot_dist.baselines import Baseline
+    from bot_dist.execute import Executor
     from bot_dist.fit import Adapted
     from bot_dist.formats.source import Source
     from bot_dist.plan import TransferPlan
@@ -37,51 +37,57 @@ def transfer(recipe: Recipe, on_event: OnEvent = log, baseline: Baseline | None 
     Returns what was measured, which is in the store's manifest, too. Raises CheckpointExistsError when the target holds
     a committed store, unless ``recipe.overwrite``.
     """
-    from bot_dist.execute.device import check_device
-    from bot_dist.execute.ray.cluster import connected
+    return transfer_planned(Planning(recipe, baseline), on_event)
+
+
+def transfer_planned(planning: Planning, on_event: OnEvent = log) -> TransferResult:
+    """As ``transfer``, by a planning whose plan may be known already."""
+    from bot_dist.execute import create_executor
     from bot_dist.storage.filesystems import check_writable
     from bot_dist.store import check_target
 
+    recipe = planning.recipe
     check_places(recipe)
     check_writable(absolute(recipe.transferred_url))
     keep_apart(recipe.source, absolute(recipe.transferred_url))
     check_target(absolute(recipe.transferred_url), overwrite=recipe.overwrite)
-    check_device(recipe.cluster)
-    planning = Planning(with_copy(recipe, on_event), baseline)
-    twice = planning.adapts and recipe.cluster.executor == "ray"  # it is needed to calibrate, and to transfer
-    with connected(recipe.cluster, planning.draft.mesh.size) if twice else contextlib.nullcontext():
-        plan, adapted = planning.fitted(on_event)
-        made = planning.make(on_event)
-        return transfer_by(planning.recipe, planning.source, plan, on_event, adapted, made)
+    with create_executor(recipe.cluster) as executor:
+        executor.check()
+        planning = with_copy(planning, executor, on_event)
+        plan, adapted = planning.fitted(executor, on_event)
+        made = planning.make(executor, on_event)
+        return transfer_by(plan, planning.recipe, planning.source, executor, on_event, adapted, made)
 
 
-def with_copy(recipe: Recipe, on_event: OnEvent = log) -> Recipe:
-    """The recipe that reads ``import_to``, where one is asked for. The source is imported to it, unless it is there.
+def with_copy(planning: Planning, executor: Executor, on_event: OnEvent) -> Planning:
+    """The planning that reads ``import_to``, where one is asked for. The source is imported to it, unless it is there.
 
     Raises CheckpointExistsError when it holds something else, unless ``recipe.overwrite``.
     """
+    recipe = planning.recipe
     if recipe.import_to is None:
-        return recipe
+        return planning
     limits = recipe.transfer.model_dump(include={"memory_limit", "allow_nonfinite", "moments"})
     here = recipe.model_dump(include={"source", "output", "cluster", "overwrite"})
     plain = make_recipe({**here, "transfer": limits, "target_url": recipe.import_to})
-    planning = Planning(plain)
+    importing = Planning(plain, opened=planning.opened)
     held = committed_provenance(recipe.import_to)
-    if held is None or held.get("plan", {}).get("digest") != planning.draft.digest:
-        transfer_by(plain, planning.source, planning.draft, on_event)
-    return recipe.model_copy(update={"source": recipe.import_to})
+    if held is None or held.get("plan", {}).get("digest") != importing.draft.digest:
+        transfer_by(importing.draft, plain, importing.source, executor, on_event)
+    return Planning(recipe.model_copy(update={"source": recipe.import_to}), planning.baseline)
 
 
 def transfer_by(
+    plan: TransferPlan,
     recipe: Recipe,
     source: Source,
-    plan: TransferPlan,
+    executor: Executor,
     on_event: OnEvent,
     adapted: Adapted | None = None,
     made: dict[str, Any] | None = None,
 ) -> TransferResult:
     """``made`` is what is known of a ``source`` that a baseline has made of the recipe's."""
-    from bot_dist.execute.run_plan import Tally
+    from bot_dist.execute.run_plan import PlanRun
     from bot_dist.formats.companions import read_companions
     from bot_dist.formats.config_only import Shapes
     from bot_dist.formats.open import open_source
@@ -99,11 +105,11 @@ def transfer_by(
     writer = CheckpointWriter.create(
         url, stored_parameters(plan), config=plan.target.config, attempt=attempt, overwrite=recipe.overwrite
     )
-    tally = Tally(plan, on_event)
-    tally.run(recipe.cluster, source, url, attempt)
+    plan_run = PlanRun(plan, on_event)
+    plan_run.run(executor, source, url, attempt)
     companions.save(writer.url)
     unchanged = source.provenance() if made is None else made["of"]
-    if open_source(absolute(recipe.source)).provenance() != unchanged:
+    if open_source(absolute(recipe.source)).provenance() != unchanged:  # opened again, to see what is there now
         writer.discard()
         raise SourceError(f"{label(recipe.source)} was changed while it was read; nothing is kept, run it again")
     result = TransferResult(
@@ -115,7 +121,7 @@ def transfer_by(
         calibrate=None if adapted is None else tuple(adapted.stages),
         fitting_s=None if adapted is None else adapted.seconds,
         made=made,
-        **tally.report(),
+        **plan_run.report(),
     )
     report = result.to_json()
     del report["url"]  # a store may be moved
@@ -134,7 +140,7 @@ def transfer_by(
         provenance["moments"] = {"optimizer_step": plan.optimizer_step, "exact": exact}
     if adapted is not None:
         provenance["operators"] = adapted.stores()
-    writer.commit(tally.digests, provenance, overwrite=recipe.overwrite)
+    writer.commit(plan_run.digests, provenance, overwrite=recipe.overwrite)
     on_event(TransferCommitted(url=label(url), report=report))
     return result
 

@@ -256,10 +256,13 @@ class TransferConfig(Config):
         return [wavelet for key, wavelet in self.wavelet.items() if key.rpartition(":")[2] == axis]
 
 
+ExecutorName = Literal["ray", "local"]
+
+
 class ClusterConfig(Config):
     """Who executes the transfer and the training."""
 
-    executor: Literal["ray", "local"] = "ray"
+    executor: ExecutorName = "ray"
     """Ray shard actors, or this process (same bytes, no Ray)."""
     address: str | None = None
     """Of a running Ray cluster; None: RAY_ADDRESS if set, else a cluster embedded in this process."""

@@ -5,11 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
 
 import xxhash
 
@@ -26,7 +23,6 @@ from bot_dist.units import size
 PART_BYTES = 2**28
 """Most bytes of a part that has more than one shard."""
 _PARTS_PER_WORKER = 8
-_MOST_THREADS = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,27 +116,6 @@ def operator_stores(reader: CheckpointReader) -> tuple[dict[str, CheckpointReade
 def within(folder: str, damaged: Iterable[Damage]) -> list[Damage]:
     """Damages of a store in a folder of another, as that one's."""
     return [dataclasses.replace(damage, name=f"{folder}: {damage.name}") for damage in damaged]
-
-
-def verify_by_threads(
-    reader: CheckpointReader, work: Sequence[Part], threads: int, on_part: Callable[[Part], None]
-) -> list[Damage]:
-    """Verify all parts by threads of this process; damages in the order of ``work``."""
-
-    damaged = []
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="bot_dist-verify")
-    try:
-        for part, found in zip(work, pool.map(partial(verify_part, reader), work), strict=True):
-            damaged += found
-            on_part(part)
-    finally:
-        pool.shutdown(cancel_futures=True)
-    return damaged
-
-
-def default_threads() -> int:
-    """Two per core: one reads while the other hashes."""
-    return min(_MOST_THREADS, 2 * (os.cpu_count() or 1))
 
 
 def verify_beside(reader: CheckpointReader) -> list[Damage]:

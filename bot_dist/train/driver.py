@@ -74,7 +74,7 @@ def pretrain(
     folder = Path(output).resolve() / "train"
     device = _device(cluster, train.workers)
     with _PREPARING:
-        samples = samples_of(runs, train, tokenizer_url, folder, on_event)
+        samples = samples_of(runs, train, cluster, tokenizer_url, folder, on_event)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     states_url = str(folder / "states")
@@ -118,11 +118,13 @@ def pretrain(
 def samples_of(
     runs: Sequence[TrainRun],
     train: TrainConfig,
+    cluster: ClusterConfig,
     tokenizer_url: str,
     folder: Path,
     on_event: OnEvent = ignore,
 ) -> TokenFile | ImageFile:
-    """What is trained on, prepared: tokens in ``folder``, or where ``train`` says. Raises InputError."""
+    """Prepare what is trained on: tokens in ``folder``, or where ``train`` says. Much text is tokenised by the executor
+    that ``cluster`` names. Raises InputError."""
     if train.images is not None:
         from bot_dist.data.images import prepare_images
 
@@ -132,7 +134,7 @@ def samples_of(
     models = [model_of(run.config) for run in runs]
     vocab_size = min(model.sizes["vocab"] for model in models)
     masked = any(model.family.objective == "masked" for model in models)
-    return prepare_tokens(train, tokenizer_url, vocab_size, folder, on_event, masked=masked)
+    return prepare_tokens(train, tokenizer_url, vocab_size, folder, on_event, masked=masked, cluster=cluster)
 
 
 def check(train: TrainConfig, configs: Mapping[str, dict[str, Any]], tokenizer_url: str) -> None:

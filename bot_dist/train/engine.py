@@ -38,22 +38,33 @@ def connect(device: Device) -> None:
     if device == "cpu":
         # DeepSpeed would compile this op with a C++ compiler, under a lock that a killed worker leaves behind for ever.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    _forget_releases_with_traces()
+    forget_releases_with_traces()
     deepspeed.init_distributed(dist_backend="nccl" if device == "cuda" else "gloo", verbose=False)
 
 
-def _forget_releases_with_traces() -> None:
+def forget_releases_with_traces() -> None:
     """Have ZeRO-3 decide anew what it may release, when it drops the trace of modules that it decided by.
 
-    DeepSpeed (0.19.8) caches for good what is released after each module. After a measurement, which has no backward
-    pass to keep weights for, every training step would gather all of them twice.
+    DeepSpeed 0.19.8 keeps for good what is released after each module: ``__params_to_release`` of the
+    ``PartitionedParameterCoordinator`` (``deepspeed/runtime/zero/partitioned_param_coordinator.py``) is an
+    ``lru_cache`` within another decorator. After a measurement, which has no backward pass to keep weights for, every
+    training step would gather all of them twice. Warns of a version that is made otherwise.
     """
+    import deepspeed
     from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator as Coordinator
 
+    clear = Coordinator._clear_trace_structures
+    if hasattr(clear, "__wrapped__"):  # done before in this process
+        return
     decide = vars(Coordinator).get("_PartitionedParameterCoordinator__params_to_release")
     cached: Any = decide and inspect.getclosurevars(decide).nonlocals.get("func")
-    clear = Coordinator._clear_trace_structures
-    if not hasattr(cached, "cache_clear") or hasattr(clear, "__wrapped__"):  # another version's; or done before
+    if not hasattr(cached, "cache_clear"):
+        warnings.warn(
+            f"DeepSpeed {deepspeed.__version__} does not decide what ZeRO-3 releases as 0.19.8 does: training may be "
+            f"slow after a measurement; see forget_releases_with_traces in {__name__}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
         return
 
     @functools.wraps(clear)

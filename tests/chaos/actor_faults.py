@@ -10,7 +10,7 @@ import pytest
 import ray
 
 import bot_dist.execute.dispatch
-from bot_dist.execute.ray.shards import RayExecutor
+from bot_dist.execute.ray import shards
 from tests.chaos import actors
 from tests.chaos.actors import PHASES, Fault
 from tests.chaos.arena import Arena, Seen, attempt
@@ -104,7 +104,7 @@ def _lost_node(arena: Arena, draw: random.Random, *, replaced: bool) -> Ending:
 
     case, seen, mesh = draw.choice(arena.cases), Seen(then), {"cluster.tensor": 1, "cluster.data": 3}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(RayExecutor, "actor_class", actors.actor_class(Fault(slow_s=0.05)))
+        patch.setattr(shards, "ShardActor", actors.actor_class(Fault(slow_s=0.05)))
         error = attempt(case, arena.url, seen, **mesh, **{"cluster.executor": "ray"})
     assert len(seen.steps) >= lose_at, f"the node was never lost: {error}"
     ending = again(case, arena.url, at_least=frozenset(seen.steps), **mesh)
@@ -114,7 +114,7 @@ def _lost_node(arena: Arena, draw: random.Random, *, replaced: bool) -> Ending:
 def _by_actors(arena: Arena, fault: Fault, case: Case, mesh: dict[str, int]) -> Ending:
     seen = Seen()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(RayExecutor, "actor_class", actors.actor_class(fault))
+        patch.setattr(shards, "ShardActor", actors.actor_class(fault))
         error = attempt(case, arena.url, seen, **mesh, **{"cluster.executor": "ray"})
     assert error in (None, "RunError"), error
     ending = again(case, arena.url, at_least=frozenset(seen.steps), **mesh)

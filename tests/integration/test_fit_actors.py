@@ -14,7 +14,7 @@ from bot_dist.data.calibration_samples import Samples
 from bot_dist.errors import InputError, RunError
 from bot_dist.events import Event, OnEvent, ignore
 from bot_dist.events.calibrate import BlockDone, PassStarted
-from bot_dist.execute.shared_work import Crew
+from bot_dist.execute import create_executor
 from bot_dist.fit.sites import default_wanted
 from bot_dist.fit.statistics import Statistics, statistics
 from bot_dist.formats.open import open_source
@@ -31,9 +31,9 @@ def compute(pico: Pico, folder: Path, on_event: OnEvent = ignore, **cluster: Any
     source = open_source(pico.url)
     model = model_of(source.config)
     tokens = torch.randint(64, (WINDOWS, 12), generator=torch.Generator().manual_seed(3))
-    with Crew(ClusterConfig(**cluster)) as crew:
+    with create_executor(ClusterConfig(**cluster)) as executor:
         samples = Samples.of_text(tokens, model)
-        return statistics(source, model, samples, default_wanted(model), folder, crew=crew, on_event=on_event)
+        return statistics(source, model, samples, default_wanted(model), folder, executor=executor, on_event=on_event)
 
 
 def assert_same(one: Statistics, other: Statistics) -> None:

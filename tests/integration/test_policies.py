@@ -340,16 +340,15 @@ def _known(module: Any) -> Any:
 
 
 def run_plan(plan: Any, source: Any, url: Path) -> dict[str, torch.Tensor]:
-    from bot_dist.execute.run_plan import Tally
+    from bot_dist.execute import ALONE
+    from bot_dist.execute.run_plan import PlanRun
     from bot_dist.pipeline.transfer import stored_parameters
     from bot_dist.store import CheckpointWriter
 
     writer = CheckpointWriter.create(str(url), stored_parameters(plan), config=plan.target.config, attempt=plan.digest)
-    tally = Tally(plan, lambda event: None)
-    tally.run(
-        bot_dist.make_recipe({"source": "x", "output": "."}, {"cluster.executor": "local"}).cluster, source, str(url)
-    )
-    writer.commit(tally.digests, {})
+    plan_run = PlanRun(plan, lambda event: None)
+    plan_run.run(ALONE, source, str(url))
+    writer.commit(plan_run.digests, {})
     return tensors(CheckpointReader(str(url)))
 
 

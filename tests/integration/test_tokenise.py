@@ -1,4 +1,4 @@
-"""Tokenising by Ray Data against the same work done in this process."""
+"""Tokenising by Ray actors against the same work done in this process."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from bot_dist.data import tokenise
 from bot_dist.data.batches import TokenFile, prepare_tokens
 from bot_dist.errors import InputError
-from bot_dist.recipe import TrainConfig
+from bot_dist.recipe import ClusterConfig, TrainConfig
 from bot_dist.storage.files import write_file
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
@@ -28,12 +28,14 @@ def prepare(
     lines.write_text("".join(json.dumps({"text": f"LINE {i} " * (i % 50)}) + "\n" for i in range(1000)))
 
     def prepare(folder: str, text: tuple[str, ...] = (shakespeare, str(lines))) -> TokenFile:
-        return prepare_tokens(TrainConfig(text=text), str(pico_tokenizer), 64, tmp_path / folder)
+        return prepare_tokens(
+            TrainConfig(text=text), str(pico_tokenizer), 64, tmp_path / folder, cluster=ClusterConfig()
+        )
 
     return prepare
 
 
-def test_tasks_write_the_same_bytes_as_one_process(
+def test_actors_write_the_same_bytes_as_one_process(
     prepare: Callable[..., TokenFile], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here = prepare("here")
@@ -47,7 +49,7 @@ def test_tasks_write_the_same_bytes_as_one_process(
     assert dataclasses.replace(by_ray, url=here.url) == here
 
 
-def test_an_error_of_a_task_is_that_of_the_text(
+def test_an_error_of_an_actor_is_that_of_the_text(
     prepare: Callable[..., TokenFile], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tokenise, "LOCAL", 0)

@@ -6,12 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from bot_dist.errors import CheckpointError, RunError
+from bot_dist.errors import RunError
 from bot_dist.events import Event, OnEvent
 from bot_dist.events.checkpoints import VerifyRead, VerifyStarted
 from bot_dist.pipeline import checks
 from bot_dist.store import CheckpointReader
-from bot_dist.store.verification import parts
 from tests.unit.test_verification import data, fitted, flip, hurt, store
 
 __all__ = ["fitted", "store"]  # fixtures
@@ -19,17 +18,17 @@ __all__ = ["fitted", "store"]  # fixtures
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
 
-def killer(store: Path, n_actors: int, victims: int) -> OnEvent:
+def killer(n_actors: int, victims: int) -> OnEvent:
     """Kills the first ``victims`` actors of a verification once they have read something."""
     import ray
-
-    digest = CheckpointReader(str(store)).manifest.digest
 
     def on_event(event: Event) -> None:
         nonlocal victims
         while isinstance(event, VerifyRead) and victims:
             victims -= 1
-            ray.kill(ray.get_actor(f"bot_dist-verify-{victims}-of-{n_actors}-{digest[:8]}"))
+            prefix = f"bot_dist-task-{victims}-of-{n_actors}-"
+            (actor,) = [name for name in ray.util.list_named_actors() if name.startswith(prefix)]
+            ray.kill(ray.get_actor(actor))
 
     return on_event
 
@@ -55,7 +54,7 @@ def test_actors_verify_the_operators_of_a_store(fitted: Path) -> None:
 def test_what_a_dead_actor_had_goes_to_the_others(store: Path) -> None:
     hurt(store)
     events: list[Event] = []
-    kill = killer(store, 2, victims=1)
+    kill = killer(2, victims=1)
 
     def on_event(event: Event) -> None:
         events.append(event)
@@ -69,17 +68,9 @@ def test_what_a_dead_actor_had_goes_to_the_others(store: Path) -> None:
 
 def test_without_actors_left_it_ends(store: Path) -> None:
     with pytest.raises(RunError, match="all actors have died"):
-        checks.verify(str(store), killer(store, 2, victims=2), actors=2)
+        checks.verify(str(store), killer(2, victims=2), actors=2)
 
 
 def test_more_actors_than_the_cluster_has_cpus_are_refused(store: Path) -> None:
     with pytest.raises(RunError, match=r"1000 actors are wanted and the cluster has \d+ CPUs"):
         checks.verify(str(store), actors=1000)
-
-
-def test_a_store_that_is_replaced_meanwhile_is_told(store: Path) -> None:
-    from bot_dist.execute.ray.verify import VerifyActor  # Ray's import is prepared by now
-
-    reader = CheckpointReader(str(store))
-    with pytest.raises(CheckpointError, match="was replaced while it was read"):
-        VerifyActor(CheckpointReader(reader.url, "another digest")).verify(parts(reader, 1)[0])

@@ -38,7 +38,7 @@ FLOORS = [  # of the architecture, lowest first; the names of one line do not im
 ]
 FLOOR_OF = {name: number for number, names in enumerate(FLOORS, 1) for name in names}
 ONLY_IN = {
-    "ray": {"data", "execute", "train"},
+    "ray": {"execute", "train"},
     "deepspeed": {"train"},
     "transformers": {"baselines", "compare", "data", "fit", "formats", "train"},
     "numba": {"kernels"},

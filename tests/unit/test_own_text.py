@@ -15,11 +15,10 @@ from safetensors.torch import load_file, save_file
 import bot_dist
 from bot_dist.errors import InputError, PlanError, RecipeError
 from bot_dist.events.calibrate import OWN_TEXT, CalibrateEvent
-from bot_dist.execute.shared_work import Crew
+from bot_dist.execute import ALONE
 from bot_dist.fit.calibration_data import calibration_amount, calibration_data, data_for, writing
 from bot_dist.fit.own_text import DRAWN, WritingWork, random_tokens, sampled, write_text
 from bot_dist.fit.own_text_cost import GROUP, Writing, plan_writing
-from bot_dist.fit.statistics import ALONE
 from bot_dist.formats.open import open_source
 from bot_dist.model import model_of
 from bot_dist.pipeline.planning import open_checked
@@ -108,7 +107,7 @@ def test_a_text_is_written_once_and_kept(tmp_path: Path, pico_llama: Maker) -> N
     model, events = model_of(source.config), []
     writing = plan_writing(model, sequences=6, window=15, places=1, memory_limit=2**30, stored_bytes=1)
     for begin in (1, 1, None):
-        text = write_text(source, model, writing, begin, folder, crew=ALONE, on_event=events.append)
+        text = write_text(source, model, writing, begin, folder, executor=ALONE, on_event=events.append)
         assert text.shape == (6, 16)
     assert [e.kind for e in events if e.kind != "writing"] == ["written", "cached", "written"]
     assert {path.suffix for path in folder.iterdir()} == {".safetensors"}  # nothing is left of what was between
@@ -120,7 +119,7 @@ def test_a_text_that_was_torn_is_written_again(tmp_path: Path, pico_llama: Maker
     planned = plan_writing(model_of(source.config), sequences=2, window=3, places=1, memory_limit=2**30, stored_bytes=1)
 
     def write() -> torch.Tensor:
-        return write_text(source, model_of(source.config), planned, 1, tmp_path / "c", crew=ALONE)
+        return write_text(source, model_of(source.config), planned, 1, tmp_path / "c", executor=ALONE)
 
     text = write()
     (path,) = (tmp_path / "c").iterdir()
@@ -297,9 +296,7 @@ def test_windows_begin_as_those_of_other_texts_do(
         save_tokenizer(pico.folder, begins=begins)
     recipe = recipe_of(pico, tmp_path, WIDTHS, **options)
     source, model = open_checked(recipe)
-    data = calibration_data(
-        recipe, source, model, writing(recipe, model, 1), str(tmp_path), Crew(recipe.cluster), lambda event: None
-    )
+    data = calibration_data(recipe, source, model, writing(recipe, model, 1), str(tmp_path), ALONE, lambda event: None)
     assert data is not None
     assert data.named == "", "a model need not understand what it writes"
     amount = calibration_amount(recipe, model)

@@ -19,7 +19,7 @@ from bot_dist.pipeline import checks
 from bot_dist.pipeline.transfer import transfer
 from bot_dist.recipe import make_recipe
 from bot_dist.store import CheckpointReader
-from bot_dist.store.verification import parts, verify_by_threads
+from bot_dist.store.verification import parts, verify_part
 
 PicoMaker = Callable[..., Any]
 
@@ -78,8 +78,14 @@ def test_every_damage_is_told_whatever_the_number_of_workers(store: Path) -> Non
     assert not [line for line in told if not line.startswith(tuple(expected))]
     reader = CheckpointReader(str(store))
     for workers in (1, 3):
-        found = verify_by_threads(reader, parts(reader, workers), workers, lambda part: None)
+        found = [damage for part in parts(reader, workers) for damage in verify_part(reader, part)]
         assert told[: len(found)] == [str(damage) for damage in found]
+
+
+def test_a_store_that_is_replaced_meanwhile_is_told(store: Path) -> None:
+    reader = CheckpointReader(str(store))
+    with pytest.raises(CheckpointError, match="was replaced while it was read"):
+        verify_part(CheckpointReader(reader.url, "another digest"), parts(reader, 1)[0])
 
 
 def test_parts_are_all_the_shards_in_order_and_of_like_size(store: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from bot_dist.cli.options import AsJson, Overrides, RecipeOrSource, TransferOptions
-from bot_dist.cli.recipes import errors_name_options, members, recipe_of_arguments
+from bot_dist.cli.recipes import errors_name_options, recipe_of_arguments
 
 
 def plan(
@@ -28,16 +28,18 @@ def plan(
     from bot_dist.cli.show.plain import show_json
     from bot_dist.cli.show.plan import plan_json, show_plan, show_simulation
     from bot_dist.pipeline.pretrain import check_training
-    from bot_dist.pipeline.run import check_data
-    from bot_dist.pipeline.transfer import plan_transfer
+    from bot_dist.pipeline.run import check_data, plan_run
     from bot_dist.plan import parse_hardware, simulate
 
     resolved = recipe_of_arguments(source, None, options, overrides, family=True)
     cluster = parse_hardware(hardware) if hardware is not None else None
     plans = []
-    for member in members(resolved):
+    with errors_name_options(source):
+        plannings = plan_run(resolved)
+    for planning in plannings.values():
+        member = planning.recipe
         with errors_name_options(source):
-            planned = plan_transfer(member)
+            planned = planning.draft
             check_data(member)
         if member.train.text or member.train.images:
             check_training(member, planned)

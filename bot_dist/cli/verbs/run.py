@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bot_dist.cli.options import Address, AllowNonfinite, Overrides, Overwrite, PrintConfig, RecipePath
-from bot_dist.cli.recipes import members, recipe_of_file
+from bot_dist.cli.recipes import recipe_of_file
 
 
 def run(
@@ -19,8 +19,8 @@ def run(
     from bot_dist.cli.show.plan import show_plan
     from bot_dist.cli.show.recipe import show_recipe
     from bot_dist.cli.show.run import show_run
+    from bot_dist.pipeline.run import plan_run
     from bot_dist.pipeline.run import run as run_recipe
-    from bot_dist.pipeline.transfer import plan_transfer
 
     allowed = ["transfer.allow_nonfinite=true"] if allow_nonfinite else []
     given = [*allowed, *(overrides or ())]
@@ -28,8 +28,9 @@ def run(
     if print_config:
         show_recipe(resolved)
         return
-    for member in members(resolved):
-        show_plan(plan_transfer(member), member)
+    plannings = plan_run(resolved)
+    for planning in plannings.values():
+        show_plan(planning.draft, planning.recipe)
     with progress() as on_event:
-        facts = run_recipe(resolved, on_event)
+        facts = run_recipe(resolved, on_event, plannings=plannings)
     show_run(facts, resolved)

@@ -102,8 +102,13 @@ def _own_sigterm() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _kept_sigterm() -> Iterator[None]:
-    """What this process does on SIGTERM, kept through ``ray.shutdown``, whose C++ part puts the system's own in its
-    place early on, death at once, and lets the rest, the stopping of servers, take a second."""
+    """What this process does on SIGTERM, kept through ``ray.shutdown``.
+
+    Ray 2.60 puts the system's own in its place early on (``RayLog::UninstallSignalAction`` in
+    ``src/ray/util/logging.cc``), death at once, and the rest of the shutdown, the stopping of servers, takes a second.
+    Blocking the signal in this thread is no help: another one of the process would take it. So it is put back every few
+    milliseconds.
+    """
     libc = ctypes.CDLL(None)
     kept = ctypes.create_string_buffer(256)  # a struct sigaction, which is shorter
     libc.sigaction(signal.SIGTERM, None, kept)
@@ -192,14 +197,3 @@ def resources(config: ClusterConfig, workers: int) -> tuple[Literal["cpu", "cuda
     if config.device == "cuda" or (config.device == "auto" and gpus >= workers):
         return "cuda", gpus
     return "cpu", int(there.get("CPU", 0))
-
-
-def device_of(config: ClusterConfig) -> str:
-    """``cuda`` or ``cpu``, as the configuration and the connected cluster have it."""
-    if config.device != "auto":
-        return config.device
-    if config.executor == "local":
-        import torch
-
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return resources(config, config.tensor * config.data)[0]

@@ -63,40 +63,33 @@ class ShardActor:
         return result
 
 
-class RayExecutor:
-    """Runs a plan on ``mesh.size`` actors of the connected cluster; they are gone when ``run`` returns or raises."""
-
-    actor_class: type[ShardActor] = ShardActor
-
-    def __init__(self, device: str = "cpu") -> None:
-        self.device = device
-
-    def run(
-        self,
-        plan: TransferPlan,
-        source: Reader,
-        target_url: str,
-        on_step: Callable[[StepResult], None],
-        on_event: OnEvent,
-        attempt: str = "",
-    ) -> None:
-        bundle = {"CPU": 1.0, **({"GPU": 1.0} if self.device == "cuda" else {})}
-        _check_resources(plan.mesh.size, bundle)
-        group = placement_group([bundle] * plan.mesh.size, strategy="SPREAD", name="bot_dist-shards")
-        crew = None
-        try:
-            if not group.wait(PLACEMENT_TIMEOUT_S):
-                raise RunError(
-                    f"the cluster did not free {plan.mesh.size} × {bundle} within {PLACEMENT_TIMEOUT_S} s; "
-                    f"use a smaller mesh, or wait until other jobs have ended"
-                )
-            arguments = ray.put(plan), source, target_url, self.device, attempt
-            crew = _Crew(plan, group, arguments, self.actor_class, on_event)
-            crew.run(on_step)
-        finally:
-            if crew is not None:
-                crew.dismiss()
-            remove_placement_group(group)
+def run_by_actors(
+    plan: TransferPlan,
+    source: Reader,
+    target_url: str,
+    device: str,
+    on_step: Callable[[StepResult], None],
+    on_event: OnEvent,
+    attempt: str = "",
+) -> None:
+    """Run a plan on ``mesh.size`` actors of the connected cluster, which are gone when this returns or raises. See
+    ``Executor.run_plan``; raises RunError, too, where the cluster has no room for them or they keep dying."""
+    bundle = {"CPU": 1.0, **({"GPU": 1.0} if device == "cuda" else {})}
+    _check_resources(plan.mesh.size, bundle)
+    group = placement_group([bundle] * plan.mesh.size, strategy="SPREAD", name="bot_dist-shards")
+    crew = None
+    try:
+        if not group.wait(PLACEMENT_TIMEOUT_S):
+            raise RunError(
+                f"the cluster did not free {plan.mesh.size} × {bundle} within {PLACEMENT_TIMEOUT_S} s; "
+                f"use a smaller mesh, or wait until other jobs have ended"
+            )
+        crew = _Crew(plan, group, (ray.put(plan), source, target_url, device, attempt), on_event)
+        crew.run(on_step)
+    finally:
+        if crew is not None:
+            crew.dismiss()
+        remove_placement_group(group)
 
 
 @dataclass
@@ -118,11 +111,10 @@ class _Crew:
         plan: TransferPlan,
         group: PlacementGroup,
         arguments: tuple[Any, ...],
-        actor_class: type[ShardActor],
         on_event: OnEvent,
     ) -> None:
         self.plan, self.group, self.arguments, self.on_event = plan, group, arguments, on_event
-        self.actor_class: Any = ray.remote(actor_class)
+        self.actor_class: Any = ray.remote(ShardActor)
         self.dispatch = Dispatch(plan.steps(), plan.mesh.size)
         self.metrics = DriverMetrics(plan.digest)
         self.members: dict[int, _Member] = {}

@@ -50,6 +50,21 @@ class TrialResult(Result):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SourceFacts:
+    """The source of a comparison, measured on the text or images that its targets are trained on."""
+
+    url: str
+    """URL of the source, without secrets."""
+    held_out_loss: float
+    """Mean cross entropy over held-out labels, in nats."""
+    held_out_accuracy: float | None
+    """Share of held-out images whose class is predicted; None where there are no images."""
+    pretrained: Mapping[str, Any] | None
+    """The measurements of its own training, the fields of a ``RunResult`` and everything that decided them; None where
+    it was not trained here."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ResultsTable:
     """The table that a comparison comes to."""
 
@@ -65,9 +80,8 @@ class ComparisonResult(Result):
 
     recipe: Mapping[str, Any]
     """The recipe with all defaults, without secrets."""
-    source: Mapping[str, Any]
-    """The source's ``url``, ``held_out_loss`` and ``held_out_accuracy``, and its own training if it was ``pretrained``
-    here."""
+    source: SourceFacts
+    """The source that all methods start from."""
     results: tuple[TrialResult, ...]
     """The facts of every trial."""
     learning_rates: Mapping[str, float]
@@ -86,7 +100,7 @@ class ComparisonResult(Result):
     """When it ended, in local time."""
 
     def rows(self) -> Iterator[Row]:
-        yield "source", f"{self.source['url']}, held-out loss {self.source['held_out_loss']:.3f}"
+        yield "source", f"{self.source.url}, held-out loss {self.source.held_out_loss:.3f}"
         _, *headings = self.table.headings
         for name, *cells in self.table.lines:
             yield name, "; ".join(f"{heading}: {cell}" for heading, cell in zip(headings, cells, strict=True) if cell)

@@ -17,7 +17,7 @@ from bot_dist.baselines import Baseline, baseline
 from bot_dist.compare.ranking import at_best, best_rates, markdown, notes, rows, table
 from bot_dist.compare.recipe import SCRATCH, SOURCE, UNTIED_SCRATCH, ComparisonRecipe, MethodConfig, PretrainConfig
 from bot_dist.compare.result_cache import STATES, Bench, Contents, Plain
-from bot_dist.compare.results import ComparisonResult, ResultsTable, TrialResult
+from bot_dist.compare.results import ComparisonResult, ResultsTable, SourceFacts, TrialResult
 from bot_dist.compare.savings import Curve
 from bot_dist.errors import InputError
 from bot_dist.events import OnEvent, log
@@ -73,12 +73,12 @@ def compare(recipe: ComparisonRecipe, on_event: OnEvent = log) -> ComparisonResu
     headings, lines = table(rows(chosen, recipe.target_loss), tuned=len(recipe.rates) > 1)
     facts = ComparisonResult(
         recipe=recipe.public(),
-        source={
-            "url": label(source),
-            "held_out_loss": loss,
-            "held_out_accuracy": measured["held_out"][0]["accuracy"],
-            "pretrained": pretrained,
-        },
+        source=SourceFacts(
+            url=label(source),
+            held_out_loss=loss,
+            held_out_accuracy=measured["held_out"][0]["accuracy"],
+            pretrained=pretrained,
+        ),
         results=tuple(results),
         learning_rates=rates,
         table=ResultsTable(headings=headings, lines=lines),

@@ -47,10 +47,10 @@ def test_a_comparison_and_its_rerun(shakespeare: str, tmp_path: Path) -> None:
     }
     facts = compare(validated(ComparisonRecipe, data, {}, "recipe"))
 
-    source = CheckpointReader(facts.source["pretrained"]["saved_url"])
+    source = CheckpointReader(facts.source.pretrained["saved_url"])
     assert model_of(source.config).sizes["vocab"] == len(load_tokenizer(source.url)) == 257
-    trained = facts.source["pretrained"]["held_out"]
-    assert facts.source["held_out_loss"] == pytest.approx(trained[-1]["loss"], abs=1e-6)
+    trained = facts.source.pretrained["held_out"]
+    assert facts.source.held_out_loss == pytest.approx(trained[-1]["loss"], abs=1e-6)
     assert trained[-1]["loss"] < trained[0]["loss"]
 
     methods = ["scratch", "scratch, head untied", "selection", "ours", "warm", "same"]

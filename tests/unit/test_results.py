@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import bot_dist
-from bot_dist.compare.results import ComparisonResult, ResultsTable, TrialResult
+from bot_dist.compare.results import ComparisonResult, ResultsTable, SourceFacts, TrialResult
 from bot_dist.compare.savings import Curve
 from bot_dist.errors import CheckpointError
 from bot_dist.events.training import HeldOut, TrainingStep
@@ -113,7 +113,7 @@ TRIAL = TrialResult(
 )
 COMPARISON = ComparisonResult(
     recipe={},
-    source={"url": "s", "held_out_loss": 3.0},
+    source=SourceFacts(url="s", held_out_loss=3.0, held_out_accuracy=None, pretrained=None),
     results=(TRIAL,),
     learning_rates={"ours": 1e-3},
     table=ResultsTable(headings=["method", "0", "8"], lines=[["ours", "3.5", "2.5"]]),

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def show_trials(facts: ComparisonResult, output: str) -> None:
     """What a comparison came to."""
     source = facts.source
-    title = f"held-out loss; the source, {source['url']}, has {source['held_out_loss']:.3f}"
+    title = f"held-out loss; the source, {source.url}, has {source.held_out_loss:.3f}"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     first, *others = facts.table.headings
     table.add_column(first, overflow="fold")

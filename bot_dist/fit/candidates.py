@@ -10,9 +10,9 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from bot_dist.errors import FamilyError
+from bot_dist.fit.stage_facts import CandidateResult
 from bot_dist.model import Model
 from bot_dist.parsing import parse_json
 from bot_dist.plan import ORDER, basis_of, sequential_refused, shrinking
@@ -111,39 +111,26 @@ def wanted_of(model: Model, axes: Sequence[str], tried: Sequence[Candidate], *, 
     return tuple(found)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Result:
-    """What came of a candidate."""
-
-    name: str
-    loss: float | None
-    """On what nothing was fitted to; None where the fit has failed."""
-    seconds: float
-    """Of fitting and measuring."""
-    failed: str = ""
-    """Why."""
-
-
 @dataclass(frozen=True)
 class Ranking:
     """Results of a stage's candidates, in the order in which they were tried, kept in a file for the next time."""
 
     path: Path
 
-    def load(self) -> list[Result] | None:
+    def load(self) -> list[CandidateResult] | None:
         """None where they are not known."""
         if not self.path.is_file():
             return None
         try:
-            return [Result(**found) for found in parse_json(self.path.read_bytes(), str(self.path), ValueError)]
+            results = parse_json(self.path.read_bytes(), str(self.path), ValueError)
+            return [CandidateResult(**result) for result in results]
         except (ValueError, TypeError):  # torn by a crash of the machine
             return None
 
-    def save(self, results: Sequence[Result]) -> None:
+    def save(self, results: Sequence[CandidateResult]) -> None:
         write_whole(self.path, json.dumps([asdict(result) for result in results]))
 
 
-def facts_of(results: Sequence[Result]) -> dict[str, Any]:
-    """What is recorded of a stage."""
-    best = min((r for r in results if r.loss is not None), key=lambda result: result.loss or 0.0)
-    return {"candidates": [asdict(result) for result in results], "chosen": best.name}
+def best_of(results: Sequence[CandidateResult]) -> str:
+    """The name of the candidate with the least loss."""
+    return min((result.loss, i, result.name) for i, result in enumerate(results) if result.loss is not None)[2]

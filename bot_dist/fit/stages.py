@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,8 @@ from bot_dist.fit.axis_fits import Apart, AxisFit, ByReader, Coordinates, Given,
 from bot_dist.fit.candidates import (
     Candidate,
     Ranking,
-    Result,
+    best_of,
     candidates,
-    facts_of,
     measurable,
     options_of,
     stages_of,
@@ -35,6 +34,7 @@ from bot_dist.fit.candidates import (
 )
 from bot_dist.fit.growing import Lengthened, SpreadCoordinates, SpreadUnits
 from bot_dist.fit.sequential_fit import Sequential
+from bot_dist.fit.stage_facts import CandidateResult, StageFacts
 from bot_dist.fit.statistics import Statistics, statistics
 from bot_dist.fit.suitable import check_understood
 from bot_dist.fit.weight_only import WeightStatistics
@@ -79,7 +79,7 @@ class Adapted:
     """Of the source, that are kept; empty for all."""
     sequential: bool = False
     """Whether what is written into the residual stream is corrected."""
-    stages: list[dict[str, Any]] = field(default_factory=list)
+    stages: list[StageFacts] = field(default_factory=list)
     """Facts for the report, in order."""
     seconds: float = 0.0
     """That it took."""
@@ -195,18 +195,18 @@ class Adaptation:
                 started, loss = time.perf_counter(), None
                 try:
                     made[candidate.name] = fit(candidate)
-                    loss = made[candidate.name].stages[-1]["loss"]
+                    loss = made[candidate.name].stages[-1].loss
                 except CalibrationError as error:
                     errors.append(error)
                 seconds, failed = time.perf_counter() - started, "" if loss is not None else str(errors[-1])
-                results.append(Result(name=candidate.name, loss=loss, seconds=seconds, failed=failed))
+                results.append(CandidateResult(name=candidate.name, loss=loss, seconds=seconds, failed=failed))
             if len(errors) == len(tried):
                 raise errors[0]
             ranking.save(results)
-        facts = facts_of(results)
-        (best,) = (candidate for candidate in tried if candidate.name == facts["chosen"])
+        chosen = best_of(results)
+        (best,) = (candidate for candidate in tried if candidate.name == chosen)
         self.done = made[best.name] if best.name in made else fit(best)
-        self.done.stages[-1] |= facts
+        self.done.stages[-1] = replace(self.done.stages[-1], candidates=tuple(results), chosen=chosen)
 
     def _ranking(
         self, found: Statistics | WeightStatistics, axes: tuple[str, ...], tried: Sequence[Candidate]
@@ -254,7 +254,8 @@ class Adaptation:
         widths = [axis for axis in axes if axis != "layer"]
         if widths or candidate.sequential:
             facts |= self._fit_widths(given, widths, sequential=candidate.sequential)
-        self.done.stages.append({"axes": [*axes], "sizes": _changed_sizes(given.model, self.target()), "facts": facts})
+        sizes = _changed_sizes(given.model, self.target())
+        self.done.stages.append(StageFacts(axes=axes, sizes=sizes, facts=facts))
 
     def _kept_layers(self, similarity: np.ndarray, n_target: int) -> tuple[int, ...]:
         """The blocks that change the residual stream most; evenly spread ones where that is asked for, or half of them
@@ -366,14 +367,14 @@ class Adaptation:
         """The held-out loss of the model as it is now; ``how`` its last stage was fitted is part of its name."""
         if self.data is None or not len(self.data.held_out):
             return
-        name = "+".join(self.done.stages[-1]["axes"]) + how if self.done.stages else "source"
+        name = "+".join(self.done.stages[-1].axes) + how if self.done.stages else "source"
         purpose = f"loss after {name}" if self.done.stages else "loss of source"
         loss = self._statistics(*self._now(), self.data.held_out, (), purpose).loss
         if self.done.stages:
-            self.done.stages[-1]["loss"] = loss
+            self.done.stages[-1] = replace(self.done.stages[-1], loss=loss)
         else:
             self._check_understood(loss)
-            self.done.stages.append({"axes": [], "sizes": {}, "facts": {}, "loss": loss})
+            self.done.stages.append(StageFacts(axes=(), sizes={}, facts={}, loss=loss))
         self.on_event(LossMeasured(after=name, loss=loss))
 
     def _check_understood(self, loss: float | None) -> None:
@@ -382,6 +383,6 @@ class Adaptation:
             check_understood(loss, self.model, self.source.url, self.data.named)
 
 
-def _changed_sizes(before: Model, after: Model) -> dict[str, list[int]]:
+def _changed_sizes(before: Model, after: Model) -> dict[str, tuple[int, int]]:
     """What a stage has shrunk, by axis: size before and after."""
-    return {name: [n, after.sizes[name]] for name, n in before.sizes.items() if after.sizes[name] != n}
+    return {name: (n, after.sizes[name]) for name, n in before.sizes.items() if after.sizes[name] != n}

@@ -62,7 +62,7 @@ class Fitting:
         if not (self.shrunk or self.grown):
             return notes
         notes += [*self._on_data(), *self._on_amount()]
-        notes += ranking_lines(adapted.stages) if adapted else self._on_ranking()
+        notes += ranking_lines([stage.to_json() for stage in adapted.stages]) if adapted else self._on_ranking()
         return [*notes, self._on_cost()]
 
     @property

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from bot_dist.fit.stage_facts import StageFacts
 from bot_dist.formats.export_result import ExportResult
 from bot_dist.plan.summary import PlanSummary
 from bot_dist.report.html import verdict
@@ -49,7 +50,7 @@ class TransferResult(Result):
     """Share of each module's squared norm in each detail band that was kept."""
     overflowed: Mapping[str, int] = field(default_factory=dict)
     """How many values of each module were too large for the target's dtype and became infinite."""
-    calibrate: tuple[Mapping[str, Any], ...] | None = None
+    calibrate: tuple[StageFacts, ...] | None = None
     """Facts of every stage of fitting; None where nothing was fitted."""
     fitting_s: float | None = None
     """Seconds that fitting took; None where nothing was fitted."""
@@ -65,7 +66,7 @@ class TransferResult(Result):
         yield "steps", f"{self.steps:,}, of which {self.steps_resumed:,} were found done"
         yield "time", duration(self.seconds) + (f", fitting {duration(self.fitting_s)}" if self.fitting_s else "")
         yield "peak memory", f"{size(max(self.actor_peak_rss_bytes, default=0))} in an actor"
-        if measured := losses(self.calibrate or ()):
+        if measured := losses([stage.to_json() for stage in self.calibrate or ()]):
             yield "held-out loss", ", ".join(f"{name} {loss:.3f}" for name, loss in measured)
         if self.energy_kept:
             yield "energy kept", ", ".join(f"{name} {share:.1%}" for name, share in self.energy_kept.items())

@@ -61,7 +61,7 @@ def started(
         folder=str(folder / "calibration"),
         on_event=ignore,
     )
-    losses = [stage["loss"] for stage in adaptation.run().stages]
+    losses = [stage.loss for stage in adaptation.run().stages]
     return losses[0], losses[-1], adaptation.target().n_parameters
 
 

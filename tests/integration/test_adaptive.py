@@ -217,12 +217,12 @@ def test_every_family_shrinks_along_all_axes(
     options = {"calibrate.passes": "auto", "calibrate.folder": str(tmp_path / "calibration")}
     report = adapted(tmp_path / "one", source, SMALLER[kind], [shakespeare], **options)
     stages = report.calibrate
-    assert [axis for stage in stages for axis in stage["axes"]] == [
+    assert [axis for stage in stages for axis in stage.axes] == [
         axis for axis in ("layer", "embed", "heads", "mlp") if {"layer": "layers"}.get(axis, axis) in SMALLER[kind]
     ]
-    assert all(stage["loss"] > 0 for stage in stages)
+    assert all(stage.loss > 0 for stage in stages)
     for stage in stages:
-        for axis, facts in stage["facts"].items():
+        for axis, facts in stage.facts.items():
             assert all(0 <= e < 1.5 for errors in facts.get("errors", {}).values() for e in errors), (axis, facts)
     verified = bot_dist.verify(str(tmp_path / "one" / "transferred.zarr"))
     assert not verified.damaged
@@ -347,7 +347,7 @@ def test_weights_alone_are_fitted_to_where_there_is_no_text(tmp_path: Path, make
     """Said aloud."""
     pico = make_pico("vit")
     report = adapted(tmp_path, pico.url, {"embed": 16, "heads": 2, "mlp": 24}, [], **{"transfer.basis": basis})
-    assert [stage["axes"] for stage in report.calibrate] == [["embed", "heads", "mlp"]]
+    assert [stage.axes for stage in report.calibrate] == [("embed", "heads", "mlp")]
     notes = CheckpointReader(str(tmp_path / "transferred.zarr")).manifest.provenance["plan"]["notes"]
     assert any("fitted to the weights alone" in note for note in notes)
 
@@ -383,9 +383,9 @@ def test_of_several_fits_the_one_with_the_least_loss_is_kept(
     source, target = with_tokenizer(pico, pico_tokenizer), {"layers": 2, "mlp": 24}
     auto = {"calibrate.passes": "auto", "calibrate.folder": str(tmp_path / "calibration")}
     report = adapted(tmp_path / "auto", source, target, [shakespeare], **auto)
-    found = {one["name"]: one["loss"] for one in report.calibrate[1]["candidates"]}
-    assert report.calibrate[1]["chosen"] == min(found, key=lambda name: found[name])
-    assert report.calibrate[1]["loss"] == min(found.values())
+    found = {one.name: one.loss for one in report.calibrate[1].candidates}
+    assert report.calibrate[1].chosen == min(found, key=lambda name: found[name])
+    assert report.calibrate[1].loss == min(found.values())
     ways = {
         "block by block, selecting": {"calibrate.passes": "sequential"},
         "one pass, predicting": {"calibrate.passes": "one", "transfer.lifting": "least-squares"},
@@ -394,18 +394,18 @@ def test_of_several_fits_the_one_with_the_least_loss_is_kept(
     assert [*found] == [*ways]
     for name, options in ways.items():
         alone = adapted(tmp_path / name, source, target, [shakespeare], **options).calibrate[1]
-        assert (alone["loss"], "candidates" in alone) == (found[name], False)
+        assert (alone.loss, alone.candidates) == (found[name], None)
         equal = [torch.equal(tensors(tmp_path / name)[key], t) for key, t in tensors(tmp_path / "auto").items()]
-        assert all(equal) == (name == report.calibrate[1]["chosen"])
+        assert all(equal) == (name == report.calibrate[1].chosen)
     notes = CheckpointReader(str(tmp_path / "auto" / "transferred.zarr")).manifest.provenance["plan"]["notes"]
-    assert any(f"of 3 fits {report['calibrate'][1]['chosen']} is kept, for its loss of" in note for note in notes)
+    assert any(f"of 3 fits {report.calibrate[1].chosen} is kept, for its loss of" in note for note in notes)
     # Known from then on: another store is made by the best alone.
     again = adapted(tmp_path / "again", source, target, [shakespeare], **auto)
     assert again.calibrate == report.calibrate
     # Nothing held out, nothing ranked.
     without = {"calibrate.passes": "auto", "calibrate.held_out": 0}
     (stage,) = adapted(tmp_path / "without", source, target, [shakespeare], **without).calibrate
-    assert "candidates" not in stage
+    assert stage.candidates is None
 
 
 def test_leaving_blocks_out_as_they_are_is_a_fit_too(
@@ -417,8 +417,8 @@ def test_leaving_blocks_out_as_they_are_is_a_fit_too(
     falling = itertools.count(4.0, -0.01)  # whatever comes last is best
     monkeypatch.setattr("bot_dist.fit.Statistics.loss", property(lambda self: next(falling)))
     report = adapted(tmp_path, source, {"layers": 2}, [shakespeare], **{"calibrate.passes": "auto"})
-    assert report.calibrate[1]["chosen"] == "one pass, predicting"
-    kept = report.calibrate[1]["facts"]["layer"]["kept"]
+    assert report.calibrate[1].chosen == "one pass, predicting"
+    kept = report.calibrate[1].facts["layer"]["kept"]
     for name, tensor in tensors(tmp_path).items():
         number = name.removeprefix("model.layers.").partition(".")[0]
         origin = name.replace(f"layers.{number}.", f"layers.{kept[int(number)]}.") if number.isdigit() else name
@@ -437,9 +437,9 @@ def test_a_fit_that_fails_is_not_kept(
     pico.model.save_pretrained(pico.folder)
     source, options = with_tokenizer(pico, pico_tokenizer), {"transfer.ridge": 0.0, "calibrate.passes": "one"}
     report = adapted(tmp_path, source, {"mlp": 30}, [shakespeare], **options)
-    predicting, selecting = report.calibrate[1]["candidates"]
-    assert (predicting["loss"], "is singular at ridge 0" in predicting["failed"]) == (None, True)
-    assert report.calibrate[1]["chosen"] == selecting["name"]
+    predicting, selecting = report.calibrate[1].candidates
+    assert (predicting.loss, "is singular at ridge 0" in predicting.failed) == (None, True)
+    assert report.calibrate[1].chosen == selecting.name
     options["transfer.lifting"] = "least-squares"
     with pytest.raises(InputError, match="is singular at ridge 0"):
         adapted(tmp_path / "alone", source, {"mlp": 30}, [shakespeare], **options)
@@ -451,8 +451,8 @@ def test_another_depth_policy_is_kept_to(
     pico = make_pico("llama", num_hidden_layers=4)
     source = with_tokenizer(pico, pico_tokenizer)
     report = adapted(tmp_path, source, {"layers": 2, "mlp": 24}, [shakespeare], **{"transfer.depth": "even"})
-    assert [stage["axes"] for stage in report.calibrate] == [[], ["layer", "mlp"]]
-    assert report.calibrate[1]["facts"]["layer"]["kept"] == [0, 2]
+    assert [stage.axes for stage in report.calibrate] == [(), ("layer", "mlp")]
+    assert report.calibrate[1].facts["layer"]["kept"] == [0, 2]
     for name in ("model.layers.1.self_attn.q_proj.weight", "model.layers.1.input_layernorm.weight"):
         of_source = dict(pico.model.named_parameters())[name.replace("layers.1", "layers.2")]
         assert torch.equal(tensors(tmp_path)[name], of_source)
@@ -467,7 +467,7 @@ def test_the_blocks_that_change_the_stream_most_stay_as_they_are(
             pico.model.get_submodule(f"model.layers.1.{name}").weight.mul_(0.01)
     pico.model.save_pretrained(pico.folder)
     report = adapted(tmp_path, with_tokenizer(pico, pico_tokenizer), {"layers": 3}, [shakespeare])
-    assert [*report.calibrate[1]["facts"]["layer"]["kept"]] == [0, 2, 3]
+    assert [*report.calibrate[1].facts["layer"]["kept"]] == [0, 2, 3]
     wanted = dict(pico.model.named_parameters())
     found = tensors(tmp_path)
     for target, origin in enumerate((0, 2, 3)):
@@ -482,7 +482,7 @@ def test_two_neighbours_become_one_block(
     """Their weights are averaged, and what they write adds up where no norm comes after it."""
     source = with_tokenizer(make_pico(kind), pico_tokenizer)
     report = adapted(tmp_path / "one", source, {"layers": 2}, [shakespeare], **{"transfer.depth": "pairs"})
-    (facts,) = (stage["facts"]["layer"] for stage in report.calibrate if "layer" in stage["facts"])
+    (facts,) = (stage.facts["layer"] for stage in report.calibrate if "layer" in stage.facts)
     runs = [[0], [1, 2]] if facts["kept"] == [0, 1] else [[0, 1], [2]]
     stored = tensors(tmp_path / "one")
     before, model = open_source(source), model_of(open_source(source).config)

@@ -57,7 +57,7 @@ def test_spread_copies_keep_the_function(
     source = settled(pico, pico_tokenizer)
     spread = {"transfer.width": "spread"}
     report, _ = grown(pico, source, tmp_path / "one", target, [shakespeare], **spread)
-    losses = [stage["loss"] for stage in report.calibrate]
+    losses = [stage.loss for stage in report.calibrate]
     assert losses[-1] == pytest.approx(losses[0], rel=1e-5)
     adapted(tmp_path / "two", source, target, [shakespeare], **spread, **{"cluster.tensor": 2, "cluster.data": 2})
     again = tensors(tmp_path / "two")

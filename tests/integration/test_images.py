@@ -74,8 +74,8 @@ def test_a_vit_learns_from_folders_and_is_exported_with_its_processor(
 
     facts = bot_dist.run(recipe())
     before, after = facts.transfer.calibrate
-    assert after["axes"] == ["layer", "mlp"]
-    assert after["loss"] == pytest.approx(before["loss"], rel=0.1)  # of a source that was never trained
+    assert after.axes == ("layer", "mlp")
+    assert after.loss == pytest.approx(before.loss, rel=0.1)  # of a source that was never trained
     (run,) = facts.pretrain.runs
     assert run.tokens_per_step == 8 * 10
     assert run.held_out[0].accuracy < 0.6

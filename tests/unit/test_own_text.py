@@ -236,8 +236,8 @@ def test_shrinking_without_a_text_is_fitted(
         sizes = {**target, "mlp": length} if "mlp" in target else target
         recipe = recipe_of(pico, tmp_path, sizes, target_url=str(tmp_path / name), **kept)
         stages = bot_dist.transfer(recipe, events.append).calibrate
-        assert [stage["axes"] for stage in stages if stage["axes"]] == [[*axes_of(target)]]
-        assert all((stage.get("loss") is not None) == loss for stage in stages)
+        assert [stage.axes for stage in stages if stage.axes] == [(*axes_of(target),)]
+        assert all((stage.loss is not None) == loss for stage in stages)
         assert not bot_dist.verify(str(tmp_path / name)).damaged
     written = [e.kind for e in events if isinstance(e, CalibrateEvent) and e.purpose == OWN_TEXT]
     made = [event for event in written if event != "writing"]

@@ -13,6 +13,7 @@ from bot_dist.compare.results import ComparisonResult, ResultsTable, SourceFacts
 from bot_dist.compare.savings import Curve
 from bot_dist.errors import CheckpointError
 from bot_dist.events.training import HeldOut, TrainingStep
+from bot_dist.fit.stage_facts import CandidateResult, StageFacts
 from bot_dist.formats.check_export import LogitsCheck
 from bot_dist.formats.diff import Diff, Difference, Values
 from bot_dist.formats.export_result import ExportResult
@@ -23,6 +24,17 @@ from bot_dist.store import Damage
 from bot_dist.store.verification import Verification
 from bot_dist.train.results import PretrainResult, RunResult
 
+STAGE = StageFacts(
+    axes=("embed",),
+    sizes={"embed": (24, 12)},
+    facts={"embed": {"kept": 12}},
+    loss=3.0,
+    candidates=(
+        CandidateResult(name="block by block", loss=3.0, seconds=2.0),
+        CandidateResult(name="one pass", loss=None, seconds=1.0, failed="singular"),
+    ),
+    chosen="block by block",
+)
 TRANSFER = TransferResult(
     url="runs/small.zarr",
     seconds=3.0,
@@ -37,7 +49,7 @@ TRANSFER = TransferResult(
     steps_resumed=2,
     actor_peak_rss_bytes=(100_000_000,),
     energy_kept={"mlp.up": 0.5},
-    calibrate=({"axes": [], "sizes": {}, "facts": {}, "loss": 3.0},),
+    calibrate=(STAGE,),
     fitting_s=1.5,
 )
 RUN = RunResult(
@@ -135,6 +147,7 @@ DIFF = Diff(
 )
 VERIFICATION = Verification(damaged=[Damage(name="a", chunk="0.0", problem="is damaged")], foreign={"x": 3}, read="all")
 RESULTS = [
+    (STAGE, "held-out loss 3.000, kept"),
     (TRANSFER, "embed 24 → 12"),
     (PRETRAIN, "held-out loss 3.500 after 0 steps, 2.500 after 2 steps; 1.2 M parameters"),
     (EXPORT, "0 missing, 0 unexpected keys"),

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def show_transfer(result: TransferResult, url: str) -> None:
     if result.calibrate:
-        show_shrinking(result.calibrate)
+        show_shrinking([stage.to_json() for stage in result.calibrate])
     terminal.console.print(
         f"committed {label(url)}: {size(result.bytes_read)} read, {size(result.bytes_written)} written in "
         f"{result.steps_seconds:.1f} s ({result.gb_per_s:.2f} GB/s), {result.steps} steps"

@@ -1,4 +1,4 @@
-"""Applying operators to tensors.
+"""The application of operators to tensors.
 
 Every stage computes ``((t0·x0) + t1·x1) + …`` in float32, in the order of the taps, each product and each sum rounded
 and the taps rounded first. So the bits of an element depend on nothing but its inputs: not on the block that it is
@@ -27,18 +27,21 @@ if TYPE_CHECKING:
     from bot_dist.kernels.tiling import Axis, Task
 
 PIECE = 2**20
-"""Elements that a reference step holds temporarily."""
+"""Elements that the reference implementation holds besides its input and output."""
 INTERMEDIATE = 2**22
-"""Elements of the buffer between two passes."""
+"""Elements of the buffer between two passes, where one pass can't do all stages."""
 PORTIONS = 16
-"""Of the tiles, per thread, handed out one after another."""
+"""Number of portions per thread that the tiles are cut into; a thread takes one after another."""
 SMALL = 2**16
-"""Elements below which threads are not worth starting."""
+"""Tensors of up to this many elements are transformed by one thread, because starting others would take longer."""
 LARGE_BYTES = 2**23
-"""From here on a target is written past the cache, in huge pages."""
+"""Smallest target that is written past the cache, in huge pages."""
 PAGE_BYTES = 2**12
+"""Bytes of an ordinary page of memory."""
 MADV_HUGEPAGE = 14
+"""The advice to madvise(2) that asks Linux for huge pages."""
 NATIVE = (torch.float32, torch.bfloat16)
+"""Dtypes that the compiled pass reads and writes; others are converted before and after."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,18 +50,18 @@ class Stage:
 
     along: int
     indices: npt.NDArray[np.int64]
-    """``(n_target, width)``, into the tensor's extent along ``along``."""
+    """Positions along ``along`` that each target index takes values from, ``(n_target, width)``."""
     taps: npt.NDArray[np.float64]
-    """Of the same shape."""
+    """Factors of the values at these positions, of the same shape."""
 
 
 @dataclass(frozen=True, eq=False)
 class Applied:
-    """What a transform gives."""
+    """The result of a transform."""
 
     tensor: torch.Tensor
     overflowed: int
-    """Finite values that the cast made infinite."""
+    """Number of finite values that became infinite when they were rounded to the target's dtype."""
 
 
 def apply_operators(x: torch.Tensor, stages: Sequence[Stage], dtype: torch.dtype) -> Applied:
@@ -81,7 +84,7 @@ def apply_operators(x: torch.Tensor, stages: Sequence[Stage], dtype: torch.dtype
 
 
 def apply_reference(x: torch.Tensor, stages: Sequence[Stage], dtype: torch.dtype) -> Applied:
-    """The same in plain torch, on the device of ``x``: one stage after another, whole."""
+    """Do what ``apply_operators`` does in plain torch, on the device of ``x``, one whole stage after another."""
     for stage in stages:
         x = _one_stage(x.to(torch.float32), stage)
     return _cast(x, dtype)

@@ -11,20 +11,20 @@ import numpy.typing as npt
 from bot_dist.kernels.simd import LANES
 
 SLACK = 8 * LANES
-"""Elements behind every buffer: kernels compute whole vectors."""
+"""Elements of room behind every buffer, because kernels compute whole vectors."""
 
 
 class Memory(NamedTuple):
-    """A tensor: float32, or bfloat16 if ``half``."""
+    """A tensor in memory, of float32 or, if ``half``, of bfloat16."""
 
     address: int
     half: bool
     past_cache: bool
-    """As a target: whether it is aligned to 64 bytes and so large that the cache can't hold it."""
+    """Whether a target is written past the cache: it is aligned to 64 bytes, and larger than the cache."""
 
 
 class Scratch(NamedTuple):
-    """What one thread works in: addresses, and three sizes."""
+    """The buffers that one thread works in, as addresses, and their sizes."""
 
     here: int
     there: int
@@ -37,14 +37,14 @@ class Scratch(NamedTuple):
     phase_taps: int
     starts: int
     pitch: int
-    """Of ``phases``."""
+    """Elements from one phase to the next in ``phases``."""
     batch: int
-    """Rows that are transposed at a time."""
+    """Number of rows that are transposed at a time."""
 
 
 @dataclass(frozen=True)
 class ScratchSizes:
-    """Elements of each buffer of a Scratch."""
+    """The number of elements of each buffer of a Scratch."""
 
     here: int
     there: int
@@ -58,7 +58,8 @@ class ScratchSizes:
     batch: int
 
     def allocate(self) -> tuple[Scratch, npt.NDArray[np.float32]]:
-        """The scratch and what has to be kept as long as it is used."""
+        """Make the buffers. The array that is returned beside them holds their memory, and has to live as long as
+        they."""
         floats = [self.here, self.there, self.row, self.phases, self.turned]
         small = [2 * self.width, self.width, 2 * self.phase_taps, self.phase_taps, 2 * self.starts]
         sizes = [-(-(n + SLACK) // LANES) * LANES for n in floats + small]

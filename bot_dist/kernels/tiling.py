@@ -1,4 +1,4 @@
-"""What the compiled pass needs to know: the shape of the problem, the tiles, and what each tile needs of the source.
+"""The description of a problem for the compiled pass: its shape, its tiles, and the part of the source for each tile.
 
 A tile is a box of the target small enough that its part of the source and everything between stays in the cache, and
 large enough that the halo, which neighbouring tiles fetch and transform again, costs little.
@@ -25,17 +25,18 @@ Ints = npt.NDArray[np.int64]
 Doubles = npt.NDArray[np.float64]
 
 LONGEST_ROW = 2048
-"""Elements of a row and its phases that share the first-level cache."""
+"""Longest row that shares the first-level cache with its phases, in elements."""
 CACHE_BYTES = 3 * 2**20
-"""Of scratch per thread, wanted."""
+"""Scratch that a thread has at most where tiles can be made small enough."""
 SCRATCH_BYTES = 24 * 2**20
-"""Of scratch in all threads, allowed where operators need whole axes."""
+"""Scratch that all threads together may have where operators need whole axes."""
 TURNED_ROWS = 64
-"""Rows transposed at a time, or half or a quarter of it where they are long."""
+"""Number of rows that are transposed at a time; half or a quarter of it where they are long."""
 MAX_PERIOD = 32
+"""Longest period, in targets and in sources, after which an operator is looked at for repetition."""
 padded = compiled_padded.py_func
 MERGED_GAP = 8
-"""Source values between two needed ones that are fetched rather than skipped."""
+"""Largest gap between two needed source values, in elements, that is fetched rather than skipped."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +48,7 @@ class Axis:
     source_stride: int
     target_stride: int
     indices: Ints | None = None
-    """``(n_target, width)``, or one row that holds for all."""
+    """Source index of every tap, ``(n_target, width)``, or one row that holds for all targets."""
     taps: Doubles | None = None
 
     @property
@@ -86,36 +87,38 @@ class Tiling(NamedTuple):
     low: Ints
     high: Ints
     needed: Ints
-    """Source indices, tile after tile, from ``needed_at[tile]`` to ``needed_at[tile + 1]``."""
+    """The source indices that tiles need, one tile after the other: those of a tile are from ``needed_at[tile]`` to
+    ``needed_at[tile + 1]``."""
     needed_at: Ints
     places: Ints
-    """0, 1, 2, …: what ``needed`` is for targets."""
+    """The numbers 0, 1, 2, …, which are for the target what ``needed`` is for the source."""
     run_start: Ints
-    """Along the innermost dimension, the stretches that are contiguous in memory."""
+    """First index of every stretch of the innermost dimension that is contiguous in memory."""
     run_length: Ints
     run_at: Ints
     regular: Ints
-    """Per innermost tile, two: from which to which target the operator repeats,"""
+    """First and past-last target between which the operator repeats, for each tile of the innermost dimension."""
     per_target: int
-    """this many targets"""
+    """Number of targets after which the operator repeats."""
     per_source: int
-    """for this many sources."""
+    """Number of sources by which it has moved on then."""
     source_strides: Ints
     target_strides: Ints
     along: Ints
-    """Per stage."""
+    """The dimension of every stage."""
     kind: Ints
     indices: Ints
-    """Address of indices into the tile's ``needed``: ``(n_target, width)``, or one row for all if ``shared``."""
+    """Address of every stage's indices into the tile's ``needed``, ``(n_target, width)``, or one row for all targets
+    where the stage is ``shared``."""
     taps: Ints
-    """Address of the float64 taps."""
+    """Address of every stage's taps, float64."""
     width: Ints
     shared: Ints
 
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """All that threads need for a pass."""
+    """A pass, ready to be run by several threads."""
 
     tiling: Tiling
     scratch: ScratchSizes

@@ -1,4 +1,4 @@
-"""What the weights of each model family are: names to named axes. A new family is one file here and one line below."""
+"""Model families: what each weight is called and which axes it has. A new family is one file and one line below."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ NOT_EXPRESSED = {
     "mixtral": "every expert is a tensor of its own, and names have no index for experts",
     "gemma3": "it has a vision tower; save its language model by itself (model_type 'gemma3_text')",
 }
-"""Architectures that are near to a known one, and why they are none."""
+"""Architectures that resemble a known one but are not supported, each with the reason."""
 
 
 def family_of(config: Mapping[str, Any]) -> Family:

@@ -1,4 +1,4 @@
-"""What a family declares, and the model that a declaration and a configuration make."""
+"""The declaration of a family, and the model that a declaration and a configuration make."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from bot_dist.model.gguf import GgufArchitecture
 from bot_dist.tensors.axes import AxisUse, Parameter
 
 Kind = Literal["matrix", "table", "vector"]
-"""A linear map, a lookup table, or a norm weight or bias (which keep their scale under every gain)."""
+"""Kind of a weight: a linear map, a lookup table, or a norm weight or bias (which keep their scale under every
+gain)."""
 
 Init = Literal["normal", "residual", "ones", "zeros"]
 """The family's own initialisation; ``residual`` is normal divided by √(2 · layers), as in GPT-2."""
@@ -23,32 +24,33 @@ Init = Literal["normal", "residual", "ones", "zeros"]
 
 @dataclass(frozen=True, kw_only=True)
 class Weight:
-    """One weight of a family: its names elsewhere, and its axes with what it does along each."""
+    """One weight of a family: its names, and its axes with the role of each."""
 
     name: str
     """Name of the module: this function's weights over all layers, e.g. ``attn.q``."""
     hf: str
     """Name in files of ``transformers``, with ``{layer}`` when there is one per layer."""
     dims: tuple[tuple[AxisUse, ...], ...]
-    """Per dimension of the tensor in ``transformers``, the axes it is made of."""
+    """The axes that each dimension of the tensor in ``transformers`` is made of, outermost first."""
     kind: Kind = "matrix"
     init: Init = "normal"
     into_residual: bool = False
-    """Whether what it puts out is added to the residual stream."""
+    """Whether the weight's output is added to the residual stream."""
     speaks: Literal["every", "first", "last"] | None = None
-    """Identity depth makes several blocks of one: which of them keep this weight. In the others it is ``silent``.
-    None: the first if it writes ``into_residual``, else every."""
+    """The blocks that keep this weight where identity depth makes several blocks of one; in the others it is
+    ``silent``. None stands for the first if the weight writes ``into_residual``, else for every."""
     query: bool = False
-    """Whether its output is compared with keys under a softmax scale of 1/√head_dim; on a ``qkv`` axis, slot 0 is. Said
-    where head_dim can change."""
+    """Whether the weight's output (on a ``qkv`` axis, that of slot 0) is compared with keys under a softmax scale of
+    1/√head_dim. It matters only where head_dim can change."""
     root_width: bool = False
-    """Whether the model multiplies what it puts out by √embed (Gemma's embedding)."""
+    """Whether the model multiplies the weight's output by √embed, as Gemma does with its embedding."""
     offset: float = 0.0
-    """What the model adds to the stored values before it uses them (Gemma's norms: 1)."""
+    """Number that the model adds to the stored values before it uses them: 1 in Gemma's norms."""
     pooled: bool = False
-    """Whether it is applied once for a whole sequence and not to every token (poolers, classifiers)."""
+    """Whether the weight is applied once to a whole sequence and not to every token, as poolers and classifiers are."""
     feature: str | None = None
-    """The feature of a configuration (``Family.features``) that it comes with; None: it is always there."""
+    """The feature of a configuration (``Family.features``) that the weight comes with; None where it is always
+    there."""
     inside: str | None = None
     """Name of the parameter inside the ``transformers`` model, with ``{layer}``, where files (``hf``) have another."""
 
@@ -58,18 +60,18 @@ class Weight:
 
     @property
     def speaking(self) -> Literal["every", "first", "last"]:
-        """Which blocks keep it under identity depth."""
+        """The blocks that keep this weight under identity depth."""
         return self.speaks or ("first" if self.into_residual else "every")
 
     @property
     def neutral(self) -> float:
-        """What new units hold along a width that grows lazily: for norm weights, what makes the model's factor 1."""
+        """Value of new units along a width that grows lazily: 1 for norm weights, and 0 for all others."""
         return 1.0 if self.init == "ones" else 0.0
 
     @property
     def silent(self) -> float:
-        """What it holds in a block that is to do nothing, where another copy speaks: what puts nothing out into the
-        residual stream, else the neutral value."""
+        """Value of the weight in an inserted block that is to change nothing. A weight that writes into the residual
+        stream puts out nothing; any other has the neutral value."""
         return 0.0 - self.offset if self.into_residual else self.neutral
 
     @property
@@ -79,9 +81,11 @@ class Weight:
 
 
 MOST_LAYERS = 10_000
+"""Largest number of blocks that is believed; a configuration with more is damaged, or made to take all memory."""
 LARGEST_AXIS = 2**22
+"""Largest size of any other axis that is believed."""
 MOST_PARAMETERS = 2**42
-"""More than any model has: what has more is damaged, or made to take all memory."""
+"""Largest number of parameters that is believed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,9 +103,9 @@ class Family:
     tensor_axes: tuple[str, ...]
     """Axes that tensor parallelism cuts; the first of them that a weight has is cut."""
     resizable: Mapping[str, str]
-    """Target options that a user may set, and what each means."""
+    """Target options that a user may set, each with its meaning."""
     fixed: Mapping[str, str]
-    """Options that a user may ask for in vain, and why they can't be set."""
+    """Target options that can't be set, each with the reason."""
     sizes: Callable[[Mapping[str, Any]], dict[str, int]]
     """Sizes of all axes of a configuration. Raises FamilyError on one the family can't express."""
     resize: Callable[[Mapping[str, Any], Mapping[str, int]], dict[str, Any]]
@@ -111,9 +115,9 @@ class Family:
     architecture: Callable[[Mapping[str, Any]], str]
     """Name of the ``transformers`` class that a configuration is for."""
     objective: Literal["causal", "masked", "image"] = "causal"
-    """What it is pretrained on."""
+    """Objective that models of the family are pretrained on."""
     features: Callable[[Mapping[str, Any]], frozenset[str]] = lambda config: frozenset()
-    """Which optional weights a configuration has (``Weight.feature``)."""
+    """Features of a configuration, which name its optional weights (``Weight.feature``)."""
     norm: Literal["rms", "layer"] = "rms"
     """Kind of its norms: LayerNorm removes the mean of the residual stream, RMSNorm does not."""
     post_norm: bool = False
@@ -126,11 +130,12 @@ class Family:
     """Fields of the configuration that are lists with one entry per layer; ``resize`` spells out defaulted ones, still
     with the entries of the source's layers."""
     gguf: Mapping[str, GgufArchitecture] = field(default_factory=dict)
-    """By ``model_type``: what GGUF makes of it."""
+    """GGUF's architecture for each ``model_type`` that it can hold."""
     optional_prefix: str = ""
     """Prefix of names that some published checkpoints leave out."""
     tied_biases: Mapping[str, str] = field(default_factory=dict)
-    """Names of tensors that are others', by whose name, where the head is the embedding."""
+    """Names of tensors that are the same as another where the head is the embedding, each with the name of the
+    other."""
     renamed: Mapping[str, str] = field(default_factory=dict)
     """Regular expressions of parts of names in old checkpoints, and what they are called now."""
     ignored: tuple[str, ...] = ()
@@ -146,7 +151,8 @@ class Family:
 
     @property
     def ties(self) -> dict[str, str]:
-        """Names of tensors that are others', by whose name, where the head is the embedding: the head's first."""
+        """Names of tensors that are the same as another where the head is the embedding, each with the name of the
+        other; the head comes first."""
         if self.head is None:
             return {}
         return {self.head.hf: next(w.hf for w in self.weights if w.name == "embed"), **self.tied_biases}
@@ -177,14 +183,14 @@ class Family:
 
 @dataclass(frozen=True)
 class Model:
-    """A family and a configuration: which parameters there are, of which sizes."""
+    """A model without its weights: a family and a configuration, which tell the parameters and their sizes."""
 
     family: Family
     config: dict[str, Any] = field(hash=False)
 
     @cached_property
     def sizes(self) -> dict[str, int]:
-        """Of all axes. Raises FamilyError for sizes that no model has."""
+        """The size of every axis. Raises FamilyError for sizes that no model has."""
         sizes = self.family.sizes(self.config)
         for axis, size in sizes.items():
             if size > (most := MOST_LAYERS if axis == "layer" else LARGEST_AXIS):
@@ -219,7 +225,7 @@ class Model:
         return tuple(w for w in (*self.family.weights, *untied) if w.feature in self.features)
 
     def weight_layers(self, weight: Weight) -> int:
-        """How many parameters the module of this weight stacks."""
+        """The number of parameters that the module of this weight stacks: one per block, or one."""
         return self.sizes["layer"] if weight.layered else 1
 
     def parameter(self, weight: Weight, layer: int = 0) -> Parameter:
@@ -238,7 +244,7 @@ class Model:
 
     @cached_property
     def inside(self) -> dict[str, str]:
-        """By name of a parameter in files: its name inside the ``transformers`` model (with its head)."""
+        """Name of each parameter inside the ``transformers`` model (with its head), by its name in files."""
         return {p.name: (weight.inside or weight.hf).format(layer=layer) for weight, layer, p in self.parameters()}
 
     @cached_property
@@ -276,7 +282,7 @@ class Model:
 
     @property
     def classifies(self) -> bool:
-        """Whether it has a head for classes."""
+        """Whether the model has a head for classes."""
         return any(use.axis == "class" for weight in self.weights for use in weight.uses)
 
     @property

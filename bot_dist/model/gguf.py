@@ -36,7 +36,7 @@ NAMES = {
     "norm": "output_norm",
     "head": "output",
 }
-"""Of tensors, by names of modules without their ``.weight`` or ``.bias``."""
+"""Names of GGUF's tensors by the names of modules, without ``.weight`` or ``.bias``."""
 
 ROTARY = ("attn.q", "attn.k")
 """Modules whose output is turned by rotary positions."""
@@ -47,15 +47,15 @@ Metadata = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class GgufArchitecture:
-    """What GGUF makes of one ``model_type``."""
+    """GGUF's form of one ``model_type``."""
 
     name: str
-    """``general.architecture``."""
+    """Value of the key ``general.architecture``."""
     metadata: Callable[[Mapping[str, Any], Mapping[str, int]], Metadata]
-    """From a ``transformers`` configuration with all its defaults, and sizes of axes. Raises FamilyError on a
-    configuration that llama.cpp's architecture does not compute."""
+    """Makes the metadata from a ``transformers`` configuration with all its defaults, and the sizes of axes. Raises
+    FamilyError on a configuration that llama.cpp's architecture does not compute."""
     config: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
-    """``transformers`` configuration from that metadata; None: such files are written only."""
+    """Makes a ``transformers`` configuration from that metadata; None where such files are written only."""
     rotary_permuted: bool = False
     """Whether the rows of each head of ``ROTARY`` modules are stored as ``(head_dim/2, 2)`` where ``transformers`` has
     ``(2, head_dim/2)``."""
@@ -69,14 +69,14 @@ def module_of(name: str) -> str:
 
 
 def gguf_name(weight: Weight) -> str | None:
-    """Name of its tensors, with ``{layer}``; None where GGUF has none for it."""
+    """Name of a weight's tensors in GGUF, with ``{layer}``; None where GGUF has no name for it."""
     name = NAMES.get(module_of(weight.name))
     return name and f"{name}.{weight.hf.rpartition('.')[2]}"
 
 
 def grouped_query_metadata(config: Mapping[str, Any], sizes: Mapping[str, int], activation: str) -> Metadata:
-    """Of Llama and its like. A window on attention is not written: instead the context ends where it would begin to
-    matter."""
+    """The metadata of Llama and its like. A window on attention is not written: instead the context ends where the
+    window would begin to matter."""
     wanted(config, **{"hidden_activation" if "hidden_activation" in config else "hidden_act": activation})
     rope = config["rope_parameters"]
     return {
@@ -97,14 +97,17 @@ def grouped_query_metadata(config: Mapping[str, Any], sizes: Mapping[str, int], 
 
 
 def window(config: Mapping[str, Any]) -> int | None:
-    """Tokens that a block looks back at, where some block does not look at all of them."""
+    """The number of tokens that a block looks back at; None where every block looks at all of them."""
     kinds = config.get("layer_types")
     sliding = config.get("sliding_window")
     return int(sliding) if sliding and (kinds is None or "sliding_attention" in kinds) else None
 
 
 def rope_scaling(rope: Mapping[str, Any]) -> Metadata:
-    """Raises FamilyError for kinds that are not written; ``llama3`` takes a tensor (``rope_factors``) and no key."""
+    """The metadata of scaled rotary positions; ``llama3`` takes a tensor (``rope_factors``) and no key.
+
+    Raises FamilyError for kinds that are not written.
+    """
     kind = rope.get("rope_type", "default")
     if kind == "linear":
         return {"rope.scaling.type": "linear", "rope.scaling.factor": float(rope["factor"])}
@@ -117,7 +120,7 @@ def rope_scaling(rope: Mapping[str, Any]) -> Metadata:
 
 
 def rope_factors(rope: Mapping[str, Any], head_dim: int) -> list[float] | None:
-    """What each rotary frequency is divided by, for the tensor ``rope_freqs.weight``; None where by 1.
+    """The divisor of each rotary frequency, for the tensor ``rope_freqs.weight``; None where all are 1.
 
     Llama 3.1's rule (``transformers``: ``modeling_rope_utils``): long waves are stretched by ``factor``, short ones are
     not, and those between change over smoothly.
@@ -155,7 +158,7 @@ def rope_of_factors(factors: Sequence[float], theta: float) -> dict[str, Any] | 
         context = math.ceil(high / min((w for w, s in zip(waves, shorts, strict=True) if s > 0.5), default=waves[0]))
     if between:
         high = 1 + (context * w0 - 1) / s0
-    found = {
+    rope = {
         "rope_type": "llama3",
         "rope_theta": theta,
         "factor": _rounded(factor),
@@ -165,12 +168,12 @@ def rope_of_factors(factors: Sequence[float], theta: float) -> dict[str, Any] | 
     }
     if context < 1 or high <= 1:
         return None
-    again = rope_factors(found, head_dim) or []
-    return found if all(abs(x - y) <= 1e-5 * y for x, y in zip(again, factors, strict=True)) else None
+    again = rope_factors(rope, head_dim) or []
+    return rope if all(abs(x - y) <= 1e-5 * y for x, y in zip(again, factors, strict=True)) else None
 
 
 def _rounded(value: float) -> float:
-    """Without what float32 has added to a short number."""
+    """The short number that float32 has made longer."""
     return round(value, 5)
 
 

@@ -1,4 +1,4 @@
-"""What several families have in common: norms, maps with biases, and how sizes hang together."""
+"""Parts that several families have in common: norms, maps with biases, and how sizes hang together."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ UNITS_IN: Uses = (read("mlp"),)
 HEADS_OUT: Uses = (write("kv_heads"), write("group"), fixed("head_dim"))
 HEADS_IN: Uses = (read("kv_heads"), read("group"), fixed("head_dim"))
 KV_OUT: Uses = (write("kv_heads"), fixed("head_dim"))
-"""Of grouped-query attention with rotary positions."""
+"""Axes of what keys and values put out in grouped-query attention with rotary positions."""
 
 VOCABULARY = "the vocabulary belongs to the tokenizer"
 ROTARY = {
@@ -27,7 +27,7 @@ ROTARY = {
     "head_dim": "rotary positions turn its coordinates in pairs, each pair by its own angle; change heads instead",
     "context": "rotary positions need no table; set max_position_embeddings in config.json",
 }
-"""What families with rotary positions can't set, and why."""
+"""Target options that families with rotary positions can't change, each with the reason."""
 
 
 def matrix(name: str, hf: str, out: Uses, into: Uses, **options: Any) -> Weight:
@@ -36,6 +36,7 @@ def matrix(name: str, hf: str, out: Uses, into: Uses, **options: Any) -> Weight:
 
 
 def bias(name: str, hf: str, out: Uses, **options: Any) -> Weight:
+    """The bias of a linear map, which begins as zeros."""
     return Weight(name=f"{name}.bias", hf=f"{hf}.bias", dims=(out,), kind="vector", init="zeros", **options)
 
 
@@ -66,7 +67,7 @@ def linear(
 
 
 def rms_norm(name: str, hf: str, *, axis: AxisUse = WIDTH, offset: float = 0.0, **options: Any) -> Weight:
-    """``offset``: what the model adds to the stored weights, whose own initialisation is then zero."""
+    """An RMSNorm's weight. ``offset`` is a number that the model adds to it; its own initialisation is then zero."""
     init: Init = "zeros" if offset else "ones"
     return Weight(name=name, hf=f"{hf}.weight", dims=((axis,),), kind="vector", init=init, offset=offset, **options)
 

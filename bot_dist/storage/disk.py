@@ -1,4 +1,4 @@
-"""Writing to local disks: where the system refuses it, one error that says why."""
+"""Local disks: an error of the system while writing becomes one error that says why."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _REFUSED = (
 )
 
 _OF_A_JOB = re.compile(r"/runtime_resources/[^/]+_files/")
-"""In paths of what Ray has unpacked for a job, its working directory among it."""
+"""Part of every path that Ray has unpacked for a job, such as the job's working directory."""
 
 
 def check_lasting(places: Mapping[str, str | Path | None]) -> None:
@@ -37,8 +37,8 @@ def check_lasting(places: Mapping[str, str | Path | None]) -> None:
 
 @contextlib.contextmanager
 def room_for(path: str, nbytes: int) -> Iterator[None]:
-    """Writing ``nbytes`` to a local file or folder. Raises CheckpointError when there is no room for them; what the
-    block has left behind by then counts as used."""
+    """Turn the system's error while ``nbytes`` are written to a local file or folder into a CheckpointError, where
+    there is no room for them. What the block has left behind by then counts as used."""
     try:
         yield
     except OSError as error:
@@ -49,8 +49,8 @@ def room_for(path: str, nbytes: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def writing(path: str | Path, nbytes: int | None = None) -> Iterator[None]:
-    """Writing a local file or folder, by whatever library. Raises CheckpointError, which says why, where the system has
-    refused it."""
+    """Turn the system's error while a local file or folder is written, by whatever library, into a CheckpointError that
+    says why."""
     try:
         yield
     except Exception as error:
@@ -76,8 +76,7 @@ def write_whole(path: Path, content: str | bytes) -> None:
 
 
 def told(error: Exception) -> str | None:
-    """What to say of an error that is the system's answer, from a place where nobody has expected one; None of any
-    other."""
+    """One line about an error of the system that nobody has expected where it came from; None for any other error."""
     if isinstance(error, RecursionError):
         return "something is nested deeper than can be read: a path with that many folders, or an input"
     if isinstance(error, FileNotFoundError) and error.filename is None and "temporary directory" in str(error):
@@ -101,6 +100,6 @@ def _system_error(error: BaseException | None) -> int | None:
         return None
     if isinstance(error, OSError) and error.errno:
         return error.errno
-    if found := re.search(r"\(os error (\d+)\)", str(error)):
-        return int(found[1])
+    if match := re.search(r"\(os error (\d+)\)", str(error)):
+        return int(match[1])
     return _system_error(error.__cause__ or error.__context__) if isinstance(error, RuntimeError) else None

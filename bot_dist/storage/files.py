@@ -27,7 +27,7 @@ from bot_dist.urls import label
 T = TypeVar("T")
 
 _BLOCK = 2**20
-"""Bytes that are read at once of a file that is read on and on."""
+"""Bytes that are read at once from a file that is read from its beginning to its end."""
 
 
 def filesystem(url: str) -> tuple[Any, str]:
@@ -43,7 +43,8 @@ def is_local(url: str) -> bool:
 
 
 def real_place(url: str) -> str:
-    """Where a URL leads: a local path, however it is written, without links on the way; any other URL as it is."""
+    """The place that a URL leads to: a local path, however it is written, without links on the way; any other URL
+    unchanged."""
     return os.path.realpath(filesystem(url)[1]) if is_local(url) else url.rstrip("/")
 
 
@@ -52,7 +53,10 @@ def join(folder: str, name: str) -> str:
 
 
 def size_bytes(url: str) -> int | None:
-    """Size of a file; None when there is none (or a folder)."""
+    """The size of a file in bytes; None where there is no file, or a folder.
+
+    Raises SourceError where a server does not tell the size.
+    """
     if not exists_in_package(url):
         return None
     fs, path = filesystem(url)
@@ -68,7 +72,7 @@ def size_bytes(url: str) -> int | None:
 
 
 def broken_link(url: str) -> str | None:
-    """What a local link names that leads nowhere; None where there is no such link."""
+    """The target of a local link that leads nowhere; None where there is no such link."""
     if not is_local(url):
         return None
     path = filesystem(url)[1]
@@ -76,7 +80,7 @@ def broken_link(url: str) -> str | None:
 
 
 def version(url: str) -> str:
-    """What changes when a file is written again: a hash of its ETag or times."""
+    """A hash of a file's ETag or times, which changes when the file is written again."""
     fs, path = filesystem(url)
     return str(_asked(url, "look for its version", lambda: fs.ukey(path)))
 
@@ -106,11 +110,12 @@ def list_names(url: str) -> list[str] | None:
 
 
 def sizes(url: str) -> dict[str, int]:
-    """Bytes of every file in a folder and the folders in it, by its path from there; links are followed."""
+    """The size in bytes of every file in a folder and in the folders below it, by its path from there. Links are
+    followed."""
     fs, root = filesystem(url)
-    found = _asked(url, "list it", lambda: fs.find(root, detail=True))
+    infos = _asked(url, "list it", lambda: fs.find(root, detail=True))
     prefix = root.strip("/") + "/"
-    return {path.strip("/").removeprefix(prefix): info["size"] for path, info in found.items()}
+    return {path.strip("/").removeprefix(prefix): info["size"] for path, info in infos.items()}
 
 
 def resolve_all(url: str) -> list[str]:
@@ -120,22 +125,22 @@ def resolve_all(url: str) -> list[str]:
     """
     if not glob.has_magic(url):
         return [resolve(url)]
-    found = package_glob(url) if url.startswith(PACKAGE) else _glob(url)
-    if not found:
+    paths = package_glob(url) if url.startswith(PACKAGE) else _glob(url)
+    if not paths:
         raise SourceError(f"{label(url)}: no file matches")
-    return sorted(found)
+    return sorted(paths)
 
 
 def _glob(url: str) -> list[str]:
     """Files that a pattern matches; local ones as plain paths."""
     fs, path = filesystem(url)
     matches = _asked(url, "list it", lambda: fs.glob(path, detail=True))
-    found = [name for name, info in matches.items() if info["type"] == "file"]
-    return found if is_local(url) else [fs.unstrip_protocol(name) for name in found]
+    names = [name for name, info in matches.items() if info["type"] == "file"]
+    return names if is_local(url) else [fs.unstrip_protocol(name) for name in names]
 
 
 def read_file(url: str) -> bytes:
-    """All bytes of a (small) file."""
+    """The content of a (small) file. Raises SourceError where there is none."""
     fs, path = filesystem(url)
     return bytes(_found(url, "read it", lambda: fs.cat_file(path)))
 
@@ -157,14 +162,14 @@ def read_range_into(url: str, start: int, view: memoryview, what: str) -> None:
         view[:] = read_range(url, start, start + len(view), what)
         return
     path = filesystem(url)[1]
-    found = _found(url, "read it", lambda: read_into(path, start, [view]))
-    if found != len(view):
-        raise _short(url, what, found, start, len(view))
+    nbytes = _found(url, "read it", lambda: read_into(path, start, [view]))
+    if nbytes != len(view):
+        raise _short(url, what, nbytes, start, len(view))
 
 
-def _short(url: str, what: str, found: int, offset: int, wanted: int) -> SourceError:
+def _short(url: str, what: str, nbytes: int, offset: int, wanted: int) -> SourceError:
     return SourceError(
-        f"{label(url)}: {what}: found {found} bytes at offset {offset}, wanted {wanted}; "
+        f"{label(url)}: {what}: found {nbytes} bytes at offset {offset}, wanted {wanted}; "
         f"the file is damaged or was changed, get it again"
     )
 
@@ -179,7 +184,7 @@ def open_file(url: str) -> io.BufferedReader:
 
 
 class _Blocks(io.RawIOBase):
-    """A file as the ranges that are asked for."""
+    """A file that is read in the ranges that are asked for."""
 
     def __init__(self, url: str, size: int) -> None:
         self._url, self._size, self._position = url, size, 0
@@ -232,7 +237,7 @@ def _asked(url: str, operation: str, call: Callable[[], T]) -> T:
 
 
 def _found(url: str, operation: str, call: Callable[[], T]) -> T:
-    """``_asked`` of a file that should be there."""
+    """Ask as ``_asked`` does, and raise SourceError where the file is missing."""
     try:
         return _asked(url, operation, call)
     except (FileNotFoundError, NotADirectoryError):

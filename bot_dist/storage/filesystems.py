@@ -1,4 +1,4 @@
-"""fsspec file systems by URL."""
+"""The fsspec file system of a URL."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from bot_dist.urls import KEYS_IN_URL, label
 
 OBJECT_STORES = ("s3", "s3a", "gs", "az", "abfs", "abfss")
 WRITABLE = ("", "file", "local", "memory", *OBJECT_STORES)
-"""Protocols by which a file is written at once or not at all, and created only where there is none."""
+"""Protocols whose writes are atomic and can be made conditional: a file is there whole or not at all, and is created
+only where there is none."""
 
 
 def protocol(url: str) -> str:

@@ -1,4 +1,4 @@
-"""A folder on any fsspec file system: whole files written atomically, byte ranges read into buffers.
+"""A folder on any fsspec file system, whose files are written atomically and read by ranges into buffers.
 
 What a remote storage can't do just now is asked for again (``retry``). On local disks nothing inside the folder is a
 link, or it is refused; the folder itself may be reached through links.
@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Request:
-    """Bytes to read from a file into buffers."""
+    """A range of bytes of a file, which is to be read into buffers."""
 
     name: str
     offset: int
@@ -36,6 +36,7 @@ class Request:
 
     @property
     def nbytes(self) -> int:
+        """The number of bytes that all buffers hold together."""
         return sum(map(len, self.buffers))
 
 
@@ -51,12 +52,13 @@ class Storage:
         self.fs, self.root = filesystem(self.url)
         self.local = isinstance(self.fs, LocalFileSystem)
         self._own: set[str] = {""}
-        """Folders that were seen to be no links."""
+        """Folders that are known to be no links."""
 
     def __reduce__(self) -> tuple[type[Storage], tuple[str]]:
         return Storage, (self.url,)
 
     def path(self, name: str) -> str:
+        """The path of a file of this folder on its file system."""
         return posixpath.join(self.root, name) if name else self.root
 
     def _inside(self, folder: str) -> None:
@@ -77,6 +79,7 @@ class Storage:
             localfile.sizes(self.root)
 
     def exists(self, name: str = "") -> bool:
+        """Whether a file or folder of this name is there; without a name, whether this folder is."""
         try:
             self._asked(f"look for {name}" if name else "look there", lambda: self._fresh().info(self.path(name)))
         except (FileNotFoundError, NotADirectoryError):
@@ -84,11 +87,11 @@ class Storage:
         return True
 
     def is_empty(self) -> bool:
-        """Whether nothing is there."""
+        """Whether the folder is missing, or has nothing in it."""
         return not self.exists() or not (self._listed("") if self.local else self.sizes(""))
 
     def read(self, name: str) -> bytes:
-        """A whole small file. Raises CheckpointError when it is missing or can't be read."""
+        """Read a whole small file. Raises CheckpointError when it is missing or can't be read."""
         self._inside(posixpath.dirname(name))
         read = localfile.read if self.local else self.fs.cat_file
         try:
@@ -98,8 +101,8 @@ class Storage:
         return data
 
     def read_into(self, requests: Sequence[Request]) -> None:
-        """Fill the buffers of every request, one after the other, with the bytes of its file from its offset on; the
-        requests at the same time where the storage is remote.
+        """Fill the buffers of every request, one after the other, with the bytes of its file from its offset on. Where
+        the storage is remote, all requests are made at the same time.
 
         Raises CheckpointError where a file is missing, shorter, or can't be read.
         """
@@ -109,8 +112,8 @@ class Storage:
                     self._inside(posixpath.dirname(request.name))
                     path = self.path(request.name)
                     read = functools.partial(read_into, path, request.offset, request.buffers, follow=False)
-                    found = self._asked(f"read {request.name}", read)
-                    self._check_length(request, found)
+                    nbytes_read = self._asked(f"read {request.name}", read)
+                    self._check_length(request, nbytes_read)
             else:
                 self._fetch(requests)
         except (FileNotFoundError, NotADirectoryError) as error:
@@ -141,37 +144,37 @@ class Storage:
         if waiting:
             self._asked(f"read from {waiting[0].name}", fetch)
 
-    def _check_length(self, request: Request, found: int) -> None:
-        if found != request.nbytes:
+    def _check_length(self, request: Request, nbytes: int) -> None:
+        if nbytes != request.nbytes:
             raise CheckpointError(
-                f"{self.label}/{request.name}: found {found:,} bytes at offset {request.offset:,}, "
+                f"{self.label}/{request.name}: found {nbytes:,} bytes at offset {request.offset:,}, "
                 f"wanted {request.nbytes:,}"
             )
 
     def names(self, folder: str) -> list[str]:
-        """Names of what is in a folder; none if it doesn't exist."""
-        found = self._listed(folder)
-        return sorted(posixpath.basename(p.rstrip("/")) for p in found if not p.endswith(PARTIAL))
+        """The names of files and folders in a folder, sorted; none if it doesn't exist."""
+        paths = self._listed(folder)
+        return sorted(posixpath.basename(p.rstrip("/")) for p in paths if not p.endswith(PARTIAL))
 
     def _listed(self, folder: str) -> list[str]:
         self._inside(folder)
         try:
-            found: list[str] = self._asked(
+            paths: list[str] = self._asked(
                 f"list {folder or 'it'}", lambda: self._fresh().ls(self.path(folder), detail=False)
             )
         except (FileNotFoundError, NotADirectoryError):
             return []
-        return found
+        return paths
 
     def sizes(self, folder: str) -> dict[str, int]:
-        """Bytes of every file in a folder and the folders in it, by its path from there. Raises CheckpointError where
-        one of them is a link."""
+        """The size in bytes of every file in a folder and in the folders below it, by its path from there. Raises
+        CheckpointError where one of them is a link."""
         self._inside(folder)
         if self.local:
             return self._asked(f"list {folder or 'it'}", lambda: localfile.sizes(self.path(folder)))
-        found = self._asked(f"list {folder or 'it'}", lambda: self._fresh().find(self.path(folder), detail=True))
+        infos = self._asked(f"list {folder or 'it'}", lambda: self._fresh().find(self.path(folder), detail=True))
         root = self.path(folder).strip("/") + "/"
-        return {path.strip("/").removeprefix(root): info["size"] for path, info in found.items()}
+        return {path.strip("/").removeprefix(root): info["size"] for path, info in infos.items()}
 
     def write(self, name: str, parts: Sequence[Buffer], *, durable: bool = False) -> None:
         """Replace a file by the concatenation of ``parts``, atomically.
@@ -226,7 +229,7 @@ class Storage:
         self._changed(f"sync {folder or 'it'}", lambda: sync_all(self.path(folder)))
 
     def remove(self, *names: str, within: str = "") -> None:
-        """Remove files, those that are there, and the folders below ``within`` that held them and are empty then."""
+        """Remove those files that are there, and the folders below ``within`` that held them and are empty then."""
         held = sorted({*names})
 
         def remove() -> None:
@@ -252,7 +255,8 @@ class Storage:
         return asked(self.url, operation, call, CheckpointError)
 
     def _changed(self, operation: str, call: Callable[[], T]) -> T:
-        """``_asked`` for what needs folders that were there: another may have removed them."""
+        """Ask as ``_asked`` does for an operation that needs folders which were there; another run may have removed
+        them."""
         try:
             return self._asked(operation, call)
         except NotADirectoryError:

@@ -1,4 +1,4 @@
-"""Files on local disks: staged and moved into place, or an error that says why not."""
+"""Files on local disks, which are written beside their place and moved there when they are whole."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from bot_dist.storage.disk import room_for
 
 Buffer = bytes | memoryview
 PARTIAL = ".partial"
-"""Suffix of a file on its way; a killed writer leaves one."""
+"""Suffix of a file that is not whole yet; a killed writer leaves one behind."""
 _IOV = 1024
-"""Buffers that the system takes in one call."""
+"""Largest number of buffers that the system takes in one call."""
 
 
 def _batches(buffers: Sequence[Any], transferred: Callable[[list[Any]], int]) -> int:
-    """Pass all buffers on, a batch at a time and the rest of a batch again; the bytes passed before an end came."""
+    """Pass all buffers on, a batch at a time, and what is left of a batch again. Return the number of bytes that were
+    passed before nothing more was taken."""
     queue = [view for b in buffers if len(view := memoryview(b).cast("B"))]
     total = first = 0
     while first < len(queue):
@@ -41,8 +42,8 @@ def _batches(buffers: Sequence[Any], transferred: Callable[[list[Any]], int]) ->
 
 
 def read_into(path: str, offset: int, buffers: Sequence[memoryview], *, follow: bool = True) -> int:
-    """Fill the buffers from the file's bytes from ``offset`` on; how many there were. Raises CheckpointError for a link
-    that isn't to be followed."""
+    """Fill the buffers with the file's bytes from ``offset`` on, and return how many there were. Raises CheckpointError
+    for a link that isn't to be followed."""
     descriptor = os.open(path, os.O_RDONLY) if follow else _open_own(path)
     try:
         os.lseek(descriptor, offset, os.SEEK_SET)
@@ -52,7 +53,7 @@ def read_into(path: str, offset: int, buffers: Sequence[memoryview], *, follow: 
 
 
 def read(path: str) -> bytes:
-    """A whole file. Raises CheckpointError where it is a link."""
+    """Read a whole file. Raises CheckpointError where it is a link."""
     with open(_open_own(path), "rb") as file:
         return file.read()
 
@@ -75,9 +76,9 @@ def linked(path: str) -> CheckpointError:
 
 
 def sizes(folder: str) -> dict[str, int]:
-    """Bytes of every file in a folder and the folders in it, by its path from there; what vanishes meanwhile is not
-    there. Raises CheckpointError where there is a link among them."""
-    found: dict[str, int] = {}
+    """The size in bytes of every file in a folder and in the folders below it, by its path from there. A file that
+    vanishes meanwhile is left out. Raises CheckpointError where there is a link among them."""
+    by_name: dict[str, int] = {}
     waiting = [""]
     while waiting:
         inner = waiting.pop()
@@ -90,13 +91,13 @@ def sizes(folder: str) -> dict[str, int]:
                     waiting.append(name)
                 else:
                     with contextlib.suppress(FileNotFoundError):
-                        found[name] = entry.stat(follow_symlinks=False).st_size
-    return found
+                        by_name[name] = entry.stat(follow_symlinks=False).st_size
+    return by_name
 
 
 def remove(root: str, names: Iterable[str], within: str = "") -> None:
-    """Remove files of a folder, those that are there, and the folders below ``within`` that held them and are empty
-    then; nothing through a link, whoever puts one there meanwhile."""
+    """Remove those files of a folder that are there, and the folders below ``within`` that held them and are empty
+    then. Nothing is removed through a link, whoever puts one there meanwhile."""
     by_folder: dict[str, list[str]] = defaultdict(list)
     for name in names:
         folder, _, file = name.rpartition("/")

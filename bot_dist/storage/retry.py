@@ -1,4 +1,4 @@
-"""Asking storage again: which answers are worth it, how often, how long to wait, and the error after that.
+"""Repeated requests to storage: which answers are worth one, how often, how long to wait, and the error after that.
 
 Waits are slept and time-outs are the clients' own; all of these follow the monotonic clock, never the time of day.
 """
@@ -19,20 +19,23 @@ from bot_dist.urls import label
 logger = logging.getLogger(__name__)
 
 TRIES = 8
-"""Most times that one operation is tried, about 15 s of waits together."""
+"""Number of times that one operation is tried at most, with waits of about 15 s together."""
 FIRST_WAIT_S = 0.2
+"""Wait before the second try, in seconds; each wait is about twice the one before."""
 LONGEST_WAIT_S = 5.0
+"""Longest wait between two tries, in seconds."""
 CONNECT_S = 10.0
-"""Longest wait for a connection."""
+"""Longest wait for a connection, in seconds."""
 SILENCE_S = 60.0
-"""Longest wait for an answer or for its next bytes, unless the environment's BOT_DIST_STORAGE_TIMEOUT_S has another."""
+"""Longest wait for an answer or for its next bytes, in seconds, unless the environment's BOT_DIST_STORAGE_TIMEOUT_S
+says another."""
 
 _CLIENTS = ("obstore", "aiohttp", "huggingface_hub", "requests", "httpx", "httpcore", "httpx2", "httpcore2")
 """Client libraries whose errors are not all OSErrors."""
 _LATER = {408, 409, 425, 429}
-"""HTTP statuses below 500 that say: not now. 409 is S3's for two conditional writes at once."""
+"""HTTP statuses below 500 that mean "not now". S3 answers 409 to two conditional writes at once."""
 _METADATA_SERVICE = "169.254.169.254"
-"""Where obstore asks for a machine's role when the environment has no credentials."""
+"""Address that obstore asks for a machine's role when the environment has no credentials."""
 
 _jitter = random.Random()
 
@@ -40,7 +43,7 @@ T = TypeVar("T")
 
 
 def asked(url: str, operation: str, call: Callable[[], T], as_error: type[BotDistError]) -> T:
-    """What ``call`` returns; it is called again while storage answers that it can't just now.
+    """Return what ``call`` returns, calling it again while storage answers that it can't just now.
 
     Raises an ``as_error`` that names the URL, the operation, how often it was tried, and the last answer.
     FileNotFoundError, NotADirectoryError and FileExistsError pass: they are answers.
@@ -50,8 +53,8 @@ def asked(url: str, operation: str, call: Callable[[], T], as_error: type[BotDis
             return call()
         except (NotADirectoryError, FileExistsError):
             raise
-        except Exception as found:
-            error = _behind(found)
+        except Exception as caught:
+            error = _behind(caught)
             if isinstance(error, FileNotFoundError) or not (isinstance(error, OSError) or _client(error)):
                 raise
             again = transient(error)
@@ -93,9 +96,9 @@ def reason(error: Exception) -> str:
             "no credentials in the environment (of S3: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY), and this machine "
             "has no role that gives some"
         )
-    if found := re.search(r"status code: (\d{3}[^:<\n]*)", text):
+    if match := re.search(r"status code: (\d{3}[^:<\n]*)", text):
         detail = [*re.findall(r"<Code>([^<]*)</Code>", text)[:1], *re.findall(r"<Message>([^<]*)</Message>", text)[:1]]
-        return ": ".join([found[1].strip(), *detail])
+        return ": ".join([match[1].strip(), *detail])
     line = " ".join(text.partition("Debug source")[0].split())
     return label(f"{type(error).__name__}: {line}" if line else type(error).__name__)
 
@@ -108,16 +111,16 @@ def _behind(error: Exception) -> Exception:
 
 
 def _client(error: Exception) -> str | None:
-    """The client library that an error is of."""
+    """The client library that has raised an error; None for an error of something else."""
     package = type(error).__module__.partition(".")[0]
     return package if package in _CLIENTS else None
 
 
 def _status(error: Exception) -> int | None:
-    """The HTTP status that an error reports."""
+    """The HTTP status that an error reports; None where it reports none."""
     response = getattr(error, "response", None)
-    for found in (getattr(error, "status", None), getattr(response, "status_code", None)):
-        if isinstance(found, int):
-            return found
-    found = re.search(r"status code: (\d{3})", str(error)) if _client(error) == "obstore" else None
-    return int(found[1]) if found else None
+    for status in (getattr(error, "status", None), getattr(response, "status_code", None)):
+        if isinstance(status, int):
+            return status
+    match = re.search(r"status code: (\d{3})", str(error)) if _client(error) == "obstore" else None
+    return int(match[1]) if match else None

@@ -12,24 +12,23 @@ A store at ``URL/`` holds
   Every attempt writes into its own, so a writer that was given up for dead harms no other; a commit removes the other
   attempts of its plan, and all others when it replaces a store. In there
 
-  - ``NAME/``: one sharded array per parameter, named as ``transformers`` names it, of the *unfused* shape with the axes
-    as ``dimension_names`` (``kv_heads, group, head_dim, embed``; ``embed, embed_2`` where one comes twice), its shards
-    beside each other (``c.0.3.0``);
-    ``attributes.shape`` is the fused shape, and ``attributes.learning_rate_factor`` what Adam's learning rate is to be
-    multiplied by, and weight decay divided by;
-  - ``details/MODULE/BAND/``: what shrinking dropped, where the plan keeps it: one array per detail band of a module,
-    with the layer axis; ``BAND`` has a letter per axis, ``d`` where it is the detail. Axes that one operator changed
-    together have it along the first of them, and size 1 along the others. No parameters of the model;
-  - ``tokenizer/``, ``processor/``, ``source/``: the files of the tokenizer, of the image processor, and what else lay
-    beside the source's weights and goes along with them (how to generate, licences, the card of the model);
-  - ``moments/exp_avg/NAME/`` and ``moments/exp_avg_sq/NAME/``: AdamW's moments of a parameter, float32 and of its
-    shape, where the store is the state of a training, of which the provenance then tells under ``training``, or a
-    transfer has carried them, of which it tells under ``moments``;
-  - ``_layout.json``, ``_steps/``: of an unfinished attempt: what it writes, and what is done; gone after the commit.
+    - ``NAME/``: one sharded array per parameter, named as ``transformers`` names it, of the *unfused* shape with its
+      axes as ``dimension_names`` (``kv_heads, group, head_dim, embed``; ``embed, embed_2`` where one comes twice), its
+      shards beside each other (``c.0.3.0``); ``attributes.shape`` is the fused shape, and
+      ``attributes.learning_rate_factor`` what Adam's learning rate is to be multiplied by, and weight decay divided by;
+    - ``details/MODULE/BAND/``: what shrinking dropped, where the plan keeps it: one array per detail band of a module,
+      with the layer axis; ``BAND`` has a letter per axis, ``d`` where it is the detail. Axes that one operator changed
+      together have it along the first of them, and size 1 along the others. No parameters of the model;
+    - ``tokenizer/``, ``processor/``, ``source/``: the files of the tokenizer, of the image processor, and what else lay
+      beside the source's weights and goes along with them (how to generate, licences, the card of the model);
+    - ``moments/exp_avg/NAME/`` and ``moments/exp_avg_sq/NAME/``: AdamW's moments of a parameter, float32 and of its
+      shape, where the store is the state of a training, of which the provenance then tells under ``training``, or a
+      transfer has carried them, of which it tells under ``moments``;
+    - ``_layout.json``, ``_steps/``: of an unfinished attempt: what it writes, and what is done; gone after the commit.
 
-- ``operators/NAME/``: stores of this same format with the operators that were fitted to the source (``operators.py``),
-  of those names that the manifest's provenance lists, with the digest of each one's manifest. They are there before
-  what is made with them.
+- ``operators/NAME/``: stores of this same format with the operators that were fitted to the source
+  (``fitted_operators.py``), of those names that the manifest's provenance lists, with the digest of each one's
+  manifest. They are there before what is made with them.
 
 Of a folder, nothing is replaced or removed but what these names and layouts say (``folder.py``); on local disks nothing
 in it is a link.

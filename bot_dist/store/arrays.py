@@ -1,4 +1,4 @@
-"""What plain zarr is told of a parameter's array, and numpy's view of torch tensors."""
+"""The metadata by which plain zarr reads a parameter's array, and numpy's view of torch tensors."""
 
 from __future__ import annotations
 
@@ -88,5 +88,5 @@ def torch_dtype(name: str) -> torch.dtype:
 
 
 def fill_value(dtype: str) -> float | int:
-    """What pads a chunk: NaN."""
+    """Value that pads a chunk and stands for a missing one: NaN."""
     return _NAN.get(dtype, float("nan"))

@@ -115,13 +115,12 @@ def read_columns(spec: OperatorSpec, columns: Range, layer: int = 0) -> Matrices
 
 
 def read_constant(spec: OperatorSpec, layer: int = 0) -> float:
-    """The number that a fitted constant is, of a source layer. Raises CheckpointError when it is not what was
-    stored."""
+    """The value of a fitted constant, for one source layer. Raises CheckpointError when it is not what was stored."""
     return float(_reading(spec, layer)("", (0, 1))[0, 0])
 
 
 def _reading(spec: OperatorSpec, layer: int) -> ReadKept:
-    """What reads the arrays that are kept of an operator, or of the one that it is made of."""
+    """The reader of the arrays that are kept of an operator, or of the one that it is made of."""
 
     def read(suffix: str, rows: Range) -> Matrices:
         kept = spec.of_weights
@@ -130,8 +129,8 @@ def _reading(spec: OperatorSpec, layer: int) -> ReadKept:
         parameter = reader.parameter(name + suffix)
         within = ((0, n) for n in parameter.sizes[1 + kept.per_layer :])
         box = ((int(rows[0]), int(rows[1])), *within)
-        found = reader.read(parameter, ((layer, layer + 1), *box) if kept.per_layer else box)
-        return cast(Matrices, found.numpy().reshape(-1, parameter.sizes[-1]).astype(np.float64))
+        values = reader.read(parameter, ((layer, layer + 1), *box) if kept.per_layer else box)
+        return cast(Matrices, values.numpy().reshape(-1, parameter.sizes[-1]).astype(np.float64))
 
     return read
 
@@ -143,17 +142,17 @@ def _opened(spec: Fitted) -> tuple[CheckpointReader, str]:
     if outer:
         Storage(outer).refuse_links(f"{OPERATORS}/{folder}")
     reader = CheckpointReader(url)
-    if (found := operator_digest(reader, name)) != spec.digest:
+    if (actual := operator_digest(reader, name)) != spec.digest:
         raise CheckpointError(
-            f"{reader.storage.label}: {name} is not the operator that the plan means: digest {found}, wanted "
+            f"{reader.storage.label}: {name} is not the operator that the plan means: digest {actual}, wanted "
             f"{spec.digest}; fit it again, or plan with what is there"
         )
     return reader, name
 
 
 def operator_digest(reader: CheckpointReader, name: str) -> str:
-    """Of a matrix and its layout, and of what undoes it: what a plan names it by."""
+    """The digest by which a plan names an operator: that of its matrix, its layout and the arrays that undo it."""
     every = (name, *(name + suffix for suffix in SUFFIXES))
     arrays = [array for array in every if array in reader.manifest.parameters]
-    found = (repr(reader.stored(array)).encode() + reader.manifest.digests[array] for array in arrays)
-    return xxhash.xxh3_128_hexdigest(b"".join(found))
+    described = (repr(reader.stored(array)).encode() + reader.manifest.digests[array] for array in arrays)
+    return xxhash.xxh3_128_hexdigest(b"".join(described))

@@ -114,7 +114,7 @@ def partial_of(name: str) -> str:
 
 
 def own_files(storage: Storage, folder: str, on_storage: Mapping[str, int]) -> list[str]:
-    """What an attempt has written, of all that is in its folder; nothing where no attempt has."""
+    """The files that an attempt has written, among all that is in its folder; none where no attempt has been there."""
     group = _attributes(storage.read(_join(folder, GROUP))) if GROUP in on_storage else {}
     if LAYOUT not in on_storage and "config" not in group:
         return []
@@ -142,16 +142,16 @@ def _laid_out(storage: Storage, folder: str, on_storage: Mapping[str, int]) -> I
     others = [name for name in folders if name not in named]
     with ThreadPoolExecutor(THREADS, thread_name_prefix="bot_dist-metadata") as pool:
         of_each = pool.map(lambda name: _attributes(storage.read(_join(folder, name, GROUP))), others)
-        yield from (name for name, found in zip(others, of_each, strict=True) if "logical_dtype" in found)
+        yield from (name for name, attributes in zip(others, of_each, strict=True) if "logical_dtype" in attributes)
 
 
 def _attributes(data: bytes) -> Mapping[str, object]:
-    """Attributes that a ``zarr.json`` has; none where it is none."""
+    """The attributes of a ``zarr.json``; none where the data is no such file."""
     try:
-        found = parse_object(data, GROUP, ValueError)["attributes"]
+        attributes = parse_object(data, GROUP, ValueError)["attributes"]
     except (ValueError, KeyError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return attributes if isinstance(attributes, dict) else {}
 
 
 def _join(*parts: str) -> str:

@@ -15,7 +15,8 @@ from bot_dist.tensors.axes import ITEMSIZE, Parameter
 SHARD_BYTES = 2**26
 """Default size of a shard, in bytes."""
 _PADDED = 2**12
-"""Elements of a shard that may be far larger than its parameter; else it is less than twice as long along each axis."""
+"""Largest shard, in elements, that may be far larger than its parameter; any other is less than twice as long along
+each axis."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +28,8 @@ class StoredParameter:
     shard: tuple[int, ...]
     chunk: tuple[int, ...]
     learning_rate_factor: float = 1.0
-    """On Adam's learning rate for this parameter, inverse on its weight decay: what its change of size asks for."""
+    """Factor of Adam's learning rate for this parameter, and divisor of its weight decay, which its change of size asks
+    for."""
 
     def __post_init__(self) -> None:
         assert self.dtype in ITEMSIZE, self.dtype
@@ -35,19 +37,21 @@ class StoredParameter:
 
     @property
     def nbytes(self) -> int:
+        """Bytes of the parameter's values, without padding."""
         return self.parameter.size * ITEMSIZE[self.dtype]
 
     @property
     def chunk_bytes(self) -> int:
-        """Of one inner chunk; one that the parameter ends in is padded to it."""
+        """Bytes of one inner chunk; a chunk that the parameter ends in is padded to it."""
         return math.prod(self.chunk) * ITEMSIZE[self.dtype]
 
     @property
     def grid_shape(self) -> tuple[int, ...]:
-        """How many inner chunks there are along each axis."""
+        """The number of inner chunks along each axis."""
         return tuple(-(-n // c) for n, c in zip(self.parameter.sizes, self.chunk, strict=True))
 
     def shards(self) -> Iterator[Box]:
+        """The shards, in row-major order, clipped to the parameter."""
         return grid(whole(self.parameter.sizes), self.shard)
 
     def chunks(self, box: Box | None = None) -> Iterator[Box]:
@@ -70,7 +74,7 @@ class StoredParameter:
             )
 
     def chunk_index(self, chunk: Box) -> tuple[int, ...]:
-        """Where an inner chunk is in the grid of them."""
+        """The place of an inner chunk in the grid of all inner chunks."""
         return tuple(start // c for (start, _), c in zip(chunk, self.chunk, strict=True))
 
     def chunk_key(self, chunk: Box) -> str:
@@ -78,8 +82,8 @@ class StoredParameter:
         return ".".join(map(str, self.chunk_index(chunk)))
 
     def shard_key(self, shard: Box) -> str:
-        """Name of a shard in the folder of its array, ``"c.0.3.0"``. (Folders in between take longer to make than the
-        shards to write.)"""
+        """Name of a shard in the folder of its array, such as ``"c.0.3.0"``. There are no folders in between, because
+        making them takes longer than writing the shards."""
         return ".".join(["c", *(str(start // s) for (start, _), s in zip(shard, self.shard, strict=True))])
 
     def to_json(self) -> dict[str, Any]:

@@ -20,13 +20,15 @@ from bot_dist.store.shards import DIGEST_BYTES
 from bot_dist.tensors import Box
 
 FORMAT_VERSION = 1
+"""Version of the format that is written, and the only one that is read."""
 MANIFEST = "manifest.json"
 MOST_BYTES = 2**31
-"""Of a manifest: 16 for each chunk, and a chunk has 256 KiB or less."""
+"""Largest manifest that is read, in bytes. It has 16 bytes for each chunk, and a chunk has at most 256 KiB."""
 OPERATORS = "operators"
-"""Folder of stores with operators that were fitted to the source: they are there before what is made with them."""
+"""Folder of the stores with operators that were fitted to the source; they are written before what is made with
+them."""
 ATTEMPTS = "data"
-"""Folder of the attempts to write a store: each has a folder of its own in there."""
+"""Folder of the attempts to write a store, each of which has a folder of its own in it."""
 _SECTIONS = ("source", "plan", "recipe", "versions", "transfer", "details", "moments", "training", "calibration")
 """The parts of a provenance that are objects."""
 
@@ -52,20 +54,20 @@ class Manifest:
     """``transformers`` configuration of the model."""
     parameters: dict[str, StoredParameter]
     digests: dict[str, bytes]
-    """Per parameter, xxh3-64 of the bytes of each inner chunk, in row-major order of the grid of them."""
+    """The xxh3-64 digests of the inner chunks of each parameter, in row-major order of their grid."""
     provenance: dict[str, Any]
-    """Where it came from: source, plan, recipe, versions, energy kept."""
+    """Origin of the store: source, plan, recipe, versions, energy kept."""
     files: dict[str, StoredFile] = field(default_factory=dict)
-    """What else lies in the folder and was carried along from the source, by path."""
+    """Other files in the folder, which were carried along from the source, by path."""
 
     @property
     def operators(self) -> dict[str, str]:
-        """Folders, within the store, of the stores with the operators that it was made with, ``operators/NAME``, and
-        the digest of each one's manifest."""
+        """The stores of the operators that this store was made with: the digest of each one's manifest, by its folder
+        ``operators/NAME`` within the store."""
         return {f"{OPERATORS}/{name}": digest for name, digest in self.provenance.get(OPERATORS, {}).items()}
 
     def chunk_digest(self, name: str, chunk: Box) -> bytes:
-        """What was committed of an inner chunk."""
+        """The digest of an inner chunk that was committed."""
         stored, ordinal = self.parameters[name], 0
         for i, n in zip(stored.chunk_index(chunk), stored.grid_shape, strict=True):
             ordinal = ordinal * n + i
@@ -73,7 +75,7 @@ class Manifest:
 
     @cached_property
     def digest(self) -> str:
-        """xxh3-128 of everything above: identifies the contents of the store."""
+        """The xxh3-128 digest of everything above, which identifies the contents of the store."""
         return digest(self._body())
 
     def contents(self) -> dict[str, Any]:
@@ -112,7 +114,7 @@ class Manifest:
             )
         try:
             body = parse_object(storage.read(MANIFEST), where, ValueError, MOST_BYTES)
-            found, version = body.pop("digest"), body["format_version"]
+            recorded, version = body.pop("digest"), body["format_version"]
         except (ValueError, KeyError, AttributeError):
             raise CheckpointError(f"{where} is damaged: not the JSON of a manifest") from None
         if version != FORMAT_VERSION:
@@ -120,8 +122,8 @@ class Manifest:
                 f"{storage.label}: format version {version}, this bot_dist reads {FORMAT_VERSION}; "
                 f"make the store again with this version, or read it with the one that wrote it"
             )
-        if found != (actual := digest(body)):
-            raise CheckpointError(f"{where} was changed: digest {actual}, recorded {found}; restore it")
+        if recorded != (actual := digest(body)):
+            raise CheckpointError(f"{where} was changed: digest {actual}, recorded {recorded}; restore it")
         try:
             return Manifest._from_body(body, where)
         except (KeyError, TypeError, ValueError, AttributeError) as error:  # what wrote it knew digests, and not more
@@ -135,8 +137,8 @@ class Manifest:
             raise CheckpointError(f"{where}: data folder {body['data']!r}, wanted {ATTEMPTS}/NAME")
         if not isinstance(body["config"], dict):
             raise CheckpointError(f"{where}: its config is no object; make the store again")
-        for section, found in body["provenance"].items():
-            if section in _SECTIONS and not isinstance(found, dict):
+        for section, value in body["provenance"].items():
+            if section in _SECTIONS and not isinstance(value, dict):
                 raise CheckpointError(f"{where}: its {section} is no object; make the store again")
         operators = body["provenance"].get(OPERATORS, {})
         if not isinstance(operators, dict):
@@ -160,5 +162,5 @@ class Manifest:
 
 
 def digest(body: Mapping[str, Any]) -> str:
-    """xxh3-128 of plain data."""
+    """The xxh3-128 digest of plain data."""
     return xxhash.xxh3_128_hexdigest(json.dumps(body, sort_keys=True, separators=(",", ":")).encode())

@@ -1,4 +1,4 @@
-"""Reading a committed store: every chunk that is read is checked against the manifest."""
+"""The reader of a committed store, which checks every chunk that it reads against the manifest."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from bot_dist.model import Model
 
 LOCAL_BATCH = 2**21
-"""Bytes read before they are checked: few enough to be in the cache still."""
+"""Bytes that are read from a local disk before they are checked: few enough to be in the cache still."""
 REMOTE_BATCH = 2**25
-"""Bytes asked for at the same time."""
+"""Bytes that remote storage is asked for at the same time."""
 
 READ_AHEAD = 2**28
 """Bytes of tensors that may be waiting to be taken."""
@@ -42,7 +42,7 @@ class Damage:
     """An inner chunk that does not hold what was committed, the index of a shard, or a file beside the arrays."""
 
     name: str
-    """Of the parameter, or the path of the file."""
+    """Name of the parameter, or path of the file."""
     chunk: str | None = None
     problem: str
 
@@ -113,13 +113,13 @@ class CheckpointReader:
         return self.stored(name).parameter
 
     def stored(self, name: str) -> StoredParameter:
-        """How a parameter lies on storage. Raises SourceError when there is none of that name."""
+        """The layout of a parameter on storage. Raises SourceError when there is none of that name."""
         if name not in self.manifest.parameters:
             raise SourceError(f"{self.storage.label} holds no parameter {name}")
         return self.manifest.parameters[name]
 
     def details(self) -> Details | None:
-        """How the model was shrunk, where what that dropped was kept."""
+        """The details that shrinking has dropped and the store has kept; None where it has kept none."""
         recorded = self.manifest.provenance.get("details")
         try:
             return Details.from_json(recorded).at(self.url) if recorded else None
@@ -130,10 +130,11 @@ class CheckpointReader:
 
     @property
     def optimizer_step(self) -> int | None:
-        """How many steps AdamW had taken whose moments lie beside the weights; None where there are none."""
+        """The number of steps that AdamW had taken whose moments lie beside the weights; None where there are no
+        moments."""
         provenance = self.manifest.provenance
-        found = provenance.get("training") or provenance.get("moments") or {}
-        step = found.get("optimizer_step")
+        facts = provenance.get("training") or provenance.get("moments") or {}
+        step = facts.get("optimizer_step")
         if step is not None and (type(step) is not int or step < 0):
             raise CheckpointError(f"{self.storage.label}: its manifest has {step!r} for AdamW's steps; make it again")
         return step
@@ -145,7 +146,7 @@ class CheckpointReader:
         return exact
 
     def read(self, parameter: Parameter, box: Box) -> torch.Tensor:
-        """The box, checked. Raises CheckpointError naming the first chunk that is missing or damaged."""
+        """Read a box, and check it. Raises CheckpointError naming the first chunk that is missing or damaged."""
         stored = self.stored(parameter.name)
         if box_size(box) == 0:
             raise ValueError(f"{parameter.name}: empty box {box}")
@@ -154,7 +155,8 @@ class CheckpointReader:
         return result
 
     def read_into(self, parameter: Parameter, box: Box, into: torch.Tensor) -> None:
-        """``read``, into a CPU tensor of the box's shape and the parameter's dtype, of any strides."""
+        """Read a box as ``read`` does, into a CPU tensor of the box's shape and the parameter's dtype, of any
+        strides."""
         batch = LOCAL_BATCH if self.storage.local else PIECE_BYTES
         self._fill(self.stored(parameter.name), [(box, arrays.view(into))], batch)
 
@@ -175,8 +177,9 @@ class CheckpointReader:
         return result
 
     def read_slice(self, name: str, axis: str, rank: int, degree: int) -> torch.Tensor:
-        """What tensor parallelism gives ``rank`` of ``degree`` along a named axis; the first ranks have one more where
-        it doesn't divide. Of the unfused shape. Raises SourceError when the parameter has no such axis."""
+        """Read the part of a parameter that tensor parallelism gives to ``rank`` of ``degree`` along a named axis, of
+        the unfused shape. Where the axis doesn't divide, the first ranks have one index more. Raises SourceError when
+        the parameter has no such axis."""
         parameter = self.parameter(name)
         if axis not in parameter.axes:
             raise SourceError(f"{self.storage.label}: {name} has no axis '{axis}', only {', '.join(parameter.axes)}")
@@ -209,9 +212,9 @@ class CheckpointReader:
         if name not in self.manifest.files:
             raise SourceError(f"{self.storage.label} holds no file {name}")
         data = self.storage.read(f"{self.manifest.data}/{name}")
-        if (found := xxhash.xxh3_128_hexdigest(data)) != (wanted := self.manifest.files[name].xxh3_128):
+        if (actual := xxhash.xxh3_128_hexdigest(data)) != (wanted := self.manifest.files[name].xxh3_128):
             raise CheckpointError(
-                f"{self.storage.label}/{self.manifest.data}/{name} was changed (digest {found}, committed {wanted}); "
+                f"{self.storage.label}/{self.manifest.data}/{name} was changed (digest {actual}, committed {wanted}); "
                 f"restore it"
             )
         return data
@@ -250,16 +253,16 @@ class CheckpointReader:
         return damaged
 
     def verify_sizes(self) -> list[Damage]:
-        """Shards that are missing or of another size, by listing alone."""
+        """Find the shards that are missing or of another size, by listing alone."""
         on_storage = self.storage.sizes(self.manifest.data)
         damaged = []
         for name, stored in self.manifest.parameters.items():
             for shard in stored.shards():
                 key = stored.shard_key(shard)
-                found, wanted = on_storage.get(f"{name}/{key}"), shards.shard_bytes(stored, shard)
-                if found != wanted:
+                nbytes, wanted = on_storage.get(f"{name}/{key}"), shards.shard_bytes(stored, shard)
+                if nbytes != wanted:
                     problem = f"shard {key} " + (
-                        "is missing" if found is None else f"has {found:,} of {wanted:,} bytes"
+                        "is missing" if nbytes is None else f"has {nbytes:,} of {wanted:,} bytes"
                     )
                     damaged += [
                         Damage(name=name, chunk=stored.chunk_key(chunk), problem=problem)
@@ -268,15 +271,15 @@ class CheckpointReader:
         return damaged
 
     def _problem(self, stored: StoredParameter, chunk: Box, data: memoryview) -> str | None:
-        """What is wrong with an inner chunk that was read with its crc."""
+        """The problem of an inner chunk that was read with its crc; None where it is right."""
         values, crc = data[: stored.chunk_bytes], data[stored.chunk_bytes :]
-        found, wanted = shards.digest(values), self.manifest.chunk_digest(stored.parameter.name, chunk)
-        if found != wanted:
-            return f"digest {found.hex()}, committed {wanted.hex()}"
+        actual, wanted = shards.digest(values), self.manifest.chunk_digest(stored.parameter.name, chunk)
+        if actual != wanted:
+            return f"digest {actual.hex()}, committed {wanted.hex()}"
         return None if crc == shards.crc(values) else "its crc32c is wrong; plain zarr will refuse it"
 
     def _read_problem(self, stored: StoredParameter, piece: _Piece, i: int) -> str | None:
-        """What is wrong with one chunk of a piece that can't be read as a whole."""
+        """The problem of one chunk of a piece that can't be read as a whole; None where the chunk is right."""
         data = memoryview(bytearray(shards.pitch(stored)))
         try:
             self.storage.read_into([Request(piece.key, piece.offset + i * len(data), [data])])
@@ -298,7 +301,7 @@ class CheckpointReader:
             self._fetch(stored, places, batch)
 
     def _pieces(self, stored: StoredParameter, boxes: Sequence[Box], most: int) -> Iterator[_Piece]:
-        """What to read for boxes: pieces of shards of at most ``most`` chunks that lie side by side."""
+        """The pieces of shards to read for boxes, each of at most ``most`` chunks that lie side by side."""
         for shard in dict.fromkeys(shard for box in boxes for shard in stored.shards_of(box)):
             for offset, chunks in shards.runs(stored, shard, boxes):
                 for first in range(0, len(chunks), most):
@@ -329,11 +332,11 @@ class CheckpointReader:
                 f"restore the store or make it again"
             ) from None
         for chunk, values, met in read:
-            found, wanted = shards.digest(_bytes(values)), self.manifest.chunk_digest(name, chunk)
-            if found != wanted:
+            actual, wanted = shards.digest(_bytes(values)), self.manifest.chunk_digest(name, chunk)
+            if actual != wanted:
                 raise CheckpointError(
                     f"{self.storage.label}: {name}, chunk {stored.chunk_key(chunk)} is damaged "
-                    f"(digest {found.hex()}, committed {wanted.hex()}); restore the store or make it again"
+                    f"(digest {actual.hex()}, committed {wanted.hex()}); restore the store or make it again"
                 )
             for part, place in met:
                 place[...] = values[arrays.slices(part, chunk)]
@@ -360,7 +363,7 @@ _Place: TypeAlias = tuple[Box, Any]
 
 
 def _meet(a: Box, b: Box) -> Box | None:
-    """What two boxes share; None where that is nothing."""
+    """The box that two boxes share; None where they share nothing."""
     met = tuple((max(s, t), min(e, f)) for (s, e), (t, f) in zip(a, b, strict=True))
     return met if all(start < stop for start, stop in met) else None
 

@@ -33,12 +33,12 @@ Array = npt.NDArray[Any]
 
 
 def digest(data: memoryview) -> bytes:
-    """xxh3-64 of an inner chunk's bytes without their crc, big-endian."""
+    """The xxh3-64 digest of an inner chunk's bytes without their crc, big-endian."""
     return xxhash.xxh3_64_digest(data)
 
 
 def crc(data: bytes | memoryview) -> bytes:
-    """crc32c, as zarr's codec appends it."""
+    """The crc32c that zarr's codec appends to some bytes."""
     value: int = crc32c.crc32c(data)
     return value.to_bytes(CRC_BYTES, "little")
 
@@ -69,7 +69,7 @@ def shard_bytes(stored: StoredParameter, shard: Box) -> int:
 def runs(stored: StoredParameter, shard: Box, boxes: Sequence[Box]) -> Iterator[tuple[int, list[Box]]]:
     """The inner chunks of a shard that meet any of ``boxes``, as runs that lie one behind the other in its file: the
     offset of each run, and its chunks."""
-    found = counts(stored, shard)
+    n_chunks = counts(stored, shard)
     corner = stored.chunk_index(shard)
     ordinals: dict[int, Box] = {}
     for box in boxes:
@@ -78,7 +78,7 @@ def runs(stored: StoredParameter, shard: Box, boxes: Sequence[Box]) -> Iterator[
             continue
         for chunk in stored.chunks(clipped):
             ordinal = 0
-            for i, first, n in zip(stored.chunk_index(chunk), corner, found, strict=True):
+            for i, first, n in zip(stored.chunk_index(chunk), corner, n_chunks, strict=True):
                 ordinal = ordinal * n + i - first
             ordinals[ordinal] = chunk
     for _, group in itertools.groupby(enumerate(sorted(ordinals.items())), key=lambda item: item[1][0] - item[0]):
@@ -92,12 +92,12 @@ def pitch(stored: StoredParameter) -> int:
 
 
 def counts(stored: StoredParameter, shard: Box) -> tuple[int, ...]:
-    """Inner chunks of a shard along each axis: those that the parameter reaches into."""
+    """The number of inner chunks of a shard along each axis that the parameter reaches into."""
     return tuple(-(-(stop - start) // c) for (start, stop), c in zip(shard, stored.chunk, strict=True))
 
 
 def index(stored: StoredParameter, shard: Box) -> bytes:
-    """What follows the chunks of a shard in its file: the index with its crc."""
+    """The index, with its crc, that follows the chunks of a shard in its file."""
     full = tuple(s // c for s, c in zip(stored.shard, stored.chunk, strict=True))
     table = np.full((*full, 2), _ABSENT, dtype="<u8")
     here = counts(stored, shard)

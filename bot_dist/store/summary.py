@@ -1,4 +1,4 @@
-"""What a committed store holds and where it came from, in short."""
+"""A summary of a committed store: its content and its origin."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ _SHORT = 16
 
 @dataclass(frozen=True, kw_only=True)
 class StoreRow:
-    """One module (its arrays are alike), or one detail band of one."""
+    """One module of a store, whose arrays are alike, or one detail band of a module."""
 
     name: str
     arrays: int
     stored: StoredParameter
-    """Of the first array."""
+    """Layout of the first array."""
     nbytes: int
-    """Of all arrays."""
+    """Bytes of all arrays together."""
     energy_kept: float | None
-    """Share of the source's squared norm; None where nothing was dropped."""
+    """Share of the source's squared norm that was kept; None where nothing was dropped."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,20 +52,21 @@ class OperatorRow:
     """One operator that was fitted to a store's source."""
 
     store: str
-    """Where it is kept, within the store that was made with it: ``operators/NAME``."""
+    """Folder of the operator's own store within the store that was made with it: ``operators/NAME``."""
     name: str
     kind: Kind
     shape: tuple[int, ...]
-    """``(target, source)``; of a selection ``(target,)``: the source indices that are taken; of a constant ``()``."""
+    """Shape of the operator: ``(target, source)`` of a matrix, ``(target,)`` of a selection, which holds the source
+    indices that are taken, and ``()`` of a constant."""
     layers: int | None
-    """Source layers, where there is one for each; None where there is one for all."""
+    """Number of source layers where each has an operator of its own; None where one operator serves all."""
     dtype: str
     nbytes: int
-    """Of all layers."""
+    """Bytes of all layers together."""
     digest: str
-    """What a plan names it by."""
+    """Digest by which a plan names the operator."""
     used_for: tuple[tuple[str, str], ...]
-    """Modules of the target, and the axis that it acts on, or from which on."""
+    """Modules of the target that the operator acts on, each with the axis, or the first of the axes."""
 
 
 def operator_rows(reader: CheckpointReader) -> list[OperatorRow]:
@@ -146,7 +147,7 @@ def store_totals(manifest: Manifest) -> Totals:
 
 
 def provenance_lines(manifest: Manifest) -> Iterator[tuple[str, str]]:
-    """What a person wants to know of where a store came from: a heading and one line each."""
+    """The origin of a store for people: pairs of a heading and one line."""
     for key, value in manifest.provenance.items():
         match key:
             case "source":
@@ -154,7 +155,7 @@ def provenance_lines(manifest: Manifest) -> Iterator[tuple[str, str]]:
                 if "digest" in value:
                     yield "source digest", value["digest"]
                 for name, file in value.get("files", {}).items():
-                    facts = ", ".join(f"{what} {_short(found)}" for what, found in file.items())
+                    facts = ", ".join(f"{what} {_short(fact)}" for what, fact in file.items())
                     yield "source file", f"{name}: {facts}"
             case "plan":
                 mesh = " × ".join(f"{axis} {n}" for axis, n in value["mesh"].items())
@@ -192,7 +193,7 @@ def _changed(value: Mapping[str, Any], default: Mapping[str, Any], section: str 
             yield f"{section}{key}={setting}"
 
 
-def _short(found: object) -> str:
+def _short(digest: object) -> str:
     """Enough of a long digest to tell it from others."""
-    text = str(found)
+    text = str(digest)
     return text if len(text) <= 2 * _SHORT else f"{text[:_SHORT]}…"

@@ -1,4 +1,4 @@
-"""Verifying a whole store: its shards in parts for many workers, and what lies beside them."""
+"""The verification of a whole store: of its shards, in parts for many workers, and of the files beside them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from bot_dist.tensors import Box
 from bot_dist.units import size
 
 PART_BYTES = 2**28
-"""Most bytes of a part that has more than one shard."""
+"""Largest part that has more than one shard, in bytes."""
 _PARTS_PER_WORKER = 8
 
 
@@ -31,7 +31,7 @@ class Part:
 
     shards: tuple[tuple[str, Box], ...]
     nbytes: int
-    """Of their files."""
+    """Bytes of the shards' files together."""
 
     def __str__(self) -> str:
         (first, _), (last, _) = self.shards[0], self.shards[-1]
@@ -43,11 +43,11 @@ class Verification(Result):
     """The damage that was found in a store, and what is no part of it."""
 
     damaged: list[Damage]
-    """In the manifest's order, whoever found it."""
+    """Damage that was found, in the manifest's order."""
     foreign: dict[str, int]
-    """Files that are no part of the store, with their bytes: harmless."""
+    """Files in the folder that are no part of the store, with their bytes; they do no harm."""
     read: str
-    """What was read and by whom, for people."""
+    """A phrase for people: how much was read, and by whom."""
 
     @property
     def intact(self) -> bool:
@@ -106,15 +106,17 @@ def operator_stores(reader: CheckpointReader) -> tuple[dict[str, CheckpointReade
         except CheckpointError as error:
             damaged.append(Damage(name=folder, problem=str(error)))
             continue
-        if (found := operators.manifest.digest) == wanted:
+        if (actual := operators.manifest.digest) == wanted:
             opened[folder] = operators
         else:
-            damaged.append(Damage(name=folder, problem=f"another store lies there: digest {found}, committed {wanted}"))
+            damaged.append(
+                Damage(name=folder, problem=f"another store lies there: digest {actual}, committed {wanted}")
+            )
     return opened, damaged
 
 
 def within(folder: str, damaged: Iterable[Damage]) -> list[Damage]:
-    """Damages of a store in a folder of another, as that one's."""
+    """The damage of a store in a folder of another store, named as seen from the other one."""
     return [dataclasses.replace(damage, name=f"{folder}: {damage.name}") for damage in damaged]
 
 
@@ -125,40 +127,40 @@ def verify_beside(reader: CheckpointReader) -> list[Damage]:
     damaged += _metadata(reader, f"{manifest.data}/{GROUP}", arrays.group_metadata({"config": manifest.config}))
     for name, file in manifest.files.items():
         try:
-            found = xxhash.xxh3_128_hexdigest(reader.storage.read(f"{manifest.data}/{name}"))
+            actual = xxhash.xxh3_128_hexdigest(reader.storage.read(f"{manifest.data}/{name}"))
         except CheckpointError as error:
             damaged.append(Damage(name=name, problem=_unreadable(reader, f"{manifest.data}/{name}", error)))
         else:
-            if found != file.xxh3_128:
-                damaged.append(Damage(name=name, problem=f"digest {found}, committed {file.xxh3_128}"))
+            if actual != file.xxh3_128:
+                damaged.append(Damage(name=name, problem=f"digest {actual}, committed {file.xxh3_128}"))
     return damaged
 
 
 def verify_sizes(reader: CheckpointReader) -> list[Damage]:
-    """What is missing or of another size, by listing alone: shards, metadata, and files that are carried along."""
+    """Find shards, metadata and carried files that are missing or of another size, by listing alone."""
     on_storage = reader.storage.sizes("")
     damaged = reader.verify_sizes()
     for name in _metadata_paths(reader):
         if name not in on_storage:
             damaged.append(Damage(name=name, problem="is missing"))
     for name, file in reader.manifest.files.items():
-        found = on_storage.get(f"{reader.manifest.data}/{name}")
-        if found != file.nbytes:
-            problem = "is missing" if found is None else f"has {found:,} of {file.nbytes:,} bytes"
+        nbytes = on_storage.get(f"{reader.manifest.data}/{name}")
+        if nbytes != file.nbytes:
+            problem = "is missing" if nbytes is None else f"has {nbytes:,} of {file.nbytes:,} bytes"
             damaged.append(Damage(name=name, problem=problem))
     return damaged
 
 
 def foreign_files(reader: CheckpointReader) -> dict[str, int]:
-    """Files in the store's folder that belong to no part of it: strangers, or what unfinished attempts wrote. Of what
-    is in a store of operators that can't be opened, nothing is told."""
+    """The files in a store's folder that are no part of it, with their bytes: strangers, and what unfinished attempts
+    wrote. Files in a store of operators that can't be opened are left out."""
     ours = {*_files(reader)}
     opened, unknown = operator_stores(reader)
     for folder, operators in opened.items():
         ours.update(f"{folder}/{name}" for name in _files(operators))
     unopened = tuple(f"{damage.name}/" for damage in unknown)
-    found = sorted(reader.storage.sizes("").items())
-    return {name: n for name, n in found if name not in ours and not name.startswith(unopened)}
+    by_name = sorted(reader.storage.sizes("").items())
+    return {name: n for name, n in by_name if name not in ours and not name.startswith(unopened)}
 
 
 def _files(reader: CheckpointReader) -> Iterator[str]:
@@ -176,7 +178,7 @@ def _metadata_paths(reader: CheckpointReader) -> Iterator[str]:
 
 
 def _metadata(reader: CheckpointReader, path: str, *wanted: bytes) -> list[Damage]:
-    """What is wrong with a ``zarr.json`` that should be one of those ``wanted``. Only plain zarr needs it."""
+    """The damage of a ``zarr.json`` that should be one of those ``wanted``. Only plain zarr needs the file."""
     try:
         if parse_object(reader.storage.read(path), path, ValueError) in map(json.loads, wanted):
             return []

@@ -1,4 +1,4 @@
-"""Writing a store: created once, written shard by shard from anywhere, committed once."""
+"""The writer of a store, which is created once, written shard by shard from anywhere, and committed once."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class CheckpointWriter:
         self.storage = storage
         self.folder = f"{ATTEMPTS}/{attempt}"
         self.url = f"{storage.url}/{self.folder}"
-        """Of the attempt's folder."""
+        """URL of the attempt's folder."""
         self.stored = dict(stored)
         self.config = dict(config)
 
@@ -102,7 +102,7 @@ class CheckpointWriter:
         return list(self.stored[name].shards())
 
     def write(self, name: str, shard: Box, tensor: torch.Tensor) -> bytes:
-        """Write one whole shard, durably and at once; the digests of its inner chunks, eight bytes each."""
+        """Write one whole shard, durably and at once. Return the digests of its inner chunks, eight bytes each."""
         stored = self.stored[name]
         assert tuple(tensor.shape) == box_shape(shard), (name, shard, tensor.shape)
         assert tensor.dtype == arrays.torch_dtype(stored.dtype), (name, tensor.dtype)
@@ -111,11 +111,11 @@ class CheckpointWriter:
         return digests
 
     def write_array(self, name: str, tensor: torch.Tensor, layer: int | None = None) -> dict[str, bytes]:
-        """Write all shards of an array; or, where a shard has one layer at most, those of a ``layer``, which is
-        ``tensor``. What ``write`` returns, by shard key."""
+        """Write all shards of an array, or, where a shard has at most one layer, those of one ``layer``, whose values
+        are ``tensor``. Return what ``write`` returns, by shard key."""
         if layer is not None:
             tensor = tensor[None]
-        found = {}
+        by_shard = {}
         for shard in self.stored[name].shards():
             within = shard
             if layer is not None:
@@ -123,11 +123,11 @@ class CheckpointWriter:
                     continue
                 within = ((0, 1), *shard[1:])
             part = tensor[tuple(slice(*r) for r in within)].contiguous()
-            found[self.stored[name].shard_key(shard)] = self.write(name, shard, part)
-        return found
+            by_shard[self.stored[name].shard_key(shard)] = self.write(name, shard, part)
+        return by_shard
 
     def digests_on_storage(self, name: str, shard: Box) -> bytes:
-        """Digests of the inner chunks of a shard as they read back now; empty if the file is not whole."""
+        """The digests of the inner chunks of a shard as they are read back now; empty if the file is not whole."""
         stored, pitch = self.stored[name], shards.pitch(self.stored[name])
         data = memoryview(bytearray(shards.shard_bytes(stored, shard)))
         try:
@@ -154,7 +154,7 @@ class CheckpointWriter:
         return {name.removesuffix(".json") for name in self.storage.names(f"{self.folder}/{STEPS}")}
 
     def record_of(self, step: str) -> dict[str, Any] | None:
-        """What was recorded of a step; None when the record is damaged."""
+        """The result that was recorded of a step; None when the record is damaged."""
         try:
             body = parse_object(self.storage.read(f"{self.folder}/{STEPS}/{step}.json"), step, ValueError)
             intact = body.pop("digest") == digest(body) and body["step"] == step
@@ -227,19 +227,20 @@ class CheckpointWriter:
         stored = self.stored[name]
         grid = np.zeros((*stored.grid_shape, shards.DIGEST_BYTES), dtype=np.uint8)
         for shard in stored.shards():
-            found = by_shard.get(stored.shard_key(shard))
-            if found is None:
+            digests = by_shard.get(stored.shard_key(shard))
+            if digests is None:
                 raise CheckpointError(
                     f"{self.storage.label}: not committed, shard {stored.shard_key(shard)} of {name} was not written"
                 )
             counts = shards.counts(stored, shard)
             corner = stored.chunk_index(shard)
             inside = tuple(slice(first, first + n) for first, n in zip(corner, counts, strict=True))
-            grid[inside] = np.frombuffer(found, dtype=np.uint8).reshape(*counts, shards.DIGEST_BYTES)
+            grid[inside] = np.frombuffer(digests, dtype=np.uint8).reshape(*counts, shards.DIGEST_BYTES)
         return grid.tobytes()
 
     def _write_metadata(self) -> None:
-        """What plain zarr goes by; not before, so that it does not read what is unfinished."""
+        """Write the metadata that plain zarr needs. It is written last, so that plain zarr does not read an unfinished
+        store."""
         files = {GROUP: root_metadata(), f"{self.folder}/{GROUP}": arrays.group_metadata({"config": self.config})}
         files |= {f"{self.folder}/{name}/{GROUP}": arrays.metadata(stored) for name, stored in self.stored.items()}
         with ThreadPoolExecutor(THREADS, thread_name_prefix="bot_dist-metadata") as pool:
@@ -250,10 +251,10 @@ class CheckpointWriter:
         for name, stored in self.stored.items():
             for shard in stored.shards():
                 key, wanted = f"{name}/{stored.shard_key(shard)}", shards.shard_bytes(stored, shard)
-                if (found := on_storage.get(key)) != wanted:
+                if (nbytes := on_storage.get(key)) != wanted:
                     raise CheckpointError(
                         f"{self.storage.label}: not committed, {key} has "
-                        f"{'no file' if found is None else f'{found:,} bytes'}, wanted {wanted:,}; "
+                        f"{'no file' if nbytes is None else f'{nbytes:,} bytes'}, wanted {wanted:,}; "
                         f"run the same command again"
                     )
 

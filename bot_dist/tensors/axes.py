@@ -12,37 +12,42 @@ from dataclasses import dataclass
 from typing import Literal
 
 Role = Literal["write", "read", "pointwise", "fixed", "layer"]
-"""What a map does along an axis: put out (``write``), sum over (``read``), hold one value for each index that is used
-by itself (``pointwise``: norm weights, positions), neither (``fixed``: never resampled), repeat (``layer``)."""
+"""The role of an axis in a weight. ``write``: the axis indexes what the weight puts out. ``read``: the weight sums over
+it. ``pointwise``: every index has a value that is used by itself (norm weights, positions). ``fixed``: it is never
+resampled. ``layer``: it counts the blocks."""
 
 Range = tuple[int, int]
 """Half-open index range ``(start, stop)`` along an axis."""
 
 ITEMSIZE = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
-"""Dtypes of parameters, with their bytes per element."""
+"""Bytes per element of every dtype that a parameter may have."""
 
 
 @dataclass(frozen=True)
 class AxisUse:
-    """An axis as one weight uses it."""
+    """One axis of a weight, with the role that it has there."""
 
     axis: str
     role: Role
 
 
 def write(axis: str) -> AxisUse:
+    """The axis indexes what the weight puts out."""
     return AxisUse(axis, "write")
 
 
 def read(axis: str) -> AxisUse:
+    """The weight sums over the axis."""
     return AxisUse(axis, "read")
 
 
 def pointwise(axis: str) -> AxisUse:
+    """Every index of the axis has a value of its own."""
     return AxisUse(axis, "pointwise")
 
 
 def fixed(axis: str) -> AxisUse:
+    """The axis is never resampled."""
     return AxisUse(axis, "fixed")
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from bot_dist.tensors.axes import Range
 
 Box = tuple[Range, ...]
-"""One range per axis of a tensor."""
+"""A part of a tensor: one range of indices per axis."""
 
 
 def whole(shape: Sequence[int]) -> Box:
@@ -18,10 +18,12 @@ def whole(shape: Sequence[int]) -> Box:
 
 
 def box_shape(box: Box) -> tuple[int, ...]:
+    """The number of indices along each axis of a box."""
     return tuple(stop - start for start, stop in box)
 
 
 def box_size(box: Box) -> int:
+    """The number of elements in a box."""
     return math.prod(stop - start for start, stop in box)
 
 

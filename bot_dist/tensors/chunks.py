@@ -1,4 +1,4 @@
-"""The inner chunks of a shard: what is checked and read at once."""
+"""The inner chunks of a shard, each of which is read and checked against its digest as one."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import math
 from collections.abc import Sequence
 
 CHUNK_BYTES = 2**18
-"""Inner chunks are at most this large where an axis can be cut: small enough that a ZeRO rank's rows are few chunks."""
+"""Largest inner chunk where an axis can be cut. It is so small that the rows of a ZeRO rank begin and end near a
+chunk's boundary."""
 
 PIECE_BYTES = 2**22
-"""Most bytes of a tensor that one read of a storage brings at a time."""
+"""Largest part of a tensor that one read from storage brings."""
 
 
 def chunk_shape(shard: Sequence[int], itemsize: int) -> tuple[int, ...]:

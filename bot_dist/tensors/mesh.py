@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from bot_dist.errors import PlanError
 
 MOST_ACTORS = 2**16
+"""Largest mesh that can be asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,9 +26,11 @@ class Mesh:
 
     @property
     def size(self) -> int:
+        """The number of actors."""
         return self.tensor * self.data
 
     def rank(self, tensor: int, data: int) -> int:
+        """The number of an actor, from its places along both axes of the mesh."""
         return data * self.tensor + tensor
 
 
@@ -55,5 +58,5 @@ class Cut:
         return exact
 
     def owner(self, start: int) -> int:
-        """Which owner holds the tile that begins at ``start``."""
+        """The owner of the tile that begins at ``start``."""
         return start // (self.tile * self.tiles)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 BLOCK = 2**10
-"""Flat elements drawn at once. Part of the values: another block size gives others."""
+"""Elements that are drawn at once, in row-major order. Another number gives other values."""
 
 
 def normal(key: str, sizes: Sequence[int], box: Box) -> npt.NDArray[np.float32]:

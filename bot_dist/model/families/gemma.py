@@ -128,7 +128,8 @@ def resize_2(config: Mapping[str, Any], target: Mapping[str, int]) -> dict[str, 
 
 
 def layer_types(config: Mapping[str, Any], layers: int) -> list[str]:
-    """Which blocks look at a window only: as the configuration says; else every other, in Gemma 3 five of six."""
+    """The kind of attention of every block. Without ``layer_types`` in the configuration every other block looks at a
+    window only, in Gemma 3 five of six."""
     if config.get("layer_types"):
         return list(config["layer_types"])
     period = config.get("sliding_window_pattern", config.get("_sliding_window_pattern", 6))
@@ -142,8 +143,8 @@ NO_CAP = 2.0**20
 
 
 def gguf_metadata_2(config: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, Any]:
-    """Of Gemma 2: llama.cpp knows every other block as sliding, from the first, and one softmax scale (by the width of
-    a head, but at 46 blocks by the residual's)."""
+    """GGUF's metadata of Gemma 2. llama.cpp takes every other block for sliding, from the first on, and knows one
+    softmax scale: that of a head's width, but at 46 blocks that of the residual width over the heads."""
     scale = sizes["embed"] // (sizes["kv_heads"] * sizes["group"]) if sizes["layer"] == 46 else sizes["head_dim"]
     windows = ["full_attention" if i % 2 else "sliding_attention" for i in range(sizes["layer"])]
     wanted(config, query_pre_attn_scalar=scale, layer_types=windows)

@@ -117,7 +117,7 @@ def sizes(family: str, config: Mapping[str, Any]) -> dict[str, int]:
 
 
 def sides(config: Mapping[str, Any], key: str, default: int, family: str) -> tuple[int, int]:
-    """Height and width. Raises FamilyError unless they are positive integers."""
+    """The height and width that a field has. Raises FamilyError unless they are positive integers."""
     value = config.get(key, default)
     height, width = value if isinstance(value, list | tuple) and len(value) == 2 else (value, value)
     return size_field({key: height}, key, family), size_field({key: width}, key, family)

@@ -1,4 +1,4 @@
-"""What the results of a comparison come to: rows of a table, as data, in Markdown and as curves."""
+"""The ranking of a comparison's results: the rows of a table, as data and as text."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from bot_dist.compare.results import TrialResult
 from bot_dist.compare.savings import flops_saved
 
 SHARES = (0, 1 / 8, 1 / 4, 1 / 2, 1)
-"""Of the budget: where a table shows the held-out loss."""
+"""Shares of the budget at which a table shows the held-out loss."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One method, over all seeds."""
+    """The results of one method over all seeds."""
 
     method: str
     n_parameters: int
@@ -24,25 +24,25 @@ class Row:
     losses: dict[int, float]
     """Held-out loss by step: mean over the seeds; infinity where one has diverged before."""
     last: tuple[float, ...]
-    """Per seed, the last of them; infinity where it has diverged."""
+    """Last held-out loss of each seed; infinity where the training has diverged."""
     equal: tuple[float, ...]
-    """Per seed, the held-out loss when as many FLOPs are spent as scratch spends in all, on the start too (where the
-    budget ends before, the last); infinity where it has diverged, or the start takes more."""
+    """Held-out loss of each seed when as many FLOPs are spent as scratch spends in all, those for the start included;
+    the last one where the budget ends before. Infinity where the training has diverged, or the start takes more."""
     accuracy: tuple[float, ...]
-    """Per seed, at the end; empty where none is measured."""
+    """Accuracy of each seed at the end; empty where none is measured."""
     saved: tuple[float | None, ...]
-    """Per seed, the share of scratch's FLOPs that is saved; None where the loss is never reached, or the method or
-    scratch has diverged. Empty for scratch."""
+    """Share of scratch's FLOPs that each seed saves; None where the loss is never reached, or the method or scratch has
+    diverged. Empty for scratch."""
 
 
 def rows(results: Sequence[TrialResult], target_loss: float | None = None) -> list[Row]:
     """A row per method, in their order, each of one learning rate; measured against ``scratch_of`` each."""
     steps = max((r.curve.steps for r in results), key=len)
-    found = []
+    by_method = []
     for method in dict.fromkeys(r.method for r in results):
         mine = [r for r in results if r.method == method]
         losses = [[*r.curve.losses, *[math.inf] * (len(steps) - len(r.curve.losses))] for r in mine]
-        found.append(
+        by_method.append(
             Row(
                 method=method,
                 n_parameters=mine[0].n_parameters,
@@ -54,14 +54,14 @@ def rows(results: Sequence[TrialResult], target_loss: float | None = None) -> li
                 saved=tuple(_saved_of(r, scratch_of(r, results), target_loss) for r in mine if not r.scratch),
             )
         )
-    return found
+    return by_method
 
 
 def scratch_of(result: TrialResult, results: Sequence[TrialResult]) -> TrialResult:
     """The model from scratch that a result is measured against: of its seed and as many parameters; where there is none
     of so many, because a method has a target of its own, the first."""
-    found = [r for r in results if r.scratch and r.seed == result.seed]
-    return next((r for r in found if r.n_parameters == result.n_parameters), found[0])
+    scratches = [r for r in results if r.scratch and r.seed == result.seed]
+    return next((r for r in scratches if r.n_parameters == result.n_parameters), scratches[0])
 
 
 def _saved_of(result: TrialResult, scratch: TrialResult, target_loss: float | None) -> float | None:
@@ -84,8 +84,8 @@ def _end(result: TrialResult) -> float:
 
 
 def best_rates(results: Sequence[TrialResult]) -> dict[str, float]:
-    """By method, the learning rate at which the held-out loss ends lowest: in the mean over what was trained at it,
-    where nothing diverged."""
+    """The learning rate of each method at which its held-out loss ends lowest, in the mean over what was trained at it.
+    A rate at which something diverged is never the lowest."""
     ends: dict[str, dict[float, list[float]]] = {}
     for r in results:
         ends.setdefault(r.method, {}).setdefault(r.learning_rate, []).append(_end(r))
@@ -98,41 +98,41 @@ def at_best(results: Sequence[TrialResult], rates: Mapping[str, float]) -> list[
 
 
 def notes(results: Sequence[TrialResult], rates: Sequence[float] = ()) -> list[str]:
-    """What the user should know: of the plans, of what is compared with what, and where the grid of learning ``rates``
-    may have been too small."""
+    """Notes for the user: those of the plans, which scratch each method is measured against, and where the grid of
+    learning ``rates`` may have been too small."""
     said: dict[str, list[str]] = {}
     for result in results:
         for note in result.notes:
             said.setdefault(note, []).append(result.method)
-    found = [f"{'; '.join(dict.fromkeys(methods))}: {note}" for note, methods in said.items()]
+    lines = [f"{'; '.join(dict.fromkeys(methods))}: {note}" for note, methods in said.items()]
     if len({r.n_parameters for r in results if r.scratch}) > 1:
-        found.append("each method is measured against the model from scratch of as many parameters")
+        lines.append("each method is measured against the model from scratch of as many parameters")
     other = {r.method: against for r in results if (against := scratch_of(r, results)).n_parameters != r.n_parameters}
-    found += [f"{method}: of another size, measured against {against.method}" for method, against in other.items()]
+    lines += [f"{method}: of another size, measured against {against.method}" for method, against in other.items()]
     for rate in sorted({min(rates), max(rates)}) if len(rates) > 1 else ():
         at_end = [r.method for r in results if r.learning_rate == rate]
         if at_end:
             which = "lowest" if rate == min(rates) else "highest"
-            found.append(f"{'; '.join(dict.fromkeys(at_end))}: best at {rate:g}, the {which} of the learning rates")
-    return found
+            lines.append(f"{'; '.join(dict.fromkeys(at_end))}: best at {rate:g}, the {which} of the learning rates")
+    return lines
 
 
-def table(found: Sequence[Row], *, tuned: bool = False) -> tuple[list[str], list[list[str]]]:
+def table(rows: Sequence[Row], *, tuned: bool = False) -> tuple[list[str], list[list[str]]]:
     """Headings and cells: the learning rate, where it was ``tuned``; the loss over the budget, and when as many FLOPs
     are spent as scratch spends; FLOPs saved."""
-    every = list(found[0].losses)
+    every = list(rows[0].losses)
     steps = list(dict.fromkeys(min(every, key=lambda step: abs(step - share * every[-1])) for share in SHARES))
     lines = []
-    for row in found:
+    for row in rows:
         numbers = [f"{loss:.3f}" if math.isfinite(loss := row.losses[step]) else "diverged" for step in steps]
         numbers[-1] += _spread(row.last, ".3f")
         equal = statistics.fmean(row.equal)
         numbers.append(f"{equal:.3f}{_spread(row.equal, '.3f')}" if math.isfinite(equal) else "–")
         rate = [f"{row.learning_rate:g}"] if tuned else []
-        right = [_right(row.accuracy)] if any(other.accuracy for other in found) else []
+        right = [_right(row.accuracy)] if any(other.accuracy for other in rows) else []
         lines.append([row.method, f"{row.n_parameters:,}", *rate, *numbers, *right, _saved(row.saved)])
     rate = ["learning rate"] if tuned else []
-    right = [f"right at {steps[-1]}"] if any(row.accuracy for row in found) else []
+    right = [f"right at {steps[-1]}"] if any(row.accuracy for row in rows) else []
     return [
         "start",
         "parameters",

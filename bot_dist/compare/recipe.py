@@ -29,18 +29,18 @@ Rate = Annotated[float, Field(gt=0)]
 SCRATCH = "scratch"
 """The model that every method is measured against; always there."""
 UNTIED_SCRATCH = f"{SCRATCH}, head untied"
-"""What methods are measured against that untie the head, where others don't."""
+"""The model that methods are measured against which untie the head, where other methods don't."""
 SOURCE = "source"
-"""Whose loss is measured beside them."""
+"""The source as it is, whose loss is measured beside them."""
 
 
 class PretrainConfig(Config):
     """A source that is made first: a model of a known family, trained from scratch."""
 
     model_type: str
-    """Of ``transformers``, such as ``gpt2`` or ``llama``."""
+    """Model type of ``transformers``, such as ``gpt2`` or ``llama``."""
     sizes: Sizes
-    """Of the model: ``layers``, ``embed``, ``mlp``, ``heads``, … (what the family has)."""
+    """Sizes of the model: ``layers``, ``embed``, ``mlp``, ``heads``, … (those that the family has)."""
     fields: dict[str, Any] = Field(default_factory=dict)
     """Other fields of its ``transformers`` configuration, such as ``resid_pdrop: 0.0``."""
     tokenizer: str = "bytes"
@@ -51,28 +51,29 @@ class PretrainConfig(Config):
 
 
 class MethodTrainConfig(Config):
-    """What a method may train otherwise than the comparison says; None: as it says."""
+    """Keys of ``train`` that a method may have of its own; where they are None, the comparison's hold."""
 
     use_factors: bool | None = None
-    """As in ``train``: whether learning rates follow the change of size. What a baseline makes has no factors."""
+    """Whether learning rates follow the change of size, as in ``train``. The model that a baseline makes has no
+    factors."""
     inserted: InsertedConfig | None = None
-    """As in ``train``: of blocks that ``depth: identity`` has put in."""
+    """Training of blocks that ``depth: identity`` has put in, as in ``train``."""
     warmup: int | None = Field(default=None, ge=0)
-    """As in ``train``."""
+    """Steps of linear warm-up, as in ``train``."""
 
 
 class MethodConfig(Config):
     """One way to make the target: a transfer of ours, or a baseline."""
 
     target: Sizes | None = None
-    """Sizes of its own: ``{}`` is the source as it is, trained on. None: the comparison's."""
+    """Sizes of the method's own; ``{}`` is the source as it is, trained on. None: the comparison's."""
     transfer: TransferConfig = TransferConfig()
-    """As in the recipe of a run."""
+    """Keys of ``transfer``, as in the recipe of a run."""
     calibrate: CalibrateConfig = CalibrateConfig()
     """Keys that are to be others than the comparison's."""
     baseline: str | None = None
-    """A published rule in the place of ours, by its name (``evaluate/baselines``): one, or one about widths joined to
-    one about layers (``hypercloning+stack``)."""
+    """A published rule in the place of ours, by its name: one, or one about widths joined to one about layers
+    (``hypercloning+stack``)."""
     seeds: int | None = Field(default=None, ge=1)
     """How many of the comparison's seeds, the first of them, it is trained with; None: all."""
     train: MethodTrainConfig = MethodTrainConfig()
@@ -103,11 +104,11 @@ class ComparisonRecipe(Config):
     target: Sizes
     """New sizes, as in the recipe of a run."""
     methods: dict[str, MethodConfig] = Field(min_length=1)
-    """By a name for tables and pictures."""
+    """Ways to make the target, each under a name for tables and pictures."""
     only: tuple[str, ...] = ()
     """Names of methods that are trained and shown for now; empty: all. What they share with a run of all is kept."""
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(default=(0,), min_length=1)
-    """Of data order, scratch initialisation and noise; every method is trained once with each."""
+    """Seeds of data order, scratch initialisation and noise; every method is trained once with each."""
     learning_rates: tuple[Rate, ...] = ()
     """The grid that every method is tuned on alike, scratch too: with the first seed each is trained at every one, with
     the others at the one where its held-out loss ended lowest. Empty: ``train.learning_rate`` for all."""

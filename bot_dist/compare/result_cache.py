@@ -28,16 +28,16 @@ from bot_dist.train.side_by_side import places, side_by_side
 from bot_dist.urls import absolute
 
 Plain = dict[str, Any]
-"""What JSON can hold."""
+"""Plain data, which JSON can hold."""
 RESULT = "result.json"
 STATES = "states"
-"""In the folder of its job."""
+"""Name of the folder of training states in a job's folder."""
 Contents = Callable[[TrainConfig | CalibrateConfig], list[list[str]]]
-"""What identifies the text or the images that a section of a recipe names."""
+"""Gives the identity of the text or the images that a section of a recipe names."""
 
 
 class Job(Protocol):
-    """One training."""
+    """One training, whose result is kept."""
 
     @property
     def name(self) -> str:
@@ -50,14 +50,14 @@ class Job(Protocol):
     def tokenizer_url(self) -> str: ...
 
     def decides(self, contents: Contents) -> dict[str, Any]:
-        """What its result depends on, besides how and on which data it is trained."""
+        """Everything that the result depends on, besides how and on which data it is trained."""
 
     def begin(self, folder: str, start: str) -> TrainRun:
         """Make what it starts from; the run has the job's ``name``. ``folder`` is its own, ``start`` that of all jobs
         with the same ``decides``, however they are trained."""
 
     def result(self, start: str, training: Plain) -> Plain:
-        """What is kept of a RunResult (as plain data)."""
+        """The part of a RunResult (as plain data) that is kept."""
 
 
 class Bench:
@@ -71,9 +71,9 @@ class Bench:
         self._takers: dict[tuple[str, str, str], str] = {}
 
     def results(self, jobs: Sequence[Job]) -> list[Plain]:
-        """Of every job. What is missing is trained, as many jobs at once as the cluster has room for; each result is
-        kept as soon as it is there. Raises the first failure once the others are done; a signal stops all, and the same
-        call goes on."""
+        """The result of every job. Missing ones are trained, as many jobs at once as the cluster has room for, and each
+        result is kept as soon as it is there. Raises the first failure once the others are done; a signal stops all,
+        and the same call goes on."""
         if missing := [job for job in jobs if not (self._folder(job) / RESULT).is_file()]:
             self._train(missing)
         paths = [self._folder(job) / RESULT for job in jobs]
@@ -96,7 +96,7 @@ class Bench:
             side_by_side(works, at_once, lambda name, trained: None)
 
     def _train_alike(self, begun: Sequence[tuple[Job, TrainRun]], at_once: int) -> None:
-        """By the same workers, one after the other."""
+        """Train jobs by the same workers, one after the other."""
         by_name = {job.name: job for job, _ in begun}
         assert len(by_name) == len(begun), "events tell runs apart by their names"
 
@@ -147,7 +147,7 @@ class Bench:
         return {**settings, "text": self._contents_of(job.train), "taken by": self._taken_by(job)}
 
     def _taken_by(self, job: Job) -> str:
-        """What identifies the tokenizer, or how images are made what the model takes."""
+        """The identity of the tokenizer, or of the way in which images are made the model's input."""
         url = absolute(job.tokenizer_url)
         key = url, job.train.bos, job.train.eos
         if key not in self._takers:

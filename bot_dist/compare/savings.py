@@ -17,12 +17,12 @@ class Curve:
     """Held-out losses of one training."""
 
     steps: Sequence[int]
-    """After which they were measured, ascending from 0."""
+    """Steps after which the losses were measured, ascending from 0."""
     losses: Sequence[float]
-    """In nats per token."""
+    """Held-out losses at these steps, in nats per token."""
     flops_per_step: float
     flops_before: float = 0.0
-    """What making the start has cost, such as passes over a calibration text."""
+    """FLOPs that making the start has taken, such as passes over a calibration text."""
 
     def flops_to(self, loss: float) -> float | None:
         """FLOPs until the held-out loss first is ``loss``, linear between measurements; None where it never is."""

@@ -152,15 +152,15 @@ class Trial:
 
     method: str
     recipe: Recipe
-    """Of its transfer and its training; its output is where the job's folder will be."""
+    """Recipe of the trial's transfer and training; its output is where the job's folder will be."""
     plan: TransferPlan
     adapts: bool
-    """Whether the plan lacks what is fitted to the calibration data."""
+    """Whether the plan still lacks the operators that are fitted to the calibration data."""
     makes: bool
     """Whether a baseline makes what the plan reads, from the calibration data or what is trained on."""
     baseline: Baseline | None
     calibration_flops: float
-    """That fitting takes, at most."""
+    """FLOPs that fitting takes, at most."""
     scratch: bool = False
     """Whether it starts from the family's own initialisation; the plan says of which model."""
 
@@ -186,22 +186,22 @@ class Trial:
         model = self.plan.target.config
         if self.scratch:
             return {"model": model}
-        found: dict[str, Any] = {"source": self.plan.source_id, "model": model, "plan": self.plan.digest}
+        decisive: dict[str, Any] = {"source": self.plan.source_id, "model": model, "plan": self.plan.digest}
         if self.adapts:
-            found["fit"] = FIT_VERSION
-            found["transfer"] = self.recipe.transfer.model_dump()
+            decisive["fit"] = FIT_VERSION
+            decisive["transfer"] = self.recipe.transfer.model_dump()
         if self.makes:
             train = self.train.model_dump(include={"batch", "context", "seed", "held_out"})
-            found["learned on"] = {**train, "data": contents(self.train)}
+            decisive["learned on"] = {**train, "data": contents(self.train)}
         if self.adapts or self.makes:
             calibrate = self.recipe.calibrate
-            found["calibrate"] = {
+            decisive["calibrate"] = {
                 **calibrate.model_dump(exclude={"text", "column", "document_limit", "folder", "allow_mismatch"}),
                 "text": calibrate.text == OWN_TEXT or (contents(calibrate) if calibrate.text else None),
             }
             if self.train.images is not None:
-                found["images"] = contents(self.train)
-        return found
+                decisive["images"] = contents(self.train)
+        return decisive
 
     def begin(self, folder: str, start: str) -> TrainRun:
         run = TrainRun(
@@ -245,7 +245,7 @@ class Trial:
         return self.recipe.model_copy(update={"output": start})
 
     def _transferred(self, start: str) -> Plain:
-        """What the transfer reported, as its store keeps it."""
+        """The report of the transfer, as its store keeps it."""
         report: Plain = CheckpointReader(self._transfer(start).transferred_url).manifest.provenance["transfer"]
         return report
 

@@ -18,21 +18,21 @@ def family_of(model_type: str) -> Family:
 
 
 def vocabulary(tokenizer: Any) -> dict[str, Any]:
-    """What a language model's configuration takes from its tokenizer."""
+    """The fields of a language model's configuration that its tokenizer decides."""
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
     return {"vocab_size": len(tokenizer), **ids}
 
 
 def labels(classes: Sequence[str]) -> dict[str, Any]:
-    """What an image classifier's configuration takes from its data."""
+    """The fields of an image classifier's configuration that its classes decide."""
     return {"id2label": dict(enumerate(classes)), "label2id": {name: i for i, name in enumerate(classes)}}
 
 
 def untrained_config(
     model_type: str, sizes: Mapping[str, int], fields: Mapping[str, Any], data: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What ``transformers`` has by default for ``model_type``, with the given fields and those that the ``data`` asks
-    for (``vocabulary``, ``labels``), and of the given sizes.
+    """The default configuration of ``transformers`` for ``model_type``, with the given fields and sizes, and the fields
+    that the ``data`` decides (``vocabulary``, ``labels``).
 
     Raises RecipeError for a type or field that is not known, FamilyError for sizes that the family can't have.
     """

@@ -64,7 +64,7 @@ def write_report(path: Path, facts: dict[str, Any]) -> Path:
 
 
 def _notes(notes: Sequence[str]) -> Iterator[str]:
-    """What the plan said that the user should know."""
+    """The notes of a plan, as a list."""
     if notes:
         yield f"<ul>{''.join(f'<li>{html.escape(note)}</li>' for note in notes)}</ul>"
 
@@ -84,7 +84,7 @@ def write_index(path: Path, facts: dict[str, Any]) -> Path:
     with links to their reports. Returns ``path``."""
     recipe = facts["recipe"]
     headings = ("member", "target", "parameters", "held-out loss (after step)", "scratch", "transfer, s", "pretrain, s")
-    rows = [(name, *_member(found)) for name, found in facts["members"].items()]
+    rows = [(name, *_member(member)) for name, member in facts["members"].items()]
     links = " · ".join(
         f'<a href="{html.escape(name)}/report.html">{html.escape(name)}</a>' for name in facts["members"]
     )
@@ -117,7 +117,7 @@ def _header(facts: dict[str, Any]) -> str:
 
 
 def verdict(facts: Mapping[str, Any]) -> list[str]:
-    """What a run gave, beside the source, and what it cost: a sentence or two each."""
+    """The outcome of a run beside its source, and its cost, in a sentence or two each."""
     plan, transfer, pretrain = facts["plan"], facts["transfer"], facts["pretrain"]
     return [
         f"{count(plan['n_source'])} parameters became {count(plan['n_target'])} "

@@ -10,7 +10,8 @@ from bot_dist.report.shrinking import Stages, losses, prediction_errors, spectru
 
 _COLOURS = {"transferred": "#2a86c0", "scratch": "#cf6f16", "source": "#808080"}
 _INK = "#7a7a7a"
-"""Of texts and axes. Pictures are transparent, and all their tones are read on a light page and on a dark one."""
+"""Colour of texts and axes. Pictures are transparent, and all their colours can be read on a light page and on a dark
+one."""
 
 _LINES = {"transferred": ("-", "o"), "scratch": ("--", "s")}
 """Line and marker of each run, so that no curve is told by its colour alone."""
@@ -106,7 +107,7 @@ def shrinking(stages: Stages) -> bytes | None:
     from matplotlib.figure import Figure
 
     every = ((_spectrum, spectrum), (_errors, prediction_errors), (_losses, losses))
-    panels = [draw for draw, found in every if found(stages)]
+    panels = [draw for draw, shown in every if shown(stages)]
     if not panels:
         return None
     figure = Figure(figsize=(4.2 * len(panels), 3.6), layout="constrained")
@@ -117,9 +118,9 @@ def shrinking(stages: Stages) -> bytes | None:
 
 
 def _spectrum(plot: Any, stages: Stages) -> None:
-    found = spectrum(stages)
-    assert found is not None
-    shares, kept = found
+    energies = spectrum(stages)
+    assert energies is not None
+    shares, kept = energies
     plot.semilogy(range(1, len(shares) + 1), shares, color=_COLOURS["transferred"])
     label = f"kept: {kept} of {len(shares)}, {sum(shares[:kept]):.1%} of the energy"
     plot.axvline(kept + 0.5, color=_COLOURS["scratch"], linestyle="--", label=label)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 Stages = Sequence[Mapping[str, Any]]
-"""What ``calibrate`` records of every stage, also where it has been through JSON."""
+"""The record of every stage of a fit, as it is or as JSON gives it back."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,17 +16,17 @@ class StageRow:
 
     name: str
     sizes: str
-    """Per axis, before → after; and which blocks were left out."""
+    """Sizes of each axis before and after, and the blocks that were left out."""
     energy_kept: float | None
     """Share of the residual stream's energy in the coordinates that are kept; None where that is not what is cut."""
     mean_error: float | None
-    """Share of what is dropped, of all, that stays unexplained: mean over blocks and maps; None where nothing was
+    """Share of all that stays unexplained by what is kept, as a mean over blocks and maps; None where nothing was
     predicted."""
     worst_error: float | None
     worst: str
-    """Where that is: the norm or map, and its block among those that are kept."""
+    """Place of the worst error: the norm or map, and its block among those that are kept."""
     loss: float | None
-    """Held out, in nats per token, after the stage; None where it was not measured."""
+    """Held-out loss after the stage, in nats per token; None where it was not measured."""
 
 
 def stage_rows(stages: Stages) -> list[StageRow]:
@@ -69,19 +69,19 @@ def losses(stages: Stages) -> list[tuple[str, float]]:
 
 
 def ranking_lines(stages: Stages) -> list[str]:
-    """Of every stage that was fitted in several ways: which one is kept, and by how much it is ahead of the others."""
+    """One line for every stage that was fitted in several ways: the fit that is kept, and its lead over the others."""
     return [_ranking_line(stage) for stage in stages if "candidates" in stage]
 
 
 def ranges(indices: Iterable[int]) -> str:
     """Ascending indices in short: ``0–3, 7``."""
-    found: list[list[int]] = []
+    spans: list[list[int]] = []
     for i in indices:
-        if found and i == found[-1][1] + 1:
-            found[-1][1] = i
+        if spans and i == spans[-1][1] + 1:
+            spans[-1][1] = i
         else:
-            found.append([i, i])
-    return ", ".join(str(first) if first == last else f"{first}–{last}" for first, last in found)
+            spans.append([i, i])
+    return ", ".join(str(first) if first == last else f"{first}–{last}" for first, last in spans)
 
 
 def _row(stage: Mapping[str, Any]) -> StageRow:
@@ -101,11 +101,11 @@ def _row(stage: Mapping[str, Any]) -> StageRow:
 
 
 def _ranking_line(stage: Mapping[str, Any]) -> str:
-    best = next(found for found in stage["candidates"] if found["name"] == stage["chosen"])
+    best = next(fit for fit in stage["candidates"] if fit["name"] == stage["chosen"])
     others = [
-        f"{found['name']} {'failed' if found['loss'] is None else format(found['loss'] - best['loss'], '+.3f')}"
-        for found in stage["candidates"]
-        if found is not best
+        f"{fit['name']} {'failed' if fit['loss'] is None else format(fit['loss'] - best['loss'], '+.3f')}"
+        for fit in stage["candidates"]
+        if fit is not best
     ]
     return (
         f"{', '.join(stage['axes'])}: of {len(others) + 1} fits {best['name']} is kept, for its loss of "

@@ -1,4 +1,4 @@
-"""What lies beside a source's weights: which of it goes along with them, and which does not.
+"""The files beside a source's weights: those that go along with them, and those that do not.
 
 Listed once, here: what a store is given and what an export is given are the same files.
 """
@@ -21,17 +21,18 @@ from bot_dist.store import CheckpointReader
 from bot_dist.urls import label
 
 Kind = Literal["tokenizer", "processor", "source"]
-"""Also the folder that has it in a store: files of the tokenizer, of an image processor, and all others."""
+"""Kind of a file, and the folder that holds it in a store: files of the tokenizer, of an image processor, and all
+others."""
 
 MODULES = "modules.json"
-"""By which sentence-transformers knows what comes after the model: a list of modules, most with a folder."""
+"""File by which sentence-transformers knows what comes after the model: a list of modules, most with a folder."""
 GENERATION, CARD = "generation_config.json", "README.md"
 
 MAX_FILE_BYTES, MAX_FILES = 128 * 2**20, 500
-"""Beyond these a file is left out: the largest tokenizers have 35 MB."""
+"""Largest file, and largest number of files, that go along; the largest tokenizers have 35 MB."""
 
 _RUNS = r"(?!.*\.(py|pyc|so|sh|bin|pt|pth|ckpt|pkl|pickle|h5|msgpack|onnx|ipynb)$)"
-"""What could run code when it is loaded, or holds weights, is never carried, whatever its name is."""
+"""Names of files that could run code when they are loaded, or hold weights, and so are never carried."""
 
 _LEGAL = re.compile(
     r"(?i:(un)?licen[cs]es?/[^/]+|((un)?licen[cs]e|copying|copyright|notice|third.?party|use.?policy|citation|authors"
@@ -47,7 +48,7 @@ _NAMES: dict[Kind, str] = {
 }
 _KINDS: dict[Kind, re.Pattern[str]] = {kind: re.compile(f"{_RUNS}({names})") for kind, names in _NAMES.items()}
 _FOLDERS = re.compile(r"additional_chat_templates|(?i:licen[cs]es)")
-"""Whose files are listed too."""
+"""Folders whose files are listed, too."""
 _MODEL = re.compile(r"config\.json|[^/]+\.safetensors(\.index\.json)?|\..*")
 """The model itself, and hidden files."""
 _WELL_KNOWN = (
@@ -63,18 +64,18 @@ _WELL_KNOWN = (
         "config_sentence_transformers.json",
     ),
 )
-"""What is asked for where a folder can't be listed (plain HTTP)."""
+"""Names that are asked for where a folder can't be listed, as by plain HTTP."""
 
 
 @dataclass(frozen=True)
 class Beside:
-    """What lies beside the weights of a source. Nothing is read but names and sizes."""
+    """The files beside the weights of a source. Nothing is read but names and sizes."""
 
     url: str
     places: dict[str, str]
-    """By path in a model folder: where it is (a URL; in a store, the name of the file)."""
+    """Place of each file (a URL; in a store, the name of the file), by its path in a model folder."""
     left_out: dict[str, str] = field(default_factory=dict)
-    """What does not go along: by path, the reason."""
+    """Reason for each file that does not go along, by its path in a model folder."""
 
     def names(self, kind: Kind) -> list[str]:
         return [name for name in self.places if kind_of(name) == kind]
@@ -102,7 +103,7 @@ def is_legal(name: str) -> bool:
 
 
 def stored(name: str) -> str:
-    """Where a store has a file that is called so in a model folder."""
+    """Name that a store gives to a file of this name in a model folder."""
     return f"{kind_of(name)}/{name}"
 
 
@@ -112,7 +113,8 @@ def folder_of(url: str) -> str:
 
 
 def beside(url: str) -> Beside:
-    """What lies beside the weights of a model folder, a file in one, or in a store; nothing beside a ``.gguf`` file."""
+    """Find the files beside the weights of a model folder, of a file in one, or of a store. A ``.gguf`` file has
+    none."""
     if resolve(url).endswith(".gguf"):
         return Beside(url, {})
     if is_store(url):

@@ -26,15 +26,15 @@ from bot_dist.version import __version__
 
 TAG = "bot_dist"
 _FIELDS = ("license", "license_name", "license_link", "language", "base_model", "datasets", "pipeline_tag", "tags")
-"""What is taken over from the card of the source, and from what a GGUF file says."""
+"""Fields that are taken over from the source's card, or from the metadata of a GGUF file."""
 _ABOUT = ("model_name", "author", "organization")
-"""Taken over for GGUF alone."""
+"""Fields that are taken over for GGUF alone."""
 _TASKS = {"causal": "text-generation", "masked": "fill-mask", "image": "image-classification"}
 _FRONT_MATTER = re.compile(rb"\A(?:\xef\xbb\xbf)?---[ \t]*\r?\n(.{0,65536}?)^---[ \t]*\r?$", re.DOTALL | re.MULTILINE)
 _PATH = re.compile(r"(?<![\w:/.~<-])(?:file://)?~?/(?:[^\s/,;'\"`|)\]}]+/)*([^\s/,;'\"`|)\]}]+)")
 _HUB = re.compile(r"hf://(?!datasets/|spaces/)([\w.-]+/[\w.-]+?)(?:@[^/]*)?(?:/.*)?")
 _WHERE = ("target_url", "import_to", "overwrite", "cluster.")
-"""Settings of a recipe that say where, and not what."""
+"""Settings of a recipe that say where something is done, and not what is done."""
 _MOST_TEXTS, _MOST_STORES, _MOST_OPERATORS = 50, 10, 20
 
 Fields = dict[str, str | list[str]]
@@ -42,23 +42,24 @@ Fields = dict[str, str | list[str]]
 
 @dataclass(frozen=True)
 class Origin:
-    """Where an export comes from."""
+    """The origin of an export."""
 
     stores: tuple[Manifest, ...]
-    """Of the exported store, and of those that it was made from, as far as they are there; empty where it is none."""
+    """Manifests of the exported store and of those that it was made from, as far as they are there; empty where what is
+    exported is no store."""
     first: Mapping[str, Any]
-    """What identifies the checkpoint that the last of them was made from: url, format, files or digest."""
+    """Identity of the checkpoint that the last of them was made from: url, format, files or digest."""
 
     @property
     def name(self) -> str:
-        """What it is called, without where it lies on this machine."""
+        """The name of the origin, without its place on this machine."""
         return shown(str(self.first.get("url", "")))
 
     @property
     def hub(self) -> str | None:
-        """Its name on Hugging Face's hub, if it comes from there."""
-        found = _HUB.fullmatch(str(self.first.get("url", "")))
-        return found[1] if found else None
+        """The origin's name on Hugging Face's hub; None where it comes from elsewhere."""
+        match = _HUB.fullmatch(str(self.first.get("url", "")))
+        return match[1] if match else None
 
     @property
     def title(self) -> str:
@@ -87,12 +88,13 @@ def origin_of(source: Source) -> Origin:
 
 
 def known_fields(companions: Companions) -> Fields:
-    """What the source's own card says, or a GGUF file of itself. What is no text or list of texts is passed over."""
+    """The fields of the source's own card, or of a GGUF file. Values that are no text or list of texts are passed
+    over."""
     if ABOUT in companions.files:
         said = card_fields(parse_object(companions.files[ABOUT], f"{label(companions.url)}: {ABOUT}"))
-    elif found := _FRONT_MATTER.match(companions.files.get(CARD, b"")):
+    elif front := _FRONT_MATTER.match(companions.files.get(CARD, b"")):
         try:
-            said = parse_yaml(found[1].decode(errors="replace"), CARD, ValueError)
+            said = parse_yaml(front[1].decode(errors="replace"), CARD, ValueError)
         except ValueError:  # it is for people to read, and the model is none the worse
             said = {}
     else:
@@ -144,8 +146,8 @@ def shown(url: str) -> str:
     return text.rstrip("/").rpartition("/")[2] or "a local folder"
 
 
-def _last(found: re.Match[str]) -> str:
-    return found[1]
+def _last(match: re.Match[str]) -> str:
+    return match[1]
 
 
 def _body(origin: Origin, model: Model, known: Fields, title: str, dtype: str, legal: Sequence[str]) -> Iterator[str]:
@@ -188,7 +190,7 @@ def _sizes(made: Sequence[Manifest], model: Model) -> Iterator[str]:
 
 
 def _store(manifest: Manifest) -> Iterator[str]:
-    """What was done to make a store."""
+    """Lines that tell how a store was made."""
     provenance = manifest.provenance
     if "plan" in provenance:
         yield "## Transfer"
@@ -222,7 +224,7 @@ def _store(manifest: Manifest) -> Iterator[str]:
 
 
 def _facts(source: Mapping[str, Any]) -> Iterator[str]:
-    """What identifies a source."""
+    """Lines that identify a source."""
     yield f"- source: `{_line(shown(str(source.get('url', ''))))}` ({source.get('format')})"
     if "digest" in source:
         yield f"- its digest: `{source['digest']}`"
@@ -231,7 +233,7 @@ def _facts(source: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _operators(planned: Mapping[str, Mapping[str, str]]) -> Iterator[str]:
-    """What happens to each axis, and of which modules."""
+    """Lines that tell the operator of each axis, and its modules."""
     by_operator: dict[tuple[str, str], list[str]] = {}
     for module, by_axis in planned.items():
         for axis, described in by_axis.items():

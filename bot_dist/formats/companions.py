@@ -1,4 +1,4 @@
-"""What goes along with a source's weights: into a store as it is, into an export as the exported model needs it."""
+"""The files that go along with a source's weights: into a store unchanged, into an export as its model needs them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from bot_dist.urls import label
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
 _ONLY_5 = ("backend", "is_local", "local_files_only")
-"""What transformers 5 writes of how a tokenizer was loaded."""
+"""Fields by which transformers 5 records how a tokenizer was loaded."""
 
 _WITHOUT_WEIGHTS = ("Transformer", "Pooling", "Normalize", "Dropout")
 """Modules of sentence-transformers that are their configuration."""
@@ -34,9 +34,9 @@ class Companions:
 
     url: str
     files: Mapping[str, bytes] = field(repr=False)
-    """By path in a model folder."""
+    """Content of each file, by its path in a model folder."""
     left_out: Mapping[str, str] = field(default_factory=dict)
-    """What lies there and does not go along: by path, the reason."""
+    """Reason for each file that does not go along, by its path in a model folder."""
 
     @property
     def tokenizer(self) -> bool:
@@ -44,7 +44,7 @@ class Companions:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What does not go along, in a line."""
+        """One note that names the files that do not go along; none where all do."""
         if not self.left_out:
             return ()
         named = [f"{name} ({why})" if why else name for name, why in self.left_out.items()]
@@ -52,7 +52,7 @@ class Companions:
         return (f"not carried along from {label(self.url)}: {', '.join(named[:_MOST_NAMED])}{more}",)
 
     def json(self, name: str) -> dict[str, Any] | None:
-        """What a JSON object among the files says; None where there is no such file."""
+        """The content of a JSON file among the files; None where there is no such file."""
         return _object(self.files[name], self.url, name) if name in self.files else None
 
     def with_tokenizer(self, url: str) -> Companions:
@@ -67,7 +67,8 @@ class Companions:
 
 
 def read_companions(url: str) -> Companions:
-    """Of a model folder, a file in one, a ``.gguf`` file or a store. Raises as ``check_companions`` does."""
+    """Read the companions of a model folder, of a file in one, of a ``.gguf`` file or of a store. Raises SourceError as
+    ``check_companions`` does."""
     check_companions(url)
     held = beside(url)
     files = {name: held.read(name) for name in held.places if kind_of(name) != "tokenizer"}
@@ -84,7 +85,7 @@ def check_companions(url: str) -> None:
 
 
 def export_files(companions: Companions, model: Model) -> tuple[dict[str, bytes], list[str]]:
-    """What an export of ``model`` has beside weights and configuration, and what the user should know of it.
+    """The files that an export of ``model`` has beside weights and configuration, and notes for the user.
 
     A tokenizer is named so that transformers 4 and 5 load it; modules of sentence-transformers get the model's width,
     and those with weights for another are left out; an image model has a processor always.
@@ -104,7 +105,7 @@ def export_files(companions: Companions, model: Model) -> tuple[dict[str, bytes]
 
 
 def generation_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What ``transformers`` takes for generation from a model's configuration; empty where that says nothing of it."""
+    """The settings of generation that ``transformers`` takes from a model's configuration; empty where it has none."""
     from transformers import GenerationConfig
 
     said: dict[str, Any] = GenerationConfig.from_model_config(dict(config)).to_diff_dict()

@@ -28,7 +28,7 @@ reaches ``transformers``, and none whose name begins with an underscore or is th
 RUN = {"use_cache": False, "return_dict": True, "output_hidden_states": False, "output_attentions": False}
 """Fields with which a model is run here."""
 _PROPERTIES = ("num_labels", "rope_scaling")
-"""Of the class, and fields of files."""
+"""Fields of files that are properties of the configuration class."""
 _ROPE = ("rope_parameters", "rope_scaling")
 _LARGEST_LENGTH = 2**31
 _MOST_LABELS = 2**20
@@ -36,12 +36,12 @@ _MOST_LABELS = 2**20
 
 @dataclass(frozen=True)
 class Rule:
-    """What fields of some names must be; null is always right."""
+    """A rule that the values of some fields have to keep; null is always right."""
 
     names: str
-    """A regular expression."""
+    """Regular expression of the names of the fields."""
     holds: Callable[[Any, Mapping[str, Any]], bool]
-    """Of the value and the whole configuration."""
+    """Whether a value is right, given it and the whole configuration."""
     wanted: str
 
 
@@ -58,7 +58,8 @@ def _is_length(value: Any, _: Any) -> bool:
 
 
 def _in_vocabulary(value: Any, config: Mapping[str, Any]) -> bool:
-    """Or what the class has where nobody gave one (GPT-2: 50256), which says nothing of this vocabulary."""
+    """Whether a token is in the vocabulary, or is the class's own default (GPT-2: 50256), which says nothing of this
+    vocabulary."""
     ids = value if isinstance(value, list) else [value]
     return all(type(i) is int and 0 <= i < config.get("vocab_size", math.inf) for i in ids) or value in _unsaid(config)
 
@@ -106,7 +107,7 @@ ROPE_RULES = (
         "a list of numbers above 0",
     ),
 )
-"""Of fields of ``rope_parameters``, beside the others."""
+"""Rules for fields of ``rope_parameters``, beside the others."""
 
 
 def check_configuration(config: Mapping[str, Any], where: str) -> None:
@@ -210,5 +211,5 @@ def _known() -> dict[str, set[str]]:
 def _check_alike(ours: Mapping[str, int], theirs: Mapping[str, int]) -> None:
     """Raise FamilyError where a field under another name makes other sizes of it."""
     if differ := [axis for axis in ours if ours[axis] != theirs.get(axis)]:
-        found = ", ".join(f"{axis} {ours[axis]} and {theirs.get(axis)}" for axis in differ)
-        raise FamilyError(f"config.json: fields contradict each other ({found}); correct the file")
+        sizes = ", ".join(f"{axis} {ours[axis]} and {theirs.get(axis)}" for axis in differ)
+        raise FamilyError(f"config.json: fields contradict each other ({sizes}); correct the file")

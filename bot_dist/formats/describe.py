@@ -1,4 +1,4 @@
-"""What any source holds, in short."""
+"""A short description of any source."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class Module:
 
     name: str
     axes: dict[str, int]
-    """Of each tensor, with their sizes."""
+    """Axes of each tensor, with their sizes."""
     dtypes: tuple[str, ...]
     tensors: int
     nbytes: int
-    """On storage, of all of them."""
+    """Bytes of all tensors together on storage."""
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -38,11 +38,11 @@ class Description(Result):
     n_parameters: int
     nbytes: int
     sizes: dict[str, int]
-    """Of all axes that a target may change, ``layers`` among them."""
+    """Size of every axis that a target may change, ``layers`` among them."""
     losses: dict[str, float]
     """Held-out losses that are recorded with it, by when they were measured."""
     config: dict[str, Any]
-    """As ``transformers`` has it."""
+    """Configuration of the model, as ``transformers`` has it."""
     modules: tuple[Module, ...]
     """Every weight, in the model's order."""
 
@@ -87,10 +87,10 @@ def describe(source: Source) -> Description:
 
 def losses(provenance: Mapping[str, Any]) -> dict[str, float]:
     """Held-out losses in a store's provenance: of the source, of the model as it was fitted, and as it was trained."""
-    found = {}
+    by_stage = {}
     for stage in provenance.get("transfer", {}).get("calibrate", ()):
         if stage.get("loss") is not None:
-            found[f"fitted, {', '.join(stage['axes'])}" if stage["axes"] else "source"] = stage["loss"]
+            by_stage[f"fitted, {', '.join(stage['axes'])}" if stage["axes"] else "source"] = stage["loss"]
     for held_out in provenance.get("held_out") or provenance.get("training", {}).get("held_out", ()):
-        found[f"step {held_out['step']}"] = held_out["loss"]
-    return found
+        by_stage[f"step {held_out['step']}"] = held_out["loss"]
+    return by_stage

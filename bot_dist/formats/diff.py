@@ -30,11 +30,11 @@ class Values:
     """How the values of a parameter differ."""
 
     elements: int
-    """That differ: in their bits, or in value where the dtypes do."""
+    """Number of elements that differ: in their bits, or, where the dtypes differ, in value."""
     max_abs: float
-    """Of the difference; NaN where one side has NaN and the other not the same."""
+    """Largest absolute difference; NaN where one side has NaN and the other not the same."""
     relative: float
-    """Frobenius norm of the difference, over that of the first."""
+    """Frobenius norm of the difference, divided by that of the first parameter."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,9 +43,9 @@ class Difference:
 
     name: str
     what: str
-    """In words: ``only in the first``, ``shape 4×2, 4×3``; empty where it is the values only."""
+    """Difference in words, such as ``only in the first`` or ``shape 4×2, 4×3``; empty where only values differ."""
     values: Values | None = None
-    """None where they were not read or can't be compared."""
+    """Difference of the values; None where they were not read, or can't be compared."""
 
     def __str__(self) -> str:
         if (v := self.values) is None:
@@ -84,7 +84,7 @@ class Diff(Result):
 
 
 def diff_metadata(a: Source, b: Source) -> Diff:
-    """What configurations, shapes, dtypes and digests tell. No value is read.
+    """Compare two sources by configurations, shapes, dtypes and digests alone. No value is read.
 
     Raises SourceError when a source is not the model that its configuration describes.
     """
@@ -118,13 +118,13 @@ def diff_metadata(a: Source, b: Source) -> Diff:
     )
 
 
-def diff_values(a: Source, b: Source, found: Diff, threads: int, progress: Callable[[int], None]) -> Diff:
-    """``found`` with the undecided parameters decided, by reading both sources.
+def diff_values(a: Source, b: Source, known: Diff, threads: int, progress: Callable[[int], None]) -> Diff:
+    """Decide the parameters that ``known`` leaves undecided, by reading both sources.
 
     ``progress`` gets the elements of every piece. Each thread holds a piece of either source.
     """
     first, second = _parameters(a), _parameters(b)
-    pieces = [(name, *piece) for name in found.undecided for piece in _pieces(first[name])]
+    pieces = [(name, *piece) for name in known.undecided for piece in _pieces(first[name])]
 
     def read(piece: tuple[str, int, int]) -> _Sums:
         name, start, stop = piece
@@ -143,24 +143,26 @@ def diff_values(a: Source, b: Source, found: Diff, threads: int, progress: Calla
                 decided[name] = total.values()
     finally:
         pool.shutdown(cancel_futures=True)
-    known = {difference.name: difference for difference in found.parameters}
-    known |= {name: replace(known.get(name, Difference(name=name, what="")), values=v) for name, v in decided.items()}
+    by_name = {difference.name: difference for difference in known.parameters}
+    by_name |= {
+        name: replace(by_name.get(name, Difference(name=name, what="")), values=v) for name, v in decided.items()
+    }
     return replace(
-        found,
-        parameters=[known[name] for name in {**first, **second} if name in known],
-        by_reading=sum(name not in known for name in found.undecided),
+        known,
+        parameters=[by_name[name] for name in {**first, **second} if name in by_name],
+        by_reading=sum(name not in by_name for name in known.undecided),
         undecided={},
     )
 
 
 @dataclass(frozen=True)
 class _Sums:
-    """What pieces of a parameter add up to."""
+    """The sums over pieces of a parameter."""
 
     elements: int = 0
     max_abs: float = 0.0
     squares: float = 0.0
-    """Of the difference."""
+    """Sum of the squares of the difference."""
     squares_first: float = 0.0
 
     def plus(self, other: _Sums) -> _Sums:
@@ -210,7 +212,7 @@ def _parameters(source: Source) -> dict[str, Parameter]:
 
 
 def _metadata(a: Source, b: Source, x: Parameter, y: Parameter) -> list[str]:
-    """What differs about a parameter besides its values."""
+    """The differences of a parameter besides its values, in words."""
     pairs = {
         "shape": ("×".join(map(str, x.shape)), "×".join(map(str, y.shape))),
         "dtype": tuple(str(s.dtype(p)).removeprefix("torch.") for s, p in ((a, x), (b, y))),

@@ -31,10 +31,10 @@ _BLOCK = 2**20
 
 
 class ExportFolder:
-    """What is in a folder, and the way of an export into it.
+    """A folder that an export is written into, and what is in it already.
 
-    Raises CheckpointExistsError where that is no place for one: where anything is in it, unless ``overwrite``; and
-    where a store is, or a model that no export has made.
+    Raises CheckpointExistsError where the folder is no place for an export: where anything is in it, unless
+    ``overwrite``; and where it holds a store, or a model that no export has made.
     """
 
     def __init__(self, path: Path, *, overwrite: bool) -> None:
@@ -112,7 +112,7 @@ class ExportFolder:
             )
 
     def _own(self) -> set[str]:
-        """What is as an export has made it."""
+        """The names of the files that are still as an export has made them."""
         return {name for name, version in self._made.items() if version == _version(self.path / name)}
 
     def _foreign(self) -> set[str]:
@@ -125,7 +125,7 @@ def record(folder: Path) -> None:
 
 
 def digest_of(path: Path) -> str:
-    """xxh3-128 of a file."""
+    """The xxh3-128 digest of a file."""
     digest, block = xxhash.xxh3_128(), memoryview(bytearray(_BLOCK))
     with path.open("rb", buffering=0) as file:
         while n := file.readinto(block):
@@ -147,12 +147,12 @@ def _as_made(folder: Path) -> Iterator[str]:
 
 def _files(folder: Path) -> set[str]:
     """All that is in a folder and the folders in it, but folders and unfinished exports, by its path from there."""
-    found = set()
+    paths = set()
     for inner, folders, files in os.walk(folder):
         links = [name for name in folders if os.path.islink(os.path.join(inner, name))]
-        found |= {os.path.relpath(os.path.join(inner, name), folder) for name in (*files, *links)}
+        paths |= {os.path.relpath(os.path.join(inner, name), folder) for name in (*files, *links)}
         folders[:] = [name for name in folders if not _is_staging(Path(inner, name))]
-    return found
+    return paths
 
 
 def _is_staging(folder: Path) -> bool:
@@ -161,9 +161,9 @@ def _is_staging(folder: Path) -> bool:
 
 
 def _models(names: Iterable[str]) -> list[str]:
-    """Those that are a model's, for whoever loads it."""
-    found = [name for name in names if name in MARKERS or (name.endswith(_WEIGHTS) and "/" not in name)]
-    return sorted(found, key=lambda name: (name not in MARKERS, name))
+    """The names that belong to a model, for whoever loads it."""
+    of_models = [name for name in names if name in MARKERS or (name.endswith(_WEIGHTS) and "/" not in name)]
+    return sorted(of_models, key=lambda name: (name not in MARKERS, name))
 
 
 def _listed(names: Iterable[str]) -> str:
@@ -172,12 +172,12 @@ def _listed(names: Iterable[str]) -> str:
 
 
 def _version(path: Path) -> tuple[int, ...] | None:
-    """What changes when a file is written again; None where there is none."""
+    """Numbers that change when a file is written again; None where there is no file."""
     try:
-        found = path.lstat()
+        status = path.lstat()
     except OSError:
         return None
-    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_mode
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_mode
 
 
 def _write(record: Path, files: dict[str, str]) -> None:

@@ -12,7 +12,7 @@ from bot_dist.units import size
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class ExportResult(Result):
-    """What an export wrote."""
+    """The result of an export."""
 
     folder: str
     """The folder that was written, or the file, where it is one; on the hub its URL."""

@@ -11,14 +11,14 @@ from bot_dist.formats.configuration import CODE, transformers_config
 from bot_dist.model import Model
 
 _SAID_OTHERWISE = ("rope_scaling", "rope_theta", "rope_local_base_freq", "rotary_pct", "rotary_emb_base", "num_labels")
-"""What transformers 5 understands, and says in other words."""
+"""Fields that transformers 5 reads, and writes under other names."""
 
 
 def huggingface_config(model: Model) -> dict[str, Any]:
     """The model's configuration as ``transformers`` writes it, with every default."""
     config = transformers_config(model.config, architectures=[model.family.architecture(model.config)])
-    found: dict[str, Any] = config.to_dict()
-    return found
+    plain: dict[str, Any] = config.to_dict()
+    return plain
 
 
 def written_config(model: Model, dtype: torch.dtype) -> dict[str, Any]:

@@ -36,19 +36,19 @@ _STORED: dict[str, np.dtype[Any]] = {
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """Where one tensor lies, and how its elements are encoded."""
+    """The place of one tensor in a file, and the encoding of its elements."""
 
     url: str
     offset: int
     nbytes: int
     shape: tuple[int, ...]
-    """As ``transformers`` stores it, row-major."""
+    """Shape of the tensor as ``transformers`` stores it, row-major."""
     encoding: str
-    """``F32``, ``BF16``, …, or a quantisation of GGUF (``Q4_1``)."""
+    """Encoding of the elements: ``F32``, ``BF16``, …, or a quantisation of GGUF such as ``Q4_1``."""
     block: int = 1
     """Elements per quantisation block, along the last dimension; 1 for plain numbers."""
     rotary_permuted: bool = False
-    """Rows of each head are stored as ``(head_dim/2, 2)`` where ``transformers`` has ``(2, head_dim/2)``."""
+    """Whether rows of each head are stored as ``(head_dim/2, 2)`` where ``transformers`` has ``(2, head_dim/2)``."""
 
     @property
     def readable(self) -> bool:
@@ -67,13 +67,13 @@ class FileSource:
     format: str
     config: dict[str, Any]
     entries: dict[str, TensorEntry]
-    """By name in ``transformers``; tensors that it has no name for keep the file's."""
+    """Index of the tensors by name in ``transformers``; tensors that it has no name for keep the file's."""
     files: dict[str, dict[str, Any]]
-    """Per file: ``bytes``, ``header_sha256`` and ``version`` (which changes when it is written again)."""
+    """Identity of each file: ``bytes``, ``header_sha256`` and ``version`` (which changes when it is written again)."""
     optional_prefix: str = ""
-    """Names may lack it."""
+    """Prefix that names in the files may lack."""
     notes: tuple[str, ...] = ()
-    """What the user should know of it."""
+    """Sentences about the source that the user should know."""
     whole_rows: ClassVar[bool] = True
 
     def check(self, model: Model) -> None:
@@ -181,7 +181,7 @@ class FileSource:
         return {"url": label(self.url), "format": self.format, "files": self.files, **notes}
 
     def stored_name(self, name: str) -> str:
-        """What the files call a parameter, if they have it."""
+        """The name that the files have for a parameter, if they have it."""
         return name if name in self.entries else name.removeprefix(self.optional_prefix)
 
     def _find(self, parameter: Parameter) -> TensorEntry:

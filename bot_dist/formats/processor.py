@@ -18,7 +18,7 @@ VIT = {
     "image_mean": [0.5, 0.5, 0.5],
     "image_std": [0.5, 0.5, 0.5],
 }
-"""What ViT does (Dosovitskiy et al. 2021), where a model does not say."""
+"""ViT's own processing of images (Dosovitskiy et al. 2021), for models that do not name theirs."""
 
 
 def image_processor(url: str, model_config: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What every source checkpoint looks like to the rest of the house."""
+"""The protocol of a source checkpoint, by which the rest of the package reads it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Source(Protocol):
 
     @property
     def config(self) -> dict[str, Any]:
-        """``transformers`` configuration."""
+        """The ``transformers`` configuration of the model."""
 
     @property
     def whole_rows(self) -> bool:
@@ -32,23 +32,24 @@ class Source(Protocol):
         """Raise SourceError unless every parameter of ``model`` is there with its shape, and nothing else is."""
 
     def dtype(self, parameter: Parameter) -> torch.dtype:
-        """Floating dtype that ``read`` gives (float32 for quantised tensors)."""
+        """The floating dtype that ``read`` gives (float32 for quantised tensors)."""
 
     def storage_bytes(self, parameter: Parameter) -> int:
-        """Bytes that the whole parameter takes on storage."""
+        """The number of bytes that the whole parameter takes on storage."""
 
     def learning_rate_factor(self, parameter: Parameter) -> float:
-        """What an earlier change of size asks Adam's learning rate to be multiplied by; 1 where there was none."""
+        """Factor by which an earlier change of size asks Adam's learning rate to be multiplied; 1 where there was
+        none."""
 
     def read(self, parameter: Parameter, box: Box) -> torch.Tensor:
-        """The box (ranges over the unfused axes) as a contiguous CPU tensor of the box's shape."""
+        """Read a box (ranges over the unfused axes) as a contiguous CPU tensor of the box's shape."""
 
     def read_into(self, parameter: Parameter, box: Box, into: torch.Tensor) -> None:
         """Fill a CPU tensor of the box's shape and ``dtype(parameter)``, of any strides; at most two pieces of
         ``PIECE_BYTES`` (or rows, where these are larger) are held besides. Threads may share a source."""
 
     def provenance(self) -> dict[str, Any]:
-        """What identifies it: url, format, files with their sizes."""
+        """The identity of the checkpoint: url, format, files with their sizes."""
 
 
 def read_flat(source: Source, parameter: Parameter, start: int, stop: int) -> torch.Tensor:

@@ -79,7 +79,7 @@ def _rows(entry: TensorEntry, first: int, last: int) -> bytes:
 
 
 def _values(data: bytes, entry: TensorEntry, rows: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
-    found = decode(data, entry, rows)
+    values = decode(data, entry, rows)
     if entry.encoding == "BF16":
-        found = (found.astype(np.uint32) << 16).view(np.float32)
-    return found.astype(np.float64)
+        values = (values.astype(np.uint32) << 16).view(np.float32)
+    return values.astype(np.float64)

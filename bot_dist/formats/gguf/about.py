@@ -1,4 +1,4 @@
-"""What a GGUF file says of its model beside how it computes: name, licence, languages, how to generate.
+"""The metadata of a GGUF file about its model, beside how it computes: name, licence, languages, how to generate.
 
 Keys: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 """
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from gguf import GGUFWriter
 
 ABOUT = "gguf.json"
-"""Where a store has it, among what was carried along."""
+"""Name of the file, among those that a store carries along, that holds this metadata."""
 
 _OF_THE_FILE = re.compile(
     r"general\.(architecture|type|alignment|file_type|quantization_version|quantized_by|size_label|uuid|parameter_count)"
 )
-"""What is said of the file, and is another's in another."""
+"""Keys that describe the file and not its model; another file has others."""
 
 _STOPS = tuple(f"tokenizer.ggml.{kind}_token_id" for kind in ("eos", "eot", "eom"))
 _SAMPLING = {
@@ -34,7 +34,7 @@ _SAMPLING = {
     "general.sampling.min_p": "min_p",
     "general.sampling.penalty_repeat": "repetition_penalty",
 }
-"""And how transformers calls it."""
+"""Keys of settings of generation, with the names that transformers has for them."""
 
 
 _CARD = {
@@ -47,13 +47,13 @@ _CARD = {
     "general.languages": "language",
     "general.tags": "tags",
 }
-"""And how a model card calls it."""
+"""Keys about a model, with the names that a model card has for them."""
 _HUB = "https://huggingface.co/"
 MOST_BASES = 16
 
 
 def read_about(url: str) -> dict[str, bytes]:
-    """What goes along with a ``.gguf`` file: what it says of its model, and from that how to generate."""
+    """The files that go along with a ``.gguf`` file: its metadata about the model, and how to generate."""
     header = read_gguf_header(url)
     said = {**header.scalars, **header.lists}
     about = {key: value for key, value in said.items() if key.startswith("general.") and not _OF_THE_FILE.match(key)}
@@ -81,7 +81,7 @@ def _generation(said: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def card_fields(about: Mapping[str, Any]) -> dict[str, Any]:
-    """What it says of its model, as the front matter of a model card."""
+    """The metadata about a model as the front matter of a model card."""
     said = {name: about[key] for key, name in _CARD.items() if key in about}
     urls = [about.get(f"general.base_model.{i}.repo_url") for i in range(MOST_BASES)]
     bases = [url.removeprefix(_HUB) for url in urls if isinstance(url, str) and url.startswith(_HUB)]
@@ -140,8 +140,8 @@ def add_stops(
         for key, value in said.items():
             writer.add_uint32(key, value)
         return []
-    found = generation.get("eos_token_id")
-    ids = [i for i in (found if isinstance(found, list) else [found]) if type(i) is int and 0 <= i < vocab_size]
+    stops = generation.get("eos_token_id")
+    ids = [i for i in (stops if isinstance(stops, list) else [stops]) if type(i) is int and 0 <= i < vocab_size]
     others = [i for i in dict.fromkeys(ids) if i != eos]
     for key, value in zip(_STOPS[1:], others, strict=False):
         writer.add_uint32(key, value)

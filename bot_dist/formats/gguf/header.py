@@ -32,28 +32,28 @@ class TensorInfo:
     """Row-major: the reverse of GGUF's order."""
     type_id: int
     offset: int
-    """From the beginning of the data."""
+    """Offset in bytes from the beginning of the data."""
 
 
 @dataclass
 class Header:
-    """What a GGUF file says about itself."""
+    """The header of a GGUF file."""
 
     size: int
-    """Of the file, in bytes."""
+    """Size of the file in bytes."""
     scalars: dict[str, Any] = field(default_factory=dict)
-    """Metadata that are single values."""
+    """Metadata that are single values, by key."""
     lengths: dict[str, int] = field(default_factory=dict)
-    """Of the metadata that are arrays."""
+    """Lengths of the metadata that are arrays, by key."""
     lists: dict[str, list[str]] = field(default_factory=dict)
-    """Those of them that are texts about the model (``general.languages``)."""
+    """Arrays that are texts about the model (``general.languages``), by key."""
     tensors: dict[str, TensorInfo] = field(default_factory=dict)
     end: int = 0
     """Bytes of the header."""
     data_offset: int = 0
-    """Where the data begin: ``end``, aligned."""
+    """Offset at which the data begin: ``end``, aligned."""
     alignment: int = 32
-    """Of the data, and of every tensor in them, in bytes."""
+    """Alignment of the data and of every tensor in them, in bytes."""
     sha256: str = ""
 
     def aligned(self, at: int) -> int:
@@ -163,9 +163,9 @@ class _Cursor:
         """A short array of strings, without stepping over it; empty where it is something else."""
         start = self.at
         kind, length = self.scalar("<I"), self.scalar("<Q")
-        found = [self.string() for _ in range(length)] if kind == _STRING and length <= MAX_TEXTS else []
+        strings = [self.string() for _ in range(length)] if kind == _STRING and length <= MAX_TEXTS else []
         self.at = start
-        return found
+        return strings
 
     def skip_array(self) -> int:
         """Step over an array; its length."""

@@ -16,7 +16,7 @@ from bot_dist.urls import label
 
 TOKENS = "tokenizer.ggml.tokens"
 ROPE_FACTORS = "rope_freqs.weight"
-"""What each rotary frequency is divided by: Llama 3.1's scaling, which has no metadata."""
+"""Tensor of the divisors of rotary frequencies: Llama 3.1's scaling, which has no metadata."""
 _MOST_FREQUENCIES = 2**12
 _TOKEN_IDS = {
     "bos_token_id": "tokenizer.ggml.bos_token_id",
@@ -58,7 +58,7 @@ def open_gguf(url: str) -> FileSource:
 
 
 def _encodings() -> dict[int, tuple[str, int, int]]:
-    """Of every type id: its name, elements per block and bytes per block."""
+    """The name, elements per block and bytes per block of every type id."""
     try:
         from gguf.constants import GGML_QUANT_SIZES
     except ImportError as error:
@@ -131,13 +131,13 @@ def _rope(metadata: _Metadata, config: dict[str, Any], factors: TensorEntry | No
     values = _numbers(factors)
     if all(value == 1.0 for value in values):
         return {}
-    found = rope_of_factors(values, theta)
-    if found is None:
+    rope = rope_of_factors(values, theta)
+    if rope is None:
         raise FamilyError(
             f"{url}: {ROPE_FACTORS} are not those of a rule that transformers has (Llama 3.1's); use the safetensors "
             f"release of this model"
         )
-    return found
+    return rope
 
 
 def _numbers(entry: TensorEntry) -> list[float]:

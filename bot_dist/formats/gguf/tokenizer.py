@@ -27,8 +27,8 @@ SPLITS: dict[str, list[Any]] = {
     "llama-bpe": [_CONTRACTIONS + _WORDS + r"|\p{N}{1,3}" + _REST],
     "qwen2": [_CONTRACTIONS + _WORDS + r"|\p{N}" + _REST],
 }
-"""By llama.cpp's name (``tokenizer.ggml.pre``): the steps of a byte-level tokenizer that split a text, as
-``_split`` reads them."""
+"""The steps of a byte-level tokenizer that split a text, as ``_split`` reads them, by llama.cpp's name for them
+(``tokenizer.ggml.pre``)."""
 
 PRE, TEMPLATE = "tokenizer.ggml.pre", "tokenizer.chat_template."
 """Keys: how texts are split; and, with its name behind it, a chat template beside the default one."""
@@ -158,8 +158,9 @@ def _tokens(tokenizer: PreTrainedTokenizerBase, model: dict[str, Any], vocab_siz
 
 
 def _scores(tokens: list[str], types: list[int], merges: list[list[str]]) -> list[float]:
-    """Of SentencePiece: llama.cpp merges what makes the token of the highest score. That is the order of the merges
-    where all that make one token follow each other, and every token of several characters is made."""
+    """The scores of SentencePiece's tokens. llama.cpp merges the pair that makes the token of the highest score. That
+    is the order of the merges where all that make one token follow each other, and every token of several characters is
+    made. Raises InputError for other merges."""
     ranks: dict[str, int] = {}
     last = ""
     for a, b in merges:
@@ -183,7 +184,8 @@ def _steps(part: dict[str, Any] | None, inner: str) -> list[dict[str, Any]]:
 
 
 def _split_name(parts: dict[str, Any]) -> str:
-    """llama.cpp's name of what a byte-level tokenizer splits by. It normalises nothing; NFC is let pass, as there."""
+    """The name that llama.cpp has for the way in which a byte-level tokenizer splits a text. It normalises nothing; NFC
+    is let pass, as llama.cpp does."""
     odd = [step["type"] for step in _steps(parts["normalizer"], "normalizers") if step["type"] != "NFC"]
     splits = [_split(step) for step in _steps(parts["pre_tokenizer"], "pretokenizers")]
     for name, steps in SPLITS.items():

@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     from gguf import GGUFWriter
 
 Encoding = Literal["f32", "f16", "bf16", "q8_0"]
-"""Of matrices. Norms, biases and tables of positions are always float32, as llama.cpp wants them."""
+"""Encoding of matrices. Norms, biases and tables of positions are always float32, as llama.cpp wants them."""
 
 _FILE_TYPES = {"f32": 0, "f16": 1, "q8_0": 7, "bf16": 32}
-"""``general.file_type`` of a file whose matrices are so."""
+"""Value of ``general.file_type`` for each encoding of matrices."""
 
 _LARGEST = {"F16": 65504.0, "Q8_0": 127 * 65504.0}
-"""Beyond it a value has no finite encoding."""
+"""Largest value that has a finite encoding."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,13 +41,13 @@ class GgufTensor:
     order: tuple[int, ...]
     """The parameter's axes as they come in the file, the outermost first."""
     shape: tuple[int, ...]
-    """In the file, row-major; one or two dimensions."""
+    """Shape in the file, row-major, of one or two dimensions."""
     encoding: str
-    """As ``gguf`` calls it: ``F32``, ``F16``, ``BF16``, ``Q8_0``."""
+    """Encoding by the name that ``gguf`` has for it: ``F32``, ``F16``, ``BF16`` or ``Q8_0``."""
     rotary: int | None
-    """Which of ``order`` is a head's coordinates that are stored in pairs."""
+    """Place in ``order`` of a head's coordinates, where they are stored in pairs; None where they are not."""
     offset: float
-    """What is added to every value."""
+    """Number that is added to every value."""
 
     @property
     def nbytes(self) -> int:
@@ -63,12 +63,12 @@ class GgufFile:
 
     architecture: str
     metadata: dict[str, Any]
-    """Of the architecture, by keys without its prefix."""
+    """Metadata of the architecture, by keys without its prefix."""
     tensors: tuple[GgufTensor, ...]
     factors: tuple[float, ...]
-    """``rope_freqs.weight``; empty where there is none."""
+    """Values of the tensor ``rope_freqs.weight``; empty where there is none."""
     notes: tuple[str, ...]
-    """What the user should know."""
+    """Sentences that the user should know."""
 
 
 def plan_gguf(model: Model, config: Mapping[str, Any], encoding: Encoding) -> GgufFile:
@@ -213,7 +213,7 @@ def _tensor(
 
 
 def _encoding(weight: Weight, shape: tuple[int, ...], encoding: Encoding) -> str:
-    """llama.cpp's rule (``conversion/base.py``: ``prepare_tensors``)."""
+    """The encoding of a tensor by llama.cpp's own rule (``conversion/base.py``: ``prepare_tensors``)."""
     if len(shape) == 1 or weight.name == "position":
         return "F32"
     return "F16" if encoding == "q8_0" and shape[1] % 32 else encoding.upper()

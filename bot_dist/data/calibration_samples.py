@@ -1,4 +1,4 @@
-"""What a model is calibrated on, and what it has to predict of it: windows of tokens, or images."""
+"""Calibration samples, windows of tokens or images, and what a model has to predict of them."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ SEED = 0
 
 @dataclass(frozen=True, kw_only=True)
 class Samples:
-    """What is run through a model, one after the other."""
+    """Samples that are run through a model, one after the other."""
 
     inputs: torch.Tensor
     """LongTensor ``(windows, context)``; pixels, float32 ``(images, channels, height, width)``."""
     labels: torch.Tensor
     """LongTensor ``(windows, context)`` or ``(images, 1)``; ``IGNORED`` where nothing is predicted."""
     positions: int
-    """Of each sample's hidden states."""
+    """Number of positions of each sample's hidden states."""
 
     def __len__(self) -> int:
         return len(self.inputs)
 
     @property
     def n_positions(self) -> int:
-        """Of all."""
+        """The number of positions of all samples together."""
         return len(self) * self.positions
 
     @cached_property
@@ -69,9 +69,9 @@ class Samples:
                 f"windows of {longest} tokens or fewer"
             )
         if len(windows) and not 0 <= int(windows.min()) <= int(windows.max()) < model.sizes["vocab"]:
-            found = int(windows.max()) if int(windows.min()) >= 0 else int(windows.min())
+            token = int(windows.max()) if int(windows.min()) >= 0 else int(windows.min())
             raise InputError(
-                f"calibrate.text: the tokenizer gives token {found}, but the model's vocabulary has "
+                f"calibrate.text: the tokenizer gives token {token}, but the model's vocabulary has "
                 f"{model.sizes['vocab']}; the tokenizer does not belong to this model"
             )
         if family.objective == "causal":
@@ -106,7 +106,8 @@ class Samples:
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationData:
-    """What operators are fitted on, and what the loss is measured on after every stage; the latter may be none."""
+    """The samples that operators are fitted to, and those on which the loss is measured after every stage, which may be
+    none."""
 
     fitted: Samples
     held_out: Samples

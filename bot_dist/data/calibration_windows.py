@@ -22,12 +22,12 @@ that ends or begins documents, is like nothing else."""
 
 
 class Place(NamedTuple):
-    """Where a window is taken from."""
+    """The place that a window is taken from."""
 
     run: Run
     start: int
     stop: int
-    """Where the next window may start."""
+    """First place at which the next window may start."""
 
 
 class Run:
@@ -37,7 +37,7 @@ class Run:
         self.tokens = np.concatenate([part.tokens for part in parts])
         starts = np.cumsum([0, *(len(part.tokens) for part in parts)])
         self.begins = starts[:-1][[part.begins for part in parts]]
-        """Where documents begin."""
+        """Places at which documents begin."""
 
 
 def windows(
@@ -67,13 +67,13 @@ def windows(
             f"{fitted * context} calibration tokens are no windows of {context}; use at least 2 tokens for a window, "
             f"and at least one window"
         )
-    found = excerpts(texts, encoder, tokens, context, withheld or {})
-    drawn = _drawn(found, fitted, held_out, context)
+    every = excerpts(texts, encoder, tokens, context, withheld or {})
+    drawn = _drawn(every, fitted, held_out, context)
     if drawn is None:
         apart = sum((withheld or {}).values())
         besides = f" before the last {apart}, which train.held_out keeps" if apart else ""
         raise InputError(
-            f"{encoder.section}.text: {sum(len(e.tokens) for e in found)} tokens in {len(texts)} file(s){besides}, "
+            f"{encoder.section}.text: {sum(len(e.tokens) for e in every)} tokens in {len(texts)} file(s){besides}, "
             f"wanted at least {tokens}; give more text, or calibrate on fewer tokens"
         )
     shown, measured = (_taken(places, encoder, context, masked=masked) for places in drawn)
@@ -81,25 +81,25 @@ def windows(
 
 
 def _drawn(
-    found: Sequence[Excerpt], fitted: int, held_out: int, context: int
+    every: Sequence[Excerpt], fitted: int, held_out: int, context: int
 ) -> tuple[list[Place], list[Place]] | None:
     """Places of the windows to fit to, and of those held out; None where there is not enough."""
-    for other in _held_documents(found, fitted * context, held_out * context):
-        shown = _places([e for e in found if e.document not in other], fitted, context)
-        measured = _places([e for e in found if e.document in other], held_out, context)
+    for other in _held_documents(every, fitted * context, held_out * context):
+        shown = _places([e for e in every if e.document not in other], fitted, context)
+        measured = _places([e for e in every if e.document in other], held_out, context)
         if shown is not None and measured is not None:
             return shown, measured
-    if (places := _places(found, fitted + held_out, context)) is None:
+    if (places := _places(every, fitted + held_out, context)) is None:
         return None
     held = {i * len(places) // held_out for i in range(held_out)}
     return [p for i, p in enumerate(places) if i not in held], [p for i, p in enumerate(places) if i in held]
 
 
-def _held_documents(found: Sequence[Excerpt], fitted: int, held_out: int) -> Iterator[set[tuple[int, ...]]]:
+def _held_documents(every: Sequence[Excerpt], fitted: int, held_out: int) -> Iterator[set[tuple[int, ...]]]:
     """Documents to hold out, for so many tokens to fit to and so many held out: such as lie evenly among all, or else
     the smallest that do."""
     sizes: dict[tuple[int, ...], int] = {}
-    for excerpt in found:
+    for excerpt in every:
         sizes[excerpt.document] = sizes.get(excerpt.document, 0) + len(excerpt.tokens)
     share = held_out / (fitted + held_out)
     spread: set[tuple[int, ...]] = set()
@@ -122,7 +122,7 @@ def _held_documents(found: Sequence[Excerpt], fitted: int, held_out: int) -> Ite
 
 
 def _places(parts: Sequence[Excerpt], n: int, context: int) -> list[Place] | None:
-    """Evenly over all, none over another; None where there are not so many."""
+    """Places that lie evenly over all excerpts, none over another; None where there are not so many."""
     runs: list[list[Excerpt]] = [[]]
     for part in parts:
         runs[-1].append(part)
@@ -142,9 +142,9 @@ def _places(parts: Sequence[Excerpt], n: int, context: int) -> list[Place] | Non
 
 
 def _taken(places: Sequence[Place], encoder: Encoder, context: int, *, masked: bool) -> NDArray[np.int64]:
-    """``(len(places), context)``."""
-    found = np.empty((len(places), context), np.int64)
-    for i, (window, (run, start, stop)) in enumerate(zip(found, places, strict=True)):
+    """The windows at these places, ``(len(places), context)``."""
+    windows = np.empty((len(places), context), np.int64)
+    for i, (window, (run, start, stop)) in enumerate(zip(windows, places, strict=True)):
         first = encoder.before
         if i % OPENING == 0:
             first = first or encoder.behind
@@ -156,4 +156,4 @@ def _taken(places: Sequence[Place], encoder: Encoder, context: int, *, masked: b
         window[len(first) :] = run.tokens[start : start + context - len(first)]
         if masked:
             window[context - len(encoder.closing) :] = encoder.closing
-    return found
+    return windows

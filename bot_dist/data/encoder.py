@@ -81,7 +81,7 @@ class Encoder:
         with blamed(lambda why: InputError(f"{self.section}.text: the model's tokenizer can't tokenise it ({why})")):
             if self._json is None:
                 return [self._slow(text, add_special_tokens=False, verbose=False)["input_ids"] for text in texts]
-            return [found.ids for found in self.fast.encode_batch_fast([*texts], add_special_tokens=False)]
+            return [encoding.ids for encoding in self.fast.encode_batch_fast([*texts], add_special_tokens=False)]
 
     def tokens(self, pieces: Iterable[Piece]) -> Iterator[Tokens]:
         """The tokens of documents, ``before`` and ``behind`` around each of them, piece by piece."""
@@ -108,12 +108,12 @@ def pack_text(texts: Iterable[TextFile], encoder: Encoder) -> Tokens:
 
 
 def pieces_in(text: TextFile) -> Iterator[Piece]:
-    """All of it."""
+    """All pieces of a text."""
     return (piece for start, stop, _ in text.ranges(RANGE) for piece in text.pieces(start, stop))
 
 
 def _around(tokenizer: Any, section: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """What the tokenizer puts before a text, and behind it."""
+    """The tokens that the tokenizer puts before a text, and those that it puts behind it."""
     with blamed(lambda why: InputError(f"{section}.text: the model's tokenizer can't tokenise 'x' ({why})")):
         plain, whole = (
             tokenizer("x", add_special_tokens=special, verbose=False)["input_ids"] for special in (False, True)

@@ -13,13 +13,13 @@ from bot_dist.data.texts import Piece, TextFile
 from bot_dist.data.texts.plain import PlainText
 
 CHARACTERS = 12
-"""Of a text, that are tokenised to have a token: more than most languages and tokenizers need."""
+"""Characters of a text that are tokenised to have a token: more than most languages and tokenizers need."""
 LITTLE = 2**22
-"""Bytes of text that are rather tokenised as a whole."""
+"""Least text, in bytes, that is sampled; less is tokenised as a whole."""
 SMALLEST = 2**16
-"""Bytes of text, about, between places that excerpts are taken from, at least; ``RANGE`` at most."""
+"""Least distance between places that excerpts are taken from, in bytes of text, about; the largest is ``RANGE``."""
 SPARE = 2
-"""How many times the tokens that are wanted are taken of much text, so that there is a choice of documents."""
+"""Factor by which more tokens are taken of much text than are wanted, so that there is a choice of documents."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,9 +49,9 @@ def excerpts(
         wanted = 4 * SPARE * tokens // context  # more places than that many windows need
         step = min(max(nbytes // wanted, SMALLEST), RANGE)
         ranges = [(i, start, stop) for i, text in enumerate(texts) for start, stop, _ in text.ranges(step)]
-        found = _sampled(texts, ranges, encoder, tokens, context, withheld)
-        if sum(len(excerpt.tokens) for excerpt in found) >= SPARE * tokens:
-            return found
+        sampled = _sampled(texts, ranges, encoder, tokens, context, withheld)
+        if sum(len(excerpt.tokens) for excerpt in sampled) >= SPARE * tokens:
+            return sampled
     return [
         excerpt
         for number, text in enumerate(texts)
@@ -60,14 +60,14 @@ def excerpts(
 
 
 def tokens_at_ends(texts: Sequence[TextFile], encoder: Encoder, tokens: int) -> dict[str, int]:
-    """How many of the last ``tokens`` of all texts lie in which of them, by URL."""
-    found: dict[str, int] = {}
+    """The number of those tokens that lie in each text, by URL, among the last ``tokens`` of all texts."""
+    by_url: dict[str, int] = {}
     for text in reversed(texts):
         if tokens <= 0:
             break
-        found[text.url] = _counted(encoder, pieces_in(text), tokens)
-        tokens -= found[text.url]
-    return found
+        by_url[text.url] = _counted(encoder, pieces_in(text), tokens)
+        tokens -= by_url[text.url]
+    return by_url
 
 
 def _counted(encoder: Encoder, pieces: Iterable[Piece], most: int) -> int:
@@ -85,21 +85,21 @@ def _documents(text: TextFile, number: int, encoder: Encoder) -> Iterator[Excerp
     pieces, same = itertools.tee(pieces_in(text))
     held: list[Tokens] = []
     n = 0
-    for piece, found in zip(pieces, encoder.tokens(same), strict=True):
-        held.append(found)
+    for piece, tokens in zip(pieces, encoder.tokens(same), strict=True):
+        held.append(tokens)
         if piece.ends:
             yield Excerpt(tokens=np.concatenate(held), document=(number, n), begins=True, ends=True)
             held, n = [], n + 1
 
 
-def _without_end(found: list[Excerpt], tokens: int) -> list[Excerpt]:
-    """Without so many of the last tokens."""
-    while found and tokens > 0:
-        last = found.pop()
+def _without_end(excerpts: list[Excerpt], tokens: int) -> list[Excerpt]:
+    """The excerpts without so many of the last tokens."""
+    while excerpts and tokens > 0:
+        last = excerpts.pop()
         if (kept := len(last.tokens) - tokens) > 0:
-            found.append(Excerpt(tokens=last.tokens[:kept], document=last.document, begins=last.begins, ends=False))
+            excerpts.append(Excerpt(tokens=last.tokens[:kept], document=last.document, begins=last.begins, ends=False))
         tokens -= len(last.tokens)
-    return found
+    return excerpts
 
 
 def _sampled(
@@ -110,11 +110,11 @@ def _sampled(
     context: int,
     withheld: Mapping[str, int],
 ) -> list[Excerpt]:
-    """From every so-manieth range, ``(text, start, stop)``, and from those between if these have too little."""
+    """Excerpts from ranges ``(text, start, stop)`` that lie evenly, and from those between if these have too little."""
     ranges = [
-        found
-        for number, own in itertools.groupby(ranges, lambda found: found[0])
-        for found in _before_end(texts[number], [*own], encoder, SPARE * tokens, withheld.get(texts[number].url, 0))
+        place
+        for number, own in itertools.groupby(ranges, lambda place: place[0])
+        for place in _before_end(texts[number], [*own], encoder, SPARE * tokens, withheld.get(texts[number].url, 0))
     ]
     if not ranges:
         return []
@@ -122,14 +122,14 @@ def _sampled(
     each = -(-windows // len(ranges))  # of one range
     n = -(-windows // each)
     first = [i * len(ranges) // n for i in range(n)]
-    found: dict[int, list[Excerpt]] = {}
+    by_range: dict[int, list[Excerpt]] = {}
     held = 0
     for i in (*first, *sorted({*range(len(ranges))} - {*first})):
         if held >= SPARE * tokens:
             break
-        found[i] = [*_of_range(texts[ranges[i][0]], ranges[i], encoder, each * context, context)]
-        held += sum(len(excerpt.tokens) for excerpt in found[i])
-    return [excerpt for i in sorted(found) for excerpt in found[i]]
+        by_range[i] = [*_of_range(texts[ranges[i][0]], ranges[i], encoder, each * context, context)]
+        held += sum(len(excerpt.tokens) for excerpt in by_range[i])
+    return [excerpt for i in sorted(by_range) for excerpt in by_range[i]]
 
 
 def _before_end(
@@ -166,9 +166,9 @@ def _of_range(
         if tokens <= 0:
             return
         n += piece.begins
-        found = _part(piece, 0, CHARACTERS * max(tokens, context), encoder, max(tokens, context), (number, start, n))
-        tokens -= len(found.tokens)
-        yield found
+        excerpt = _part(piece, 0, CHARACTERS * max(tokens, context), encoder, max(tokens, context), (number, start, n))
+        tokens -= len(excerpt.tokens)
+        yield excerpt
 
 
 def _part(piece: Piece, start: int, characters: int, encoder: Encoder, most: int, document: tuple[int, ...]) -> Excerpt:

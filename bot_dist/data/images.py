@@ -63,9 +63,9 @@ class ImageFile:
     n: int
     held_out: int
     labels: tuple[int, ...]
-    """The model's, of every class."""
+    """The model's label for every class."""
     processor: dict[str, Any]
-    """As in ``preprocessor_config.json``."""
+    """Settings of the processor, as in ``preprocessor_config.json``."""
     limit: int
     """Bytes that an image may have, decoded."""
 
@@ -74,7 +74,7 @@ class ImageFile:
         return Images(self, first=0, n=self.n - self.held_out)
 
     def held_out_samples(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """As ``Images.read`` gives them."""
+        """The held-out images and their classes, as ``Images.read`` gives them."""
         return Images(self, first=self.n - self.held_out, n=self.held_out).read(range(self.held_out))
 
 
@@ -104,13 +104,13 @@ class Images:
 
     @cached_property
     def _set(self) -> ImageSet:
-        found = open_images(self._file.url, self._file.limit)
-        if len(found) != self._file.n:
+        images = open_images(self._file.url, self._file.limit)
+        if len(images) != self._file.n:
             raise InputError(
-                f"train.images: {label(self._file.url)} has {len(found)} images, and had {self._file.n} when the run "
+                f"train.images: {label(self._file.url)} has {len(images)} images, and had {self._file.n} when the run "
                 f"began; leave it as it is while it is trained on"
             )
-        return found
+        return images
 
     @cached_property
     def _processor(self) -> Any:
@@ -121,21 +121,22 @@ class Images:
 
 
 def prepare_images(config: TrainConfig, source_url: str, model_config: dict[str, Any]) -> ImageFile:
-    """What ``config.images`` names, prepared as the source's ``preprocessor_config.json`` says, or as ViT does.
+    """The images that ``config.images`` names, to be prepared as the source's ``preprocessor_config.json`` says, or as
+    ViT does.
 
     Raises InputError when there are no images, too few for a batch and those held out, their classes are not the
     model's, or the prepared images have not the size that it takes.
     """
     assert config.images is not None
-    found = open_images(absolute(config.images), config.image_limit)
+    images = open_images(absolute(config.images), config.image_limit)
     wanted = config.batch + config.held_out
-    if len(found) < wanted:
+    if len(images) < wanted:
         raise InputError(
-            f"train.images: {label(config.images)} has {len(found)} images, wanted at least {wanted} (batch "
+            f"train.images: {label(config.images)} has {len(images)} images, wanted at least {wanted} (batch "
             f"{config.batch} + held_out {config.held_out}); give more, or lower train.batch or train.held_out"
         )
     processor = image_processor(source_url, model_config)
-    image, _ = found.read(0)
+    image, _ = images.read(0)
     made = make_processor(processor)
     with blamed(lambda why: InputError(f"train.images: {PROCESSOR} of {label(source_url)} prepares no image ({why})")):
         shape = made([image])["pixel_values"][0].shape
@@ -148,9 +149,9 @@ def prepare_images(config: TrainConfig, source_url: str, model_config: dict[str,
         )
     return ImageFile(
         url=absolute(config.images),
-        n=len(found),
+        n=len(images),
         held_out=config.held_out,
-        labels=_labels(found.classes, model_config, config.images),
+        labels=_labels(images.classes, model_config, config.images),
         processor=processor,
         limit=config.image_limit,
     )
@@ -190,18 +191,18 @@ class FolderImages:
     def __init__(self, url: str, limit: int) -> None:
         if not Storage(url).exists():
             raise missing(url)
-        found = sizes(url)
-        names = sorted(name for name in found if name.lower().endswith(SUFFIXES))
+        by_name = sizes(url)
+        names = sorted(name for name in by_name if name.lower().endswith(SUFFIXES))
         if loose := [name for name in names if "/" not in name]:
             raise InputError(
                 f"train.images: {label(url)}/{loose[0]} is of no class; put images into a folder for each class"
             )
         if not names:
             raise InputError(f"train.images: no folder in {label(url)} has images ({', '.join(SUFFIXES)})")
-        if empty := next((name for name in names if not found[name]), None):
+        if empty := next((name for name in names if not by_name[name]), None):
             raise InputError(f"train.images: {label(url)}/{empty} is empty; leave it out")
         self._url, self._names, self._limit = url, names, limit
-        self.digest = digest({name: found[name] for name in names})
+        self.digest = digest({name: by_name[name] for name in names})
         self.classes: Sequence[str] = sorted({name.partition("/")[0] for name in names})
         self._number = {name: i for i, name in enumerate(self.classes)}
 
@@ -231,13 +232,13 @@ class HubImages:
         self._rows = rows.cast_column(self._image, AsImage(decode=False))
 
     def _column(self, kinds: dict[str, str], wanted: str) -> str:
-        found = [key for key, kind in kinds.items() if kind == wanted]
-        if len(found) != 1:
+        matching = [key for key, kind in kinds.items() if kind == wanted]
+        if len(matching) != 1:
             columns = some(f"{key} ({kind})" for key, kind in kinds.items())
             raise InputError(
-                f"train.images: {self._url} has {len(found)} columns of {wanted}, wanted one; columns: {columns}"
+                f"train.images: {self._url} has {len(matching)} columns of {wanted}, wanted one; columns: {columns}"
             )
-        return found[0]
+        return matching[0]
 
     def __len__(self) -> int:
         return len(self._rows)

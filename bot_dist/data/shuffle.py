@@ -8,22 +8,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 ROUNDS = 8
+"""Rounds of the Feistel network."""
 
 
 def shuffled(places: NDArray[np.int64], n: int, key: Sequence[int]) -> NDArray[np.int64]:
-    """What stands at ``places`` of a permutation of ``range(n)``, which ``key`` decides.
+    """The numbers at ``places`` of a permutation of ``range(n)``, which ``key`` decides.
 
     A Feistel network over the next power of four, gone through again from where it leaves ``range(n)`` (cycle walking:
     Black and Rogaway, *Ciphers with arbitrary finite domains*, 2002).
     """
     half = max(1, -(-(n - 1).bit_length() // 2))
     keys = np.random.SeedSequence([*key, n]).generate_state(ROUNDS, np.uint64).astype(np.uint64)
-    found = places.astype(np.uint64)
-    outside = np.ones(len(found), dtype=bool)
+    numbers = places.astype(np.uint64)
+    outside = np.ones(len(numbers), dtype=bool)
     while outside.any():
-        found[outside] = _network(found[outside], np.uint64(half), keys)
-        outside = found >= n
-    return found.astype(np.int64)
+        numbers[outside] = _network(numbers[outside], np.uint64(half), keys)
+        outside = numbers >= n
+    return numbers.astype(np.int64)
 
 
 def _network(values: NDArray[np.uint64], half: np.uint64, keys: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -39,12 +39,12 @@ _THREADS = 8
 
 @dataclass(frozen=True, kw_only=True)
 class ShardRecord:
-    """What a shard holds."""
+    """The record of a shard."""
 
     tokens: int
     largest: int
     documents: dict[str, int]
-    """How many end in it, by the number of their text."""
+    """Number of documents that end in the shard, by the number of their text."""
     chunks: str
     """Digests of its chunks, in hexadecimal."""
 
@@ -144,14 +144,14 @@ class TokenStore:
         pieces = [piece for start in starts for piece in self._within(start, start + n)]
         chunks = sorted({(shard, at) for shard, start, stop in pieces for at in self._chunks(start, stop)})
         held = dict(zip(chunks, self._read_chunks(chunks), strict=True))
-        found = []
+        parts = []
         for shard, start, stop in pieces:
             covering = [*self._chunks(start, stop)]
             data = b"".join(held[shard, at] for at in covering) if len(covering) > 1 else held[shard, covering[0]]
-            found.append(
+            parts.append(
                 np.frombuffer(data, _little(self.dtype))[start - covering[0] * self._per_chunk :][: stop - start]
             )
-        return np.concatenate(found).astype(np.int64).reshape(len(starts), n)
+        return np.concatenate(parts).astype(np.int64).reshape(len(starts), n)
 
     @property
     def _itemsize(self) -> int:
@@ -164,29 +164,29 @@ class TokenStore:
     def _within(self, start: int, stop: int) -> list[tuple[int, int, int]]:
         """Tokens as ``(shard, start, stop)``, counted within the shard."""
         assert 0 <= start <= stop <= len(self), (start, stop, len(self))
-        found = []
+        parts = []
         while start < stop:
             shard = int(np.searchsorted(self._ends, start, side="right")) - 1
             first, last = int(self._ends[shard]), int(self._ends[shard + 1])
-            found.append((shard, start - first, min(stop, last) - first))
+            parts.append((shard, start - first, min(stop, last) - first))
             start = min(stop, last)
-        return found
+        return parts
 
     def _chunks(self, start: int, stop: int) -> range:
         return range(start // self._per_chunk, -(-stop // self._per_chunk))
 
     def _read_chunks(self, chunks: Sequence[tuple[int, int]]) -> list[bytearray]:
         lengths = np.diff(self._ends) * self._itemsize
-        found = [bytearray(min(CHUNK, int(lengths[shard]) - at * CHUNK)) for shard, at in chunks]
+        buffers = [bytearray(min(CHUNK, int(lengths[shard]) - at * CHUNK)) for shard, at in chunks]
         requests = [
             Request(f"{shard}.bin", at * CHUNK, [memoryview(data)])
-            for (shard, at), data in zip(chunks, found, strict=True)
+            for (shard, at), data in zip(chunks, buffers, strict=True)
         ]
         self.storage.read_into(requests)
-        for (shard, at), data in zip(chunks, found, strict=True):
+        for (shard, at), data in zip(chunks, buffers, strict=True):
             if self._digest(shard, at) != _digest(data):
                 raise self._damaged(f"{shard}.bin", f", bytes {at * CHUNK:,} to {at * CHUNK + len(data):,}")
-        return found
+        return buffers
 
     def _digest(self, shard: int, at: int) -> str:
         if shard not in self._digests:
@@ -213,6 +213,6 @@ def _digest(data: Any) -> str:
 
 
 def _digests(data: Any) -> str:
-    """Of all chunks."""
+    """The digests of all chunks, one behind the other."""
     view = memoryview(data)
     return "".join(_digest(view[at : at + CHUNK]) for at in range(0, len(view), CHUNK))

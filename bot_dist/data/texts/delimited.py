@@ -32,8 +32,8 @@ class Delimited:
         nbytes = size_bytes(url)
         if nbytes is None:
             raise missing(url)
-        found = cls(url=url, section=section, column=column, limit=limit, nbytes=nbytes)
-        names = next((row for _, row in found._rows()), None)
+        text = cls(url=url, section=section, column=column, limit=limit, nbytes=nbytes)
+        names = next((row for _, row in text._rows()), None)
         if names is None:
             raise InputError(f"{section}.text: {label(url)} is empty; leave it out")
         if (n := names.count(column)) != 1:
@@ -41,7 +41,7 @@ class Delimited:
                 f"{section}.text: {label(url)} has {n or 'no'} column{'s' * (n > 1)} '{column}'; columns: "
                 f"{some(names)}; set {section}.column"
             )
-        return found
+        return text
 
     @property
     def sources(self) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""What Hugging Face's ``datasets`` loads by name, streamed: ``hf-datasets://NAME?split=SPLIT``."""
+"""Data sets that Hugging Face's ``datasets`` loads by name, streamed: ``hf-datasets://NAME?split=SPLIT``."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class DatasetName:
 
     def pinned(self, files: Sequence[str]) -> DatasetName:
         """Itself at the commit that its ``files`` are of, so that nobody reads a later one; on the hub alone."""
-        commits = {found[1] for file in files if (found := _COMMIT.match(file))}
+        commits = {match[1] for file in files if (match := _COMMIT.match(file))}
         return replace(self, revision=commits.pop()) if len(commits) == 1 else self
 
     def _named(self) -> dict[str, Any]:
@@ -79,7 +79,7 @@ class HubText:
     shards: int
     sources: tuple[str, ...]
     nbytes: int
-    """Of the files."""
+    """Bytes of the files together."""
 
     @classmethod
     def open(cls, url: str, section: str, column: str, limit: int) -> HubText:
@@ -130,8 +130,8 @@ class HubText:
         for number in range(start, stop):
             where, rows = f"{self.url}: shard {number}", 0
             with blamed(unreadable):
-                for found in loaded.shard(self.shards, number):
-                    document = found[self.column]
+                for row in loaded.shard(self.shards, number):
+                    document = row[self.column]
                     if not isinstance(document, str | None):
                         raise ValueError(f"'{self.column}' is of type {type(document).__name__}, wanted a string")
                     if document and len(document.encode()) > self.limit:

@@ -1,4 +1,4 @@
-"""What tells one text from another: digests of the content, computed once for a file that stays as it is."""
+"""The identity of texts: digests of the content, computed once for a file that stays as it is."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ class Identity(NamedTuple):
     """A file as it is now."""
 
     version: str
-    """Another when it has been written since, as ``storage.version`` has it."""
+    """Version of the file, as ``storage.files.version`` has it; another when the file has been written since."""
     digest: str
     """Bytes and xxh3-128 of its content, or the ETag where the storage keeps one."""
 
 
 def identities(texts: Iterable[TextFile], storage: Storage) -> dict[str, Identity]:
-    """What every file of the texts is, by its URL.
+    """The identity of every file of the texts, by its URL.
 
     The digests of local files are remembered in ``storage``: one that has its size, inode and times still is not read.
     """
     known = _known(storage)
     urls = sorted({url for text in texts for url in text.sources})
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="bot_dist-digests") as pool:
-        found = dict(zip(urls, pool.map(lambda url: _identity(url, known.get(url)), urls), strict=True))
-    remembered = known | {url: identity for url, identity in found.items() if is_local(url)}
+        by_url = dict(zip(urls, pool.map(lambda url: _identity(url, known.get(url)), urls), strict=True))
+    remembered = known | {url: identity for url, identity in by_url.items() if is_local(url)}
     if remembered != known:
         storage.write(KNOWN, [json.dumps(remembered, sort_keys=True).encode()])
-    return found
+    return by_url
 
 
 def _identity(url: str, known: Identity | None) -> Identity:
@@ -60,7 +60,7 @@ def _identity(url: str, known: Identity | None) -> Identity:
 
 
 def _known(storage: Storage) -> dict[str, Identity]:
-    """What is remembered, by path; nothing where that can't be read."""
+    """The identities that are remembered, by path; none where they can't be read."""
     try:
         return {url: Identity(*both) for url, both in parse_object(storage.read(KNOWN), KNOWN, ValueError).items()}
     except (ValueError, TypeError, AttributeError, CheckpointError):

@@ -108,7 +108,7 @@ class JsonLines:
         return InputError(f"{self.section}.text: {label(self.url)}, line {self._number(position)}, {what}")
 
     def _number(self, position: int) -> int:
-        """Of the line that begins there."""
+        """The number of the line that begins at a position."""
         line, left = 1, position
         with self._open() as file:
             while left > 0 and (data := file.read(min(left, 2**20))):

@@ -1,4 +1,4 @@
-"""From what a recipe names to text files."""
+"""The text files that a recipe names, opened by their format."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _THREADS = 8
 def resolve_texts(names: Iterable[str], section: str) -> list[str]:
     """The files that paths, fsspec URLs, ``package://PACKAGE/FILE`` and patterns of them stand for, sorted, and data
     sets. Raises InputError when there are none, SourceError where a pattern matches nothing."""
-    found = {file for name in names for file in ([name] if name.startswith(DATASETS) else resolve_all(name))}
-    if not found:
+    files = {file for name in names for file in ([name] if name.startswith(DATASETS) else resolve_all(name))}
+    if not files:
         raise InputError(f"{section}.text names no file; give paths, fsspec URLs or package://PACKAGE/FILE")
-    return sorted(found)
+    return sorted(files)
 
 
 def open_texts(

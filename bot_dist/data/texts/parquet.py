@@ -58,11 +58,11 @@ class Parquet:
                 raise InputError(f"{section}.text: {label(url)} is empty; leave it out")
             number = next(i for i in range(metadata.num_columns) if metadata.schema.column(i).path == column)
             columns = [metadata.row_group(i).column(number) for i in range(metadata.num_row_groups)]
-            groups = [found.total_uncompressed_size for found in columns]
-            for i, found in enumerate(columns):
-                if groups[i] > max(limit, PACKED * found.total_compressed_size):
+            groups = [chunk.total_uncompressed_size for chunk in columns]
+            for i, chunk in enumerate(columns):
+                if groups[i] > max(limit, PACKED * chunk.total_compressed_size):
                     where = (
-                        f"row group {i} of {label(url)} has {groups[i]:,} bytes in {found.total_compressed_size:,}, and"
+                        f"row group {i} of {label(url)} has {groups[i]:,} bytes in {chunk.total_compressed_size:,}, and"
                     )
                     raise too_large(where, section, limit)
         return cls(url=url, section=section, column=column, limit=limit, groups=tuple(groups))
@@ -76,13 +76,13 @@ class Parquet:
         return ("parquet", self.column)
 
     def ranges(self, nbytes: int) -> list[tuple[int, int, int]]:
-        found, start, held = [], 0, 0
+        ranges, start, held = [], 0, 0
         for i, size in enumerate(self.groups):
             held += size
             if held >= nbytes or i == len(self.groups) - 1:
-                found.append((start, i + 1, held))
+                ranges.append((start, i + 1, held))
                 start, held = i + 1, 0
-        return found
+        return ranges
 
     def pieces(self, start: int, stop: int) -> Iterator[Piece]:
         import pyarrow.compute as compute
@@ -90,11 +90,11 @@ class Parquet:
         with _reading(self.url, self.section), _file(self.url, read_dictionary=[self.column]) as file:
             groups = [*range(start, stop)]
             for rows in file.iter_batches(ROWS, row_groups=groups, columns=[self.column], use_threads=False):
-                found = rows.column(0)
-                documents = found.dictionary  # so that one which many rows repeat is held once
+                values = rows.column(0)
+                documents = values.dictionary  # so that one which many rows repeat is held once
                 if (compute.max(compute.binary_length(documents)).as_py() or 0) > self.limit:
                     raise too_large(f"a row of {label(self.url)}", self.section, self.limit)
-                for number in found.indices.to_pylist():
+                for number in values.indices.to_pylist():
                     yield from pieces_of("" if number is None else documents[number].as_py())
 
 

@@ -16,9 +16,9 @@ LOOK = 2**14
 """Bytes behind a multiple of ``PIECE`` among which a place to cut is looked for."""
 
 _PLACE = re.compile(r"(?<=\S)(?= )|(?<=[^\W_])(?=\s)")
-"""Before a space, or before any white space that follows a letter or digit. What a tokenizer cuts texts into before it
-looks for tokens never goes over such a place: there, pieces have the tokens of the whole. (One that cuts nothing, as
-SentencePiece's, may put another token there.)"""
+"""Places to cut at: before a space, or before any white space that follows a letter or digit. No tokenizer that cuts
+texts into words before it looks for tokens joins anything across such a place, so pieces have the tokens of the whole.
+One that cuts nothing, as SentencePiece's, may put another token there."""
 
 
 class Piece(NamedTuple):
@@ -43,7 +43,7 @@ class TextFile(Protocol):
 
     @property
     def kind(self) -> tuple[str, ...]:
-        """What is read of them: the format, and what else decides which text it is."""
+        """The format, and what else decides which text is read of the files."""
 
     def ranges(self, nbytes: int) -> list[tuple[int, int, int]]:
         """All of it, in order, as ``(start, stop, bytes)``: ranges of about ``nbytes`` bytes of text, or one that is
@@ -60,8 +60,8 @@ def cut(data: bytes, at: int) -> int:
     while at < min(end, len(data)) and data[at] & 0xC0 == 0x80:
         at += 1
     text = data[at:end].decode(errors="ignore")
-    found = _PLACE.search(text)
-    return at + len(text[: found.start()].encode()) if found else at
+    place = _PLACE.search(text)
+    return at + len(text[: place.start()].encode()) if place else at
 
 
 def too_large(what: str, section: str, limit: int) -> InputError:

@@ -1,4 +1,4 @@
-"""What is trained on: a text's tokens, made once and kept; the order of samples; each rank's share of a batch."""
+"""Batches to train on: a text's tokens, made once and kept; the order of samples; each rank's share of a batch."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ T = TypeVar("T")
 
 
 class Samples(Protocol[T_co]):
-    """What can be trained on, in the order in which it lies."""
+    """Samples that can be trained on, in the order in which they lie."""
 
     def __len__(self) -> int: ...
 
     def read(self, numbers: Sequence[int]) -> T_co:
-        """Those samples, stacked."""
+        """Read the samples of these numbers, stacked."""
 
 
 class Batches(Generic[T]):
@@ -53,8 +53,7 @@ class Batches(Generic[T]):
         assert len(samples) > 0, "what is shorter than a batch is refused before"
 
     def batch(self, step: int, rank: int, world: int) -> T:
-        """What ``rank`` of ``world`` trains on in ``step``: ``batch / world`` samples, where every step before had
-        ``batch``."""
+        """The ``batch / world`` samples that ``rank`` of ``world`` trains on in ``step``. Every step has ``batch``."""
         assert self._batch % world == 0, (self._batch, world)
         share = self._batch // world
         return self.read(step * self._batch + rank * share, share)
@@ -64,14 +63,14 @@ class Batches(Generic[T]):
         return self._samples.read(self._numbers(position, n))
 
     def numbers(self, step: int) -> list[int]:
-        """Which samples ``step`` trains on, over all ranks."""
+        """The numbers of the samples that ``step`` trains on, over all ranks."""
         return self._numbers(step * self._batch, self._batch)
 
     def _numbers(self, position: int, n: int) -> list[int]:
         epochs, places = np.divmod(np.arange(position, position + n), len(self._samples))
         numbers = [shuffled(places[epochs == e], len(self._samples), [self._seed, e]) for e in np.unique(epochs)]
-        found: list[int] = np.concatenate(numbers).tolist()
-        return found
+        shuffled_numbers: list[int] = np.concatenate(numbers).tolist()
+        return shuffled_numbers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,11 +78,11 @@ class TokenFile:
     """Packed tokens: windows to train on first, held-out windows at the very end."""
 
     url: str
-    """Of a ``TokenStore``."""
+    """URL of a ``TokenStore``."""
     tokens: int
     context: int
     held_out: int
-    """Windows of ``context`` tokens."""
+    """Number of windows of ``context`` tokens that are held out."""
     first: tuple[int, ...] = ()
     """The tokens that every window begins with, in place of its own."""
     last: tuple[int, ...] = ()
@@ -94,7 +93,7 @@ class TokenFile:
         return Windows(self, start=0, n=self.tokens // self.context - self.held_out)
 
     def held_out_samples(self) -> torch.Tensor:
-        """LongTensor ``(held_out, context)``."""
+        """Read the held-out windows, a LongTensor ``(held_out, context)``."""
         start = self.tokens - self.held_out * self.context
         return Windows(self, start=start, n=self.held_out).read(range(self.held_out))
 
@@ -113,10 +112,10 @@ class Windows:
         import torch
 
         file = self._file
-        found = self._store.read([self._start + i * file.context for i in numbers], file.context)
-        found[:, : len(file.first)] = file.first[: file.context]
-        found[:, max(file.context - len(file.last), 0) :] = file.last[: file.context]
-        return torch.from_numpy(found)
+        windows = self._store.read([self._start + i * file.context for i in numbers], file.context)
+        windows[:, : len(file.first)] = file.first[: file.context]
+        windows[:, max(file.context - len(file.last), 0) :] = file.last[: file.context]
+        return torch.from_numpy(windows)
 
     @cached_property
     def _store(self) -> TokenStore:

@@ -43,18 +43,18 @@ class Part(NamedTuple):
 
 
 class Shard(NamedTuple):
-    """What is tokenised, and stored, as one."""
+    """Parts of texts that are tokenised, and stored, as one."""
 
     parts: tuple[Part, ...]
     nbytes: int
-    """Of text, about."""
+    """Bytes of the text, about."""
 
 
 def shards_of(texts: Sequence[TextFile]) -> list[Shard]:
     """The texts in order, cut by nothing but their sizes."""
     nbytes = sum(size for text in texts for *_, size in text.ranges(LARGEST))
     wanted = min(max(nbytes // SHARDS, SMALLEST), LARGEST)
-    found: list[Shard] = []
+    shards: list[Shard] = []
     parts: list[Part] = []
     held = 0
     for number, text in enumerate(texts):
@@ -62,9 +62,9 @@ def shards_of(texts: Sequence[TextFile]) -> list[Shard]:
             parts.append(Part(number, start, stop))
             held += size
             if held >= wanted:
-                found.append(Shard(tuple(parts), held))
+                shards.append(Shard(tuple(parts), held))
                 parts, held = [], 0
-    return [*found, Shard(tuple(parts), held)] if parts else found
+    return [*shards, Shard(tuple(parts), held)] if parts else shards
 
 
 @dataclass(frozen=True, kw_only=True)

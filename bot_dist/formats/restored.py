@@ -23,11 +23,11 @@ class _Part:
     """A part of one band, along the axes of one operator."""
 
     letters: str
-    """Of the band, one per axis."""
+    """Letters of the part's band, one per axis."""
     box: Box
-    """Within the band."""
+    """Box of the part within the band."""
     place: tuple[slice, ...]
-    """In what is asked for."""
+    """Place of the part in the box that is asked for."""
 
 
 class MallatSource:

@@ -5,19 +5,16 @@ from bot_dist.plan.cost import REQUESTS, operator_rows, step_bytes, step_peak
 from bot_dist.plan.details import Details, Shrunk, details_of
 from bot_dist.plan.fitted import (
     ORDER,
-    OperatorTable,
-    adaptive,
     averages,
     basis_of,
     growing,
-    operators,
-    placed,
     regroups,
     rotation_refused,
     sequential_refused,
     shrinking,
 )
 from bot_dist.plan.fitted_names import FittedName, owner_of
+from bot_dist.plan.fitted_table import OperatorTable, adaptive, operators, placed
 from bot_dist.plan.function_kept import FunctionKept
 from bot_dist.plan.make_plan import SourceModule, make_plan, target_model
 from bot_dist.plan.module_plan import (

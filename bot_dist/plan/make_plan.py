@@ -13,7 +13,7 @@ from bot_dist.plan import rules
 from bot_dist.plan.axis_plan import AxisPlan, Copies
 from bot_dist.plan.cost import dual_bytes
 from bot_dist.plan.details import Details, ModuleDetails, detail_bands
-from bot_dist.plan.fitted import OperatorTable, Place
+from bot_dist.plan.fitted_table import OperatorTable, Place
 from bot_dist.plan.function_kept import function_kept
 from bot_dist.plan.module_plan import DetailPlan, ModulePlan, WeightPlan
 from bot_dist.plan.optimizer_state import moments_of

@@ -148,7 +148,7 @@ def lacking() -> str | None:
     return next((tool for tool in ("ip", "nsenter", "rsync", "ssh", "/usr/sbin/sshd") if not shutil.which(tool)), None)
 
 
-def until(condition: Callable[[], object], what: str, timeout_s: float = 60) -> None:
+def until(condition: Callable[[], object], what: str, timeout_s: float = 300) -> None:
     """Wait until ``condition`` holds; fail with ``what`` was waited for."""
     end = time.monotonic() + timeout_s
     while not condition():
@@ -221,7 +221,7 @@ def _authorise(at: Path, made: list[Machine]) -> None:
         (folder / "config").write_text("StrictHostKeyChecking no\nUserKnownHostsFile /dev/null\nLogLevel ERROR\n")
         machine.start("/usr/sbin/sshd", "-D", "-e", "-f", at / "sshd_config", log=at / f"{machine.name}-sshd.log")
     for machine in made:
-        until(functools.partial(_answers, machine), f"the ssh server of {machine.name}", timeout_s=20)
+        until(functools.partial(_answers, machine), f"the ssh server of {machine.name}")
 
 
 def _answers(machine: Machine) -> bool:

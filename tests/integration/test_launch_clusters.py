@@ -44,7 +44,7 @@ def recorded(store: Path) -> int:
 @pytest.mark.slow
 def test_an_on_premise_cluster_takes_jobs_from_another_machine(folder: Path, source: Path) -> None:
     wanted = yaml.safe_load((ROOT / ON_PREMISE).read_text())["provider"]
-    options = ("--embed", "48", "--tensor", "4", "--memory-limit", "16KiB", "--set", "cluster.wait_s=120")
+    options = ("--embed", "48", "--tensor", "4", "--memory-limit", "16KiB", "--set", "cluster.wait_s=300")
     job = ("launch/run.py", "scale", source, folder / "store", *options)
     with machines(folder, "head", "worker", "laptop") as (head, worker, laptop):
         assert [head.address, [worker.address]] == [wanted["head_ip"], wanted["worker_ips"]]
@@ -57,7 +57,7 @@ def test_an_on_premise_cluster_takes_jobs_from_another_machine(folder: Path, sou
         # The connection breaks amid the transfer: its terminal is gone, and the verb stops.
         log = folder / "submit.log"
         broken = laptop.start("ray", "submit", ON_PREMISE, job[0], "--", *job[1:], log=log)
-        until(lambda: recorded(folder / "store") > 3 or broken.poll() is not None, "the first steps", timeout_s=120)
+        until(lambda: recorded(folder / "store") > 3 or broken.poll() is not None, "the first steps")
         assert broken.poll() is None, log.read_text()
         laptop.signal("KILL", "ssh.*run.py")
         until(lambda: not any("run.py" in line for line in head.processes()), "the verb to stop", timeout_s=30)
@@ -79,7 +79,7 @@ def test_an_on_premise_cluster_takes_jobs_from_another_machine(folder: Path, sou
         down = laptop.run("ray", "down", "-y", ON_PREMISE)
         assert down.returncode == 0, down.stdout
         assert not [line for line in head.processes() if "raylet" in line]
-        until(lambda: not [line for line in worker.processes() if "raylet" in line], "the worker to go", timeout_s=120)
+        until(lambda: not [line for line in worker.processes() if "raylet" in line], "the worker to go")
 
 
 @pytest.mark.slow

@@ -83,11 +83,7 @@ def test_scancel_stops_a_job_cleanly_and_the_same_job_resumes_on_both_nodes(
     store = allocation.folder / "store"
     command = ("scale", source, store, "--embed", "48", "--tensor", "2", "--memory-limit", "8KiB")
     first = allocation.sbatch(7, *command)
-    until(
-        lambda: first.poll() is not None or len([*store.glob("data/*/_steps/*.json")]) > 3,
-        "the first steps",
-        timeout_s=120,
-    )
+    until(lambda: first.poll() is not None or len([*store.glob("data/*/_steps/*.json")]) > 3, "the first steps")
     assert first.poll() is None, allocation.log(7).read_text()
     allocation.scancel()
     assert first.wait(timeout=60) == 143, allocation.log(7).read_text()

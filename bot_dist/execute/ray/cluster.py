@@ -19,6 +19,9 @@ from bot_dist.errors import BotDistError, InputError, RunError
 from bot_dist.recipe import ClusterConfig
 
 PLACEMENT_TIMEOUT_S = 120
+START_TIMEOUT_S = 600
+"""The seconds within which one of the actors has to start: many at once may load PyTorch from one shared file system.
+"""
 """How long the cluster may take to have room for actors, when there are none."""
 PROBE_TIMEOUT_S = 10
 WAIT_S = 0.5

@@ -24,7 +24,7 @@ from bot_dist.events.transfer import ActorDied, ActorReady
 from bot_dist.execute.allocator import return_freed_memory
 from bot_dist.execute.dispatch import Dispatch
 from bot_dist.execute.executor import Reader, StepResult
-from bot_dist.execute.ray.cluster import PLACEMENT_TIMEOUT_S, last_words, result_of
+from bot_dist.execute.ray.cluster import PLACEMENT_TIMEOUT_S, START_TIMEOUT_S, last_words, result_of
 from bot_dist.execute.ray.metrics import ActorMetrics, DriverMetrics
 from bot_dist.execute.worker import Worker
 from bot_dist.plan import LANES, Step, TransferPlan
@@ -143,10 +143,11 @@ class _Crew:
                 self._hear(member, reference, on_step)
             if self.members:
                 alone_since_s = time.monotonic()
-            elif time.monotonic() - alone_since_s > PLACEMENT_TIMEOUT_S:
+            elif time.monotonic() - alone_since_s > START_TIMEOUT_S:
                 raise RunError(
-                    f"all shard actors died ({self.deaths} in this run) and the cluster had no room for a new one "
-                    f"within {PLACEMENT_TIMEOUT_S} s; nothing was committed, run the same command again to resume"
+                    f"no shard actor was ready for {START_TIMEOUT_S} s ({self.deaths} died in this run): the cluster "
+                    f"has lost the room for them, or its nodes are too slow to start them; nothing was committed, run "
+                    f"the same command again to resume"
                 )
 
     def dismiss(self) -> None:

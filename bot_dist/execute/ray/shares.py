@@ -13,7 +13,7 @@ import ray
 
 from bot_dist.errors import RunError
 from bot_dist.execute.allocator import return_freed_memory
-from bot_dist.execute.ray.cluster import PLACEMENT_TIMEOUT_S, last_words, result_of
+from bot_dist.execute.ray.cluster import START_TIMEOUT_S, last_words, result_of
 from bot_dist.execute.shares import OnStep, Share, SharedWork
 
 TRIES = 3
@@ -102,10 +102,10 @@ class Actors(AbstractContextManager["Actors"]):
                 continue
             asked = {member.asked: member for member in members if member.asked is not None}
             working = any(member.opened for member in asked.values())
-            ready, _ = ray.wait([*asked], num_returns=1, timeout=None if working else PLACEMENT_TIMEOUT_S)
+            ready, _ = ray.wait([*asked], num_returns=1, timeout=None if working else START_TIMEOUT_S)
             if not ready:
                 raise RunError(
-                    f"the cluster started no actor within {PLACEMENT_TIMEOUT_S} s; use a smaller mesh, or wait until "
+                    f"the cluster started no actor within {START_TIMEOUT_S} s; use a smaller mesh, or wait until "
                     f"other jobs have ended"
                 )
             member = asked[ready[0]]

@@ -12,7 +12,7 @@ import ray
 
 from bot_dist.errors import RunError
 from bot_dist.execute.executor import S, T
-from bot_dist.execute.ray.cluster import PLACEMENT_TIMEOUT_S, last_words, result_of
+from bot_dist.execute.ray.cluster import START_TIMEOUT_S, last_words, result_of
 
 TRIES = 3
 """Actors that may die over a task before it is given up."""
@@ -75,10 +75,10 @@ class _Crew:
                 self.working[actor.run.options(name=str(task)).remote(task)] = actor, number
             if not self.arriving and not self.working:
                 raise RunError(f"all actors have died ({self.last_words}); give them more memory, or use no Ray")
-            timeout_s = None if self.working else PLACEMENT_TIMEOUT_S
+            timeout_s = None if self.working else START_TIMEOUT_S
             done, _ = ray.wait([*self.arriving, *self.working], num_returns=1, timeout=timeout_s)
             if not done:
-                raise RunError(f"the cluster started no actor within {PLACEMENT_TIMEOUT_S} s; wait until it has room")
+                raise RunError(f"the cluster started no actor within {START_TIMEOUT_S} s; wait until it has room")
             self._hear(done[0])
 
     def _hear(self, reference: Any) -> None:

@@ -1,4 +1,4 @@
-"""Model families: what each weight is called and which axes it has. A new family is one file and one line below."""
+"""Model families: what each weight is called and which axes it has. A new family is one file in ``families``."""
 
 from __future__ import annotations
 
@@ -7,23 +7,7 @@ from typing import Any
 
 from bot_dist.errors import FamilyError, nearest
 from bot_dist.model.declaration import Family, Model, Weight
-from bot_dist.model.families.bert import BERT
-from bot_dist.model.families.gemma import GEMMA, GEMMA2
-from bot_dist.model.families.gpt2 import GPT2
-from bot_dist.model.families.gpt_neox import GPT_NEOX
-from bot_dist.model.families.llama import LLAMA
-from bot_dist.model.families.vit import DEIT, VIT
-
-FAMILIES: dict[str, Family] = {
-    "bert": BERT,
-    "deit": DEIT,
-    "gemma": GEMMA,
-    "gemma2": GEMMA2,
-    "gpt2": GPT2,
-    "gpt_neox": GPT_NEOX,
-    "llama": LLAMA,
-    "vit": VIT,
-}
+from bot_dist.model.families import FAMILIES
 
 NOT_EXPRESSED = {
     "mixtral": "every expert is a tensor of its own, and names have no index for experts",

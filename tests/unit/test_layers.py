@@ -23,7 +23,7 @@ PACKAGE = ROOT / "bot_dist"
 FLOORS = [  # of the architecture, lowest first; the names of one line do not import each other
     {"units", "urls", "version"},
     {"errors", "events"},
-    {"kernels", "parsing", "results", "storage", "tensors"},
+    {"kernels", "parsing", "registry", "results", "storage", "tensors"},
     {"model", "operators", "recipe"},
     {"plan"},
     {"store"},

@@ -116,7 +116,7 @@ def resize(config: Mapping[str, Any], target: Mapping[str, int]) -> dict[str, An
     }
 
 
-BERT = Family(
+FAMILY = Family(
     name="bert",
     model_types=("bert",),
     weights=WEIGHTS,

@@ -93,7 +93,7 @@ def gguf_metadata(config: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[s
     }
 
 
-GPT2 = Family(
+FAMILY = Family(
     name="gpt2",
     model_types=("gpt2",),
     weights=WEIGHTS,

@@ -83,7 +83,7 @@ def gguf_metadata(config: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[s
     }
 
 
-GPT_NEOX = Family(
+FAMILY = Family(
     name="gpt_neox",
     model_types=("gpt_neox",),
     weights=WEIGHTS,

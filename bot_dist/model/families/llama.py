@@ -141,7 +141,7 @@ def gguf_architecture(name: str, model_type: str, *, rotary_permuted: bool = Fal
 
 AS_LLAMA = gguf_architecture("llama", "llama", rotary_permuted=True)
 
-LLAMA = Family(
+FAMILY = Family(
     name="llama",
     model_types=tuple(CLASSES),
     weights=WEIGHTS,

@@ -175,5 +175,4 @@ def family(name: str, embedding_init: Init) -> Family:
     )
 
 
-VIT = family("vit", "normal")
-DEIT = family("deit", "zeros")
+FAMILY = family("vit", "normal")

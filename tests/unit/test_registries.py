@@ -1,0 +1,51 @@
+"""Registries: what is in the folder is listed, and nothing else; an unknown name is one short error."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from bot_dist.errors import InputError
+from bot_dist.model import FAMILIES
+from bot_dist.registry import Registry
+
+REGISTRIES = {"bot_dist/model/families": FAMILIES}
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("folder", REGISTRIES)
+def test_a_registry_lists_its_folder(folder: str) -> None:
+    files = {path.stem for path in (ROOT / folder).glob("*.py") if not path.name.startswith("_")}
+    registry = REGISTRIES[folder]
+    assert {name.replace("-", "_") for name in registry} == files
+    assert all(registry[name] is not None for name in registry), "each file has its entry"
+
+
+@pytest.mark.parametrize("folder", REGISTRIES)
+def test_an_unknown_name_is_one_line_that_names_the_nearest(folder: str) -> None:
+    registry = REGISTRIES[folder]
+    name = next(iter(registry))
+    with pytest.raises(InputError) as error:
+        registry.choose(f"{name}x")
+    assert repr(name) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_an_entry_is_added_by_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "colours"
+    folder.mkdir()
+    (folder / "__init__.py").touch()
+    for name, text in {"_shared": "", "dark_blue": "COLOUR = 'navy'", "red": "COLOUR = 0xFF0000"}.items():
+        (folder / f"{name}.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    colours: Registry[str] = Registry(str, "COLOUR", "colours", [str(folder)], what="colour", hyphens=True)
+    assert list(colours) == ["dark-blue", "red"]
+    assert "colours.dark_blue" not in sys.modules
+    assert colours["dark-blue"] == "navy"
+    assert ("red" in colours, colours.get("green")) == (True, None)
+    with pytest.raises(TypeError, match=r"colours\.red is in a registry: its COLOUR has to be a str"):
+        colours["red"]
+    with pytest.raises(InputError, match="unknown colour 'dark-bleu'; did you mean 'dark-blue'"):
+        colours.choose("dark-bleu")

@@ -26,8 +26,8 @@ from bot_dist.execute import Executor
 from bot_dist.fit.own_text_cost import Writing
 from bot_dist.fit.statistics_share import Scratch, check_finite, write_whole
 from bot_dist.fit.streamed_model import StreamedModel
-from bot_dist.formats.config_only import Shapes
 from bot_dist.formats.source import Source
+from bot_dist.formats.sources.config_only import Shapes
 from bot_dist.model import Model
 from bot_dist.storage import disk
 from bot_dist.store.manifest import digest

@@ -24,8 +24,8 @@ from bot_dist.execute import ALONE, Executor
 from bot_dist.fit.sites import Site, sites
 from bot_dist.fit.statistics_share import CHANGE, SAMPLES, SIMILARITY, Work, write_whole
 from bot_dist.fit.statistics_store import StatisticsWriter
-from bot_dist.formats.config_only import Shapes
 from bot_dist.formats.source import Source
+from bot_dist.formats.sources.config_only import Shapes
 from bot_dist.model import Model
 from bot_dist.storage.disk import writing
 from bot_dist.storage.folder import Storage

@@ -37,19 +37,23 @@ def export_hub(
     url: str,
     *,
     write: Callable[..., ExportResult],
-    gguf: str | None = None,
+    suffix: str = "",
+    dtype: str | None = None,
     overwrite: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> ExportResult:
-    """Let ``write`` make an export in a temporary folder, and push it to ``url``, ``hf://USER/MODEL``. ``gguf``: the
-    encoding, if ``write`` makes a GGUF file. Raises as ``write`` does, and as ``Repository``."""
+    """Let ``write`` make an export in a temporary folder, and push it to ``url``, ``hf://USER/MODEL``.
+
+    With a ``suffix`` the export is one file, whose name ends so, with weights in ``dtype``. Raises as ``write`` does,
+    and as ``Repository``.
+    """
     repository = Repository(url, overwrite=overwrite)
-    name = repository.name.rpartition("/")[2].removesuffix(".gguf")
+    name = repository.name.rpartition("/")[2].removesuffix(suffix)
     with tempfile.TemporaryDirectory(prefix="bot_dist-hub-") as made:
         folder = Path(made, name)
-        made_of = write(source, str(folder / f"{name}.gguf" if gguf else folder), progress=progress)
-        if gguf:
-            _describe(source, folder, name, gguf)
+        made_of = write(source, str(folder / f"{name}{suffix}" if suffix else folder), progress=progress)
+        if suffix:
+            _describe(source, folder, name, dtype or "the dtypes of the source", suffix.removeprefix("."))
         notes = list(made_of.notes)
         if repository.keeps_card:
             (folder / CARD).unlink()
@@ -58,12 +62,12 @@ def export_hub(
     return dataclasses.replace(made_of, folder=repository.url, files=files, notes=tuple(notes))
 
 
-def _describe(source: Source, folder: Path, name: str, encoding: str) -> None:
-    """Put beside a GGUF file what it has no place for."""
+def _describe(source: Source, folder: Path, name: str, dtype: str, library: str) -> None:
+    """Put beside an export of one file what it has no place for."""
     companions = read_companions(source.url)
     files = {name: data for name, data in companions.files.items() if is_legal(name)}
     model = model_of(source.config)
-    files[CARD] = model_card(source, model, companions, title=name, dtype=encoding, files=[*files], library="gguf")
+    files[CARD] = model_card(source, model, companions, title=name, dtype=dtype, files=[*files], library=library)
     for path, data in files.items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_bytes(data)

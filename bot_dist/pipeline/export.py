@@ -1,4 +1,4 @@
-"""Writing a store for others: as safetensors with a configuration, as DCP, or as a GGUF file."""
+"""Writing a store for others, in a format of ``EXPORTS``: safetensors with a configuration, DCP, or a GGUF file."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import functools
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from bot_dist.errors import CheckpointError, InputError
 from bot_dist.events import OnEvent, log
@@ -18,9 +18,7 @@ from bot_dist.urls import label
 
 if TYPE_CHECKING:
     from bot_dist.formats.export_result import ExportResult
-    from bot_dist.formats.gguf.write import Encoding
-
-ExportFormat = Literal["safetensors", "dcp", "gguf"]
+    from bot_dist.formats.exports import Export
 
 
 def export(
@@ -29,9 +27,9 @@ def export(
     *,
     folder: str | None = None,
     probe: Path | None = None,
-    to: ExportFormat = "safetensors",
+    to: str | None = None,
     max_shard_bytes: int | None = None,
-    dtype: Encoding | None = None,
+    dtype: str | None = None,
 ) -> ExportResult:
     """Write the recipe's trained store (the transferred one, where ``train.steps`` is 0) as ``export_store`` does, by
     default into ``recipe.export_dir`` (GGUF: a file beside it); compare its logits with the ``probe`` that training
@@ -39,8 +37,10 @@ def export(
 
     Raises CheckpointError when the trained store did not start from the present transferred store.
     """
+    from bot_dist.formats.exports import EXPORTS, export_format
     from bot_dist.store import CheckpointReader
 
+    to = to or export_format(folder)
     url = recipe.transferred_url
     if recipe.train.steps:
         begun_from = CheckpointReader(recipe.trained_url).manifest.provenance["source"]
@@ -52,7 +52,7 @@ def export(
         url = recipe.trained_url
     exported = export_store(
         url,
-        folder or (f"{recipe.export_dir}.gguf" if to == "gguf" else recipe.export_dir),
+        folder or f"{recipe.export_dir}{EXPORTS.choose(to).suffix}",
         overwrite=recipe.overwrite,
         to=to,
         max_shard_bytes=max_shard_bytes,
@@ -71,53 +71,38 @@ def export_store(
     folder: str,
     *,
     overwrite: bool = False,
-    to: ExportFormat = "safetensors",
+    to: str | None = None,
     max_shard_bytes: int | None = None,
-    dtype: Encoding | None = None,
+    dtype: str | None = None,
     on_event: OnEvent = log,
 ) -> ExportResult:
-    """Write the store (or any other source) at ``url`` as a Hugging Face folder, with safetensors in files of at most
-    ``max_shard_bytes`` (5 GB) and in ``dtype`` (those of the store), or with a checkpoint of torch's DCP instead; or as
-    a GGUF file ``folder`` with matrices in ``dtype`` (f16). ``folder`` may be ``hf://USER/MODEL``, on the hub."""
+    """Write the store (or any other source) at ``url`` in the format ``to`` of ``EXPORTS``, by default the one that the
+    end of ``folder`` asks for: a Hugging Face folder, with safetensors in files of at most ``max_shard_bytes`` (5 GB)
+    and in ``dtype`` (those of the store); with a checkpoint of torch's DCP instead; or a GGUF file ``folder`` with
+    matrices in ``dtype`` (f16). ``folder`` may be ``hf://USER/MODEL``, on the hub.
+
+    Raises InputError for an option that the format does not take.
+    """
     from bot_dist.formats.beside import folder_of
-    from bot_dist.formats.export import (
-        DTYPES,
-        MAX_SHARD_BYTES,
-        export_dcp,
-        export_gguf,
-        export_huggingface,
-        written_bytes,
-    )
+    from bot_dist.formats.exports import EXPORTS, export_format
     from bot_dist.formats.hub_out import HUB, export_hub
     from bot_dist.formats.open import open_source
     from bot_dist.storage.files import real_place
 
     started = time.perf_counter()
     check_lasting({"folder": folder})
+    form = EXPORTS.choose(to or export_format(folder))
     source = open_source(url)
     if not folder.startswith(HUB) and real_place(folder_of(url)) == real_place(folder):
         raise InputError(f"{label(folder)} is what is exported; give another place")
-    if max_shard_bytes is not None and to != "safetensors":
-        raise InputError("--max-shard-size is for safetensors; leave it out")
-    if dtype is not None and (to == "dcp" or (to == "safetensors" and dtype not in DTYPES)):
-        raise InputError(
-            f"--dtype {dtype} is for GGUF; safetensors take {', '.join(DTYPES)}, and DCP keeps the dtypes of the store"
-        )
-    write: Callable[..., ExportResult]
-    match to:
-        case "safetensors":
-            most = MAX_SHARD_BYTES if max_shard_bytes is None else max_shard_bytes
-            write = functools.partial(export_huggingface, max_shard_bytes=most, dtype=DTYPES[dtype] if dtype else None)
-        case "dcp":
-            write = export_dcp
-        case "gguf":
-            write = functools.partial(export_gguf, encoding=dtype or "f16")
+    _check_options(form, dtype, max_shard_bytes)
+    dtype = dtype or form.default_dtype
+    write: Callable[..., ExportResult] = functools.partial(form.write, dtype=dtype, max_shard_bytes=max_shard_bytes)
     if folder.startswith(HUB):
-        if to == "dcp":
-            raise InputError(f"{label(folder)}: the hub takes safetensors and GGUF; export DCP into a folder")
-        encoding = (dtype or "f16") if to == "gguf" else None
-        write = functools.partial(export_hub, write=write, gguf=encoding)
-    on_event(ExportStarted(bytes=written_bytes(source, to, dtype)))
+        if not form.hub:
+            raise InputError(f"{label(folder)}: the hub does not take {form.title}; export it into a folder")
+        write = functools.partial(export_hub, write=write, suffix=form.suffix, dtype=dtype)
+    on_event(ExportStarted(bytes=form.weight_bytes(source, dtype)))
     result = write(
         source,
         folder,
@@ -127,3 +112,17 @@ def export_store(
     result = dataclasses.replace(result, source=label(url), seconds=time.perf_counter() - started)
     on_event(ExportDone(folder=label(result.folder), seconds=result.seconds))
     return result
+
+
+def _check_options(form: Export, dtype: str | None, max_shard_bytes: int | None) -> None:
+    """Raise InputError for an option that a format does not take; it says which formats do."""
+    from bot_dist.formats.exports import EXPORTS
+
+    if max_shard_bytes is not None and not form.shards:
+        shards = " and ".join(export.title for export in EXPORTS.values() if export.shards)
+        raise InputError(f"--max-shard-size is for {shards}; leave it out")
+    if dtype is not None and dtype not in form.dtypes:
+        others = " and ".join(export.title for export in EXPORTS.values() if dtype in export.dtypes)
+        what = f"is for {others}" if others else "is no dtype that weights are exported in"
+        taken = f"takes {', '.join(form.dtypes)}" if form.dtypes else "keeps the dtypes of the store"
+        raise InputError(f"--dtype {dtype} {what}; {form.title} {taken}")

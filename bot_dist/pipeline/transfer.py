@@ -89,8 +89,8 @@ def transfer_by(
     """``made`` is what is known of a ``source`` that a baseline has made of the recipe's."""
     from bot_dist.execute.run_plan import PlanRun
     from bot_dist.formats.companions import read_companions
-    from bot_dist.formats.config_only import Shapes
     from bot_dist.formats.open import open_source
+    from bot_dist.formats.sources.config_only import Shapes
     from bot_dist.plan import details_of
     from bot_dist.store import CheckpointReader, CheckpointWriter, attempt_of
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from bot_dist.errors import PlanError, RecipeError
-from bot_dist.formats.export import export_huggingface
+from bot_dist.formats.exports.safetensors import export_huggingface
 from bot_dist.formats.open import open_source
 from bot_dist.model import model_of
 from bot_dist.store import CheckpointReader

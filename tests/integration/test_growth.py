@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bot_dist.formats.export import export_huggingface
+from bot_dist.formats.exports.safetensors import export_huggingface
 from tests.conftest import Pico
 from tests.integration.test_transfer import transfer
 from tests.unit.test_families import BARE, assert_same_function, load, of, widths

@@ -13,7 +13,7 @@ import torch
 
 import bot_dist
 from bot_dist.errors import BotDistError, PlanError, RunError, SourceError
-from bot_dist.formats.export import export_huggingface
+from bot_dist.formats.exports.safetensors import export_huggingface
 from bot_dist.formats.open import open_source
 from bot_dist.formats.source import Source
 from bot_dist.model import Model, model_of

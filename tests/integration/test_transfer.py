@@ -17,7 +17,7 @@ import bot_dist
 from bot_dist.errors import BotDistError, CheckpointError, CheckpointExistsError
 from bot_dist.events import Event, OnEvent
 from bot_dist.events.transfer import StepDone
-from bot_dist.formats.export import export_huggingface
+from bot_dist.formats.exports.safetensors import export_huggingface
 from bot_dist.store import CheckpointReader, CheckpointWriter
 from bot_dist.tensors import whole
 

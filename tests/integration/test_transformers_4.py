@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 import torch
 
-from bot_dist.formats import open_source
 from bot_dist.formats.companions import export_files, read_companions
+from bot_dist.formats.open import open_source
 from bot_dist.formats.tokenizer import load_tokenizer
 from bot_dist.model import model_of
 from bot_dist.pipeline.export import export_store

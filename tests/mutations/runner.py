@@ -21,7 +21,8 @@ MEMORY_BYTES = 2**30
 CPU_S = 60
 PRELOADED = (
     *("bot_dist.fit.stages", "bot_dist.pipeline.checks", "bot_dist.pipeline.run", "bot_dist.cli"),
-    *("bot_dist.cli.show.inspect", "bot_dist.formats.export", "bot_dist.execute.local", "bot_dist.data.images"),
+    *("bot_dist.cli.show.inspect", "bot_dist.formats.exports.safetensors", "bot_dist.formats.exports.gguf"),
+    *("bot_dist.execute.local", "bot_dist.data.images"),
     *("bot_dist.kernels.kernels", "gguf", "numba", "pyarrow.parquet", "pyarrow.csv", "pywt", "rich.progress", "torch"),
     *("transformers.models.llama.modeling_llama", "transformers.models.vit.modeling_vit"),
 )

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from bot_dist.errors import FamilyError, InputError, PlanError, SourceError
-from bot_dist.formats.safetensors_in import read_header
+from bot_dist.formats.sources.safetensors import read_header
 from bot_dist.pipeline.transfer import plan_transfer
 from bot_dist.recipe import make_recipe
 from tests.conftest import PICOS

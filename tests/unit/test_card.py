@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import yaml
 
-from bot_dist.formats import card, open_source
+from bot_dist.formats import card
 from bot_dist.formats.card import known_fields, origin_of, shown
 from bot_dist.formats.companions import Companions
+from bot_dist.formats.open import open_source
 from bot_dist.pipeline.export import export_store
 from bot_dist.pipeline.transfer import transfer
 from bot_dist.recipe import make_recipe

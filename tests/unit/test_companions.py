@@ -16,10 +16,10 @@ from safetensors.torch import save_file
 
 from bot_dist.errors import InputError, SourceError
 from bot_dist.formats import beside as beside_module
-from bot_dist.formats import open_source
 from bot_dist.formats.beside import beside
 from bot_dist.formats.companions import read_companions
-from bot_dist.formats.export import export_huggingface
+from bot_dist.formats.exports.safetensors import export_huggingface
+from bot_dist.formats.open import open_source
 from bot_dist.formats.tokenizer import load_tokenizer
 from bot_dist.pipeline.export import export_store
 from bot_dist.pipeline.results import TransferResult
@@ -280,5 +280,5 @@ def test_values_that_a_dtype_does_not_hold_are_refused(pico_llama: Maker, tmp_pa
     with pytest.raises(InputError, match=r"model\.norm\.weight': a value of 70000 is more than f16 holds \(65504\)"):
         export_huggingface(open_source(made.url), str(tmp_path / "out"), dtype=torch.float16)
     assert not (tmp_path / "out").exists()
-    with pytest.raises(InputError, match="--dtype q8_0 is for GGUF; safetensors take f32, f16, bf16"):
+    with pytest.raises(InputError, match="--dtype q8_0 is for GGUF; safetensors takes f32, f16, bf16"):
         export_store(made.url, str(tmp_path / "out"), dtype="q8_0")

@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 
 from bot_dist.errors import CheckpointExistsError
-from bot_dist.formats import open_source
-from bot_dist.formats.export import export_dcp, export_gguf, export_huggingface
 from bot_dist.formats.export_folder import MARKERS, RECORD, STAGING, ExportFolder
+from bot_dist.formats.exports.dcp import export_dcp
+from bot_dist.formats.exports.gguf import export_gguf
+from bot_dist.formats.exports.safetensors import export_huggingface
+from bot_dist.formats.open import open_source
 
 Exporter = Callable[..., Any]
 

@@ -18,8 +18,8 @@ import torch
 from safetensors.torch import save_file
 
 from bot_dist.errors import FamilyError, SourceError
-from bot_dist.formats import open_source
-from bot_dist.formats.export import export_huggingface
+from bot_dist.formats.exports.safetensors import export_huggingface
+from bot_dist.formats.open import open_source
 from bot_dist.model import FAMILIES, Model, Weight, model_of
 from bot_dist.recipe.config import SIZES
 from bot_dist.tensors import whole

@@ -14,8 +14,10 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
 from bot_dist.errors import CheckpointExistsError
-from bot_dist.formats import dcp_out, open_source
-from bot_dist.formats.export import export_dcp, export_huggingface
+from bot_dist.formats.exports import _dcp_writer
+from bot_dist.formats.exports.dcp import export_dcp
+from bot_dist.formats.exports.safetensors import export_huggingface
+from bot_dist.formats.open import open_source
 from tests.conftest import Pico
 
 PicoMaker = Callable[..., Pico]
@@ -38,7 +40,7 @@ def check(folder: Path, made: Pico) -> None:
 def test_dcp_loads_what_the_source_holds(
     pico: PicoMaker, tmp_path: Path, chunk_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dcp_out, "CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(_dcp_writer, "CHUNK_BYTES", chunk_bytes)
     made, pieces = pico(dtype=torch.bfloat16), []
     result = export_dcp(open_source(made.url), str(tmp_path / "out"), progress=pieces.append)
     check(tmp_path / "out", made)
@@ -83,7 +85,7 @@ def rank_of_two(rank: int, folder: Path, rendezvous: Path, tensors: dict[str, to
 
 @pytest.mark.slow
 def test_two_ranks_load_their_halves(pico_llama: PicoMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dcp_out, "CHUNK_BYTES", 1000)
+    monkeypatch.setattr(_dcp_writer, "CHUNK_BYTES", 1000)
     made = pico_llama(tied=False)
     export_dcp(open_source(made.url), str(tmp_path / "out"))
     tensors = {name: tensor.detach() for name, tensor in made.tensors.items()}

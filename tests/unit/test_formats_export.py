@@ -10,9 +10,10 @@ import torch
 from safetensors import safe_open
 
 from bot_dist.errors import CheckpointExistsError, InputError, SourceError
-from bot_dist.formats import open_source, safetensors_out
-from bot_dist.formats.export import export_huggingface
 from bot_dist.formats.export_folder import RECORD
+from bot_dist.formats.exports import safetensors
+from bot_dist.formats.exports.safetensors import export_huggingface
+from bot_dist.formats.open import open_source
 from bot_dist.formats.tokenizer import has_tokenizer, load_tokenizer, save_tokenizer
 from bot_dist.store import CheckpointReader, CheckpointWriter
 from tests.conftest import Pico, outputs
@@ -51,7 +52,7 @@ def tokenizer(tmp_path: Path) -> Path:
 def test_the_export_loads_completely_and_computes_the_same(
     pico: PicoMaker, tmp_path: Path, options: dict[str, int], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(safetensors_out, "PIECE_BYTES", 1000)
+    monkeypatch.setattr(safetensors, "PIECE_BYTES", 1000)
     made, pieces = pico(dtype=dtype), []
     result = export_huggingface(open_source(made.url), str(tmp_path / "out"), progress=pieces.append, **options)
     model = load(tmp_path / "out")

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from bot_dist.errors import FamilyError, InputError, MissingPackageError, SourceError
 from bot_dist.formats import indexed as files
-from bot_dist.formats import open_source
 from bot_dist.formats.gguf import header as gguf_header
+from bot_dist.formats.open import open_source
 from bot_dist.formats.tokenizer import load_tokenizer, save_tokenizer
 from bot_dist.model import FAMILIES, model_of
 from bot_dist.model.gguf import ROTARY, gguf_name, module_of

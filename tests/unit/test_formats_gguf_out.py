@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from bot_dist.errors import CheckpointExistsError, FamilyError, InputError
-from bot_dist.formats import open_source
-from bot_dist.formats.export import export_gguf
+from bot_dist.formats.exports.gguf import export_gguf
 from bot_dist.formats.gguf import write as gguf_out
 from bot_dist.formats.gguf.tokenizer import SPLITS
 from bot_dist.formats.hf_config import huggingface_config
+from bot_dist.formats.open import open_source
 from bot_dist.formats.tokenizer import load_tokenizer
 from bot_dist.formats.torch_out import transformers_model
 from bot_dist.model import model_of

@@ -18,9 +18,9 @@ from safetensors.torch import load_file, save_file
 
 from bot_dist.errors import FamilyError, InputError, SourceError
 from bot_dist.formats import indexed as files
-from bot_dist.formats import open_source
 from bot_dist.formats.indexed import FileSource
-from bot_dist.formats.safetensors_in import read_header
+from bot_dist.formats.open import open_source
+from bot_dist.formats.sources.safetensors import read_header
 from bot_dist.model import model_of
 from bot_dist.tensors import Box, runs, whole
 from bot_dist.tensors.axes import Parameter

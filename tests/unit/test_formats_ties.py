@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 import bot_dist
 from bot_dist.errors import FamilyError, SourceError
-from bot_dist.formats import open_source
+from bot_dist.formats.open import open_source
 from bot_dist.model import FAMILIES, model_of
 from bot_dist.pipeline.checks import diff
 from tests.conftest import PICOS, VARIANTS, Pico, outputs

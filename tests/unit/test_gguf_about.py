@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import yaml
 
-from bot_dist.formats import open_source
 from bot_dist.formats.companions import read_companions
-from bot_dist.formats.export import export_gguf
+from bot_dist.formats.exports.gguf import export_gguf
 from bot_dist.formats.gguf.tokenizer import PRE
+from bot_dist.formats.open import open_source
 from bot_dist.formats.tokenizer import load_tokenizer
 from bot_dist.pipeline.export import export_store
 from bot_dist.pipeline.transfer import transfer

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bot_dist.errors import InputError
+from bot_dist.formats.exports import EXPORTS, export_format
+from bot_dist.formats.sources import SOURCES
 from bot_dist.model import FAMILIES
 from bot_dist.registry import Registry
 
-REGISTRIES = {"bot_dist/model/families": FAMILIES}
+REGISTRIES: dict[str, Registry[Any]] = {
+    "bot_dist/formats/exports": EXPORTS,
+    "bot_dist/formats/sources": SOURCES,
+    "bot_dist/model/families": FAMILIES,
+}
 ROOT = Path(__file__).parents[2]
 
 
@@ -49,3 +56,16 @@ def test_an_entry_is_added_by_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
         colours["red"]
     with pytest.raises(InputError, match="unknown colour 'dark-bleu'; did you mean 'dark-blue'"):
         colours.choose("dark-bleu")
+
+
+@pytest.mark.parametrize(
+    ("target", "name"),
+    [("a/b.gguf", "gguf"), ("a/b", "safetensors"), ("hf://me/it", "safetensors"), (None, "safetensors")],
+)
+def test_the_end_of_a_target_chooses_its_format(target: str | None, name: str) -> None:
+    assert export_format(target) == name
+
+
+def test_kinds_of_checkpoints_are_told_apart() -> None:
+    told = [sign for source in SOURCES.values() for sign in (*source.ends, *filter(None, [source.marker]))]
+    assert len(told) == len({*told}) >= len(SOURCES)

@@ -18,7 +18,7 @@ from obstore.exceptions import GenericError
 
 import bot_dist
 from bot_dist.errors import CheckpointError, CheckpointMissingError, InputError, SourceError
-from bot_dist.formats.export import export_huggingface
+from bot_dist.formats.exports.safetensors import export_huggingface
 from bot_dist.formats.open import open_source
 from bot_dist.storage import localfile, retry
 from bot_dist.storage.files import write_file

@@ -21,8 +21,10 @@ from bot_dist.data.byte_tokenizer import save_byte_tokenizer
 from bot_dist.errors import CheckpointError, SourceError
 from bot_dist.events.transfer import Planned
 from bot_dist.fit.statistics_share import HiddenStates, write_whole
-from bot_dist.formats import open_source
-from bot_dist.formats.export import export_dcp, export_gguf, export_huggingface
+from bot_dist.formats.exports.dcp import export_dcp
+from bot_dist.formats.exports.gguf import export_gguf
+from bot_dist.formats.exports.safetensors import export_huggingface
+from bot_dist.formats.open import open_source
 from bot_dist.pipeline.records import Records, logged
 from bot_dist.pipeline.transfer import transfer
 from bot_dist.storage.disk import write_whole as write_small

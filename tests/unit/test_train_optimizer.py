@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from bot_dist.formats.export import export_huggingface
+from bot_dist.formats.exports.safetensors import export_huggingface
 from bot_dist.formats.open import open_source
 from bot_dist.formats.source import Source
 from bot_dist.model import model_of

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
 from bot_dist.cli.options import Overrides, Overwrite, RecipeOrSource
 from bot_dist.cli.recipes import is_recipe, recipe_of_file
 from bot_dist.errors import InputError
+from bot_dist.formats.exports import EXPORTS
 
 
 def export(
@@ -18,12 +19,17 @@ def export(
         typer.Argument(metavar="FOLDER|FILE.gguf|hf://USER/MODEL", help="Where to; needed with SOURCE."),
     ] = None,
     to: Annotated[
-        Literal["safetensors", "dcp", "gguf"] | None,
-        typer.Option(help="Format of the weights (default: safetensors, or gguf for FILE.gguf).", show_default=False),
+        str | None,
+        typer.Option(
+            help="Format of the weights (default: safetensors, or gguf for FILE.gguf).",
+            metavar=f"<{'|'.join(EXPORTS)}>",
+            show_default=False,
+        ),
     ] = None,
     dtype: Annotated[
-        Literal["f32", "f16", "bf16", "q8_0"] | None,
+        str | None,
         typer.Option(
+            metavar="<f32|f16|bf16|q8_0>",
             help="Of all weights in safetensors (default: as stored), of matrices in GGUF (default: f16).",
             show_default=False,
         ),
@@ -41,7 +47,6 @@ def export(
     from bot_dist.pipeline.export import export as export_trained
     from bot_dist.pipeline.export import export_store
 
-    to = to or ("gguf" if folder is not None and folder.endswith(".gguf") else "safetensors")
     options: dict[str, Any] = {"to": to, "dtype": dtype, "max_shard_bytes": _bytes("--max-shard-size", max_shard_size)}
     with progress() as on_event:
         if is_recipe(url):

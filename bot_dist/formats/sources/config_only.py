@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, cast
 
 from bot_dist.errors import InputError
-from bot_dist.formats.safetensors_in import read_config
+from bot_dist.formats.sources import SourceFormat
+from bot_dist.formats.sources.safetensors import read_config
 from bot_dist.tensors import Box
 from bot_dist.tensors.axes import ITEMSIZE, Parameter
 from bot_dist.urls import label
@@ -50,3 +51,6 @@ class Shapes:
 
     def provenance(self) -> dict[str, Any]:
         return {"url": label(self.url), "format": "configuration"}
+
+
+SOURCE = SourceFormat(open=Shapes, ends=("config.json",))

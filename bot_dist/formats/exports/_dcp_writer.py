@@ -16,7 +16,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
 from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, WriteItem, WriteItemType
 
-from bot_dist.formats.safetensors_out import Tensor
+from bot_dist.formats.exports._folder import Tensor
 from bot_dist.formats.source import Source, read_flat
 
 CHUNK_BYTES = 2**26

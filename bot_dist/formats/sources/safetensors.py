@@ -14,6 +14,7 @@ from typing import Any
 
 from bot_dist.errors import SourceError
 from bot_dist.formats.indexed import FileSource, TensorEntry
+from bot_dist.formats.sources import SourceFormat
 from bot_dist.formats.ties import resolve_ties
 from bot_dist.model import Family, family_of
 from bot_dist.parsing import parse_object
@@ -237,3 +238,6 @@ def _no_weights(folder: str, names: list[str]) -> SourceError:
             f"if you trust it, convert it: AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder)"
         )
     return SourceError(f"{label(folder)}: neither {SINGLE} nor {INDEX}{near_names(SINGLE, names)}")
+
+
+SOURCE = SourceFormat(open=open_safetensors, ends=(".safetensors",))

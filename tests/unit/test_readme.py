@@ -9,6 +9,7 @@ import json
 import re
 import subprocess
 import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from bot_dist.baselines import BASELINES, baseline
 from bot_dist.cli import main
 from bot_dist.model import FAMILIES, model_of
 from bot_dist.recipe import make_recipe, members_of
+from bot_dist.registry import Registry
 from tests.conftest import Pico, outputs
 from tests.unit.test_layers import FLOORS, GUIDE, PACKAGE, ROOT
 
@@ -107,10 +109,18 @@ def defined_by(page: str) -> dict[str, Any]:
     return names
 
 
+def enter(monkeypatch: pytest.MonkeyPatch, registry: Registry[Any], name: str, page: str) -> None:
+    """A page's Python as a file of a registry's folder."""
+    module = types.ModuleType(f"entry_of_{name}")
+    module.__dict__.update(defined_by(page))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setitem(registry._modules, name, module.__name__)
+
+
 def test_the_family_of_the_guide_keeps_its_function(
     save_pico: Callable[..., Pico], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(FAMILIES, "stablelm", defined_by("how-to/family.md")["STABLELM"])
+    enter(monkeypatch, FAMILIES, "stablelm", "how-to/family.md")
     sizes = {"vocab_size": 64, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 3}
     config = StableLmConfig(**sizes, num_attention_heads=6, num_key_value_heads=3, use_qkv_bias=True)
     source = save_pico(StableLmForCausalLM(config))

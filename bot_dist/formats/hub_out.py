@@ -51,7 +51,8 @@ def export_hub(
     name = repository.name.rpartition("/")[2].removesuffix(suffix)
     with tempfile.TemporaryDirectory(prefix="bot_dist-hub-") as made:
         folder = Path(made, name)
-        made_of = write(source, str(folder / f"{name}{suffix}" if suffix else folder), progress=progress)
+        place = str(folder / f"{name}{suffix}" if suffix else folder)
+        made_of = write(source, place, overwrite=False, progress=progress)
         if suffix:
             _describe(source, folder, name, dtype or "the dtypes of the source", suffix.removeprefix("."))
         notes = list(made_of.notes)

@@ -100,7 +100,8 @@ def export_store(
     write: Callable[..., ExportResult] = functools.partial(form.write, dtype=dtype, max_shard_bytes=max_shard_bytes)
     if folder.startswith(HUB):
         if not form.hub:
-            raise InputError(f"{label(folder)}: the hub does not take {form.title}; export it into a folder")
+            taken = " and ".join(export.title for export in EXPORTS.values() if export.hub)
+            raise InputError(f"{label(folder)}: the hub takes {taken}; export {form.title} into a folder")
         write = functools.partial(export_hub, write=write, suffix=form.suffix, dtype=dtype)
     on_event(ExportStarted(bytes=form.weight_bytes(source, dtype)))
     result = write(

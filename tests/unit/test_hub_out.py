@@ -188,7 +188,7 @@ def test_other_names_are_refused(name: str, pico_llama: Maker) -> None:
 
 
 def test_the_hub_takes_no_dcp(pico_llama: Maker) -> None:
-    with pytest.raises(InputError, match="the hub takes safetensors and GGUF"):
+    with pytest.raises(InputError, match="the hub takes GGUF and safetensors"):
         export_store(pico_llama().url, "hf://me/pico", to="dcp")
 
 

@@ -39,7 +39,7 @@ class Fitted(OperatorSpec):
     handle: str = ""
     """Where its values are kept: ``URL#NAME``. Until they are, its name."""
     digest: str = ""
-    """Digest of the values that are meant."""
+    """The digest of the values that are meant; empty until they are kept."""
     per_layer: bool = False
 
     def __str__(self) -> str:

@@ -26,12 +26,13 @@ class AxisPlan:
     tile: int
     """Target indices per step: a multiple of those per shard, or all."""
     cut: Cut | None = None
-    """Present where tensor parallelism cuts this axis, and its shards."""
+    """How tensor parallelism cuts this axis, and with it the shards; None where it does not."""
     spans: int = 1
     """How many axes the operator acts on together, from this one on."""
     copies: Copies = ""
-    """Of noise, where the axis grows by copies: different for those that the weight reads, so that they are told apart;
-    the same for those that it writes into the residual stream, so that they stay the same to the last bit."""
+    """How noise treats the copies that the axis grows by: those that the weight reads get different noise, so that they
+    are told apart; those that it writes into the residual stream get the same, so that they stay the same to the last
+    bit."""
     fill: Fill = "neutral"
     """What target indices hold that take nothing from the source."""
     centred: bool = False

@@ -35,25 +35,25 @@ class ModulePlan(ABC):
     """The source's weight: the same, or the table that an untied head is made of."""
     axes: tuple[AxisPlan, ...]
     dtype: str
-    """Of the target."""
+    """The dtype that is written."""
     chunk: tuple[int, ...]
-    """Inner chunk of each array that is written."""
+    """The shape of the inner chunks of each array that is written."""
     source_bytes: int
-    """Of the module on the source's storage."""
+    """Bytes that the module takes on the source's storage."""
     source_dtype: str
-    """In which it is read."""
+    """The dtype that is read."""
     whole_rows: bool
-    """Reading part of a row from there costs reading all of it."""
+    """Whether reading a part of a row from the source costs reading all of it."""
     factors: tuple[tuple[str, float], ...] = ()
-    """On all of it, besides the operators' own: per axis whose change asks for one."""
+    """Factors on the whole module besides those of the operators: one for each axis whose change asks for it."""
     init_std: float = 0.0
-    """Standard deviation of what is filled with the family's initialisation."""
+    """Standard deviation of the values that are drawn as the family initialises them."""
     noise: float = 0.0
     """Strength of the noise on copies (``AxisPlan.copies``)."""
     seed: int = 0
-    """Of noise and initialisation."""
+    """The seed of noise and initialisation."""
     learning_rate_factor: float = 1.0
-    """For Adam; weight decay takes the inverse."""
+    """The factor on Adam's learning rate; weight decay takes its inverse."""
 
     @property
     @abstractmethod
@@ -99,13 +99,14 @@ class ModulePlan(ABC):
 
     @property
     def shard(self) -> tuple[int, ...]:
-        """Shard of each array that is written: of one layer, or of all where they are stacked."""
+        """The shape of the shards of each array that is written: of one layer, or of all where they are stacked."""
         return self.within_array(tuple(a.shard for a in self.axes))
 
     @property
     def order(self) -> tuple[int, ...]:
-        """Axes in the order in which their operators are applied: those applied alone; the innermost first where they
-        shrink; the innermost last where they grow; those applied alone that undo others."""
+        """The axes in the order in which their operators are applied. First come those that are applied alone; then
+        those that shrink, the innermost first; those that grow, the innermost last; and at the end those that are
+        applied alone and undo others."""
         changing = [(i, a) for i, a in enumerate(self.axes) if a.changes]
 
         def key(item: tuple[int, AxisPlan]) -> tuple[int, bool, int]:
@@ -142,7 +143,7 @@ class ModulePlan(ABC):
 
     @property
     def row_axes(self) -> int:
-        """How many axes, from the outermost, a part can be read of without reading all of it."""
+        """How many axes, from the outermost on, can be read in part without reading all of them."""
         return int(self.layered) + len(self.origin.dims[0]) if self.whole_rows else len(self.axes)
 
     def source_shape(self) -> tuple[int, ...]:

@@ -60,6 +60,7 @@ def planned(
     *,
     fitted: OperatorTable | None = None,
     whole_rows: bool = False,
+    optimizer_step: int | None = None,
     **transfer: Any,
 ) -> TransferPlan:
     model, options = model_of(config), TransferConfig(**transfer)
@@ -72,6 +73,7 @@ def planned(
         source_id="test",
         whole_rows=whole_rows,
         fitted=fitted,
+        optimizer_step=optimizer_step,
     )
 
 
@@ -383,6 +385,20 @@ def test_a_fitted_operator_takes_the_place_of_others() -> None:
         PlanError, match=r"'fitted heads\.npy' on kv_heads × group × head_dim is 384 × 100, wanted 384 × 576"
     ):
         planned(SMOLLM2, {"heads": 6, "kv_heads": 2}, fitted={"attn.out": {(1, 3): wrong}})
+
+
+FORMER = [
+    (HALF, {"keep_details": True, "wavelet": "db2", "depth": "wavelet"}, "bd9639d06ffe29b23566f30ab58d4b03"),
+    (THIRD, {"width": "copy", "depth": "identity", "noise": 0.01}, "400aa2bede6f4f7516ece4d52cabe067"),
+]
+"""Targets, options, and the digests that 9c917b3 gave their plans."""
+
+
+@pytest.mark.parametrize(("target", "options", "digest"), FORMER)
+def test_plans_have_the_digests_that_they_had(target: dict[str, int], options: dict[str, Any], digest: str) -> None:
+    """So that what an earlier version has begun is gone on with. Where other bytes come to be written, raise
+    ``RESULTS`` and give the new digests here."""
+    assert planned(SMOLLM2, target, optimizer_step=7, **options).digest == digest
 
 
 def test_equal_plans_have_equal_digests_in_every_process() -> None:

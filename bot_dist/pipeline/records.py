@@ -78,7 +78,7 @@ class Records:
         return self._folder / f"{name}.json"
 
 
-def logged(path: Path, on_event: OnEvent) -> OnEvent:
+def recorded_in(path: Path, on_event: OnEvent) -> OnEvent:
     """``on_event`` that also appends every event to a file, a line of JSON each. Raises CheckpointError where it can't
     be written."""
     check_lasting({"events": path})

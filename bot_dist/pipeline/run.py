@@ -23,7 +23,7 @@ from bot_dist.pipeline.export import export
 from bot_dist.pipeline.places import check_places, keep_apart
 from bot_dist.pipeline.planning import Planning
 from bot_dist.pipeline.pretrain import check_training, pretrain
-from bot_dist.pipeline.records import Records, logged
+from bot_dist.pipeline.records import Records, recorded_in
 from bot_dist.pipeline.results import FamilyResult, PipelineResult, TransferResult
 from bot_dist.pipeline.transfer import committed_provenance, transfer_by, with_copy
 from bot_dist.pipeline.versions import versions
@@ -90,7 +90,7 @@ def begin(planning: Planning, records: Records, on_event: OnEvent) -> Begun:
     from bot_dist.execute import create_executor
 
     recipe = planning.recipe
-    on_event = logged(Path(recipe.output) / "events.jsonl", on_event)
+    on_event = recorded_in(Path(recipe.output) / "events.jsonl", on_event)
     with create_executor(recipe.cluster) as executor:
         reading = with_copy(planning, executor, on_event)
         plan, adapted = reading.fitted(executor, on_event)

@@ -25,7 +25,7 @@ from bot_dist.formats.exports.dcp import export_dcp
 from bot_dist.formats.exports.gguf import export_gguf
 from bot_dist.formats.exports.safetensors import export_huggingface
 from bot_dist.formats.open import open_source
-from bot_dist.pipeline.records import Records, logged
+from bot_dist.pipeline.records import Records, recorded_in
 from bot_dist.pipeline.transfer import transfer
 from bot_dist.storage.disk import write_whole as write_small
 from bot_dist.storage.disk import writing
@@ -37,7 +37,7 @@ TENSORS = {"values": torch.zeros(10_000)}
 
 
 def events(source: Any, path: Path) -> None:
-    log = logged(path / "events.jsonl", lambda event: None)
+    log = recorded_in(path / "events.jsonl", lambda event: None)
     for _ in range(30):
         log(Planned(digest="x" * 1000))
 

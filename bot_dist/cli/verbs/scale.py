@@ -27,7 +27,7 @@ def scale(
     from bot_dist.cli.show.plan import show_plan
     from bot_dist.cli.show.scale import show_transfer
     from bot_dist.pipeline.planning import Planning
-    from bot_dist.pipeline.records import logged
+    from bot_dist.pipeline.records import recorded_in
     from bot_dist.pipeline.transfer import transfer_planned
 
     if target_url is None and not is_recipe(source):
@@ -37,5 +37,5 @@ def scale(
         planning = Planning(resolved)
         show_plan(planning.draft, resolved)
     with errors_name_options(source), progress() as on_event:
-        report = transfer_planned(planning, logged(events, on_event) if events else on_event)
+        report = transfer_planned(planning, recorded_in(events, on_event) if events else on_event)
     show_transfer(report, resolved.transferred_url)

@@ -60,7 +60,7 @@ from bot_dist.plan import (
 )
 from bot_dist.recipe import Recipe
 from bot_dist.storage.folder import Storage
-from bot_dist.store import CheckpointReader, write_operators
+from bot_dist.store import CheckpointReader, OperatorWriter, stored_operators
 from bot_dist.store.manifest import MANIFEST, digest
 from bot_dist.tensors import Mesh
 
@@ -302,20 +302,15 @@ class Adaptation:
             }
         )
         url = f"{self.operators_url}/{'-'.join(axes or ['write'])}-{key[:16]}"
-        with fit:
-            if not Storage(url).exists(MANIFEST):  # else an earlier attempt has made it
+        if not Storage(url).exists(MANIFEST):  # else an earlier attempt has made them
+            undone, moments = self.recipe.transfer.keep_details, self.moments
+            writer = OperatorWriter(url, wanted, layers=len(every), attempt=key, undone=undone, moments=moments)
+            with fit:
                 fit.run()
-            self.done.stored |= write_operators(
-                url,
-                wanted,
-                matrix,
-                layers=len(every),
-                attempt=key,
-                undone=self.recipe.transfer.keep_details,
-                moments=self.moments,
-                provenance=lambda: {"axes": axes, "source": given.source.provenance(), "facts": fit.facts()},
-            )
-        # What is recorded, for the fits know nothing where an earlier attempt has made the store.
+                for name, layer in writer.places():
+                    writer.write(name, layer, matrix(name, layer))
+                writer.commit({"axes": axes, "source": given.source.provenance(), "facts": fit.facts()})
+        self.done.stored |= stored_operators(url, wanted, key)
         facts: dict[str, Any] = CheckpointReader(url).manifest.provenance["facts"]
         return facts
 

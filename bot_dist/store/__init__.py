@@ -44,7 +44,7 @@ what it reads but not the manifest's digests, sees bfloat16 as uint16, and reads
 not as an error.
 """
 
-from bot_dist.store.fitted_operators import read_columns, read_constant, read_rows, write_operators
+from bot_dist.store.fitted_operators import OperatorWriter, read_columns, read_constant, read_rows, stored_operators
 from bot_dist.store.folder import is_vacant, remove_store
 from bot_dist.store.layout import StoredParameter, array_layout, store_layout
 from bot_dist.store.manifest import FORMAT_VERSION, Manifest
@@ -57,6 +57,7 @@ __all__ = [
     "CheckpointWriter",
     "Damage",
     "Manifest",
+    "OperatorWriter",
     "StoredParameter",
     "array_layout",
     "attempt_of",
@@ -67,5 +68,5 @@ __all__ = [
     "read_rows",
     "remove_store",
     "store_layout",
-    "write_operators",
+    "stored_operators",
 ]

@@ -10,7 +10,7 @@ operator takes lies beside it (``operators.fitted``). The digest of an operator 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, cast
 
@@ -22,7 +22,7 @@ from bot_dist.errors import CheckpointError
 from bot_dist.operators import SUFFIXES, Fitted, OperatorSpec, ReadKept
 from bot_dist.storage.folder import Storage
 from bot_dist.store.layout import StoredParameter, array_layout
-from bot_dist.store.manifest import ATTEMPTS, MANIFEST, OPERATORS
+from bot_dist.store.manifest import ATTEMPTS, OPERATORS
 from bot_dist.store.reader import CheckpointReader
 from bot_dist.store.writer import CheckpointWriter
 from bot_dist.tensors.axes import Range
@@ -34,51 +34,61 @@ Matrices = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
 
 
-def write_operators(
-    url: str,
-    operators: Mapping[str, Fitted],
-    matrix: Callable[[str, int], Matrices],
-    *,
-    layers: int,
-    attempt: str,
-    undone: bool = False,
-    moments: bool = False,
-    provenance: Callable[[], Mapping[str, object]] = dict,
-) -> dict[str, Fitted]:
-    """Store fitted operators, and return what stands for them in plans.
+class OperatorWriter:
+    """An attempt at a store of fitted operators. Whoever fits them hands them over one by one, and commits.
 
-    ``operators`` are by name, without handle and digest; ``matrix(name, layer)`` gives one at a time, layer by layer:
-    ``(n_target, n_source)``, ``(n_target,)`` source indices, or the number of a constant. ``undone`` says whether what
-    undoes them is stored too, ``moments`` whether what AdamW's moments take is.
-    ``provenance()`` is asked for after all of them, and recorded. ``attempt`` identifies what they are fitted to: a
-    store that was committed under that name is taken as it is. Raises CheckpointExistsError when something else is
-    there, and PlanError where one can't be undone.
+    ``operators`` are by name, without handle and digest, for a source of so many ``layers``. ``undone`` says whether
+    what undoes them is stored too, ``moments`` whether what AdamW's moments take is. ``attempt`` identifies what they
+    are fitted to. Raises CheckpointExistsError when something else is there.
     """
-    if not Storage(url).exists(MANIFEST):
-        beside = {name: spec.beside(undone=undone, moments=moments) for name, spec in operators.items()}
+
+    def __init__(
+        self,
+        url: str,
+        operators: Mapping[str, Fitted],
+        *,
+        layers: int,
+        attempt: str,
+        undone: bool = False,
+        moments: bool = False,
+    ) -> None:
+        self._operators, self._layers = operators, layers
+        self._beside = {name: spec.beside(undone=undone, moments=moments) for name, spec in operators.items()}
         layouts = [
             _layout(name + suffix, sizes, layers if spec.per_layer else None)
             for name, spec in operators.items()
-            for suffix, sizes in {"": spec.sizes, **beside[name]}.items()
+            for suffix, sizes in {"": spec.sizes, **self._beside[name]}.items()
         ]
-        writer = CheckpointWriter.create(url, layouts, config={}, attempt=attempt)
-        digests: dict[str, dict[str, bytes]] = {layout.parameter.name: {} for layout in layouts}
-        for layer in range(layers):
-            for name, spec in operators.items():
-                if layer and not spec.per_layer:
-                    continue
-                values = np.asarray(matrix(name, layer), dtype=np.float32)
-                what = f"fitted {name}{f', layer {layer}' if spec.per_layer else ''}"
-                arrays = {"": (spec.sizes, values)}
-                for suffix, sizes in beside[name].items():
-                    made = spec.made_beside(suffix, values.astype(np.float64), what)
-                    arrays[suffix] = sizes, np.asarray(made, dtype=np.float32)
-                for suffix, (sizes, content) in arrays.items():
-                    tensor = _tensor(content, sizes)
-                    digests[name + suffix] |= writer.write_array(
-                        name + suffix, tensor, layer if spec.per_layer else None
-                    )
-        writer.commit(digests, dict(provenance()))
+        self._writer = CheckpointWriter.create(url, layouts, config={}, attempt=attempt)
+        self._digests: dict[str, dict[str, bytes]] = {layout.parameter.name: {} for layout in layouts}
+
+    def places(self) -> Iterator[tuple[str, int]]:
+        """The name of every operator with each layer of its own, layer by layer: all that has to be written."""
+        for layer in range(self._layers):
+            yield from ((name, layer) for name, spec in self._operators.items() if spec.per_layer or not layer)
+
+    def write(self, name: str, layer: int, matrix: npt.ArrayLike) -> None:
+        """Store an operator: a matrix ``(n_target, n_source)``, ``(n_target,)`` source indices, or the number of a
+        constant. Raises PlanError where it can't be undone and has to be."""
+        spec = self._operators[name]
+        values = np.asarray(matrix, dtype=np.float32)
+        what = f"fitted {name}{f', layer {layer}' if spec.per_layer else ''}"
+        arrays = {"": (spec.sizes, values)}
+        for suffix, sizes in self._beside[name].items():
+            made = spec.made_beside(suffix, values.astype(np.float64), what)
+            arrays[suffix] = sizes, np.asarray(made, dtype=np.float32)
+        for suffix, (sizes, content) in arrays.items():
+            tensor, of = _tensor(content, sizes), layer if spec.per_layer else None
+            self._digests[name + suffix] |= self._writer.write_array(name + suffix, tensor, of)
+
+    def commit(self, provenance: Mapping[str, object]) -> None:
+        """Make the attempt the store, once all of it is written."""
+        self._writer.commit(self._digests, provenance)
+
+
+def stored_operators(url: str, operators: Mapping[str, Fitted], attempt: str) -> dict[str, Fitted]:
+    """What stands in plans for the operators that were committed under an attempt. Raises CheckpointError where the
+    store holds others."""
     reader = CheckpointReader(url)
     if reader.manifest.data != f"{ATTEMPTS}/{attempt}":
         raise CheckpointError(

@@ -36,7 +36,7 @@ from bot_dist.plan import (
     placed,
     target_model,
 )
-from bot_dist.store import CheckpointReader, read_rows, write_operators
+from bot_dist.store import CheckpointReader, OperatorWriter, read_rows, stored_operators
 from bot_dist.tensors import Mesh, whole
 from tests.conftest import UNTRAINED
 
@@ -126,13 +126,12 @@ def in_new_basis(source: Any, model: Model, folder: Path) -> TransferPlan:
         return Lifted(given=given, axis=of.axis, reader=reader, **kept[of.axis]).matrix(of, layer)
 
     rotation = Rotation(given=given, n_target=sizes["embed"])
-    stored = write_operators(
-        str(folder / "operators"),
-        operators(table),
-        matrix,
-        layers=sizes["layer"],
-        attempt="all",
-    )
+    url = str(folder / "operators")
+    writer = OperatorWriter(url, operators(table), layers=sizes["layer"], attempt="all")
+    for name, layer in writer.places():
+        writer.write(name, layer, matrix(name, layer))
+    writer.commit({})
+    stored = stored_operators(url, operators(table), "all")
     plan = make_plan(
         model,
         target,

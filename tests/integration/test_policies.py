@@ -17,10 +17,10 @@ from bot_dist.formats.exports.safetensors import export_huggingface
 from bot_dist.formats.open import open_source
 from bot_dist.formats.source import Source
 from bot_dist.model import Model, model_of
-from bot_dist.operators import FittedMatrix, FittedSelection
+from bot_dist.operators import Fitted, FittedMatrix, FittedSelection
 from bot_dist.pipeline.planning import Planning
 from bot_dist.plan import make_plan
-from bot_dist.store import CheckpointReader, write_operators
+from bot_dist.store import CheckpointReader, OperatorWriter, stored_operators
 from bot_dist.tensors import whole
 from tests.conftest import VARIANTS, inputs, outputs
 
@@ -292,17 +292,17 @@ def test_fitted_operators_act_on_several_axes_and_differ_per_layer(tmp_path: Pat
     planning = Planning(recipe)
     reader, plan = planning.source, planning.draft
     units_kept = random.integers(40, size=(3, 20))
-    stored = write_operators(
-        str(tmp_path / "operators"),
-        {
-            "heads": FittedMatrix(n_source=32, n_target=16),
-            "units": FittedMatrix(n_source=40, n_target=20, per_layer=True),
-            "units_kept": FittedSelection(n_source=40, n_target=20, per_layer=True),
-        },
-        lambda name, layer: {"heads": heads, "units": units[layer], "units_kept": units_kept[layer]}[name],
-        layers=3,
-        attempt="fitted",
-    )
+    operators: dict[str, Fitted] = {
+        "heads": FittedMatrix(n_source=32, n_target=16),
+        "units": FittedMatrix(n_source=40, n_target=20, per_layer=True),
+        "units_kept": FittedSelection(n_source=40, n_target=20, per_layer=True),
+    }
+    url = str(tmp_path / "operators")
+    writer = OperatorWriter(url, operators, layers=3, attempt="fitted")
+    for name, layer in writer.places():
+        writer.write(name, layer, {"heads": heads, "units": units[layer], "units_kept": units_kept[layer]}[name])
+    writer.commit({})
+    stored = stored_operators(url, operators, "fitted")
     fitted = {
         "attn.out": {(1, 3): stored["heads"]},
         "mlp.down": {(1, 1): stored["units"]},

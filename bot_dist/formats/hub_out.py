@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 HUB = "hf://"
 _THEIRS = (".gitattributes", CARD)
-"""What a repository has from its beginning, or is for people to write."""
+"""Files that a repository has from its beginning, or that people write."""
 
 
 def export_hub(
@@ -64,7 +64,7 @@ def export_hub(
 
 
 def _describe(source: Source, folder: Path, name: str, dtype: str, library: str) -> None:
-    """Put beside an export of one file what it has no place for."""
+    """Put beside an export of one file the files that it has no place for."""
     companions = read_companions(source.url)
     files = {name: data for name, data in companions.files.items() if is_legal(name)}
     model = model_of(source.config)
@@ -86,10 +86,10 @@ class Repository:
     def __init__(self, url: str, *, overwrite: bool) -> None:
         from huggingface_hub import HfApi
 
-        found = re.fullmatch(r"hf://([\w.-]+/[\w.-]+)/?", url, re.ASCII)
-        if found is None or found[1].startswith(("datasets/", "spaces/")):
+        match = re.fullmatch(r"hf://([\w.-]+/[\w.-]+)/?", url, re.ASCII)
+        if match is None or match[1].startswith(("datasets/", "spaces/")):
             raise InputError(f"{label(url)}: write hf://USER/MODEL, the name of a model on Hugging Face's hub")
-        self.name = found[1]
+        self.name = match[1]
         self.url = f"{HUB}{self.name}"
         self._overwrite = overwrite
         self._api: HfApi = HfApi(library_name="bot_dist")
@@ -108,8 +108,8 @@ class Repository:
         return CARD in self._held - self._made
 
     def push(self, folder: Path) -> tuple[str, ...]:
-        """Push all files of a folder as they are there; their names, sorted. What an earlier export made and this one
-        has not is removed. A repository that is not there is made, a private one."""
+        """Push all files of a folder as they are there, and return their names, sorted. Files that an earlier export
+        has made and this one has not are removed. A repository that is not there is made, a private one."""
         from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
         names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
@@ -143,7 +143,7 @@ class Repository:
             return set()
 
     def _recorded(self) -> set[str]:
-        """What the last export has made, by its record."""
+        """The names of the files that the last export has made, by its record."""
         path = self._api.hf_hub_download(self.name, RECORD)
         record = parse_object(Path(path).read_bytes(), f"{self.url}/{RECORD}")
         return {name for name in record if name in self._held} | {RECORD}
@@ -151,7 +151,7 @@ class Repository:
 
 @contextlib.contextmanager
 def _one_error(url: str) -> Iterator[None]:
-    """What the hub or its client raises, as one line."""
+    """Turn an error of the hub, or of its client, into one of ours with one line."""
     from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
     try:

@@ -10,7 +10,7 @@ from bot_dist.storage.package_urls import resolve
 from bot_dist.urls import label
 
 FALLBACK = "safetensors"
-"""What a URL is opened as that nothing tells the kind of; its errors say what is missing there."""
+"""Kind of source that a URL is opened as where nothing tells its kind; its errors say what is missing there."""
 
 
 def is_store(url: str) -> bool:

@@ -76,9 +76,9 @@ class MallatSource:
         sides = [[*self._parts(shrunk, [next(wanted) for _ in shrunk.axes])] for shrunk in undone.operators]
         for parts in itertools.product(*sides):
             band = "".join(part.letters for part in parts)
-            found = tuple(r for part in parts for r in part.box)
+            within = tuple(r for part in parts for r in part.box)
             place = into[tuple(s for part in parts for s in part.place)]
-            self._band(weight, band, found, place.view(box_shape(found)))
+            self._band(weight, band, within, place.view(box_shape(within)))
             scale = math.prod(f for axis, f in undone.factors.items() if band[axes.index(axis)] == "a")
             if scale != 1:
                 shift = 0.0 if "d" in band else weight.offset * (scale - 1)

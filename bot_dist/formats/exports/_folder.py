@@ -1,4 +1,4 @@
-"""What exports into a folder share: a configuration, a tokenizer and all that goes along, in place when it is whole."""
+"""Exports into a folder: its configuration, tokenizer and all that goes along, moved into place when it is whole."""
 
 from __future__ import annotations
 
@@ -87,9 +87,9 @@ def write_folder(
 
 
 def companions_of(source: Source, tokenizer_url: str | None) -> Companions:
-    """What goes along with a source, and the tokenizer of ``tokenizer_url`` in place of its own, if one is named."""
-    found = read_companions(source.url)
-    return found if tokenizer_url is None else found.with_tokenizer(tokenizer_url)
+    """The companions of a source, with the tokenizer of ``tokenizer_url`` in place of its own, if one is named."""
+    companions = read_companions(source.url)
+    return companions if tokenizer_url is None else companions.with_tokenizer(tokenizer_url)
 
 
 def local_path(target: str) -> Path:

@@ -20,7 +20,7 @@ class SourceFormat:
     """Opens what is at a URL. Raises SourceError where it is missing or damaged, FamilyError for an unknown
     architecture, and MissingPackageError where the format needs a package that is not installed."""
     ends: tuple[str, ...] = ()
-    """What the URL of such a checkpoint ends with."""
+    """End of the URLs of such checkpoints."""
     marker: str | None = None
     """The name of a file that every folder of this kind has, and no other; None: no file tells."""
 

@@ -65,7 +65,7 @@ def open_safetensors(url: str) -> FileSource:
     for tensor, name in weight_map.items():
         if tensor not in headers[name][0]:
             raise SourceError(f"{label(join(folder, INDEX))}: tensor '{tensor}' is not in '{name}', where it should be")
-    found = FileSource(
+    opened = FileSource(
         url=url,
         format="safetensors",
         config=config,
@@ -73,7 +73,7 @@ def open_safetensors(url: str) -> FileSource:
         files={name: identity for name, (_, identity) in headers.items()},
         optional_prefix=family.optional_prefix,
     )
-    return resolve_ties(found)
+    return resolve_ties(opened)
 
 
 def read_header(url: str) -> tuple[dict[str, TensorEntry], dict[str, Any]]:
@@ -143,9 +143,9 @@ def _check_layout(url: str, entries: dict[str, TensorEntry], data_offset: int, s
         raise _wrong_size(url, size, at)
 
 
-def _wrong_size(url: str, found: int, wanted: int) -> SourceError:
-    how = "is truncated" if found < wanted else "has bytes that no tensor accounts for"
-    return SourceError(f"{label(url)}: {how}: found {found} bytes, wanted {wanted}; download it again")
+def _wrong_size(url: str, nbytes: int, wanted: int) -> SourceError:
+    how = "is truncated" if nbytes < wanted else "has bytes that no tensor accounts for"
+    return SourceError(f"{label(url)}: {how}: found {nbytes} bytes, wanted {wanted}; download it again")
 
 
 def _merge(folder: str, headers: dict[str, tuple[dict[str, TensorEntry], dict[str, Any]]]) -> dict[str, TensorEntry]:

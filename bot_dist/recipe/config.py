@@ -153,7 +153,7 @@ class TransferConfig(Config):
     but a tied head. ``auto``: a rotation where the family allows it. Where the width grows, ``rotation`` goes with
     ``lazy``: new coordinates are at the end of least energy."""
     lifting: Literal["auto", "least-squares", "selection"] = "auto"
-    """What becomes of units, heads and coordinates that are dropped: predicted from those kept, by least squares; or
+    """Fate of units, heads and coordinates that are dropped: they are predicted from those kept, by least squares; or
     nothing (``selection``, the lazy wavelet). ``auto``: nothing where what blocks write makes up for it
     (``calibrate.passes: sequential``), which learns better, else whichever has less loss on ``calibrate.held_out``
     (predicted, where there is none)."""
@@ -265,7 +265,7 @@ class ClusterConfig(Config):
     executor: ExecutorName = "ray"
     """Ray shard actors, or this process (same bytes, no Ray)."""
     address: str | None = None
-    """Of a running Ray cluster; None: RAY_ADDRESS if set, else a cluster embedded in this process."""
+    """Address of a running Ray cluster; None: RAY_ADDRESS if set, else a cluster embedded in this process."""
     wait_s: int = Field(default=0, ge=0)
     """Seconds to wait for nodes that are still joining, until the cluster has a CPU per actor or worker."""
     allow_unauthenticated: bool = False
@@ -275,7 +275,7 @@ class ClusterConfig(Config):
     data: int = Field(default=1, ge=1)
     """Actors per tensor-parallel rank; they share out layers and tiles."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where actors transform and workers train; ``auto`` takes CUDA where it is found."""
+    """Device on which actors transform and workers train; ``auto`` takes CUDA where it is there."""
     side_by_side: int | None = Field(default=None, ge=1)
     """How many members of a family, or runs of a comparison, are trained at once; None: as many as the cluster has CPUs
     for (or GPUs, where they train on those). Those on one node share its CPUs out."""
@@ -317,8 +317,8 @@ def _own_text(value: object) -> object:
 
 
 class CalibrateConfig(TextConfig):
-    """What adaptive shrinking takes its statistics from: a text, or, for a model of images, those of ``train.images``
-    that are not held out."""
+    """The data that adaptive shrinking takes its statistics from: a text, or, for a model of images, those of
+    ``train.images`` that are not held out."""
 
     text: Annotated[tuple[str, ...], BeforeValidator(_own_text)] = ()
     """Files to fit to, named as in ``train.text``; where none is, ``train.text`` itself, with the keys of ``train``
@@ -346,8 +346,8 @@ class CalibrateConfig(TextConfig):
     """Bytes of tensors that one process may hold meanwhile: a block of the source, the moments of what it reads, and
     what is fitted to them. What takes more is refused."""
     folder: str | None = None
-    """Where statistics are kept for the next time (a path that all nodes see); None: ``calibration`` in the output, or
-    beside ``target_url``."""
+    """Folder that keeps statistics for the next time (a path that all nodes see); None: ``calibration`` in the output,
+    or beside ``target_url``."""
 
 
 class InsertedConfig(Config):
@@ -389,7 +389,7 @@ class TrainConfig(TextConfig):
     """Tensor-parallel degree (DeepSpeed's AutoTP): how many workers share heads and FFN units of one copy of the model;
     ZeRO partitions what each has of it."""
     offload: Literal["none", "optimizer", "all"] = "none"
-    """What lies in the host's memory: master weights and the optimizer's state (``optimizer``), and of stage 3 the
+    """Data that lie in the host's memory: master weights and the optimizer's state (``optimizer``), and of stage 3 the
     weights too (``all``)."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Dtype of what is computed; master weights and the optimizer's state are float32. ``auto``: bfloat16 on CUDA where
@@ -464,13 +464,13 @@ class TrainConfig(TextConfig):
         if self.offload == "all" and self.stage != 3:
             raise ValueError(f"offload all is of stage 3, and stage is {self.stage}; use offload optimizer")
         if self.compile and (self.stage == 3 or self.tensor > 1):
-            found = f"stage {self.stage} with tensor {self.tensor}"
-            raise ValueError(f"compile: {found} breaks the graph at every layer; use stage 1 or 2 and tensor 1")
+            how = f"stage {self.stage} with tensor {self.tensor}"
+            raise ValueError(f"compile: {how} breaks the graph at every layer; use stage 1 or 2 and tensor 1")
         return self
 
 
 class MemberConfig(Config):
-    """What one member of a family has of its own; the rest is the recipe's."""
+    """The keys that one member of a family has of its own; the rest is the recipe's."""
 
     target: Sizes = Field(default_factory=dict)
     """Its sizes; those of the recipe's ``target`` that it leaves out hold too."""
@@ -489,7 +489,7 @@ class Recipe(Config):
     output: Folder
     """Folder of the run (a path that all nodes see)."""
     target_url: Url | None = None
-    """Where the transferred store goes, any fsspec URL; None: ``{output}/transferred.zarr``."""
+    """URL of the transferred store, any that fsspec knows; None: ``{output}/transferred.zarr``."""
     target: Sizes = Field(default_factory=dict)
     """New sizes: ``layers``, ``embed``, ``mlp``, ``heads``, ``kv_heads``, … (what the family has); others are kept."""
     family: dict[Annotated[str, Field(pattern=_MEMBER)], MemberConfig] = Field(default_factory=dict)
@@ -497,7 +497,7 @@ class Recipe(Config):
     one after the other or side by side (``cluster.side_by_side``); ``target``,
     ``transfer`` and ``train`` are what they have in common. ``RECIPE.yaml:NAME`` is one of them."""
     import_to: Url | None = None
-    """Where to import the source to before all else (a folder or URL that all nodes see), so that it is read once from
+    """Folder or URL, which all nodes see, that the source is imported to before all else, so that it is read once from
     where it is, and then from there. None: a family imports a source that is not on a file system, to
     ``{output}/source.zarr``; nothing else does."""
     transfer: TransferConfig = TransferConfig()

@@ -1,4 +1,4 @@
-"""From YAML files and overrides to recipes, and from a family to its members."""
+"""Recipes made of YAML files and overrides, and the members of a family."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def members_of(recipe: Recipe, where: str = "recipe") -> dict[str, Recipe]:
     shared = recipe.model_dump(exclude_unset=True, exclude={"family"})
     if recipe.import_to is None and re.match(r"(?!file:|package:)\w+://", recipe.source):
         shared["import_to"] = f"{recipe.output}/source.zarr"
-    found = {}
+    members = {}
     for name, member in recipe.family.items():
         preset = PRESETS.get(str(member.transfer.get("preset")), {})  # wins over what all have in common
         own = {
@@ -82,8 +82,8 @@ def members_of(recipe: Recipe, where: str = "recipe") -> dict[str, Recipe]:
             "output": f"{recipe.output}/{name}",
             **({"target_url": f"{recipe.target_url}/{name}"} if recipe.target_url else {}),
         }
-        found[name] = make_recipe({**shared, **own}, where=f"{where}: family.{name}")
-    return found
+        members[name] = make_recipe({**shared, **own}, where=f"{where}: family.{name}")
+    return members
 
 
 def member_of(recipe: Recipe, name: str, where: str = "recipe") -> Recipe:
@@ -126,8 +126,8 @@ def validated(
     try:
         return model.model_validate(merged)
     except pydantic.ValidationError as error:
-        found = [(_keys(merged, dict(e)), dict(e)) for e in error.errors()]
-        raise RecipeError(*(_told(where, keys, e) for keys, e in found if not _not_meant(keys, e, found))) from None
+        errors = [(_keys(merged, dict(e)), dict(e)) for e in error.errors()]
+        raise RecipeError(*(_told(where, keys, e) for keys, e in errors if not _not_meant(keys, e, errors))) from None
 
 
 def _keys(data: Any, error: dict[str, Any]) -> list[str]:
@@ -152,14 +152,14 @@ def _not_meant(keys: list[str], error: dict[str, Any], errors: list[tuple[list[s
 def _told(where: str, keys: list[str], error: dict[str, Any]) -> str:
     """One of pydantic's errors, on one line."""
     place = ": ".join(filter(None, [where, ".".join(keys)]))
-    found, message = error["input"], error["msg"].removeprefix("Value error, ")
+    given, message = error["input"], error["msg"].removeprefix("Value error, ")
     if error["type"] == "tuple_type":
-        return f"{place}: wanted a list, found {found!r}; write [{found}]"
+        return f"{place}: wanted a list, found {given!r}; write [{given}]"
     if error["type"] == "model_type":
-        return f"{place}: wanted a section of keys, found {found!r}"
-    if error["type"] == "missing" or (isinstance(found, dict) and error["type"] == "value_error"):
+        return f"{place}: wanted a section of keys, found {given!r}"
+    if error["type"] == "missing" or (isinstance(given, dict) and error["type"] == "value_error"):
         return f"{place}: {message}"  # of a section as a whole
-    return f"{place}: {message}" + ("" if repr(found) in message else f" (found {found!r})")
+    return f"{place}: {message}" + ("" if repr(given) in message else f" (found {given!r})")
 
 
 def _take_from_members(data: Mapping[str, Any], section: str, key: str) -> None:

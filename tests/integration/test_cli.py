@@ -125,7 +125,7 @@ def test_export_options(cli: Callable[..., tuple[int, str]], tmp_path: Path, pic
     assert cli("export", source, str(tmp_path / "dcp"), "--to", "dcp")[0] == 0
     assert (tmp_path / "dcp/.metadata").exists()
     for options, message in (
-        (("--to", "pickle"), "'safetensors', 'dcp'"),
+        (("--to", "pickle"), "known: dcp, gguf, safetensors"),
         (("--max-shard-size", "much"), "'much' is no size"),
         (("--max-shard-size", "0"), "--max-shard-size is 0"),
         (("--to", "dcp", "--max-shard-size", "1GB"), "--max-shard-size is for safetensors"),

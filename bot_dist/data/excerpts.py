@@ -10,7 +10,7 @@ import numpy as np
 
 from bot_dist.data.encoder import RANGE, Encoder, Tokens, pieces_in
 from bot_dist.data.texts import Piece, TextFile
-from bot_dist.data.texts.plain import PlainText
+from bot_dist.data.texts.formats.plain import PlainText
 
 CHARACTERS = 12
 """Characters of a text that are tokenised to have a token: more than most languages and tokenizers need."""

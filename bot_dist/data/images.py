@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from bot_dist.data.shuffle import shuffled
-from bot_dist.data.texts.hub import DatasetName
+from bot_dist.data.texts.formats.hub import DatasetName
 from bot_dist.errors import InputError, MissingPackageError, blamed, some
 from bot_dist.formats.processor import PROCESSOR, image_processor
 from bot_dist.recipe import TrainConfig

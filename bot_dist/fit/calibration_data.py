@@ -61,7 +61,7 @@ def has_data(recipe: Recipe, model: Model) -> bool:
 
 def notes_on_text(recipe: Recipe) -> list[str]:
     """What the user should know of how the text to calibrate on is read."""
-    from bot_dist.data.texts.delimited import DELIMITERS
+    from bot_dist.data.texts.formats.delimited import DELIMITERS
 
     section, named = _named_text(recipe)
     tables = [label(name) for name in named.text if name.lower().endswith((*DELIMITERS,))]

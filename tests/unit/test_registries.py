@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from bot_dist.data.texts.formats import TEXT_FORMATS
 from bot_dist.errors import InputError
 from bot_dist.formats.exports import EXPORTS, export_format
 from bot_dist.formats.sources import SOURCES
@@ -15,6 +16,7 @@ from bot_dist.model import FAMILIES
 from bot_dist.registry import Registry
 
 REGISTRIES: dict[str, Registry[Any]] = {
+    "bot_dist/data/texts/formats": TEXT_FORMATS,
     "bot_dist/formats/exports": EXPORTS,
     "bot_dist/formats/sources": SOURCES,
     "bot_dist/model/families": FAMILIES,
@@ -66,6 +68,8 @@ def test_the_end_of_a_target_chooses_its_format(target: str | None, name: str) -
     assert export_format(target) == name
 
 
-def test_kinds_of_checkpoints_are_told_apart() -> None:
+def test_kinds_of_checkpoints_and_of_texts_are_told_apart() -> None:
     told = [sign for source in SOURCES.values() for sign in (*source.ends, *filter(None, [source.marker]))]
     assert len(told) == len({*told}) >= len(SOURCES)
+    formats = [sign for known in TEXT_FORMATS.values() for sign in (*known.ends, *filter(None, [known.scheme]))]
+    assert len(formats) == len({*formats}) >= len(TEXT_FORMATS)

@@ -18,9 +18,9 @@ from bot_dist.data import encoder as as_tokens
 from bot_dist.data import excerpts
 from bot_dist.data.encoder import Encoder
 from bot_dist.data.texts import TextFile, open_texts, pieces
-from bot_dist.data.texts.hub import DatasetName
-from bot_dist.data.texts.jsonl import JsonLines
-from bot_dist.data.texts.plain import PlainText
+from bot_dist.data.texts.formats.hub import DatasetName
+from bot_dist.data.texts.formats.jsonl import JsonLines
+from bot_dist.data.texts.formats.plain import PlainText
 from bot_dist.errors import InputError
 from bot_dist.urls import label
 from tests.conftest import examples
@@ -100,7 +100,7 @@ def write(folder: Path, kind: str, documents: list[str] | list[str | None] = DOC
 
 
 def pieces_of_size(patch: pytest.MonkeyPatch, piece: int, look: int) -> None:
-    for module in ("pieces", "plain"):
+    for module in ("pieces", "formats.plain"):
         patch.setattr(f"bot_dist.data.texts.{module}.PIECE", piece)
         patch.setattr(f"bot_dist.data.texts.{module}.LOOK", look)
 

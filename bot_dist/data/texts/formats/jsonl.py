@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO, cast
 
+from bot_dist.data.texts.formats import TextFormat
 from bot_dist.data.texts.pieces import Piece, pieces_of, too_large
 from bot_dist.errors import InputError, some
 from bot_dist.storage.files import missing, open_file, size_bytes
@@ -114,3 +115,6 @@ class JsonLines:
             while left > 0 and (data := file.read(min(left, 2**20))):
                 line, left = line + data.count(b"\n"), left - len(data)
         return line
+
+
+FORMAT = TextFormat(open=JsonLines.open, ends=(".jsonl", ".ndjson", ".json", ".jsonl.gz", ".ndjson.gz", ".json.gz"))

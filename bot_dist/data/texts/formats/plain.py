@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from bot_dist.data.texts.formats import TextFormat
 from bot_dist.data.texts.pieces import LOOK, PIECE, Piece, cut
 from bot_dist.errors import InputError
 from bot_dist.storage.files import missing, read_range, size_bytes
 from bot_dist.urls import label
+
+COMPRESSED = (".gz", ".zst", ".bz2", ".xz", ".zip", ".tar")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,3 +68,14 @@ class PlainText:
 
 def _empty(url: str, section: str) -> InputError:
     return InputError(f"{section}.text: {label(url)} is empty; leave it out")
+
+
+def _open(url: str, section: str, column: str, limit: int) -> PlainText:
+    if posixpath.basename(url).lower().endswith(COMPRESSED):
+        raise InputError(
+            f"{section}.text: {label(url)} is compressed, and of such files only .jsonl.gz are read; decompress it"
+        )
+    return PlainText.open(url, section)
+
+
+FORMAT = TextFormat(open=_open, ends=(".txt",))

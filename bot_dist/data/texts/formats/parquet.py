@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from bot_dist.data.texts.formats import TextFormat
 from bot_dist.data.texts.pieces import Piece, pieces_of, too_large
 from bot_dist.errors import InputError, blamed, some
 from bot_dist.storage.files import missing, open_file, size_bytes
@@ -110,3 +111,6 @@ def _reading(url: str, section: str) -> AbstractContextManager[None]:
             f"{section}.text: {label(url)} can't be read as Parquet ({why}); get it again, or leave it out"
         )
     )
+
+
+FORMAT = TextFormat(open=Parquet.open, ends=(".parquet",))

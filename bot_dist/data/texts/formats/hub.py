@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
+from bot_dist.data.texts.formats import TextFormat
 from bot_dist.data.texts.pieces import Piece, pieces_of, too_large
 from bot_dist.errors import InputError, MissingPackageError, blamed, nearest, some
 from bot_dist.storage.files import size_bytes
@@ -142,3 +143,6 @@ class HubText:
 
 def _unloadable(section: str, url: str, why: str) -> InputError:
     return InputError(f"{section}: {url}: datasets can't load it: {why}")
+
+
+FORMAT = TextFormat(open=HubText.open, scheme=DATASETS)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO
 
+from bot_dist.data.texts.formats import TextFormat
 from bot_dist.data.texts.pieces import Piece, pieces_of, too_large
 from bot_dist.errors import InputError, blamed, some
 from bot_dist.storage.files import missing, open_file, size_bytes
@@ -98,3 +99,6 @@ class Delimited:
 
     def _wrong(self, line: int, what: str) -> InputError:
         return InputError(f"{self.section}.text: {label(self.url)}, line {line}, {what}")
+
+
+FORMAT = TextFormat(open=Delimited.open, ends=(*DELIMITERS,))

@@ -1,39 +1,13 @@
-"""Published rules to compare with, one small file each; a rule about layers can be joined to one about widths."""
+"""Published rules to compare with (``rules``); one about layers can be joined to one about widths."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 
-from bot_dist.baselines.aki import aki
-from bot_dist.baselines.copying import fpi, hypercloning, hypercloning_noise
-from bot_dist.baselines.depth import even_layers, interpolate, llama_pro, stack
-from bot_dist.baselines.front import front
-from bot_dist.baselines.ligo import ligo
-from bot_dist.baselines.minitron import activation, magnitude
 from bot_dist.baselines.rule import Baseline, Batch, Given, Made, Moments, Rule, changed
-from bot_dist.baselines.weight_selection import weight_selection
-from bot_dist.errors import PlanError, RecipeError, nearest
+from bot_dist.baselines.rules import BASELINES
+from bot_dist.errors import PlanError, RecipeError
 from bot_dist.model.declaration import Model
-
-DEPTHS: Mapping[str, Baseline] = {
-    "stack": stack,
-    "interpolate": interpolate,
-    "llama-pro": llama_pro,
-    "even-layers": even_layers,
-}
-BASELINES: Mapping[str, Baseline] = {
-    "weight-selection": weight_selection,
-    "minitron-magnitude": magnitude,
-    "minitron-activation": activation,
-    "hypercloning": hypercloning,
-    "hypercloning-noise": hypercloning_noise,
-    "bert2bert-fpi": fpi,
-    "bert2bert-aki": aki,
-    "ligo": ligo,
-    "front": front,
-    **DEPTHS,
-}
 
 
 def baseline(name: str) -> Baseline:
@@ -43,25 +17,36 @@ def baseline(name: str) -> Baseline:
     Raises RecipeError for names that are not known.
     """
     first, _, depth = name.partition("+")
-    if first not in BASELINES:
-        raise RecipeError(f"unknown baseline {first!r}; {nearest(first, BASELINES)}")
-    if "+" in name and (depth not in DEPTHS or first in DEPTHS):
+    whole = BASELINES.choose(first, RecipeError)
+    if "+" in name and (depth not in BASELINES or not BASELINES[depth].layers_only or whole.layers_only):
         raise RecipeError(
             f"baseline {name!r}: {depth!r} is no rule about layers, or {first!r} is one; join one about widths with "
-            f"one of {', '.join(DEPTHS)}"
+            f"one of {', '.join(_about_layers())}"
         )
 
     def rule(source: Model, target: Model) -> Rule:
         if not depth:
-            return _complete(BASELINES[first](source, target), source, target, name)
+            return _complete(whole(source, target), source, target, name)
         wide = _of_layers(target, source)
-        widths, layers = BASELINES[first](source, wide), DEPTHS[depth](wide, target)
+        widths, layers = whole(source, wide), BASELINES[depth](wide, target)
         joined = dataclasses.replace(
             widths, name=f"{widths.name}; {layers.name}", layers=layers.layers, depth=layers.depth
         )
         return _complete(joined, source, target, name)
 
-    return rule
+    return Baseline(rule=rule, layers_only=whole.layers_only)
+
+
+def _about_layers() -> list[str]:
+    return [name for name, known in BASELINES.items() if known.layers_only]
+
+
+def _leads(known: Baseline, source: Model, target: Model) -> bool:
+    try:
+        known(source, target)
+    except PlanError:
+        return False
+    return True
 
 
 def _of_layers(target: Model, source: Model) -> Model:
@@ -78,7 +63,7 @@ def _complete(rule: Rule, source: Model, target: Model, name: str) -> Rule:
     axes = changed(rule.made or source, target)
     if "layer" in axes and not rule.layers and rule.depth == "auto":
         before, after = axes["layer"]
-        of = [d for d in DEPTHS if (d == "even-layers") == (after < before)]
+        of = [d for d in _about_layers() if _leads(BASELINES[d], _of_layers(target, source), target)]
         raise PlanError(
             f"axis 'layer' ({before} → {after}): {rule.name} says nothing of it; join it with a rule that does: "
             f"{name}+{f' or {name}+'.join(of)}"

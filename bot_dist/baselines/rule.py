@@ -88,9 +88,18 @@ class Make(Protocol):
     def __call__(self, given: Given) -> Made: ...
 
 
-class Baseline(Protocol):
+@dataclass(frozen=True, kw_only=True)
+class Baseline:
+    """A published way to make one model of another: called with both, it gives the rule that leads from one to the
+    other. Raises PlanError where there is none."""
+
+    rule: Callable[[Model, Model], Rule]
+    """Makes the rule of a source and a target."""
+    layers_only: bool = False
+    """Whether it speaks of layers alone, and so can be joined to a baseline about widths."""
+
     def __call__(self, source: Model, target: Model) -> Rule:
-        """The rule that leads from the one to the other. Raises PlanError where there is none."""
+        return self.rule(source, target)
 
 
 class Moments(Protocol):

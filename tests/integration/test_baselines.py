@@ -14,8 +14,8 @@ import transformers
 from safetensors.torch import save_file
 
 from bot_dist.baselines import baseline
-from bot_dist.baselines.front import resized
-from bot_dist.baselines.ligo import STEPS
+from bot_dist.baselines.rules.front import resized
+from bot_dist.baselines.rules.ligo import STEPS
 from bot_dist.data.byte_tokenizer import save_byte_tokenizer
 from bot_dist.errors import InputError, PlanError, RecipeError
 from bot_dist.formats.tokenizer import load_tokenizer

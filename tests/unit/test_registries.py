@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from bot_dist.baselines import BASELINES
 from bot_dist.data.texts.formats import TEXT_FORMATS
 from bot_dist.errors import InputError
 from bot_dist.formats.exports import EXPORTS, export_format
@@ -16,6 +17,7 @@ from bot_dist.model import FAMILIES
 from bot_dist.registry import Registry
 
 REGISTRIES: dict[str, Registry[Any]] = {
+    "bot_dist/baselines/rules": BASELINES,
     "bot_dist/data/texts/formats": TEXT_FORMATS,
     "bot_dist/formats/exports": EXPORTS,
     "bot_dist/formats/sources": SOURCES,

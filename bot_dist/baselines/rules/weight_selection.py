@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from bot_dist.baselines.rule import Rule, only_shrinks
+from bot_dist.baselines.rule import Baseline, Rule, only_shrinks
 from bot_dist.model import Model
 from bot_dist.operators import Select
 
@@ -37,3 +37,6 @@ def evenly(n_source: int, n_target: int) -> tuple[int, ...]:
     if n_source % n_target == 0:
         return tuple(range(0, n_source, n_source // n_target))
     return tuple(np.round(np.linspace(0, n_source - 1, n_target)).astype(int).tolist())
+
+
+BASELINE = Baseline(rule=weight_selection)

@@ -12,7 +12,7 @@ import math
 import numpy as np
 import torch
 
-from bot_dist.baselines.rule import Given, Made, Rule
+from bot_dist.baselines.rule import Baseline, Given, Made, Rule
 from bot_dist.model import Model, Weight
 
 HEADS = ("kv_heads", "group", "heads", "head_dim")
@@ -72,3 +72,6 @@ def _resized(given: Given, weight: Weight) -> torch.Tensor:
     found = found.reshape(slots, target.weight_layers(weight), *(target.sizes[name] for name in within))
     found = found.movedim(0, 1) if "qkv" in names else found[0]
     return found.permute(0, *(order.index(i) + 1 for i in range(len(names))))
+
+
+BASELINE = Baseline(rule=front)

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from bot_dist.baselines.rule import Batch, Given, Made, Rule, changed, only_grows, refuse_axes
+from bot_dist.baselines.rule import Baseline, Batch, Given, Made, Rule, changed, only_grows, refuse_axes
 from bot_dist.errors import PlanError
 from bot_dist.formats.configuration import RUN, transformers_config
 from bot_dist.model import Model, Weight
@@ -168,3 +168,6 @@ def _copies(source: dict[str, int], target: dict[str, int], key: str, n_source: 
     heads = torch.eye(source["heads"])[torch.arange(target["heads"]) % source["heads"]]
     inner = torch.eye(source["head_dim"])[torch.arange(target["head_dim"]) % source["head_dim"]]
     return torch.kron(heads, inner)
+
+
+BASELINE = Baseline(rule=ligo)

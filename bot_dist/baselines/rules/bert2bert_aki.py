@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import torch
 
-from bot_dist.baselines.copying import along, check_copied, copied
-from bot_dist.baselines.rule import Given, Made, Rule
+from bot_dist.baselines.rule import Baseline, Given, Made, Rule
+from bot_dist.baselines.rules._copying import along, check_copied, copied
 from bot_dist.model import Model, Weight
 
 NAME = "bert2BERT, AKI"
@@ -35,3 +35,6 @@ def _grown(given: Given, weight: Weight) -> torch.Tensor:
         if use.role != "read":
             new = new | along(dim, torch.arange(values.shape[dim]) >= given.model.sizes[use.axis], values)
     return torch.where(new, above, values)
+
+
+BASELINE = Baseline(rule=aki)

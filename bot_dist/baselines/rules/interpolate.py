@@ -1,4 +1,5 @@
-"""Every layer again, behind itself (Chang et al., *Multi-level Residual Networks from Dynamical Systems View*, 2018)."""
+"""Every layer again, behind itself (Chang et al., *Multi-level Residual Networks from Dynamical Systems View*,
+2018)."""
 
 from __future__ import annotations
 

@@ -137,7 +137,7 @@ def test_the_family_of_the_guide_keeps_its_function(
 def test_the_baseline_of_the_guide_keeps_the_first_units(
     pico_gpt2: Callable[..., Pico], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(BASELINES, "first-units", defined_by("how-to/baseline.md")["first_units"])
+    enter(monkeypatch, BASELINES, "first-units", "how-to/baseline.md")
     source = model_of(pico_gpt2().model.config.to_dict())
     rule = baseline("first-units")(source, source.resized({"mlp": 48, "layers": 2}))
     assert rule.layers == (0, 1)

@@ -17,7 +17,7 @@ class TextFormat:
     """Opens a URL. It gets the section of the recipe that names it, the column or field that holds a document, and the
     bytes of the largest document. Raises InputError (SourceError) where the text is missing, empty or no such text."""
     ends: tuple[str, ...] = ()
-    """What the name of a file in this format ends with, in lower case."""
+    """Ends of the names of files in this format, in lower case."""
     scheme: str | None = None
     """The scheme of the URLs that are in this format, whatever their names; None: no scheme tells."""
 

@@ -271,7 +271,11 @@ def test_frequencies_of_a_model(pico_gpt2: Callable[..., Pico], transfer: Callab
     ("name", "target", "message"),
     [
         ("hypercloning", {"mlp": 100}, r"axis 'mlp' \(96 → 100\): HyperCloning is for integer ratios; use a multiple"),
-        ("hypercloning", {"layers": 6}, r"says nothing of it; join it .*: hypercloning\+stack or hypercloning\+interp"),
+        (
+            "hypercloning",
+            {"layers": 6},
+            r"says nothing of it; join it .*: hypercloning\+interpolate or hypercloning\+llama-pro",
+        ),
         ("hypercloning", {"mlp": 40}, r"axis 'mlp' \(96 → 40\): bert2BERT only grows|HyperCloning"),
         ("stack", {"layers": 6, "mlp": 192}, r"axis 'mlp' .* says nothing of it; join it .* hypercloning\+stack"),
         ("stack", {"layers": 2}, r"axis 'layer' \(3 → 2\): stacking .* only grows"),

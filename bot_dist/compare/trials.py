@@ -259,10 +259,10 @@ def _trained(bench: Bench, recipe: ComparisonRecipe, source: str) -> tuple[list[
 
     first, *others = recipe.seeds
     starts = _trials(recipe, source, first)
-    found = results([trial.at(rate) for rate in recipe.rates for trial in starts])
-    rates = best_rates(found)
+    tuned = results([trial.at(rate) for rate in recipe.rates for trial in starts])
+    rates = best_rates(tuned)
     trials = [trial.at(rates[trial.method]) for seed in others for trial in _trials(recipe, source, seed)]
-    return found + results(trials), rates
+    return tuned + results(trials), rates
 
 
 def _last_state(pretrained: Plain) -> str | None:

@@ -111,9 +111,9 @@ def diff(first: str, second: str, on_event: OnEvent = log, *, quick: bool = Fals
     from bot_dist.formats.open import open_source
 
     a, b = open_source(first), open_source(second)
-    found = diff_metadata(a, b)
-    if found.undecided and not quick:
-        on_event(DiffStarted(elements=sum(found.undecided.values())))
-        found = diff_values(a, b, found, default_threads(), lambda n: on_event(DiffRead(elements=n)))
-    on_event(DiffDone(differing=len(found.parameters) + len(found.config)))
-    return found
+    difference = diff_metadata(a, b)
+    if difference.undecided and not quick:
+        on_event(DiffStarted(elements=sum(difference.undecided.values())))
+        difference = diff_values(a, b, difference, default_threads(), lambda n: on_event(DiffRead(elements=n)))
+    on_event(DiffDone(differing=len(difference.parameters) + len(difference.config)))
+    return difference

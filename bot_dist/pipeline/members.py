@@ -30,8 +30,8 @@ def run_family(recipe: Recipe, plannings: Mapping[str, Planning], on_event: OnEv
     cpus = max(check_run(planning) for planning in plannings.values())
     members = {name: planning.recipe for name, planning in plannings.items()}
     records = {name: Records(Path(member.output), member) for name, member in members.items()}
-    found = {name: records[name].load_result("facts", PipelineResult) for name in members}
-    before = {name: dataclasses.replace(facts, complete_before=True) for name, facts in found.items() if facts}
+    recorded = {name: records[name].load_result("facts", PipelineResult) for name in members}
+    before = {name: dataclasses.replace(facts, complete_before=True) for name, facts in recorded.items() if facts}
     done = dict(before)
     report = Path(recipe.output) / "report.html"
     with connected(recipe.cluster, cpus) if len(before) < len(members) else contextlib.nullcontext():

@@ -1,4 +1,4 @@
-"""From statistics to operators: what is in the matrices that ``plan.fitted`` names.
+"""The matrices that ``plan.fitted`` names, made from statistics.
 
 Each fit belongs to one axis, gives its matrices one layer at a time, and remembers what a user wants to know of them.
 Everything is float64.
@@ -35,7 +35,7 @@ class AxisFit(Protocol):
         """A matrix ``(n_target, n_source)``, or the ``(n_target,)`` source indices that are kept."""
 
     def facts(self) -> dict[str, Any]:
-        """What was found: plain data for events and reports."""
+        """Facts about the fit, as plain data for events and reports."""
 
 
 class Apart(AbstractContextManager[None]):
@@ -45,7 +45,7 @@ class Apart(AbstractContextManager[None]):
         self._fits = fits
 
     def run(self) -> None:
-        """Nothing: each is made from statistics that are there."""
+        """Do nothing: each fit is made from statistics that are there already."""
 
     def matrix(self, name: FittedName, layer: int) -> Array:
         return self._fits[name.axis].matrix(name, layer)
@@ -59,32 +59,33 @@ class Apart(AbstractContextManager[None]):
 
 @dataclass(frozen=True, kw_only=True)
 class Given:
-    """What fits are made from."""
+    """The inputs that fits are made from."""
 
     source: Source
-    """Of the weights: the model that the statistics are of."""
+    """The source of the weights: that of the model which the statistics are of."""
     model: Model
     statistics: Statistics | WeightStatistics
     ridge: float
-    """Over the mean square of what is kept."""
+    """Ridge of least squares, over the mean square of what is kept."""
     predicts: bool = True
     """Whether what is dropped is predicted from what is kept."""
     averaged: bool = False
     """Whether the target's blocks are averages of blocks that differ."""
 
     def weight(self, weight: Weight, layer: int = 0) -> Array:
-        """Unfused, in float64."""
+        """One layer of a weight, unfused, in float64."""
         return weight_values(self.source, self.model, weight, layer)
 
     def predictor(self, moment: Array, kept: lifting.Indices, dropped: lifting.Indices) -> Array:
-        """``(n_dropped, n_kept)``, of a signal with this moment ``(n, n)``."""
+        """The matrix ``(n_dropped, n_kept)`` that predicts the dropped coordinates of a signal with this moment
+        ``(n, n)``."""
         if not self.predicts:
             return np.zeros((len(dropped), len(kept)))
         return lifting.predictor(moment, kept, dropped, self.ridge)
 
     def with_norm(self, read: Array, norm: str, layer: int) -> Array:
-        """``read`` ``(n_target, n)`` and what a norm does after it: its weight over ``gain``, and its bias, which is
-        constant in the target while the mean of what reads it is what the bias would have given."""
+        """The operator ``read`` ``(n_target, n)`` followed by a norm: by its weight over ``gain``, and by its bias,
+        which is constant in the target while the mean of what reads it is what the bias would have given."""
         parts = {
             w.name.endswith(".bias"): self.weight(w, layer) + w.offset
             for w in self.model.weights
@@ -94,16 +95,16 @@ class Given:
         return read * (parts[False] / self.gain(norm, layer)) + bias
 
     def gain(self, norm: str, layer: int) -> float:
-        """What a norm multiplies by in the target, in all coordinates: the source's root mean square (where blocks are
-        averaged, that of all of them), as the nearest power of two from 2⁻⁸ to 2⁸. No dtype rounds these, nor them
-        less 1; it is 1 where there is no size to keep."""
+        """The factor of a norm in the target, the same in all coordinates: the root mean square of the source's weight
+        (where blocks are averaged, that of all of them), as the nearest power of two from 2⁻⁸ to 2⁸. No dtype rounds
+        these, nor them less 1; it is 1 where there is no size to keep."""
         weight = self._weight_of(norm)
         layers = range(self.model.weight_layers(weight)) if self.averaged else [layer]
         size = math.sqrt(np.mean([np.mean(np.square(self.weight(weight, i) + weight.offset)) for i in layers]))
         return 2.0 ** max(-8, min(8, round(math.log2(size)))) if 0 < size < math.inf else 1.0
 
     def stored_gain(self, norm: str, layer: int) -> Array:
-        """``gain`` as the norm's weight holds it."""
+        """The number, a scalar, by which the norm's weight holds ``gain``."""
         return np.array(self.gain(norm, layer) - self._weight_of(norm).offset)
 
     def _weight_of(self, norm: str) -> Weight:
@@ -111,7 +112,7 @@ class Given:
         return next(w for w in parts if not w.name.endswith(".bias"))
 
     def reading(self, weight: Weight, layer: int) -> Array:
-        """What a map that reads units or heads makes of each of their coordinates: ``(n, out)``."""
+        """The output of a map that reads units or heads, of each of their coordinates: ``(n, out)``."""
         along = [i for i, use in enumerate(weight.uses) if use.role == "read" or use.axis == "head_dim"]
         values = np.moveaxis(self.weight(weight, layer), along, range(len(along)))
         n = math.prod(values.shape[: len(along)])
@@ -130,11 +131,11 @@ class Rotation:
     given: Given
     n_target: int
     errors: dict[str, list[float]] = field(default_factory=dict)
-    """Per norm, the share of the energy that stays unexplained, by layer."""
+    """Share of the energy that stays unexplained, by norm and layer."""
 
     @cached_property
     def _pooled(self) -> Array:
-        """The second moment of what norms see, all alike."""
+        """Second moment of what norms see, ``(n, n)``, the mean over all of them."""
         norms = _norms(self.given.model)
         total = self.given.statistics.moment(*norms[0])
         for norm in norms[1:]:
@@ -147,7 +148,7 @@ class Rotation:
 
     @cached_property
     def isometry(self) -> Array:
-        """``(n_target, n)``: the kept coordinates of the stream."""
+        """The isometry ``(n_target, n)`` onto the kept coordinates of the stream."""
         if self.given.model.family.norm == "layer":
             return bases.isometry_centred(self._pooled, self.n_target)
         return bases.isometry(self._basis, self.n_target)
@@ -173,11 +174,11 @@ class Coordinates:
     given: Given
     n_target: int
     errors: dict[str, list[float]] = field(default_factory=dict)
-    """Per map, the share of the energy that stays unexplained, by layer."""
+    """Share of the energy that stays unexplained, by map and layer."""
 
     @cached_property
     def isometry(self) -> Array:
-        """``(n_target, n)``: the kept coordinates of the stream."""
+        """The isometry ``(n_target, n)`` onto the kept coordinates of the stream."""
         return np.eye(len(self._energies))[self._split[0]]
 
     @cached_property
@@ -203,7 +204,7 @@ class Coordinates:
 
 
 def energies(given: Given) -> Array:
-    """Of each coordinate of the residual stream, as the norms see it, ``(n,)``."""
+    """The energy of each coordinate of the residual stream, as the norms see it, ``(n,)``."""
     norms = [norm for norm in _norms(given.model) if norm[0] in given.statistics.names]
     return cast(Array, sum(np.diag(given.statistics.moment(*norm)) for norm in norms))
 
@@ -232,13 +233,13 @@ class ByReader:
     """An axis that is read by some maps of every block, each of which has a fit of its own."""
 
     fits: Mapping[str, AxisFit]
-    """By module."""
+    """Fits of the readers, by module."""
 
     def matrix(self, name: FittedName, layer: int) -> Array:
         return self.fits[name.owner].matrix(name, layer)
 
     def facts(self) -> dict[str, Any]:
-        """Those of all readers, where each has its own; else those of the one that changes most."""
+        """Facts of all readers, where each has its own; else those of the one that changes most."""
         every = [fit.facts() for fit in self.fits.values()]
         most = max(every, key=lambda facts: int(facts.get("copies", 0)))
         errors = {reader: lost for facts in every for reader, lost in facts.get("errors", {}).items()}
@@ -252,15 +253,15 @@ class Lifted:
 
     given: Given
     axis: str
-    """``mlp`` or ``heads``."""
+    """The axis, ``mlp`` or ``heads``."""
     reader: Weight
     """The map that reads them."""
     n_target: int
-    """Units; or coordinates of heads: all of those kept."""
+    """Number of units that are kept; for ``heads``, the number of coordinates of all kept heads together."""
     kv_target: int = 0
     """Key/value heads that are kept, where several query heads share one."""
     errors: list[float] = field(default_factory=list)
-    """By layer, the energy of what the reader puts out that is lost, over all of it."""
+    """The energy of what the reader puts out that is lost, over all of it, by layer."""
     _cache: dict[int, tuple[lifting.Indices, Array]] = field(default_factory=dict)
 
     def matrix(self, name: FittedName, layer: int) -> Array:
@@ -271,7 +272,7 @@ class Lifted:
         return read if name.part == "read" else self.selected(name, kept)
 
     def selected(self, name: FittedName, kept: lifting.Indices) -> Array:
-        """What of a weight's units or heads is kept, where the reader keeps these coordinates."""
+        """The units or heads of a weight that are kept, where the reader keeps these coordinates."""
         if self.axis == "mlp":
             return kept.astype(np.float64)
         sizes = self.given.model.sizes
@@ -293,8 +294,8 @@ class Lifted:
         return kept, lifting.lifted(n, kept, dropped, predictor)[1]
 
     def _choose(self, moment: Array, values: Array) -> tuple[lifting.Indices, lifting.Indices]:
-        """By what is lost with units or heads whose part all others take over as far as they can; or take no part
-        of."""
+        """Split coordinates into kept and dropped, by what is lost with units or heads where all others take over their
+        part as far as they can; or, without prediction, where nothing takes it over."""
         sizes = self.given.model.sizes
         inner, n = (1 if self.axis == "mlp" else sizes["head_dim"]), len(moment)
         kept = np.arange(n)

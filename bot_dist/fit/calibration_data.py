@@ -1,5 +1,5 @@
-"""What is run through a recipe's source, for what is fitted to it: a text or images that the recipe names, or else a
-text that the source writes itself, or random tokens."""
+"""The samples that are run through a recipe's source for what is fitted to it: a text or images that the recipe names,
+or else a text that the source writes itself, or random tokens."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from bot_dist.fit.own_text_cost import Writing
     from bot_dist.formats.source import Source
 Data = Literal["images", "text", "written", "random"]
-"""``written`` by the source itself; ``random`` tokens."""
+"""Kinds of data: ``written`` is a text by the source itself, ``random`` stands for random tokens."""
 
 
 def _named_text(recipe: Recipe) -> tuple[str, TextConfig]:
@@ -39,8 +39,9 @@ def names_data(recipe: Recipe) -> bool:
 
 
 def data_for(recipe: Recipe, model: Model) -> Data | None:
-    """What there is to fit to: what the recipe names; else what a causal model writes itself, or random tokens, which
-    tell as much of whole blocks, and of a masked model more than its weights do; None where there is nothing."""
+    """The kind of data that there is to fit to: what the recipe names; else a text that a causal model writes itself,
+    or random tokens, which tell as much of whole blocks, and of a masked model more than its weights do; None where
+    there is nothing."""
     if model.family.objective == "image":
         return "images" if recipe.train.images is not None else None
     if recipe.calibrate.text == OWN_TEXT:
@@ -60,7 +61,7 @@ def has_data(recipe: Recipe, model: Model) -> bool:
 
 
 def notes_on_text(recipe: Recipe) -> list[str]:
-    """What the user should know of how the text to calibrate on is read."""
+    """Notes for the user on how the text to calibrate on is read."""
     from bot_dist.data.texts.formats.delimited import DELIMITERS
 
     section, named = _named_text(recipe)
@@ -84,8 +85,8 @@ def check_kind_of_data(recipe: Recipe, model: Model) -> None:
 
 
 def calibration(recipe: Recipe, model: Model) -> CalibrateConfig:
-    """How the recipe calibrates such a model: windows are no longer than it takes, and shorter where it writes them
-    itself; no loss on random tokens means anything."""
+    """The settings by which the recipe calibrates such a model: windows are no longer than it takes, and shorter where
+    it writes them itself; nothing is held out of random tokens, on which no loss means anything."""
     config, data = recipe.calibrate, data_for(recipe, model)
     if data == "random":
         config = config.model_copy(update={"held_out": 0})
@@ -100,10 +101,10 @@ def calibration(recipe: Recipe, model: Model) -> CalibrateConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Amount:
-    """How much is run through a model."""
+    """The amount of data that is run through a model."""
 
     positions: int
-    """Of a sample's hidden states: tokens of a window, or of an image."""
+    """Positions of a sample's hidden states: tokens of a window, or of an image."""
     fitted: int
     """Samples that operators are fitted to."""
     held_out: int
@@ -111,7 +112,7 @@ class Amount:
 
 
 def calibration_amount(recipe: Recipe, model: Model) -> Amount:
-    """What ``calibrate.tokens`` and ``calibrate.held_out`` come to in whole samples."""
+    """The whole samples that ``calibrate.tokens`` and ``calibrate.held_out`` come to."""
     config = calibration(recipe, model)
     if model.family.objective == "image":
         positions = model.sizes["position"]
@@ -123,8 +124,8 @@ def calibration_amount(recipe: Recipe, model: Model) -> Amount:
 
 
 def writing(recipe: Recipe, model: Model, stored_bytes: int) -> Writing | None:
-    """How the model, which takes ``stored_bytes`` on storage, writes a text; None where it writes none. Raises
-    PlanError where that does not fit into memory."""
+    """The plan by which the model, which takes ``stored_bytes`` on storage, writes a text; None where it writes none.
+    Raises PlanError where that does not fit into memory."""
     from bot_dist.fit.own_text_cost import plan_writing
 
     if data_for(recipe, model) != "written":
@@ -149,9 +150,9 @@ def calibration_data(
     executor: Executor,
     on_event: OnEvent,
 ) -> CalibrationData | None:
-    """Read, or made; None where there is none for such a model. A text is written as ``writing`` says, by the
-    ``executor``, and kept in ``folder``. Raises InputError where there is less than ``calibrate.tokens`` and
-    ``calibrate.held_out``.
+    """The data to calibrate on, read or made; None where there is none for such a model. A text is written as
+    ``writing`` says, by the ``executor``, and kept in ``folder``. Raises InputError where there is less than
+    ``calibrate.tokens`` and ``calibrate.held_out``.
     """
     from bot_dist.data.calibration_samples import CalibrationData, Samples
     from bot_dist.fit.own_text import random_tokens, write_text, written_windows
@@ -166,12 +167,12 @@ def calibration_data(
             assert writing is not None
             first, every = document_token(recipe, source)
             text = write_text(source, model, writing, first, folder, executor=executor, on_event=on_event)
-            found = written_windows(text, every=every)
-            fitted, held_out = (Samples.of_text(part, model) for part in found.split([amount.fitted, amount.held_out]))
+            tokens = written_windows(text, every=every)
+            fitted, held_out = (Samples.of_text(part, model) for part in tokens.split([amount.fitted, amount.held_out]))
             return CalibrationData(fitted=fitted, held_out=held_out)
         case "random":
-            found = random_tokens(model, amount.fitted, amount.positions)
-            return CalibrationData(fitted=Samples.unlabelled(found), held_out=Samples.unlabelled(found[:0]))
+            tokens = random_tokens(model, amount.fitted, amount.positions)
+            return CalibrationData(fitted=Samples.unlabelled(tokens), held_out=Samples.unlabelled(tokens[:0]))
     return None
 
 
@@ -197,7 +198,7 @@ def document_token(recipe: Recipe, source: Source) -> tuple[int | None, bool]:
 
 
 def _images(recipe: Recipe, model: Model) -> CalibrationData:
-    """Of those that may be trained on, which are in an order of their own."""
+    """Images out of those that may be trained on, which are in an order of their own."""
     from bot_dist.data.calibration_samples import CalibrationData, Samples
     from bot_dist.data.images import prepare_images
 
@@ -250,7 +251,7 @@ def _text(recipe: Recipe, model: Model) -> CalibrationData:
 
 
 def _held_from_training(train: TrainConfig, texts: Sequence[TextFile], tokenizer: Any) -> dict[str, int]:
-    """How many tokens at the ends of those texts, by URL, training measures its held-out loss on."""
+    """The number of tokens at the ends of those texts, by URL, that training measures its held-out loss on."""
     from bot_dist.data.encoder import Encoder
     from bot_dist.data.excerpts import tokens_at_ends
     from bot_dist.data.texts import open_texts
@@ -262,6 +263,6 @@ def _held_from_training(train: TrainConfig, texts: Sequence[TextFile], tokenizer
     if not same:
         return {}
     encoder = Encoder(tokenizer, "train", train.bos, train.eos)
-    found = tokens_at_ends(trained, encoder, train.held_out * train.context)
-    held = {absolute(url): n for url, n in found.items()}
+    at_ends = tokens_at_ends(trained, encoder, train.held_out * train.context)
+    held = {absolute(url): n for url, n in at_ends.items()}
     return {text.url: held.get(absolute(text.url), 0) for text in texts if (absolute(text.url), text.kind) in same}

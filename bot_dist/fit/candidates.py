@@ -1,4 +1,4 @@
-"""What is tried: the stages of a fit, the candidates at each, and which of them was best.
+"""Stages of a fit, the candidates that are tried at each, and the choice of the best.
 
 A fit can be worse than what it replaces, where there are few tokens, or where its ridge or basis does not suit. So what
 the recipe leaves open is tried, and kept is what has the least loss on samples that nothing was fitted to.
@@ -34,7 +34,7 @@ class Candidate:
 
     @property
     def name(self) -> str:
-        """For people."""
+        """The way in words, for people."""
         return (
             f"{'block by block' if self.sequential else 'one pass'}, {'predicting' if self.predicts else 'selecting'}"
         )
@@ -46,29 +46,30 @@ def measurable(model: Model) -> bool:
 
 
 def candidates(model: Model, recipe: Recipe, axes: Sequence[str], *, data: bool, ranks: bool) -> tuple[Candidate, ...]:
-    """What the recipe leaves open of how a stage's ``axes`` are fitted, the best known first, and that alone unless
-    their losses rank them; to weights alone, without ``data``, there is one way."""
+    """The ways that the recipe leaves open for a stage's ``axes``, the best known first, and that alone unless their
+    losses rank them; to weights alone, without ``data``, there is one way."""
     transfer, passes = recipe.transfer, recipe.calibrate.passes
     target = model.resized(recipe.target)
     shrunk = {*axes} & {*shrinking(model, target, transfer)}
     explicit = None if transfer.lifting == "auto" else transfer.lifting == "least-squares"
     if not (data and shrunk):
         return (Candidate(predicts=explicit is not False),)
-    found = []
+    ways = []
     if passes in ("auto", "sequential") and sequential_refused(model, target, transfer) is None:
-        found.append(Candidate(sequential=True, predicts=explicit is True))
-    if passes != "sequential" or not found:
-        found.append(Candidate(predicts=explicit is not False))
+        ways.append(Candidate(sequential=True, predicts=explicit is True))
+    if passes != "sequential" or not ways:
+        ways.append(Candidate(predicts=explicit is not False))
         permuted = "embed" in shrunk and basis_of(model, target, transfer.basis) == "permutation"
         if explicit is None and (permuted or shrunk & {"mlp", "heads"}):
-            found.append(Candidate(predicts=False))
-    return tuple(found if ranks else found[:1])
+            ways.append(Candidate(predicts=False))
+    return tuple(ways if ranks else ways[:1])
 
 
 def stages_of(model: Model, recipe: Recipe, axes: Sequence[str]) -> list[tuple[str, ...]]:
-    """All axes that shrink at once, but after blocks that are merged in pairs, which share operators; or one after
-    another, units first and blocks last (of the orders tried, the one that loses least), but together where the family
-    has no model that is shrunk along one of them alone."""
+    """The axes that are fitted together in each stage: all that shrink at once, but after blocks that are merged in
+    pairs, which share operators; or, with ``passes: each``, one after another, units first and blocks last (of the
+    orders tried, the one that loses least), but together where the family has no model that is shrunk along one of them
+    alone."""
     first = [axis for axis in axes if axis == "layer" and recipe.transfer.depth == "pairs"]
     others = [axis for axis in axes if axis not in first]
     if recipe.calibrate.passes != "each":
@@ -99,7 +100,7 @@ def wanted_of(model: Model, axes: Sequence[str], tried: Sequence[Candidate], *, 
     the residual stream are kept as they are."""
     at_once = any(not candidate.sequential for candidate in tried)
     inner = {axis for name in axes if name != "embed" and at_once for axis in ORDER[name]}
-    found = []
+    names = []
     for weight in model.weights:
         reads = {use.axis for use in weight.uses if use.role == "read"}
         of_stream = model.family.norm_of(weight) and not weight.into_residual
@@ -107,8 +108,8 @@ def wanted_of(model: Model, axes: Sequence[str], tried: Sequence[Candidate], *, 
         norm = "embed" in axes and of_stream and not weight.name.endswith(".bias")
         first = permuted and at_once and "embed" in axes and model.family.read_with(weight) == name
         if norm or first or (weight.layered and weight.kind == "matrix" and reads & inner):
-            found.append(name)
-    return tuple(found)
+            names.append(name)
+    return tuple(names)
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ class Ranking:
     path: Path
 
     def load(self) -> list[CandidateResult] | None:
-        """None where they are not known."""
+        """The results that are kept; None where they are not known."""
         if not self.path.is_file():
             return None
         try:

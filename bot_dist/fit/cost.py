@@ -1,4 +1,4 @@
-"""What it takes to fit a transfer to its source, before anything is read."""
+"""Cost of fitting a transfer to its source: memory, storage and time, known before anything is read."""
 
 from __future__ import annotations
 
@@ -26,35 +26,35 @@ RATE = 5e10
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationCost:
-    """Of one calibration."""
+    """The cost of one calibration."""
 
     shares: int
     """Processes that share out the samples; 0 where there are none."""
     share_bytes: int
-    """Of tensors that one of them holds at its worst moment: a block (or what is around the blocks) in float32, the
-    moments of a step, one sample's activations, all samples."""
+    """Bytes of tensors that one of them holds at its worst moment: a block (or what is around the blocks) in float32,
+    the moments of a step, one sample's activations, all samples."""
     fit_bytes: int
-    """Of matrices that the process holds which fits, one thing after the other."""
+    """Bytes of matrices that the process which fits holds, one thing after the other."""
     scratch_bytes: int
-    """On storage while it lasts: activations of all samples, sums of a step."""
+    """Bytes on storage while it lasts: activations of all samples, sums of a step."""
     pass_flops: float
-    """Of all passes over the samples, at most: where the shrunk model follows the source, three forward ones and two
-    that sum moments."""
+    """FLOPs of all passes over the samples, at most: where the shrunk model follows the source, three forward ones and
+    two that sum moments."""
     fit_flops: float
-    """Of all candidates."""
+    """FLOPs of fitting all candidates."""
     rank_flops: float
-    """Of measuring the losses that these are ranked by."""
+    """FLOPs of measuring the losses that the candidates are ranked by."""
     measure_flops: float
-    """Of measuring other held-out losses."""
+    """FLOPs of measuring other held-out losses."""
 
     @property
     def seconds(self) -> float:
-        """At ``RATE``."""
+        """Seconds that all of it takes, at ``RATE``."""
         return ((self.pass_flops + self.rank_flops + self.measure_flops) / max(1, self.shares) + self.fit_flops) / RATE
 
     @property
     def flops(self) -> float:
-        """Of what the start is made by."""
+        """FLOPs of making the start: without measuring the losses that nothing is ranked by."""
         return self.pass_flops + self.fit_flops + self.rank_flops
 
 
@@ -68,8 +68,8 @@ def calibration_cost(
     shares: int,
     stages: Sequence[Sequence[Candidate]],
 ) -> CalibrationCost:
-    """Of fitting ``axes`` of ``model``, in ``shares`` processes (0: to its weights alone), by the candidates that are
-    tried at each of the ``stages``."""
+    """The cost of fitting ``axes`` of ``model``, in ``shares`` processes (0: to its weights alone), by the candidates
+    that are tried at each of the ``stages``."""
     tried = [candidate for stage in stages for candidate in stage]
     sequential, at_once = (any(c.sequential is kind for c in tried) for kind in (True, False))
     sizes, embed = model.sizes, model.sizes["embed"]
@@ -109,13 +109,13 @@ def calibration_cost(
 
 
 def _fit_flops(widths: Mapping[str, int], axes: Sequence[str], layers: int, candidate: Candidate) -> float:
-    """Of fitting all axes, whether at once or in several stages."""
+    """FLOPs of fitting all axes, whether at once or in several stages."""
     cubes = {axis: float(n) ** 3 for axis, n in widths.items()}
-    found = 2 * layers * FACTOR * cubes["embed"] if candidate.sequential else 0.0  # what is written
+    flops = 2 * layers * FACTOR * cubes["embed"] if candidate.sequential else 0.0  # what is written
     if "embed" in axes:
-        found += (EIGEN + 2 * layers * FACTOR) * cubes["embed"]
+        flops += (EIGEN + 2 * layers * FACTOR) * cubes["embed"]
     for axis in {"mlp", "heads"} & {*axes}:
         put_out = 2.0 * widths[axis] ** 2 * widths["embed"]
         told = DROP * (cubes[axis] + widths[axis] ** 2 * widths["embed"]) + FACTOR * cubes[axis]
-        found += layers * (told if candidate.predicts else put_out)
-    return found
+        flops += layers * (told if candidate.predicts else put_out)
+    return flops

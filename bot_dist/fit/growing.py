@@ -1,4 +1,4 @@
-"""Growing by what is fitted: which units, heads or coordinates are copied, and a rotation before new coordinates."""
+"""Growing by fitted operators: units, heads or coordinates that are copied, and a rotation before new coordinates."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class Lengthened:
         return Rotation(given=self.given, n_target=self.given.model.sizes["embed"])
 
     def matrix(self, name: FittedName, layer: int) -> Array:
-        """``(n_target, n)``: rows of zeros after those of the rotation, which predicts nothing."""
+        """The matrix ``(n_target, n)``: rows of zeros after those of the rotation, which predicts nothing."""
         rotation, n = self._rotation, self._rotation.n_target
-        found = rotation.isometry
+        matrix = rotation.isometry
         if name.part == "read":
-            found = self.given.with_norm(np.sqrt(n / self.n_target) * found, name.owner, layer)
-        return np.concatenate([found, np.zeros((self.n_target - n, n))])
+            matrix = self.given.with_norm(np.sqrt(n / self.n_target) * matrix, name.owner, layer)
+        return np.concatenate([matrix, np.zeros((self.n_target - n, n))])
 
     def facts(self) -> dict[str, Any]:
         return {**self._rotation.facts(), "kept": self.n_target}
@@ -47,7 +47,7 @@ class SpreadCoordinates:
     n_target: int
 
     def matrix(self, name: FittedName, layer: int) -> Array:
-        """``(n_target,)``: the coordinate that each copies."""
+        """The coordinate ``(n_target,)`` of the source that each of the target copies."""
         return spread(energies(self.given), self.n_target).astype(np.float64)
 
     def facts(self) -> dict[str, Any]:
@@ -61,15 +61,15 @@ class SpreadUnits:
 
     given: Given
     axis: str
-    """``mlp`` or ``heads``."""
+    """The axis, ``mlp`` or ``heads``."""
     reader: Weight
     """The map that reads them."""
     sizes: dict[str, int]
-    """Of the target."""
+    """Sizes of the target by axis."""
     _copies: list[int] = field(default_factory=list)
 
     def matrix(self, name: FittedName, layer: int) -> Array:
-        """``(n_target,)``: the unit or head that each copies."""
+        """The unit or head ``(n_target,)`` of the source that each of the target copies."""
         given, before = self.given, self.given.model.sizes
         moment = given.statistics.moment(owner_of(self.reader.name), layer)
         values = given.reading(self.reader, layer)
@@ -84,9 +84,9 @@ class SpreadUnits:
         heads = _amplitudes(moment, values, before["head_dim"]).reshape(-1, group)
         return self._noted(np.concatenate([spread(heads[i], self.sizes["group"]) + i * group for i in whole]))
 
-    def _noted(self, found: lifting.Indices) -> Array:
-        self._copies.append(_most(found))
-        return found.astype(np.float64)
+    def _noted(self, copied: lifting.Indices) -> Array:
+        self._copies.append(_most(copied))
+        return copied.astype(np.float64)
 
     def facts(self) -> dict[str, Any]:
         return {"copies": max(self._copies)}
@@ -94,10 +94,10 @@ class SpreadUnits:
 
 def _amplitudes(moment: Array, values: Array, inner: int) -> Array:
     """Root mean square of what each unit puts out: of a copy that is read with 1/c it is 1/c."""
-    found: Array = np.sqrt(np.maximum(lifting.loudness(moment, values.T, inner), 0.0))
-    return found
+    amplitudes: Array = np.sqrt(np.maximum(lifting.loudness(moment, values.T, inner), 0.0))
+    return amplitudes
 
 
 def _most(indices: lifting.Indices) -> int:
-    """How often the one with most copies is there."""
+    """The number of times that the most copied one is there."""
     return int(np.bincount(indices).max())

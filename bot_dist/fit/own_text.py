@@ -35,7 +35,7 @@ from bot_dist.tensors.random import uniform
 from bot_dist.urls import absolute, label
 
 VERSION = 1
-"""Of what is written: a text of another version is written anew."""
+"""Version of what is written: a text of another version is written anew."""
 SEED = 0
 CHUNK = 32
 """Tokens of every sequence of a group that a step writes."""
@@ -116,7 +116,7 @@ def write_text(
 
 
 def _kept(path: Path) -> torch.Tensor | None:
-    """None where it is not there, or torn by a crash of the machine."""
+    """The text in a file; None where it is not there, or torn by a crash of the machine."""
     try:
         return load_file(path)[TOKENS]
     except (FileNotFoundError, SafetensorError, KeyError):
@@ -138,7 +138,7 @@ def random_tokens(model: Model, sequences: int, window: int) -> torch.Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class WritingWork(Scratch):
-    """What is to be written, small and picklable."""
+    """A text that is to be written, as a small and picklable description."""
 
     source: Source
     model: Model
@@ -146,9 +146,9 @@ class WritingWork(Scratch):
     """The token that every sequence begins with; None: any, a random one."""
     sequences: int
     length: int
-    """Tokens of each."""
+    """Tokens of each sequence, its first included."""
     group: int
-    """Sequences that are written side by side; share ``i`` has groups ``i``, ``i + shares``, …"""
+    """Sequences that are written side by side; share ``i`` has groups ``i``, ``i + shares`` and so on."""
     held: int
     """Blocks whose weights stay in memory; those of the others are read for every token."""
     ahead: ClassVar[Literal[0, 1]] = 1
@@ -217,8 +217,8 @@ class WritingShare:
     def _write(self, length: int) -> None:
         with self._model.reading(self._work.held) as module:
             while (written := self._tokens.shape[1]) < length:
-                found = module(input_ids=self._tokens[:, -1:], past_key_values=self._cache, use_cache=True)
-                logits = found["logits"][:, -1]
+                outputs = module(input_ids=self._tokens[:, -1:], past_key_values=self._cache, use_cache=True)
+                logits = outputs["logits"][:, -1]
                 check_finite(logits, self._work.source, "logits")
                 self._tokens = torch.cat([self._tokens, sampled(logits, self._drawn[:, written, None])], dim=1)
 

@@ -1,4 +1,4 @@
-"""How a causal model writes a text of its own, and what that takes, before anything is read."""
+"""Plan of a text that a causal model writes itself, and what that costs, before anything is read."""
 
 from __future__ import annotations
 
@@ -24,27 +24,27 @@ CALL_S = 1e-3
 
 @dataclass(frozen=True, kw_only=True)
 class Writing:
-    """What is to be written, and how."""
+    """A text that is to be written, the processes that write it, and what that takes."""
 
     sequences: int
     window: int
-    """Tokens of each that are used; one more is written, so that windows can begin behind the first."""
+    """Tokens of each sequence that are used; one more is written, so that windows can begin behind the first."""
     group: int
     """Sequences that are written side by side."""
     shares: int
     """Processes that share out the groups."""
     blocks: int
     held: int
-    """Of them, whose weights stay in memory; those of the others are read for every token."""
+    """Blocks whose weights stay in memory; those of the others are read for every token."""
     share_bytes: int
-    """Of tensors that a process holds: weights in float32, keys and values of a group."""
+    """Bytes of tensors that a process holds: weights in float32, keys and values of a group."""
     read_bytes: int
-    """Of weights that all processes read from storage."""
+    """Bytes of weights that all processes read from storage."""
     flops: float
 
     @property
     def seconds(self) -> float:
-        """At ``RATE``, ``MEMORY_RATE`` and ``STORAGE_RATE``, of the process that takes longest."""
+        """Seconds of the process that takes longest, at ``RATE``, ``MEMORY_RATE`` and ``STORAGE_RATE``."""
         steps = -(-self.sequences // (self.group * self.shares)) * self.window
         shared = self.flops / RATE + self.read_bytes / STORAGE_RATE
         return steps * (self.share_bytes / MEMORY_RATE + self.blocks * CALL_S) + shared / self.shares
@@ -53,7 +53,8 @@ class Writing:
 def plan_writing(
     model: Model, *, sequences: int, window: int, places: int, memory_limit: int, stored_bytes: int
 ) -> Writing:
-    """Of so many ``sequences``, in at most ``places`` processes; the model takes ``stored_bytes`` on storage.
+    """Plan the writing of so many ``sequences``, in at most ``places`` processes; the model takes ``stored_bytes`` on
+    storage.
 
     All blocks are held where they fit ``memory_limit`` bytes with a sequence, and groups are as large as fit beside
     them; else groups are, and as many blocks as fit beside these. Neither depends on ``places``, so that the text does

@@ -1,4 +1,5 @@
-"""Fits that follow the shrunk model block by block: what is put together after each step of ``sequential``."""
+"""Fits that follow the shrunk model block by block: operators made from the sums of each step of
+``sequential_share``."""
 
 from __future__ import annotations
 
@@ -29,9 +30,10 @@ from bot_dist.plan.fitted_names import FittedName
 from bot_dist.storage.disk import writing
 
 PURPOSE = "block by block"
-"""Tells the events of a sequential fit from those of other passes."""
+"""Name that tells the events of a sequential fit from those of other passes."""
 WRITING = 10.0
-"""What is written has this times the ridge of what is read: it is what is left over of much that was written before."""
+"""Factor on the ridge for what is written over that for what is read: it is what is left over of much that was written
+before."""
 
 
 class Sequential(AbstractContextManager[None]):
@@ -75,7 +77,7 @@ class Sequential(AbstractContextManager[None]):
 
     @cached_property
     def _entry(self) -> Array:
-        """How the stream is entered: ``s · Q``."""
+        """The matrix ``s · Q``, ``(n_target, n_source)``, by which the stream is entered."""
         width = self._given.model.sizes["embed"]
         isometry = self._stream.isometry if self._stream else np.eye(width)
         return math.sqrt(len(isometry) / width) * isometry
@@ -98,8 +100,8 @@ class Sequential(AbstractContextManager[None]):
             step = work.sequence[index]
             sums = {name: total.div_(samples.n_positions).numpy() for name, total in work.sums(index)}
             if sums:
-                found = {"read": self._read, "inner": self._inner, "write": self._write}[step.kind](step, sums)
-                write_whole(work.fit(step), {name: _stored(values) for name, values in found.items()})
+                fitted = {"read": self._read, "inner": self._inner, "write": self._write}[step.kind](step, sums)
+                write_whole(work.fit(step), {name: _stored(values) for name, values in fitted.items()})
             work.discard(index)
             last = index + 1 == work.steps or work.sequence[index + 1].layer != step.layer
             if last and step.layer >= 0:
@@ -137,13 +139,13 @@ class Sequential(AbstractContextManager[None]):
         )
 
     def matrix(self, name: FittedName, layer: int) -> Array:
-        """``layer`` is one of the source."""
+        """The matrix of an operator of the fitted model; ``layer`` is one of the source."""
         place = name.owner
         if name.axis != "embed":
-            found = self._fit(Step(kind="inner", layer=layer, name=place))
+            fitted = self._fit(Step(kind="inner", layer=layer, name=place))
             if name.part == "read":
-                return _loaded(found[MATRIX])
-            return self._by_reader[place].selected(name, found[KEPT].numpy())
+                return _loaded(fitted[MATRIX])
+            return self._by_reader[place].selected(name, fitted[KEPT].numpy())
         if not place:
             assert self._stream is not None
             return self._stream.matrix(name, layer)
@@ -153,21 +155,21 @@ class Sequential(AbstractContextManager[None]):
         return _loaded(self._fit(Step(kind="read", layer=layer if layered else -1, name=place))[MATRIX])
 
     def facts(self) -> dict[str, dict[str, Any]]:
-        """By axis."""
-        found = {axis: fit.facts() for axis, fit in self._inner_fits.items()}
-        found["embed"] = {**(self._stream.facts() if self._stream else {}), "errors": self._missed}
-        return found
+        """Facts of the fits by axis; the errors under ``embed`` are by norm and writer."""
+        by_axis = {axis: fit.facts() for axis, fit in self._inner_fits.items()}
+        by_axis["embed"] = {**(self._stream.facts() if self._stream else {}), "errors": self._missed}
+        return by_axis
 
     def _read(self, step: Step, sums: dict[str, Array]) -> dict[str, Array]:
-        """What a norm's readers see: the source's norm, as the shrunk one's output tells of it."""
+        """The operator for what a norm's readers see: the source's norm, as the shrunk one's output tells of it."""
         ratio = len(self._entry) / self._entry.shape[1]
         prior = self._entry.T / ratio  # Qᵀ / s
         if self._given.model.family.norm == "layer":
             prior = prior - prior.mean(1, keepdims=True)  # LayerNorm puts nothing out there, and biases are carried
-        found = self._regression(step.name, sums, self._given.ridge, prior)
+        matrix = self._regression(step.name, sums, self._given.ridge, prior)
         norm, layer = step.name, max(step.layer, 0)
         gain = np.array(self._given.gain(norm, layer))
-        return {MATRIX: self._given.with_norm(found.T, norm, layer), GAIN: gain}
+        return {MATRIX: self._given.with_norm(matrix.T, norm, layer), GAIN: gain}
 
     def _inner(self, step: Step, sums: dict[str, Array]) -> dict[str, np.ndarray]:
         kept, read = self._by_reader[step.name].split(step.layer, sums[MOMENT])
@@ -179,10 +181,10 @@ class Sequential(AbstractContextManager[None]):
 
     def _regression(self, name: str, sums: dict[str, Array], ridge: float, prior: Array) -> Array:
         cross, moment = sums[CROSS], sums[MOMENT]
-        found = lifting.regression(cross, moment, ridge, prior)
-        left = sums[ENERGY].item() - 2 * np.sum(found * cross) + np.sum((found @ moment) * found)
+        matrix = lifting.regression(cross, moment, ridge, prior)
+        left = sums[ENERGY].item() - 2 * np.sum(matrix * cross) + np.sum((matrix @ moment) * matrix)
         self._missed.setdefault(name, []).append(float(left / sums[ENERGY].item()))
-        return found
+        return matrix
 
 
 def _bare(weight: Any) -> str:
@@ -190,11 +192,11 @@ def _bare(weight: Any) -> str:
 
 
 def _stored(values: np.ndarray) -> torch.Tensor:
-    """As it will be applied."""
-    found = torch.from_numpy(np.ascontiguousarray(values))
-    return found.float() if found.is_floating_point() else found
+    """Values as they will be applied: floating-point ones in float32."""
+    tensor = torch.from_numpy(np.ascontiguousarray(values))
+    return tensor.float() if tensor.is_floating_point() else tensor
 
 
 def _loaded(values: torch.Tensor) -> Array:
-    found: Array = values.double().numpy()
-    return found
+    array: Array = values.double().numpy()
+    return array

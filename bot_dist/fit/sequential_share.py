@@ -32,7 +32,7 @@ from bot_dist.model import Model
 from bot_dist.plan.fitted import norm_bias
 
 ENTRY = "entry.safetensors"
-"""``s · Q``, ``(n_target, n_source)``: how the stream is entered."""
+"""File of ``s · Q``, ``(n_target, n_source)``, by which the stream is entered."""
 CROSS, MOMENT, ENERGY = "cross", "moment", "energy"
 """Names of sums."""
 MATRIX, KEPT, GAIN = "matrix", "kept", "gain"
@@ -54,30 +54,30 @@ class Writer:
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """What all shares do before anything is fitted to it."""
+    """The part of a fit that all shares do before anything is fitted to it."""
 
     kind: Kind
     layer: int = -1
-    """Of the source; -1 around the blocks."""
+    """Layer of the source; -1 around the blocks."""
     name: str = ""
-    """Of the norm or the writer."""
+    """Names the norm or the writer."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SequentialWork(Scratch):
-    """What is to be done, small and picklable."""
+    """A sequential fit that is to be done, as a small and picklable description."""
 
     source: Source
     model: Model
     norms: tuple[Site, ...]
-    """Of the residual stream, in the order in which a block comes to them."""
+    """Norms of the residual stream, in the order in which a block comes to them."""
     writers: tuple[Writer, ...]
     layers: tuple[int, ...]
-    """Of the source, that are kept."""
+    """Layers of the source that are kept."""
     n_target: int
     """Width of the shrunk stream."""
     positions: int
-    """Of a sample."""
+    """Positions of a sample."""
     reads: bool
     """Whether the width shrinks, so that what reads it is fitted."""
     ahead: ClassVar[Literal[0, 1]] = 0
@@ -85,19 +85,19 @@ class SequentialWork(Scratch):
 
     @cached_property
     def sequence(self) -> tuple[Step, ...]:
-        found = [Step(kind="enter")]
+        steps = [Step(kind="enter")]
         for layer in self.layers:
-            found.append(Step(kind="source", layer=layer))
+            steps.append(Step(kind="source", layer=layer))
             for writer in self.writers:
                 name, norm = writer.site.name, Step(kind="read", layer=layer, name=writer.norm)
-                if self.reads and norm not in found:
-                    found.append(norm)
+                if self.reads and norm not in steps:
+                    steps.append(norm)
                 if writer.splits:
-                    found.append(Step(kind="inner", layer=layer, name=name))
-                found.append(Step(kind="write", layer=layer, name=name))
+                    steps.append(Step(kind="inner", layer=layer, name=name))
+                steps.append(Step(kind="write", layer=layer, name=name))
         if self.reads:
-            found += [Step(kind="read", name=site.name) for site in self.norms if not site.layered]
-        return tuple(found)
+            steps += [Step(kind="read", name=site.name) for site in self.norms if not site.layered]
+        return tuple(steps)
 
     @property
     def steps(self) -> int:
@@ -126,7 +126,8 @@ class SequentialShare:
         self._model = StreamedModel(work.source, work.model)
         self._loaded = -1
         self._put_out: dict[str, Any] = {}
-        """What the part of a block with a writer, by the writer's name, last gave back, in whatever form it does."""
+        """The last result of the part of a block with a writer, by the writer's name, in whatever form the part gives
+        it."""
         self._norms = {site.name: site for site in work.norms}
         self._writers = {writer.site.name: writer for writer in work.writers}
         self._files: dict[str, HiddenStates] = {}
@@ -194,7 +195,7 @@ class SequentialShare:
         return {}
 
     def _read(self, step: Step) -> dict[str, torch.Tensor]:
-        """What the source's norm puts out against what the shrunk model's does."""
+        """Sums for the regression of what the source's norm puts out on what the shrunk model's does."""
         sums = _Regression(self._work.model.sizes["embed"], self._work.n_target)
         site = self._norms[step.name]
         for i in range(len(self._inputs)):
@@ -203,10 +204,10 @@ class SequentialShare:
             else:
                 wanted = self._normalised(step.name, 0, self._files["source"][i])
             sums.add(wanted, self._normalised(step.name, step.layer, self._before(step)[i]))
-        return sums.found()
+        return sums.totals()
 
     def _inner(self, step: Step) -> dict[str, torch.Tensor]:
-        """All that a writer would read in the shrunk model, if all of it were kept."""
+        """Sums of all that a writer would read in the shrunk model, if all of it were kept."""
         site = self._writers[step.name].site
         moment, file = Moment(site.size), self._file(f"into {step.name}", site.size)
         for i in range(len(self._inputs)):
@@ -217,7 +218,8 @@ class SequentialShare:
         return {MOMENT: moment.products()}
 
     def _write(self, step: Step) -> dict[str, torch.Tensor]:
-        """What a writer puts out in the shrunk model, in the source's width, against what would lead to its aim."""
+        """Sums for the regression of what would lead to a writer's aim on what it puts out in the shrunk model, in the
+        source's width."""
         writer, work = self._writers[step.name], self._work
         width = work.model.sizes["embed"]
         sums, written = _Regression(work.n_target, width), self._file("written", width)
@@ -236,7 +238,7 @@ class SequentialShare:
                     out = module(self._input(step, i))
             written[i] = out
             sums.add(self._files[f"aim of {step.name}"][i] - self._files["shrunk"][i], out)
-        return sums.found()
+        return sums.totals()
 
     def _settle(self, step: Step) -> None:
         """Let what was written go into the shrunk stream, as it was fitted."""
@@ -250,8 +252,9 @@ class SequentialShare:
         return self._files["shrunk at the block" if parallel else "shrunk"]
 
     def _input(self, step: Step, i: int) -> torch.Tensor:
-        """What a writer reads of a sample when its sublayer reads the shrunk stream, ``(positions, size)``. Of the
-        block only its part is run: the others give back what they last did, which does not matter and takes time."""
+        """The values that a writer reads of a sample when its sublayer reads the shrunk stream, ``(positions, size)``.
+        Of the block only its part is run: the others give back what they last did, which does not matter and takes
+        time."""
         writer = self._writers[step.name]
         norm, layer = writer.norm, step.layer
         self._load(layer)
@@ -277,7 +280,8 @@ class SequentialShare:
 
     @contextmanager
     def _watched(self, layer: int) -> Iterator[tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]]:
-        """What norms put out, normalised but without weight and bias, and what writers put out, while a block runs."""
+        """Record what norms put out, normalised but without weight and bias, and what writers put out, while a block
+        runs."""
         seen: dict[str, torch.Tensor] = {}
         written: dict[str, torch.Tensor] = {}
         hooks: list[Any] = []
@@ -325,7 +329,7 @@ class SequentialShare:
             self._loaded = layer
 
     def _file(self, name: str, width: int) -> HiddenStates:
-        """Of what is kept between steps: ``(positions, width)`` per sample."""
+        """The file of what is kept under a name between steps: ``(positions, width)`` per sample."""
         if name not in self._files:
             path = Path(self._work.scratch) / f"{name.replace(' ', '-')}-{self._share}-{os.getpid()}"
             self._files[name] = HiddenStates(path, self._work.positions, width)
@@ -344,5 +348,5 @@ class _Regression:
         self._moment.add(x)
         self._energy += y.double().square().sum()
 
-    def found(self) -> dict[str, torch.Tensor]:
+    def totals(self) -> dict[str, torch.Tensor]:
         return {CROSS: self._cross, MOMENT: self._moment.products(), ENERGY: self._energy}

@@ -1,4 +1,4 @@
-"""Where statistics are gathered inside a model, and their sums over tokens."""
+"""Sites in a model at which statistics are gathered, and their sums over tokens."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bot_dist.fit.streamed_model import path_in
 from bot_dist.model import Model, Weight
 
 COLUMNS = 256
-"""Of a matrix of products that are computed together."""
+"""Columns of a matrix of products that are computed together."""
 
 Tap = Literal["input", "normalised", "output"]
 
@@ -25,16 +25,16 @@ class Site:
     """A module whose activations are of interest."""
 
     name: str
-    """Of the weight, without ``.weight``."""
+    """Name of the weight, without ``.weight``."""
     path: str
-    """In the ``transformers`` model, with ``{layer}`` where there is one in every block."""
+    """Path of the module in the ``transformers`` model, with ``{layer}`` where there is one in every block."""
     size: int
     """Width of the activations."""
     layers: int
-    """How many of it there are."""
+    """Number of such modules."""
     tap: Tap
-    """What is taken: a map's input; a norm's input, normalised but without weight and bias; a norm's output, where the
-    residual stream itself is normalised (BERT)."""
+    """The activations that are taken: a map's input; a norm's input, normalised but without weight and bias; a norm's
+    output, where the residual stream itself is normalised (BERT)."""
     norm: Literal["rms", "layer"]
 
     @property
@@ -98,14 +98,14 @@ class Moment:
         self.total = torch.zeros(size, dtype=torch.float64)
 
     def add(self, x: torch.Tensor) -> None:
-        """``x`` is ``(tokens, size)``."""
+        """Add the activations ``x``, ``(tokens, size)``, to the sums."""
         assert x.shape[1] == len(self.total), (x.shape, self.total.shape)
         for first in range(0, x.shape[1], COLUMNS):  # what is above the diagonal needs no computing
             self._lower[first:, first : first + COLUMNS] += x[:, first:].T @ x[:, first : first + COLUMNS]
         self.total += x.sum(0, dtype=torch.float64)
 
     def products(self) -> torch.Tensor:
-        """``(size, size)``, symmetric."""
+        """The sum of ``x xᵀ``, ``(size, size)``, symmetric."""
         for first in range(0, len(self.total), COLUMNS):
             last = first + COLUMNS
             corner = self._lower[first:last, first:last]
@@ -118,24 +118,24 @@ class Moment:
 def gathering(module: torch.nn.Module, chosen: Iterable[Site], layer: int = 0) -> Iterator[dict[str, Moment]]:
     """The moments of the sites in one layer, by name, of what the model computes in the block; those that nothing
     reaches are left out."""
-    found: dict[str, Moment] = {}
+    moments: dict[str, Moment] = {}
     handles: list[Any] = []
     for site in chosen:
-        hook = _Hook(site, found)
+        hook = _Hook(site, moments)
         at = module.get_submodule(site.path.format(layer=layer))
         handles.append(
             at.register_forward_hook(hook.after) if site.tap == "output" else at.register_forward_pre_hook(hook.before)
         )
     try:
-        yield found
+        yield moments
     finally:
         for handle in handles:
             handle.remove()
 
 
 class _Hook:
-    def __init__(self, site: Site, found: dict[str, Moment]) -> None:
-        self.site, self.found = site, found
+    def __init__(self, site: Site, moments: dict[str, Moment]) -> None:
+        self.site, self.moments = site, moments
 
     def before(self, module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
         x = args[0]
@@ -145,13 +145,13 @@ class _Hook:
         self._add(result)
 
     def _add(self, x: torch.Tensor) -> None:
-        if self.site.name not in self.found:
-            self.found[self.site.name] = Moment(self.site.size)
-        self.found[self.site.name].add(x.flatten(0, -2))
+        if self.site.name not in self.moments:
+            self.moments[self.site.name] = Moment(self.site.size)
+        self.moments[self.site.name].add(x.flatten(0, -2))
 
 
 def normalised(x: torch.Tensor, module: torch.nn.Module, norm: Literal["rms", "layer"]) -> torch.Tensor:
-    """What a norm computes of ``(…, size)`` before its weight and bias."""
+    """The values that a norm computes of ``(…, size)`` before its weight and bias."""
     eps: float = module.variance_epsilon if hasattr(module, "variance_epsilon") else module.eps  # type: ignore[assignment]
     if norm == "layer":
         x = x - x.mean(-1, keepdim=True)

@@ -70,19 +70,19 @@ FIT_VERSION = 10
 
 @dataclass(kw_only=True)
 class Adapted:
-    """What has been fitted so far."""
+    """The operators that have been fitted so far, and the target and facts that belong to them."""
 
     axes: list[str] = field(default_factory=list)
     target: dict[str, int] = field(default_factory=dict)
     stored: dict[str, Fitted] = field(default_factory=dict)
     layers: tuple[int, ...] = ()
-    """Of the source, that are kept; empty for all."""
+    """Layers of the source that are kept; empty for all."""
     sequential: bool = False
     """Whether what is written into the residual stream is corrected."""
     stages: list[StageFacts] = field(default_factory=list)
     """Facts for the report, in order."""
     seconds: float = 0.0
-    """That it took."""
+    """Seconds that the fit took."""
 
     def stores(self) -> dict[str, str]:
         """Names of the stores that hold the operators, and the digest of each one's manifest."""
@@ -110,7 +110,7 @@ class Adaptation:
         self.recipe, self.source, self.model, self.modules, self.data = recipe, source, model, modules, data
         self.operators_url, self.folder, self.executor, self.on_event = operators_url, folder, executor, on_event
         self.moments = moments
-        """Whether AdamW's are carried along."""
+        """Whether AdamW's moments are carried along."""
         target = model.resized(recipe.target)
         self.basis = basis_of(model, target, recipe.transfer.basis)
         self.grown = growing(model, target, recipe.transfer)
@@ -123,7 +123,7 @@ class Adaptation:
         self._ranks = data is not None and len(data.held_out) > 0 and measurable(model)
 
     def run(self) -> Adapted:
-        """All stages. Raises InputError where the source does not understand the samples or they are not finite,
+        """Fit all stages. Raises InputError where the source does not understand the samples or they are not finite,
         PlanError where nothing fits."""
         self._measure()
         for axes in self.stages:
@@ -137,7 +137,7 @@ class Adaptation:
         return target_model(self.model, options, self.recipe.transfer, rotated=rotated, layers=layers)
 
     def plan(self) -> TransferPlan:
-        """From the source to the model as shrunk so far."""
+        """The plan from the source to the model as shrunk so far."""
         target = self.target()
         return make_plan(
             self.model,
@@ -164,7 +164,7 @@ class Adaptation:
         """Fit some axes, in whichever of the ways that are tried loses least."""
         tried = candidates(self.model, self.recipe, axes, data=self.data is not None, ranks=self._ranks)
         source, model = self._now()
-        found = self._found(source, model, axes, tried)
+        stage_statistics = self._stage_statistics(source, model, axes, tried)
         before = self.done
 
         def fit(candidate: Candidate) -> Adapted:
@@ -172,7 +172,7 @@ class Adaptation:
             given = Given(
                 source=source,
                 model=model,
-                statistics=found,
+                statistics=stage_statistics,
                 ridge=self.ridge,
                 predicts=candidate.predicts,
                 averaged=self.averaged,
@@ -182,7 +182,7 @@ class Adaptation:
             return self.done
 
         if len(tried) > 1:
-            self._rank(tried, fit, self._ranking(found, axes, tried))
+            self._rank(tried, fit, self._ranking(stage_statistics, axes, tried))
         else:
             fit(tried[0])
 
@@ -209,15 +209,15 @@ class Adaptation:
         self.done.stages[-1] = replace(self.done.stages[-1], candidates=tuple(results), chosen=chosen)
 
     def _ranking(
-        self, found: Statistics | WeightStatistics, axes: tuple[str, ...], tried: Sequence[Candidate]
+        self, stage_statistics: Statistics | WeightStatistics, axes: tuple[str, ...], tried: Sequence[Candidate]
     ) -> Ranking:
-        """Where it is kept: by all that decides it."""
+        """The file of a stage's ranking, named by all that decides it."""
         assert self.data is not None
         recipe = self.recipe
         key = digest(
             {
                 "version": FIT_VERSION,
-                "statistics": found.digest,
+                "statistics": stage_statistics.digest,
                 "held_out": self.data.held_out.digest,
                 "source": digest(self.source.provenance()),
                 "stores": self.done.stores(),
@@ -230,7 +230,7 @@ class Adaptation:
         )
         return Ranking(Path(self.folder) / f"ranking-{key}.json")
 
-    def _found(
+    def _stage_statistics(
         self, source: Source, model: Model, axes: tuple[str, ...], tried: Sequence[Candidate]
     ) -> Statistics | WeightStatistics:
         """The statistics that the fits of a stage are made from."""
@@ -238,10 +238,10 @@ class Adaptation:
             return WeightStatistics(source, model)
         permuted = self.basis == "permutation" and "embed" not in self.grown
         needed = wanted_of(model, axes, tried, permuted=permuted)
-        found = self._statistics(source, model, self.data.fitted, needed, f"for {', '.join(axes)}")
+        stage_statistics = self._statistics(source, model, self.data.fitted, needed, f"for {', '.join(axes)}")
         if not self.done.stages:  # nothing was held out that the source was measured on
-            self._check_understood(found.loss)
-        return found
+            self._check_understood(stage_statistics.loss)
+        return stage_statistics
 
     def _fit_stage(self, given: Given, axes: tuple[str, ...], candidate: Candidate) -> None:
         grows = {*axes} <= {*self.grown}  # the last stage; what grows by other means is there, too
@@ -346,7 +346,7 @@ class Adaptation:
     def _statistics(
         self, source: Source, model: Model, samples: Samples, wanted: tuple[str, ...], purpose: str
     ) -> Statistics:
-        """Of one pass over the samples, whose events tell its ``purpose``."""
+        """Statistics of one pass over the samples, whose events tell its ``purpose``."""
         return statistics(
             source,
             model,
@@ -379,5 +379,5 @@ class Adaptation:
 
 
 def _changed_sizes(before: Model, after: Model) -> dict[str, tuple[int, int]]:
-    """What a stage has shrunk, by axis: size before and after."""
+    """Axes whose size a stage has changed: size before and after, by axis."""
     return {name: (n, after.sizes[name]) for name, n in before.sizes.items() if after.sizes[name] != n}

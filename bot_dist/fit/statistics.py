@@ -34,7 +34,7 @@ from bot_dist.store.manifest import MANIFEST, digest
 from bot_dist.urls import absolute, label
 
 VERSION = 1
-"""Of what is computed: statistics of another version are computed anew."""
+"""Version of what is computed: statistics of another version are computed anew."""
 
 Array = npt.NDArray[np.float64]
 
@@ -54,18 +54,18 @@ class Statistics:
 
     @property
     def tokens(self) -> int:
-        """How many positions they are means over."""
+        """Number of positions that the statistics are means over."""
         return int(self._recorded["tokens"])
 
     @property
     def loss(self) -> float | None:
-        """Mean cross entropy of what is predicted, in nats; None where the model has no head."""
+        """Mean cross entropy of what is predicted, in nats; None where nothing is."""
         loss = self._recorded["loss"]
         return None if loss is None else float(loss)
 
     @property
     def digest(self) -> str:
-        """Identifies the contents."""
+        """Digest that identifies the contents."""
         return self._reader.manifest.digest
 
     def moment(self, name: str, layer: int = 0) -> Array:
@@ -82,12 +82,12 @@ class Statistics:
 
     @property
     def similarity(self) -> Array:
-        """Per block, mean cosine between the hidden states before and after it, ``(layers,)``."""
+        """Mean cosine between the hidden states before and after each block, ``(layers,)``."""
         return self._whole(SIMILARITY)
 
     @property
     def change(self) -> Array:
-        """Per block, mean of ``‖after − before‖² / ‖before‖²``, ``(layers,)``."""
+        """Mean of ``‖after − before‖² / ‖before‖²`` of each block, ``(layers,)``."""
         return self._whole(CHANGE)
 
     def _layer(self, array: str, layer: int) -> Array:
@@ -138,9 +138,9 @@ def statistics(
     url = f"{folder}/{key}"
 
     if Storage(url).exists(MANIFEST):
-        found = Statistics(url)
-        on_event(TakenUp(purpose=purpose, url=label(url), tokens=found.tokens, loss=found.loss))
-        return found
+        kept = Statistics(url)
+        on_event(TakenUp(purpose=purpose, url=label(url), tokens=kept.tokens, loss=kept.loss))
+        return kept
     source.check(model)
     started = time.perf_counter()
     with writing(folder):

@@ -35,12 +35,12 @@ SIMILARITY, CHANGE, LOSS = "block/similarity", "block/change", "loss"
 
 @dataclass(frozen=True, kw_only=True)
 class Scratch:
-    """Where shares put what they sum up."""
+    """A folder in which shares put what they sum up."""
 
     scratch: str
     """A folder that all nodes see."""
     shares: int
-    """Share ``i`` has samples ``i``, ``i + shares``, …"""
+    """Number of shares; share ``i`` has samples ``i``, ``i + shares`` and so on."""
 
     def part(self, step: int, share: int) -> Path:
         """The file with a share's sums of a step."""
@@ -51,7 +51,7 @@ class Scratch:
         write_whole(self.part(step, share), sums)
 
     def sums(self, step: int) -> Iterator[tuple[str, torch.Tensor]]:
-        """Of all shares, added up in their order whichever was ready first: float64 tensors by name."""
+        """Sums of all shares, added up in their order whichever was ready first: float64 tensors by name."""
         with ExitStack() as stack:
             parts = [stack.enter_context(safe_open(self.part(step, i), "pt")) for i in range(self.shares)]
             for name in sorted(parts[0].keys()):
@@ -68,13 +68,14 @@ class Scratch:
 
 @dataclass(frozen=True, kw_only=True)
 class Work(Scratch):
-    """What is to be done, small and picklable: the samples are in the scratch folder, and so is what comes of them."""
+    """Statistics that are to be gathered, as a small and picklable description: the samples are in the scratch folder,
+    and so is what comes of them."""
 
     source: Source
     model: Model
     sites: tuple[Site, ...]
     positions: int
-    """Of a sample."""
+    """Positions of a sample."""
     ahead: ClassVar[Literal[0, 1]] = 1
     """Steps that a share may be ahead of what is put together."""
 
@@ -83,7 +84,7 @@ class Work(Scratch):
         return self.model.sizes["layer"] + 2
 
     def open(self, share: int) -> Share:
-        """To be run from step 0 on, by one process."""
+        """The share, to be run from step 0 on, by one process."""
         return Share(self, share)
 
 
@@ -107,7 +108,7 @@ class Share:
             Path(work.scratch) / f"hidden-{share}-{os.getpid()}", work.positions, work.model.sizes["embed"]
         )
         self._left = [site for site in work.sites if not site.layered]
-        """Those around the blocks that have not been reached."""
+        """Sites around the blocks that have not been reached."""
 
     def close(self) -> None:
         self._hidden.close()
@@ -119,33 +120,33 @@ class Share:
         """
         try:
             if step == 0:
-                sums, found = self._before_blocks()
+                sums, moments = self._before_blocks()
             elif step <= len(self._model.blocks):
-                sums, found = self._block(step - 1, keep)
+                sums, moments = self._block(step - 1, keep)
             else:
-                sums, found = self._after_blocks()
+                sums, moments = self._after_blocks()
         finally:
             self._model.free()
-        self._left = [site for site in self._left if site.name not in found]
+        self._left = [site for site in self._left if site.name not in moments]
         if not keep:
             return
-        for name, moment in found.items():
+        for name, moment in moments.items():
             sums |= {f"{name}/moment": moment.products(), f"{name}/mean": moment.total}
         self._work.put(step, self._share, sums)
 
     def _before_blocks(self) -> tuple[dict[str, torch.Tensor], dict[str, Moment]]:
-        with gathering(self._model.module, self._left) as found:
+        with gathering(self._model.module, self._left) as moments:
             for i, sample in enumerate(self._inputs):
                 hidden = self._model.before_blocks(sample)
                 check_finite(hidden, self._work.source, "before block 0")
                 self._hidden[i] = hidden
-        return {}, found
+        return {}, moments
 
     def _block(self, layer: int, keep: bool) -> tuple[dict[str, torch.Tensor], dict[str, Moment]]:
         self._model.load_block(layer)
         similarity, change = torch.zeros(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
         chosen = [site for site in self._work.sites if site.layered] if keep else []
-        with gathering(self._model.module, chosen, layer) as found:
+        with gathering(self._model.module, chosen, layer) as moments:
             for i in range(len(self._inputs)):
                 before = self._hidden[i]
                 after = self._model.block(layer, before)
@@ -153,13 +154,13 @@ class Share:
                 self._hidden[i] = after
                 similarity += F.cosine_similarity(before.double(), after.double(), dim=-1).sum()
                 change += relative_change(before.double(), after.double()).sum()
-        return {SIMILARITY: similarity, CHANGE: change}, found
+        return {SIMILARITY: similarity, CHANGE: change}, moments
 
     def _after_blocks(self) -> tuple[dict[str, torch.Tensor], dict[str, Moment]]:
         loss, count = torch.zeros(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
         if not self._left and not bool((self._labels != IGNORED).any()):
             return {LOSS: loss, f"{LOSS}/tokens": count}, {}
-        with gathering(self._model.module, self._left) as found:
+        with gathering(self._model.module, self._left) as moments:
             for i, labels in enumerate(self._labels):
                 logits = self._model.after_blocks(self._hidden[i])
                 if logits is None:
@@ -168,7 +169,7 @@ class Share:
                     loss += F.cross_entropy(rows, wanted, ignore_index=IGNORED, reduction="sum")
                 count += (labels != IGNORED).sum()
         check_finite(loss, self._work.source, "loss")
-        return {LOSS: loss, f"{LOSS}/tokens": count}, found
+        return {LOSS: loss, f"{LOSS}/tokens": count}, moments
 
 
 def check_finite(values: torch.Tensor, source: Source, where: str) -> None:
@@ -217,6 +218,6 @@ def _bytes(values: torch.Tensor) -> memoryview:
 
 
 def relative_change(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
-    """``‖after − before‖² / ‖before‖²`` of each row of ``(tokens, width)``; 1 where there was nothing."""
+    """The ratio ``‖after − before‖² / ‖before‖²`` of each row of ``(tokens, width)``; 1 where there was nothing."""
     size, moved = before.square().sum(-1), (after - before).square().sum(-1)
     return torch.where(size > 0, moved / size, 1.0)

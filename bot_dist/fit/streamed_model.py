@@ -39,14 +39,14 @@ class StreamedModel:
         self._parameters: dict[torch.Tensor, Parameter] = {
             self.module.get_parameter(path_in(model, model.inside[p.name])): p for _, _, p in model.parameters()
         }
-        """By the parameter without values that stands for it in the module."""
+        """Parameters by the one without values that stands for each in the module."""
         assert self._parameters.keys() == {*self.module.parameters()}, "the family does not declare all weights"
         self._placed: list[tuple[torch.nn.Module, str, torch.nn.Parameter]] = []
         self._values: dict[torch.Tensor, torch.nn.Parameter] = {}
         self._calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
         self._takes = "pixel_values" if model.family.objective == "image" else "input_ids"
         self._image: torch.Tensor | None = None
-        """Any one: the model of images computes nothing without."""
+        """An image, any one: a model of images computes nothing without."""
         inside_blocks = {m for block in self.blocks for m in block.modules()}
         for module in self.module.modules():
             if module not in inside_blocks:
@@ -85,8 +85,8 @@ class StreamedModel:
         block; None of a model without a head."""
         given = {"inputs_embeds": hidden[None]} if self._image is None else {"pixel_values": self._image[None]}
         with standing_in(dict.fromkeys(self.blocks, lambda *_, **__: hidden[None])), torch.no_grad():
-            found = self.module(**given)
-        logits: torch.Tensor | None = found.get("logits", found.get("prediction_logits"))
+            outputs = self.module(**given)
+        logits: torch.Tensor | None = outputs.get("logits", outputs.get("prediction_logits"))
         return None if logits is None else logits.reshape(-1, logits.shape[-1])
 
     @contextmanager
@@ -126,7 +126,7 @@ class StreamedModel:
         self._placed = [placed for placed in self._placed if placed[0] not in inside]
 
     def _fill(self, module: torch.nn.Module) -> None:
-        """Read the weights of a module, but not of those in it, unless it has them."""
+        """Read the weights of a module itself, not of the modules inside it, unless it has them."""
         for name, empty in [*module.named_parameters(recurse=False)]:
             if not empty.is_meta:
                 continue
@@ -145,7 +145,7 @@ def blocks_of(model: Model) -> str:
 
 
 def path_in(model: Model, name: str) -> str:
-    """Where the ``transformers`` model has what files call ``name``: the bare encoder leaves out a prefix."""
+    """The name in the ``transformers`` model of what files call ``name``: the bare encoder leaves out a prefix."""
     bare = model.head is None and not model.classifies
     return name.removeprefix(model.family.optional_prefix) if bare else name
 

@@ -53,7 +53,7 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, model: Model, source_url
 
 
 def coordinates_told_by(model: Model, target: Model, axes: Sequence[str], *, sequential: bool) -> dict[str, int]:
-    """By axis, from how many coordinates the others of it are told by least squares, or, where the fit is
+    """The number of coordinates, by axis, from which the others of it are told by least squares, or, where the fit is
     ``sequential``, what is written is."""
     kept = {"embed": target.sizes["embed"], "mlp": target.sizes.get("mlp", 0), "heads": target.attention_width}
     written = {"embed": model.sizes["embed"]} if sequential else {}
@@ -61,7 +61,7 @@ def coordinates_told_by(model: Model, target: Model, axes: Sequence[str], *, seq
 
 
 def check_enough(tokens: int, coordinates: dict[str, int]) -> str | None:
-    """What the user should know where so many tokens are few for what ``coordinates_told_by`` gave; None where they are
+    """A note for the user where so many tokens are few for what ``coordinates_told_by`` gave; None where they are
     enough. Raises InputError where there are fewer than coordinates, so that they are told apart by chance."""
     axis = max(coordinates, key=lambda name: coordinates[name], default="")
     n = coordinates.get(axis, 0)

@@ -1,4 +1,4 @@
-"""What weights alone tell of a model's activations: for where there is nothing to run through it."""
+"""Statistics of a model's activations as its weights alone tell them, for where there is nothing to run through it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class WeightStatistics:
 
     @property
     def digest(self) -> str:
-        """Identifies what they are of."""
+        """Digest that identifies the source of the weights."""
         return manifest.digest(self._source.provenance())
 
     @property

@@ -87,8 +87,8 @@ class OperatorWriter:
 
 
 def stored_operators(url: str, operators: Mapping[str, Fitted], attempt: str) -> dict[str, Fitted]:
-    """What stands in plans for the operators that were committed under an attempt. Raises CheckpointError where the
-    store holds others."""
+    """The specifications that stand in plans for the operators that were committed under an attempt. Raises
+    CheckpointError where the store holds others."""
     reader = CheckpointReader(url)
     if reader.manifest.data != f"{ATTEMPTS}/{attempt}":
         raise CheckpointError(

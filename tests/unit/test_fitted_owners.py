@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from bot_dist.baselines.minitron import _reader
+from bot_dist.baselines.rules.minitron_activation import _reader
 from bot_dist.errors import FamilyError, PlanError
 from bot_dist.fit.stages import Adaptation
 from bot_dist.model import Model, Weight

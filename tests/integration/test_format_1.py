@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from bot_dist.formats.export import export_huggingface
 
 import bot_dist
+from bot_dist.formats.exports.safetensors import export_huggingface
 from bot_dist.formats.open import open_source
 from bot_dist.model import model_of
 from bot_dist.operators import SUFFIXES, spec_from_json, spec_to_json

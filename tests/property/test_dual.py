@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bot_dist.errors import PlanError
-from bot_dist.operators import dropped, dual, places, split_of
+from bot_dist.operators.dual import dropped, dual, places, split_of
 from bot_dist.operators.lifting import lifted
 
 seeds = st.integers(0, 2**32 - 1)

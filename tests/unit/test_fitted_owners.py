@@ -14,7 +14,7 @@ from bot_dist.baselines.rules.minitron_activation import _reader
 from bot_dist.errors import FamilyError, PlanError
 from bot_dist.fit.stages import Adaptation
 from bot_dist.model import Model, Weight
-from bot_dist.model.families.llama import BLOCK, LLAMA
+from bot_dist.model.families.llama import BLOCK, FAMILY
 from bot_dist.model.parts import FROM_WIDTH, INTO_WIDTH, UNITS_IN, UNITS_OUT, matrix
 from bot_dist.plan import FittedName, SourceModule, adaptive, operators, sequential_refused
 from bot_dist.recipe import TransferConfig, make_recipe
@@ -45,8 +45,8 @@ def ffn(name: str, down: str = "down", **options: Any) -> tuple[Weight, ...]:
 
 def family_with(*weights: Weight) -> Model:
     """Llama, whose blocks have these in place of their FFN."""
-    others = tuple(w for w in LLAMA.weights if not w.name.startswith("mlp.") or w.name == "mlp.norm")
-    return Model(dataclasses.replace(LLAMA, weights=(*others, *weights)), CONFIG)
+    others = tuple(w for w in FAMILY.weights if not w.name.startswith("mlp.") or w.name == "mlp.norm")
+    return Model(dataclasses.replace(FAMILY, weights=(*others, *weights)), CONFIG)
 
 
 @pytest.fixture

@@ -27,10 +27,10 @@ PLACES = 2
 
 
 @pytest.fixture(params=[pytest.param(n, marks=[] if n == "local" else pytest.mark.ray) for n in EXECUTORS])
-def executor(request: pytest.FixtureRequest) -> Iterator[Executor]:
+def executor(request: pytest.FixtureRequest, start_ray: Callable[[], None]) -> Iterator[Executor]:
     """Every executor that can be created, with two places."""
     if request.param == "ray":
-        request.getfixturevalue("ray_cluster")
+        start_ray()
     with create_executor(ClusterConfig(executor=request.param, data=PLACES)) as executor:
         yield executor
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from bot_dist.urls import label
 
 MOST_CHARACTERS = 1_900
-"""Of a message."""
+"""Longest message that is shown."""
 _MOST_SEARCHED = 10 * MOST_CHARACTERS
 """Characters of a text that are searched for secrets, half of them at each end; the rest is left out unseen."""
 
@@ -123,8 +123,8 @@ def some(names: Iterable[str], most: int = 8) -> str:
 
 @contextlib.contextmanager
 def blamed(make: Callable[[str], BotDistError]) -> Iterator[None]:
-    """What a library raises over an input meanwhile, of whatever class, becomes the error that ``make`` makes of its
-    first line. Errors of ours pass, and so does what ends the process."""
+    """Turn any exception that a library raises over an input into the error that ``make`` makes of its first line.
+    Errors of ours pass, and so does whatever ends the process."""
     try:
         yield
     except (BotDistError, KeyboardInterrupt, SystemExit, GeneratorExit):

@@ -53,7 +53,7 @@ class Shown:
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Result(Shown):
-    """What a function of the package returns: its fields are plain data, or dataclasses of plain data."""
+    """The result of a function of the package, whose fields are plain data, or dataclasses of plain data."""
 
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON gives them back. A field that is None by default is left out while it is None."""

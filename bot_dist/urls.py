@@ -12,7 +12,8 @@ KEYS_IN_URL = (
 """Why a URL such as ``s3://KEY:SECRET@BUCKET`` is refused."""
 
 DATASETS = "hf-datasets://"
-"""Of what Hugging Face's ``datasets`` loads by name; its query says which part, and holds no secret."""
+"""Protocol of data sets that Hugging Face's ``datasets`` loads by name. The query says which part, and holds no
+secret."""
 
 _SLIPPED = r"\b(?:https?|s3a?|gs|gcs|az|abfss?|hf|ray|file|s?ftp)//"
 """A scheme without its colon."""

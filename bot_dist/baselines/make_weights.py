@@ -1,4 +1,4 @@
-"""What a baseline makes that no operators can say: its weights, written as a checkpoint that a plan then reads."""
+"""Weights that a baseline makes where operators can't say its rule, written as a checkpoint that a plan then reads."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def make_weights(
     def measured() -> Statistics:
         from bot_dist.fit import check_understood, default_wanted, statistics
 
-        if data is None or (found := data()) is None:
+        if data is None or (samples := data()) is None:
             wanted = "images" if model.family.objective == "image" else "text"
             raise InputError(
                 f"{rule.name} takes statistics, and there is no {wanted} to take them on; name train.{wanted}"
@@ -63,15 +63,15 @@ def make_weights(
         taken = statistics(
             source,
             model,
-            found.fitted,
+            samples.fitted,
             default_wanted(model),
             statistics_folder,
             executor=executor,
             purpose=f"for {rule.name}",
             on_event=on_event,
         )
-        if found.named and not recipe.calibrate.allow_mismatch:
-            check_understood(taken.loss, model, source.url, found.named)
+        if samples.named and not recipe.calibrate.allow_mismatch:
+            check_understood(taken.loss, model, source.url, samples.named)
         return taken
 
     given = Given(
@@ -95,7 +95,7 @@ def make_weights(
 
 
 def _batches(recipe: Recipe, target: Model) -> Callable[[int], Batch]:
-    """What each step of a training by the recipe sees; prepared when it is first asked for."""
+    """The batch of each step of a training by the recipe, prepared when the first one is asked for."""
     prepared: list[Callable[[int], Batch]] = []
 
     def prepare() -> Callable[[int], Batch]:

@@ -1,4 +1,4 @@
-"""What a baseline is: a published rule that makes one model of another."""
+"""Baselines: published rules that make one model of another."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ Depth = Literal["auto", "stack", "interpolate", "identity"]
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """What a baseline does to one model: these operators, and nothing else; or what it makes by other means."""
+    """The work of a baseline on one model: operators, and nothing else; or weights that it makes by other means."""
 
     name: str
-    """Whose rule it is, and which."""
+    """Name of the rule, with its authors."""
     operators: OperatorTable = field(default_factory=dict)
-    """Per module, along its widths that change."""
+    """Operators of each module, along its widths that change."""
     layers: tuple[int, ...] = ()
-    """Per layer of the target, the source's that it is made of; empty: as ``depth`` says."""
+    """Layers of the source that the layers of the target are made of; empty where ``depth`` says it."""
     depth: Depth = "auto"
     exact: bool = False
     """Whether a tied head and scaled embeddings get the factors that they need for the function to be kept."""
     make: Make | None = None
-    """Where it can't be said by operators: the weights of the model ``made``, which the plan then reads."""
+    """Makes the weights of the model ``made``, which the plan then reads; None where operators say it all."""
     made: Model | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Given:
-    """What weights are made from."""
+    """Everything that a rule may make weights from."""
 
     source: Source
     model: Model
@@ -54,9 +54,9 @@ class Given:
     calibration_context: int
     """Tokens per sequence that statistics are taken on."""
     statistics: Callable[[], Moments]
-    """Of the source on the calibration text, one pass. Raises InputError where there is none."""
+    """Takes statistics of the source on the calibration text, in one pass. Raises InputError where there is none."""
     batch: Callable[[int], Batch]
-    """What a step of the target's training sees."""
+    """Gives the batch of a step of the target's training."""
 
     def values(self, weight: Weight) -> torch.Tensor:
         """A weight of the source, float32, unfused, all layers stacked: ``(layers or 1, *sizes)``."""
@@ -79,9 +79,9 @@ class Made:
 
     weights: dict[str, torch.Tensor]
     flops: float = 0.0
-    """That making them took, besides arithmetic on the weights alone."""
+    """FLOPs that making the weights took, besides arithmetic on the weights alone."""
     facts: dict[str, Any] = field(default_factory=dict)
-    """For the record: plain data."""
+    """Facts for the record, as plain data."""
 
 
 class Make(Protocol):
@@ -103,7 +103,7 @@ class Baseline:
 
 
 class Moments(Protocol):
-    """As ``calibrate.Statistics``."""
+    """Statistics of a source, as ``fit.Statistics`` has them."""
 
     @property
     def tokens(self) -> int: ...
@@ -117,7 +117,7 @@ class Moments(Protocol):
 
 
 class Batch(Protocol):
-    """As ``train.objectives.Examples``."""
+    """Training examples, as ``train.objectives.Examples`` has them."""
 
     @property
     def inputs(self) -> Mapping[str, torch.Tensor]: ...

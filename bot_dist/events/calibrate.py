@@ -65,7 +65,7 @@ class TakenUp(CalibrateEvent):
     kind: ClassVar[str] = "cached"
     level: ClassVar[int] = logging.INFO
     url: str
-    """Where they were found, without secrets."""
+    """URL of the statistics or text, without secrets."""
     tokens: int
     """Tokens that they are about."""
     loss: float | None
@@ -82,7 +82,7 @@ class StatisticsCommitted(CalibrateEvent):
     kind: ClassVar[str] = "committed"
     level: ClassVar[int] = logging.INFO
     url: str
-    """Where they are stored, without secrets."""
+    """URL of the stored statistics, without secrets."""
     tokens: int
     """Positions that they are means over."""
     loss: float | None

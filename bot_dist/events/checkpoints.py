@@ -42,7 +42,7 @@ class ExportDone(Event):
     level: ClassVar[int] = logging.INFO
     stage: str = "export"
     folder: str
-    """Where it is, without secrets."""
+    """Folder or file of the export, without secrets."""
     seconds: float
     """Seconds that it took."""
 

@@ -1,4 +1,4 @@
-"""What all events share: when and in which stage something happened, and how it is written down.
+"""The parts that all events share: when and in which stage something happened, and how it is written down.
 
 A new kind of event is a subclass with its ``kind``, its ``stage`` and its own fields, in the module of its stage. The
 command line's progress, ``events.jsonl`` and the log take it from there.

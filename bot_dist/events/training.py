@@ -132,7 +132,7 @@ class Resumed(RunEvent):
     step: int
     """Optimizer steps that the state has behind it."""
     url: str
-    """Where the state is, without secrets."""
+    """URL of the state, without secrets."""
 
     def __str__(self) -> str:
         return f"{self.run}: goes on from step {self.step} ({self.url})"
@@ -147,7 +147,7 @@ class StatePassedOver(RunEvent):
     step: int
     """Optimizer steps that the state has behind it."""
     url: str
-    """Where the state is, without secrets."""
+    """URL of the state, without secrets."""
     problem: str
     """Says what is wrong with it."""
 
@@ -242,7 +242,7 @@ class StateSaved(RunEvent):
     step: int
     """Optimizer steps that the state has behind it."""
     url: str
-    """Where the state is, without secrets."""
+    """URL of the state, without secrets."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -109,7 +109,7 @@ class ActorDied(Event):
     steps: tuple[str, ...]
     """Ids of the steps that it was doing."""
     why: str
-    """What Ray says about the death."""
+    """Ray's own words about the death."""
 
     def __str__(self) -> str:
         steps = ", ".join(self.steps) or "nothing"

@@ -11,8 +11,8 @@ import pytest
 
 from tests.unit.test_layers import MODULES, PACKAGE, unit_of
 
-DONE = {"compare", "data", "fit", "formats", "kernels", "model", "recipe", "report", "storage", "store", "tensors"}
-"""Folders that are written so; the others follow."""
+NOT_YET = {"__init__", "cli", "execute", "operators", "parsing", "pipeline", "plan", "train"}
+"""Folders and modules whose docstrings are not all written so yet."""
 FRAGMENT = re.compile(r"[a-z]|(Of|Where|What|By|As|Per|From|Or|How it|How they)\b")
 """Beginnings that lean on the name they stand under: ``nbytes``, "Of their files."."""
 COMPILED = {"kernels.py", "polyphase.py", "rows.py", "simd.py", "sums.py"}
@@ -31,7 +31,9 @@ def docstrings(path: Path) -> Iterator[tuple[int, str]]:
                     yield after.lineno, str(after.value.value)
 
 
-@pytest.mark.parametrize("path", [p for p in MODULES if unit_of(p) in DONE], ids=lambda p: str(p.relative_to(PACKAGE)))
+@pytest.mark.parametrize(
+    "path", [p for p in MODULES if unit_of(p) not in NOT_YET], ids=lambda p: str(p.relative_to(PACKAGE))
+)
 def test_docstrings_are_sentences(path: Path) -> None:
     if path.name in COMPILED and path.parent.name == "kernels":
         pytest.skip("compiled anew after any change")

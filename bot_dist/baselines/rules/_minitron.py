@@ -18,7 +18,7 @@ from bot_dist.model import Model, Weight
 
 Array = npt.NDArray[np.float64]
 Kept = dict[tuple[str, int], torch.Tensor]
-"""By axis and layer of the source: indices, ascending. Coordinates of the residual width: layer 0."""
+"""Kept indices, ascending, by axis and layer of the source; coordinates of the residual width are of layer 0."""
 HEADS = ("heads", "kv_heads", "group")
 
 

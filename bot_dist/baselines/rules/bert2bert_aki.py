@@ -1,5 +1,6 @@
-"""bert2BERT's advanced knowledge initialisation (AKI; Chen et al., ACL 2022, arXiv 2110.07143): readers take the parts
-of copies as in FPI, and a layer's new units are copies of the units of the layer above (the last layer's of its own).
+"""The baseline of bert2BERT's advanced knowledge initialisation (AKI; Chen et al., ACL 2022, arXiv 2110.07143): readers
+take the parts of copies as in FPI, and a layer's new units are copies of the units of the layer above (the last layer's
+of its own).
 
 That is a sum of two rules, one per layer that units come from, and no single operator per axis.
 """

@@ -1,4 +1,5 @@
-"""bert2BERT's function-preserving initialisation (FPI; Chen et al., ACL 2022, arXiv 2110.07143; as Net2Net).
+"""The baseline of bert2BERT's function-preserving initialisation (FPI; Chen et al., ACL 2022, arXiv 2110.07143; as
+Net2Net).
 
 Unit i is a copy of unit i mod n, where the paper draws those beyond n. Off integers the residual stream's norms see
 some units more often than others, and the function is kept only nearly.

@@ -35,14 +35,14 @@ def resized(values: torch.Tensor, sizes: tuple[int, ...]) -> torch.Tensor:
     mean, deviation = values.mean(), values.std(correction=0)
     if deviation == 0 or values.shape == sizes:
         return mean.expand(sizes) if deviation == 0 else values
-    found = (values - mean).double()
+    result = (values - mean).double()
     for dim, (before, after) in enumerate(zip(values.shape, sizes, strict=True)):
         if before != after:
             kept = min(before, after)
             matrix = torch.from_numpy(dct(after)[:kept].T @ dct(before)[:kept])
-            found = torch.tensordot(found, matrix, dims=([dim], [1])).movedim(-1, dim)
-    found = (found - found.mean()) / found.std(correction=0)
-    return (found * deviation + mean).float()
+            result = torch.tensordot(result, matrix, dims=([dim], [1])).movedim(-1, dim)
+    result = (result - result.mean()) / result.std(correction=0)
+    return (result * deviation + mean).float()
 
 
 def _make(given: Given) -> Made:
@@ -67,11 +67,11 @@ def _resized(given: Given, weight: Weight) -> torch.Tensor:
     if "qkv" in names:
         values = values.movedim(1, 0)
     parts = values.reshape(slots, *sizes(given.model))
-    found = torch.stack([resized(part, sizes(given.target)) for part in parts])
+    stacked = torch.stack([resized(part, sizes(given.target)) for part in parts])
     target = given.target
-    found = found.reshape(slots, target.weight_layers(weight), *(target.sizes[name] for name in within))
-    found = found.movedim(0, 1) if "qkv" in names else found[0]
-    return found.permute(0, *(order.index(i) + 1 for i in range(len(names))))
+    stacked = stacked.reshape(slots, target.weight_layers(weight), *(target.sizes[name] for name in within))
+    stacked = stacked.movedim(0, 1) if "qkv" in names else stacked[0]
+    return stacked.permute(0, *(order.index(i) + 1 for i in range(len(names))))
 
 
 BASELINE = Baseline(rule=front)

@@ -23,7 +23,7 @@ from bot_dist.model import Model, Weight
 
 STEPS = 100
 LEARNING_RATE = 1e-3
-"""Of Adam, falling linearly to zero."""
+"""Learning rate of Adam, which falls linearly to zero."""
 NOISE = 1e-2
 """Deviation of what is added to the first matrices, so that copies can become different."""
 SLOTS = {"attn.q": 0, "attn.k": 1, "attn.v": 2, "attn.out": 2}

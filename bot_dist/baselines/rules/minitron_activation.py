@@ -22,20 +22,20 @@ def activation(source: Model, target: Model) -> Rule:
 
 
 def _by_activation(given: Given) -> Made:
-    found, model = given.statistics(), given.model
+    statistics, model = given.statistics(), given.model
     reader = {axis: _reader(model, axis) for axis in changed(model, given.target) if axis in ("mlp", *HEADS)}
 
     def energy(axis: str, layer: int) -> Array:
         if axis == "embed":
-            return _of_norms(given, found)
+            return _of_norms(given, statistics)
         weight = reader[axis]
         names = [use.axis for use in weight.uses if use.role == "read" or use.axis == "head_dim"]
-        moment = np.diag(found.moment(weight.name.removesuffix(".weight"), layer))
+        moment = np.diag(statistics.moment(weight.name.removesuffix(".weight"), layer))
         shaped = moment.reshape([model.sizes[name] for name in names])
         return np.asarray(np.moveaxis(shaped, names.index(axis), 0).reshape(model.sizes[axis], -1).sum(1))
 
-    flops = float(found.tokens * model.flops_per_token(model.tokens_per_sample(given.calibration_context)))
-    return selected(given, energy, 1 - found.similarity, flops=flops)
+    flops = float(statistics.tokens * model.flops_per_token(model.tokens_per_sample(given.calibration_context)))
+    return selected(given, energy, 1 - statistics.similarity, flops=flops)
 
 
 def _reader(model: Model, axis: str) -> Weight:
@@ -48,7 +48,7 @@ def _reader(model: Model, axis: str) -> Weight:
     return readers[0]
 
 
-def _of_norms(given: Given, found: Moments) -> Array:
+def _of_norms(given: Given, statistics: Moments) -> Array:
     """Mean squares of what the norms of the residual stream put out, ``(embed,)``, over all of them."""
     model = given.model
     total = np.zeros(model.sizes["embed"])
@@ -58,12 +58,12 @@ def _of_norms(given: Given, found: Moments) -> Array:
         scale = next(v + w.offset for w, v in parts.items() if not w.name.endswith(".bias"))
         shift = next((v for w, v in parts.items() if w.name.endswith(".bias")), np.zeros_like(scale))
         for layer in range(len(scale)):
-            square = np.diag(found.moment(name, layer))
+            square = np.diag(statistics.moment(name, layer))
             if model.family.post_norm:  # it is of the norm's output
                 total += square
             else:
                 total += scale[layer] ** 2 * square + shift[layer] * (
-                    2 * scale[layer] * found.mean(name, layer) + shift[layer]
+                    2 * scale[layer] * statistics.mean(name, layer) + shift[layer]
                 )
     return total
 

@@ -23,13 +23,13 @@ def _by_magnitude(given: Given) -> Made:
     squares = {weight: given.values(weight).double().square() for weight in given.model.weights}
 
     def energy(axis: str, layer: int) -> Array:
-        found = np.zeros(given.model.sizes[axis])
+        sums = np.zeros(given.model.sizes[axis])
         for weight, values in squares.items():
             part = values[layer] if weight.layered and axis != "embed" else values.sum(0)
             for i, use in enumerate(weight.uses):
                 if use.axis == axis and use.role != "fixed" and (weight.layered or axis == "embed"):
-                    found += part.movedim(i, 0).flatten(1).sum(1).numpy() if part.dim() > 1 else part.numpy()
-        return found
+                    sums += part.movedim(i, 0).flatten(1).sum(1).numpy() if part.dim() > 1 else part.numpy()
+        return sums
 
     writers = [
         values.flatten(1).sum(1) for weight, values in squares.items() if weight.layered and weight.into_residual

@@ -117,7 +117,7 @@ def test_a_family_with_experts_is_fitted_expert_by_expert(experts: Model, tmp_pa
     for layer in range(2):
         kept = [read_rows(done.stored[f"mlp.kept.mlp.experts.{e}.down"], (0, 6), layer)[0][:, 0] for e in (0, 1)]
         assert kept[1].tolist() == (9 - kept[0][::-1]).tolist()
-    assert {*done.stages[0]["facts"]["mlp"]["errors"]} == {"mlp.experts.0.down", "mlp.experts.1.down"}
+    assert {*done.stages[0].facts["mlp"]["errors"]} == {"mlp.experts.0.down", "mlp.experts.1.down"}
 
 
 def test_two_readers_without_operators_of_their_own_are_named() -> None:

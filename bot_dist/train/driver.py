@@ -27,16 +27,16 @@ from bot_dist.urls import absolute, label
 __all__ = ["PretrainResult", "TrainRun", "pretrain"]
 
 START_TIMEOUT_S = 600
-"""For workers to start: importing torch takes long where cores are few and busy."""
+"""Seconds in which workers have to start: importing torch takes long where cores are few and busy."""
 
 STOP_TIMEOUT_S = 120
-"""For workers to end their step and save their state, after a signal."""
+"""Seconds in which workers have to end their step and save their state, after a signal."""
 
 NOT_CUT = ("deit", "gpt2", "vit")
 """Families that DeepSpeed's AutoTP (0.19.8) refuses or cuts wrongly."""
 
 _PREPARING = threading.Lock()
-"""What one training prepares, another beside it finds done."""
+"""Held while a training prepares its data: another beside it finds them done."""
 
 if TYPE_CHECKING:
     from bot_dist.data.batches import TokenFile
@@ -239,7 +239,8 @@ def _stop(mailbox: Any) -> None:
 
 
 def _root_cause(error: Exception) -> BotDistError:
-    """What a user should read: the first failure of our own making, or else the first that is no echo of another."""
+    """The error that a user should read: the first failure of our own making, or else the first that is no echo of
+    another."""
     failures: dict[int, BaseException] = getattr(error, "worker_failures", None) or {
         -1: getattr(error, "controller_failure", error)
     }
@@ -264,7 +265,8 @@ def _unwrap(failure: BaseException) -> BaseException:
 
 
 def _device(cluster: ClusterConfig, workers: int) -> Literal["cpu", "cuda"]:
-    """Where to train, after making sure that the cluster can hold the workers (Ray Train would wait for ever)."""
+    """The device to train on, after making sure that the cluster can hold the workers (Ray Train would wait for
+    ever)."""
     device, room = resources(cluster, workers)
     if room < workers and device == "cuda":
         raise InputError(

@@ -120,7 +120,8 @@ def stop(module: torch.nn.Module, engine: Any) -> None:
 
 
 def dtype_of(model: Model, train: TrainConfig, device: Device) -> torch.dtype:
-    """Of what is computed. Raises InputError when the device has no bfloat16 and ``train.precision`` wants it."""
+    """The type that a model is computed in. Raises InputError when the device has no bfloat16 and ``train.precision``
+    wants it."""
     own = str(model.config.get("dtype") or model.config.get("torch_dtype")).removeprefix("torch.")
     has_bfloat16 = device == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False)
     if train.precision == "bfloat16" and not has_bfloat16:

@@ -43,7 +43,7 @@ class InitialSource:
         return torch.float32
 
     def storage_bytes(self, parameter: Parameter) -> int:
-        """None are stored: everything is computed."""
+        """The bytes that a parameter takes on storage: 0, for everything is computed."""
         return 0
 
     def read(self, parameter: Parameter, box: Box) -> torch.Tensor:

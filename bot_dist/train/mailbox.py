@@ -53,10 +53,10 @@ class Mailbox:
 
 
 class Teller:
-    """What a worker tells the driver, in order; only rank 0 does."""
+    """Tells the driver events, in order; only rank 0 does."""
 
     def __init__(self, send: Callable[[Event], Any]) -> None:
-        """``send`` is ``put.remote`` of a Mailbox: it does not wait."""
+        """Take ``send``, which is ``put.remote`` of a Mailbox and does not wait."""
         self._send = send
         self._sent: Any = None
 

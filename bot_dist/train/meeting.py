@@ -1,4 +1,4 @@
-"""Where the workers of a training meet: a store of torch's that listens on its node's own address alone.
+"""Meeting of the workers of a training, at a store of torch's that listens on its node's own address alone.
 
 The one that Ray Train and torch make by default listens on every interface of the machine, and takes no token.
 """
@@ -29,7 +29,7 @@ class ProcessGroup(TorchConfig):
 
 
 class _Meeting(_TorchBackend):
-    """As Ray Train's own, but for where the workers meet."""
+    """Ray Train's own backend, but for where the workers meet."""
 
     def on_start(self, worker_group: Any, backend_config: Any) -> None:
         host, port = worker_group.execute_single(0, _listen, len(worker_group))

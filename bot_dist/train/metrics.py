@@ -1,4 +1,5 @@
-"""What a training shows while it runs, besides events: JSON lines and TensorBoard of each run, and Ray's metrics."""
+"""Metrics that a training shows while it runs, besides events: JSON lines and TensorBoard of each run, and Ray's
+metrics."""
 
 from __future__ import annotations
 
@@ -17,17 +18,17 @@ from bot_dist.storage.folder import Storage
 LINES, BOARD = "metrics.jsonl", "tensorboard"
 METRICS: dict[type[TrainingStepDone | HeldOutMeasured], dict[str, str]] = {
     TrainingStepDone: {
-        "loss": "Mean over all labels of the last step, in nats.",
-        "learning_rate": "Of the last step, without the factors of single parameters.",
-        "tokens_per_s": "Trained on in the last step, per second.",
+        "loss": "Loss of the last step in nats, the mean over all its labels.",
+        "learning_rate": "Learning rate of the last step, without the factors of single parameters.",
+        "tokens_per_s": "Tokens per second that were trained on in the last step.",
         "mfu": "FLOPs of the model in the last step over what all ranks could compute meanwhile.",
     },
     HeldOutMeasured: {
-        "loss": "Mean over all held-out labels, in nats.",
+        "loss": "Held-out loss in nats, the mean over all labels.",
         "accuracy": "Share of held-out images whose class is predicted.",
     },
 }
-"""By kind of event, its fields that are shown; those of held-out data as ``held_out_NAME``."""
+"""Fields that are shown of each kind of event; those of held-out data as ``held_out_NAME``."""
 
 
 class Metrics:
@@ -42,7 +43,7 @@ class Metrics:
     """
 
     def __init__(self, folder: Path, *, fresh: bool) -> None:
-        """``fresh``: what earlier runs of these names have left is removed."""
+        """Write into ``folder``; with ``fresh``, what earlier runs of these names have left is removed."""
         self._folder, self._fresh = folder, fresh
         self._writers: dict[str, Any] = {}
         self._gauges = {

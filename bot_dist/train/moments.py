@@ -15,7 +15,7 @@ from bot_dist.train.zero import Partition, State, begin_moments, partitions, rea
 
 
 def array_name(name: str, state: State) -> str:
-    """Of the array that holds a state of a parameter."""
+    """Name of the array that holds a state of a parameter."""
     return name if state == "weights" else moment_name(state, name)
 
 
@@ -26,7 +26,7 @@ def read_state(reader: CheckpointReader, part: Partition, state: State) -> torch
 
 
 def steps_before(source: Any, train: TrainConfig) -> int:
-    """How many steps AdamW has taken whose moments ``source`` has; 0 where none are to be taken up."""
+    """The number of steps that AdamW has taken whose moments ``source`` has; 0 where none are to be taken up."""
     if train.moments == "none" or not isinstance(source, CheckpointReader):
         return 0
     return source.optimizer_step or 0

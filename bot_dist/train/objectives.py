@@ -1,4 +1,4 @@
-"""What a model is trained on: samples become the model's inputs, and labels of what it is to predict."""
+"""Objectives of training: samples become the model's inputs, and labels of what it is to predict."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ a LongTensor ``(samples,)`` with their classes."""
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """What a run is trained on and measured on."""
+    """The data that a run is trained on and measured on."""
 
     batches: Batches[Any]
-    """Of ``Stacked`` samples."""
+    """Batches of ``Stacked`` samples."""
     held_out: Stacked
     tokens_per_sample: int
     """Positions that the model computes for one sample."""
@@ -73,7 +73,7 @@ class Objective(Protocol):
     measures_accuracy: bool
 
     def examples(self, samples: Stacked, *, step: int, first: int) -> Examples:
-        """``first`` is the place of the first of these samples in the step."""
+        """Make examples of samples; ``first`` is the place of the first of them in the step."""
 
 
 @dataclass(frozen=True)
@@ -133,8 +133,8 @@ TRAINED = {
     "vit": ("ViTForImageClassification",),
     "deit": ("DeiTForImageClassification", "DeiTForImageClassificationWithTeacher"),
 }
-"""Of families with several classes in ``transformers``: those that have a head to pretrain, and none that would stay
-untrained."""
+"""Classes of ``transformers`` by family, where it has several: those that have a head to pretrain, and none that would
+stay untrained."""
 
 
 def check_objective(model: Model, run: str) -> None:

@@ -12,7 +12,7 @@ from bot_dist.recipe import TrainConfig
 from bot_dist.train.schedule import learning_rate, ramp
 
 BETAS = (0.9, 0.95)
-"""Of AdamW, as in GPT-3 and Llama."""
+"""Decay rates of AdamW's moments, as in GPT-3 and Llama."""
 
 
 def parameter_groups(

@@ -1,4 +1,4 @@
-"""How fast the machine computes at best: what a model's use of it (MFU) is measured against."""
+"""Speed of the machine at its best, which a model's use of it (MFU) is measured against."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 REPEATS = 5
 SIDES = {"cpu": 1024, "cuda": 8192}
-"""Of the square matrices: large enough to be bound by arithmetic, done in a fraction of a second."""
+"""Sides of the square matrices: large enough to be bound by arithmetic, done in a fraction of a second."""
 
 
 @functools.cache

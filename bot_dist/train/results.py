@@ -1,4 +1,5 @@
-"""What is asked of a pretraining, and what it gives back: plain data that crosses processes and becomes JSON."""
+"""Runs that a pretraining is asked for, and the results that it gives back: plain data that crosses processes and
+becomes JSON."""
 
 from __future__ import annotations
 
@@ -16,9 +17,9 @@ class TrainRun:
     """One model that is trained (or, with ``steps=0``, only measured)."""
 
     name: str
-    """``source``, ``transferred`` or ``scratch``; names the run in events and errors."""
+    """One of ``source``, ``transferred`` or ``scratch``, which names the run in events and errors."""
     config: dict[str, Any]
-    """``transformers`` configuration."""
+    """Configuration of the model, as ``transformers`` has it."""
     url: str | None
     """Checkpoint to start from; None: the family's own initialisation."""
     steps: int
@@ -28,9 +29,10 @@ class TrainRun:
     states_url: str | None = None
     """Folder of its training states; None: one with its name, under the training's."""
     probe_path: str | None = None
-    """safetensors file that takes the inputs and float32 ``logits`` of one short held-out sample, at the end."""
+    """Path of a safetensors file that takes the inputs and float32 ``logits`` of one short held-out sample, at the
+    end."""
     overwrite: bool = False
-    """Replace the store at ``save_url``."""
+    """Whether the store at ``save_url`` is replaced."""
     inserted: tuple[int, ...] = ()
     """Blocks that the transfer has put in, and that change nothing yet."""
     may_diverge: bool = False
@@ -39,7 +41,7 @@ class TrainRun:
 
 @dataclass(frozen=True, kw_only=True)
 class RunResult:
-    """What one run measured. Lists over ranks are in rank order."""
+    """The measurements of one run. Lists over ranks are in rank order."""
 
     name: str
     steps: int
@@ -48,23 +50,24 @@ class RunResult:
     losses: list[TrainingStep]
     held_out: list[HeldOut]
     load_s: float
-    """Reading the weights into the ZeRO partitions, until the last rank was done."""
+    """Seconds that reading the weights into the ZeRO partitions took, until the last rank was done."""
     first_step_s: float | None
-    """From the run's start in its worker to the end of its first step, without held-out measurement; None: no steps."""
+    """Seconds from the run's start in its worker to the end of its first step, without held-out measurement; None: no
+    steps."""
     bytes_read: list[int]
     """Bytes of the tensors that each rank read: its own partition, nothing else."""
     peak_rss_bytes: list[int]
     """Highest resident memory of each rank's process since the run began."""
     digest: str
-    """Of the float32 weights that training began with; the same for any number of workers."""
+    """Digest of the float32 weights that training began with; the same for any number of workers."""
     trained_digest: str | None
-    """Of the float32 weights after the last step; None: no steps."""
+    """Digest of the float32 weights after the last step; None: no steps."""
     probe_path: str | None
     saved_url: str | None
     diverged: str | None = None
-    """Where a loss became NaN or infinity, and the run ended; None: it did not."""
+    """Says where a loss became NaN or infinity, and the run ended; None: it did not."""
     tokens_per_s: float | None = None
-    """Trained on, in a step of median length; None: no steps."""
+    """Tokens per second that are trained on, in a step of median length; None: no steps."""
     mfu: float | None = None
     """FLOPs of the model (``Model.training_flops_per_token``) in such a step, over what all ranks could compute
     meanwhile; None: no steps."""
@@ -84,16 +87,16 @@ class RunResult:
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class PretrainResult(Result):
-    """All runs of one pretraining."""
+    """The results of all runs of one pretraining."""
 
     runs: list[RunResult]
     workers: int
     device: str
     startup_s: float
-    """From the call until the workers began their first run: text, Ray Train, imports."""
+    """Seconds from the call until the workers began their first run: text, Ray Train, imports."""
     total_s: float
     tokens: int | None
-    """In the text, held-out sequences included; None where images are trained on."""
+    """Tokens of the text, held-out sequences included; None where images are trained on."""
     versions: dict[str, str] = field(default_factory=dict)
 
     def run(self, name: str) -> RunResult:

@@ -15,7 +15,7 @@ from bot_dist.recipe import ClusterConfig
 Result = TypeVar("Result")
 
 SIGNALS_S = 1
-"""How long a signal may go unnoticed that has not come to the main thread."""
+"""Seconds for which a signal may go unnoticed that has not come to the main thread."""
 
 _RUNNING: list[Any] = []
 """The mailboxes of trainings."""
@@ -23,15 +23,16 @@ _STOPPED = threading.Event()
 
 
 def places(cluster: ClusterConfig, workers: int, most: int) -> int:
-    """How many trainings of so many workers there is room for on the connected cluster, at most so many; or what
-    ``cluster.side_by_side`` says."""
+    """The number of trainings of so many workers that there is room for on the connected cluster, at most ``most``; or
+    what ``cluster.side_by_side`` says."""
     if most < 2 or cluster.side_by_side is not None:
         return cluster.side_by_side or 1
     return max(1, min(most, resources(cluster, workers)[1] // workers))
 
 
 def per_node(at_once: int) -> int:
-    """How many of the trainings that run at once share a node of the connected cluster, if they are spread evenly."""
+    """The number of the trainings that run at once which share a node of the connected cluster, if they are spread
+    evenly."""
     import ray
 
     nodes: int = sum(node["Alive"] for node in ray.nodes())
@@ -68,7 +69,7 @@ def side_by_side(
 
 @contextlib.contextmanager
 def stoppable(mailbox: Any) -> Iterator[None]:
-    """For the time of the block: a signal that stops all stops the workers that ask this mailbox."""
+    """Let a signal that stops all stop the workers that ask this mailbox, for the time of the block."""
     _RUNNING.append(mailbox)
     try:
         if _STOPPED.is_set():
@@ -80,8 +81,8 @@ def stoppable(mailbox: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _stopping() -> Iterator[None]:
-    """For the time of the block: the workers of all trainings save their states and end with an error; so do those that
-    begin now."""
+    """Have the workers of all trainings save their states and end with an error, for the time of the block; so do those
+    that begin in it."""
     _STOPPED.set()
     try:
         for mailbox in [*_RUNNING]:

@@ -43,10 +43,10 @@ RESULT = "result.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """How far a run has come: ``len(losses)`` steps. Where its data stand follows from that."""
+    """The progress of a run: ``len(losses)`` steps. Where its data stand follows from that."""
 
     digest: str
-    """Of the weights that it began with."""
+    """Digest of the weights that the run began with."""
     losses: list[TrainingStep]
     held_out: list[HeldOut]
 
@@ -60,12 +60,12 @@ class Progress:
 
 
 def identity(run: TrainRun, train: TrainConfig, data: str, source: Mapping[str, Any]) -> dict[str, Any]:
-    """All that decides what a run computes, as plain data: neither who computes it nor what is kept of it.
+    """Everything that decides what a run computes, as plain data: neither who computes it nor what is kept of it.
 
     ``data`` says what it is trained on, ``source`` is the provenance of the weights that it begins with.
     """
     settings = {k: v for k, v in train.model_dump(mode="json").items() if k not in HOW_TRAINED}
-    found = {
+    settled = {
         "run": run.name,
         "model": run.config,
         "source": source,
@@ -74,7 +74,7 @@ def identity(run: TrainRun, train: TrainConfig, data: str, source: Mapping[str, 
         "inserted blocks": run.inserted,
         **{f"train.{name}": value for name, value in settings.items() if name not in ("text", "column", "steps")},
     }
-    plain: dict[str, Any] = json.loads(json.dumps(found))
+    plain: dict[str, Any] = json.loads(json.dumps(settled))
     return plain
 
 
@@ -110,13 +110,13 @@ def _steps(storage: Storage) -> list[int]:
 
 
 def state_name(step: int) -> str:
-    """Of the folder of a state, among those of its run."""
+    """Name of the folder of a state, among those of its run."""
     return f"{PREFIX}{step:08d}"
 
 
 @dataclass(frozen=True)
 class _Piece:
-    """What a rank has of a parameter."""
+    """The elements ``[start, stop)`` of a shard of a parameter that a rank has."""
 
     rank: int
     shard: Shard
@@ -140,8 +140,8 @@ class States:
         on_event: OnEvent,
         steps_before: int = 0,
     ) -> None:
-        """``facts``: the run's ``identity``. ``steps_before``: that AdamW had taken when the run began. ``on_event``
-        gets a Resumed, StatePassedOver or StateSaved that names the ``run``."""
+        """Take the run's ``identity`` as ``facts``, and the number of steps that AdamW had taken when the run began as
+        ``steps_before``. ``on_event`` gets a Resumed, StatePassedOver or StateSaved that names the ``run``."""
         self.url, self._model, self._facts, self._keep = url, model, dict(facts), keep
         self._source, self._tokenizer_url = source, tokenizer_url
         self._run, self._on_event = run, on_event
@@ -154,7 +154,7 @@ class States:
         self._failure: list[BaseException] = []
 
     def steps(self) -> list[int]:
-        """Of which there are states, whole or not, ascending. No collective."""
+        """The steps of which there are states, whole or not, ascending. No collective."""
         return _steps(self._storage)
 
     def url_of(self, step: int) -> str:
@@ -227,16 +227,16 @@ class States:
     def finished(self, saved_url: str | None) -> dict[str, Any] | None:
         """The result that ``finish`` has recorded, if what the run has saved is still there.
 
-        Raises InputError when it is another run's, CheckpointError when it
-        is damaged."""
-        found: list[Any] = [None]
+        Raises InputError when it is another run's, CheckpointError when it is damaged.
+        """
+        records: list[Any] = [None]
         saved = saved_url is None or Storage(saved_url).exists(manifest.MANIFEST)
         if self._rank == 0 and saved and self._storage.exists(RESULT):
             try:
-                found = [parse_object(self._storage.read(RESULT), RESULT, ValueError)]
+                records = [parse_object(self._storage.read(RESULT), RESULT, ValueError)]
             except ValueError:
-                found = ["damaged"]
-        record = self._shared(found[0])
+                records = ["damaged"]
+        record = self._shared(records[0])
         if record is None:
             return None
         if record == "damaged" or manifest.digest(record["result"]) != record["digest"]:
@@ -302,7 +302,7 @@ class States:
         everyone: list[Any] | None = [None] * self._world if self._rank == 0 else None
         dist.gather_object(mine, everyone, dst=0, group=self._group)
         if everyone is not None:
-            digests = {array: found for theirs in everyone for array, found in theirs.items()}
+            digests = {array: chunks for theirs in everyone for array, chunks in theirs.items()}
             training = {
                 "run": self._facts,
                 "step": step,
@@ -317,7 +317,7 @@ class States:
         dist.barrier(group=self._group)  # a rank that ends sooner would have the others ended
 
     def _gathered(self, pieces: list[_Piece], own: torch.Tensor) -> torch.Tensor:
-        """All states of a parameter ``(3, *shape)``, from those that own some of it."""
+        """The states of a parameter, ``(3, *shape)``, gathered from the ranks that own some of it."""
         full = torch.empty(len(STATES), *pieces[0].shard.whole())
         for offset in sorted({piece.shard.offset for piece in pieces}):
             of_shard = [piece for piece in pieces if piece.shard.offset == offset]
@@ -349,7 +349,7 @@ class States:
                 remove_store(self._storage, state_name(old))
 
     def _agreed(self, mine: list[tuple[Shard, int, int]]) -> list[list[_Piece]]:
-        """Per parameter, who gives which piece of it; what several ranks own, the first gives."""
+        """The pieces of each parameter, and the rank that gives each; what several ranks own, the first gives."""
         everyone: list[Any] = [None] * self._world
         dist.all_gather_object(everyone, mine, group=self._group)
         agreed = []
@@ -366,10 +366,10 @@ class States:
         """The first problem that a rank has."""
         everyone: list[Any] = [None] * self._world
         dist.all_gather_object(everyone, problem)
-        return next((found for found in everyone if found), "")
+        return next((theirs for theirs in everyone if theirs), "")
 
     def _shared(self, value: Any) -> Any:
-        """What rank 0 has."""
+        """The value that rank 0 has."""
         values = [value]
         dist.broadcast_object_list(values, src=0)
         return values[0]

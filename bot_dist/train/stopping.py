@@ -18,7 +18,7 @@ class Stopping:
     """
 
     def __init__(self, stopped: Callable[[], Any] | None = None) -> None:
-        """``stopped`` asks, as a Ray task, whether the driver wants it, where there is one."""
+        """Take ``stopped``, which asks, as a Ray task, whether the driver wants to stop, where there is one."""
         self._ask = stopped
         self._asked: Any = None
         self._stopped = False

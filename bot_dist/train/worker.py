@@ -118,11 +118,11 @@ def _trainer(
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where the states of a run are."""
+    """The place of the states of a run."""
 
     url: str
     data: str
-    """What identifies that which is trained on."""
+    """Name that identifies what is trained on."""
 
 
 class Trainer:
@@ -141,7 +141,7 @@ class Trainer:
         states: Place | None = None,
         stopping: Stopping | None = None,
     ) -> None:
-        """Without ``states`` nothing is saved but the trained weights."""
+        """Take what a run needs; without ``states`` nothing is saved but the trained weights."""
         self._run, self._train, self._data, self._objective, self._tell = run, train, data, objective, on_event
         self._place, self._stopping = states, stopping
         self._states: Any = None
@@ -277,7 +277,7 @@ class Trainer:
         return peak_flops(dtype_of(self._model, self._train, self._device), self._device)
 
     def _speed(self, seconds: float) -> dict[str, float]:
-        """What a step of that length comes to."""
+        """Tokens per second and MFU of a step that takes so many ``seconds``."""
         tokens = self._train.batch * self._data.tokens_per_sample
         flops = tokens * self._model.training_flops_per_token(self._data.tokens_per_sample)
         return {"tokens_per_s": tokens / seconds, "mfu": flops / seconds / self._peak_flops()}
@@ -386,7 +386,7 @@ class Trainer:
         return logits
 
     def _sum(self, *values: float) -> list[float]:
-        """Of each value over all ranks."""
+        """The sum of each value over all ranks."""
         total = torch.tensor(values, dtype=torch.float64, device=self._device)
         dist.all_reduce(total)
         summed: list[float] = total.tolist()
@@ -418,11 +418,11 @@ class Trainer:
             self._states.wait()  # so that the one that is named is whole
         state = label(self._states.url_of(saved)) if self._states and saved else "none; train.save_every saves them"
         numbers = ", ".join(map(str, self._data.batches.numbers(step - 1)))
-        found = f"loss is {loss:.4g} at step {step} of {run.steps}"
+        told = f"loss is {loss:.4g} at step {step} of {run.steps}"
         what = f", above {limit:.4g} (train.spike={train.spike:g})" if math.isfinite(loss) else ""
         many = f", after {skipped} that were skipped (train.max_skipped)" if skipped else ""
         raise (RunError if math.isfinite(loss) and not run.may_diverge else DivergedError)(
-            f"run '{run.name}': {found}{what}{many}; lower train.learning_rate ({train.learning_rate:g}), raise "
+            f"run '{run.name}': {told}{what}{many}; lower train.learning_rate ({train.learning_rate:g}), raise "
             f"train.warmup ({train.warmup}), or leave such steps out (train.on_spike=skip); its batch: samples "
             f"{numbers}; the last good state: {state}"
         )
@@ -442,5 +442,6 @@ class Trainer:
 
 
 def seed_of(seed: int, step: int, rank: int) -> int:
-    """Of what is random in a step on a rank: of these alone, so that a run that goes on draws what it would have."""
+    """The seed of what is random in a step on a rank: of these alone, so that a run that goes on draws what it would
+    have."""
     return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> np.uint64(1))

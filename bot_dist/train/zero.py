@@ -1,4 +1,5 @@
-"""What each rank owns under ZeRO, read and written without any rank ever holding the whole model.
+"""Partitions of the parameters that each rank owns under ZeRO, read and written without any rank ever holding the whole
+model.
 
 Stage 3 cuts every row-major parameter of ``n`` elements over ``W`` ranks: rank ``r`` owns ``[r · p, (r + 1) · p)`` with
 ``p = ceil(n / W)``; what lies past the end is padding. Stages 1 and 2 lay the parameters of a group end to end and cut
@@ -31,14 +32,14 @@ State = Literal["weights", "exp_avg", "exp_avg_sq"]
 
 @dataclass(frozen=True)
 class Shard:
-    """What tensor parallelism leaves a rank of a parameter: a range along one dimension, or all of it."""
+    """The part of a parameter that tensor parallelism leaves to a rank: a range along one dimension, or all of it."""
 
     shape: tuple[int, ...]
     dim: int = 0
     offset: int = 0
-    """Where the range begins, of the dimension as it is in ``transformers``."""
+    """First index of the range, in the dimension as it is in ``transformers``."""
     sizes: tuple[int, ...] = ()
-    """Of the ranges of all ranks; empty where the parameter is not cut."""
+    """Sizes of the ranges of all ranks; empty where the parameter is not cut."""
 
     def whole(self) -> tuple[int, ...]:
         """Shape of the parameter."""
@@ -91,7 +92,7 @@ class _Stage3(Partition):
 
 
 class _Stage3Untrained(Partition):
-    """Of an engine without an optimizer: the working copy is all there is."""
+    """A partition of an engine without an optimizer: the working copy is all there is."""
 
     def get(self, state: State) -> torch.Tensor:
         assert state == "weights", "an engine without an optimizer has no moments"
@@ -118,7 +119,7 @@ class _Stage1And2(Partition):
 
 
 def partitions(module: torch.nn.Module, engine: Any, model: Model) -> list[Partition]:
-    """What this rank owns of every parameter, in the order of the model; tied parameters appear once.
+    """The partitions of every parameter that this rank owns, in the order of the model; tied parameters appear once.
 
     ``module`` is what the engine wraps. Raises RunError when its parameters are not those of ``model``.
     """
@@ -274,12 +275,12 @@ def _match(module: torch.nn.Module, model: Model) -> list[tuple[Parameter, Any]]
     """Parameters of the family beside those of the module. Tied names appear once."""
     theirs: dict[str, Any] = dict(module.named_parameters())
     ours = [parameter for _, _, parameter in model.parameters()]
-    found = {name: _shard(p).whole() for name, p in theirs.items()}
+    shapes = {name: _shard(p).whole() for name, p in theirs.items()}
     wanted = {model.inside[parameter.name]: parameter.shape for parameter in ours}
-    if found != wanted:
-        name = min(n for n in found.keys() | wanted.keys() if found.get(n) != wanted.get(n))
+    if shapes != wanted:
+        name = min(n for n in shapes.keys() | wanted.keys() if shapes.get(n) != wanted.get(n))
         raise RunError(
-            f"{model.family.name}: parameter '{name}' has shape {found.get(name)} in transformers and "
+            f"{model.family.name}: parameter '{name}' has shape {shapes.get(name)} in transformers and "
             f"{wanted.get(name)} in the family's declaration; this configuration is not one that the family expresses"
         )
     return [(parameter, theirs[model.inside[parameter.name]]) for parameter in ours]

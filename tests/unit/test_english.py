@@ -11,8 +11,21 @@ import pytest
 
 from tests.unit.test_layers import MODULES, PACKAGE, unit_of
 
-NOT_YET = {"__init__", "cli", "execute", "operators", "parsing", "pipeline", "plan", "train"}
-"""Folders and modules whose docstrings are not all written so yet."""
+DONE = {
+    "compare",
+    "data",
+    "fit",
+    "formats",
+    "kernels",
+    "model",
+    "recipe",
+    "report",
+    "storage",
+    "store",
+    "tensors",
+    "train",
+}
+"""Folders that are written so; the others follow."""
 FRAGMENT = re.compile(r"[a-z]|(Of|Where|What|By|As|Per|From|Or|How it|How they)\b")
 """Beginnings that lean on the name they stand under: ``nbytes``, "Of their files."."""
 COMPILED = {"kernels.py", "polyphase.py", "rows.py", "simd.py", "sums.py"}

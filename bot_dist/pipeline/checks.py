@@ -44,16 +44,16 @@ def verify(
     operators, unopened = verification.operator_stores(reader)
     stores = {"": reader, **operators}
     if quick:
-        found = {folder: verification.verify_sizes(store) for folder, store in stores.items()}
+        damages = {folder: verification.verify_sizes(store) for folder, store in stores.items()}
         every = (stored for store in stores.values() for stored in store.manifest.parameters.values())
         read = f"sizes of {sum(1 for stored in every for _ in stored.shards()):,} shards, no contents"
     else:
-        found, read = _verify_contents(stores, on_event, cluster or ClusterConfig(), actors)
+        damages, read = _verify_contents(stores, on_event, cluster or ClusterConfig(), actors)
         for folder, store in stores.items():
-            found[folder] += verification.verify_beside(store)
-    damaged = found.pop("")
+            damages[folder] += verification.verify_beside(store)
+    damaged = damages.pop("")
     for folder in operators:
-        damaged += verification.within(folder, found[folder])
+        damaged += verification.within(folder, damages[folder])
     damaged += unopened
     on_event(VerifyDone(url=label(reader.url), damaged=len(damaged)))
     return verification.Verification(damaged=damaged, foreign=verification.foreign_files(reader), read=read)
@@ -78,15 +78,14 @@ def _verify(stores: Mapping[str, CheckpointReader], task: _Task) -> list[Damage]
 def _verify_contents(
     stores: Mapping[str, CheckpointReader], on_event: OnEvent, cluster: ClusterConfig, actors: int | None
 ) -> tuple[dict[str, list[Damage]], str]:
-    """What is damaged in the arrays of each store, in the manifest's order; and what was read, by whom and how fast."""
+    """Verify the contents of stores: the damages in the arrays of each, in the manifest's order; and a phrase that
+    tells how much was read, by whom and how fast."""
     from bot_dist.execute import create_executor
     from bot_dist.store.verification import parts
 
-    executor_name: ExecutorName = "local"
-    if cluster.address or os.environ.get("RAY_ADDRESS") or actors:
-        executor_name = "ray" if cluster.executor == "local" else cluster.executor
-    found: dict[int, list[Damage]] = {}
-    with create_executor(cluster.model_copy(update={"executor": executor_name})) as executor:
+    by_actors = bool(cluster.address or os.environ.get("RAY_ADDRESS") or actors)
+    by_task: dict[int, list[Damage]] = {}
+    with create_executor(cluster.model_copy(update={"executor": "ray" if by_actors else "local"})) as executor:
         n = executor.at_once(actors)
         started = time.perf_counter()
         tasks = [_Task(folder, part) for folder, reader in stores.items() for part in parts(reader, n)]
@@ -94,13 +93,13 @@ def _verify_contents(
         on_event(VerifyStarted(bytes=read))
 
         def on_result(number: int, damages: list[Damage]) -> None:
-            found[number] = damages
+            by_task[number] = damages
             on_event(VerifyRead(bytes=tasks[number].part.nbytes))
 
         executor.run_tasks(functools.partial(_verify, stores), tasks, on_result, n)
     damaged: dict[str, list[Damage]] = {folder: [] for folder in stores}
     for number, task in enumerate(tasks):
-        damaged[task.folder] += found[number]
+        damaged[task.folder] += by_task[number]
     seconds = time.perf_counter() - started
     return damaged, f"{size(read)} by {n} {executor.workers} in {duration(seconds)}, {size(read / seconds)}/s"
 

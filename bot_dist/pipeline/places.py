@@ -1,4 +1,4 @@
-"""Where a run reads and writes: places that last, and do not destroy each other."""
+"""Places that a run reads and writes, which last, and do not destroy each other."""
 
 from __future__ import annotations
 

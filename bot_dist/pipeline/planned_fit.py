@@ -1,4 +1,4 @@
-"""What a plan knows of a fit before it is made: in which ways, what it takes, and what the user should know of it."""
+"""Facts of a fit before it is made: in which ways, what it takes, and what the user should know of it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Fitting:
-    """Of the axes of a recipe's target that shrink or grow by what is fitted to its source."""
+    """A planned fit along the axes of a recipe's target that shrink or grow by what is fitted to its source."""
 
     recipe: Recipe
     model: Model
@@ -31,7 +31,7 @@ class Fitting:
     grown: Sequence[str]
     basis: Basis
     writing: Writing | None
-    """How the source writes the text; None where it writes none."""
+    """The plan by which the source writes the text; None where it writes none."""
 
     @cached_property
     def tried(self) -> list[tuple[Candidate, ...]]:
@@ -50,11 +50,11 @@ class Fitting:
 
     @cached_property
     def cost(self) -> CalibrationCost:
-        """What it takes. Raises PlanError where that is more than it may."""
+        """The cost of the fit. Raises PlanError where that is more than it may take."""
         return self._cost_of(self.tried)
 
     def notes(self, adapted: Adapted | None) -> list[str]:
-        """What the user should know of it, before it is made, or once it has been ``adapted``. Raises InputError where
+        """Notes for the user on the fit, before it is made, or once it has been ``adapted``. Raises InputError where
         what shrinks would be fitted to too few tokens, and PlanError where it takes too much memory."""
         from bot_dist.report.shrinking import ranking_lines
 
@@ -74,7 +74,7 @@ class Fitting:
         return calibration_amount(self.recipe, self.model)
 
     def _ways(self) -> Iterator[str]:
-        """How axes shrink, and those that grow by what is fitted."""
+        """Notes on how axes shrink, and on those that grow by what is fitted."""
         from bot_dist.plan import regroups, rotation_refused, sequential_refused
 
         recipe, model = self.recipe, self.model
@@ -96,7 +96,8 @@ class Fitting:
             yield f"'embed' keeps its coordinates of most energy: a rotation would not do, {refused}"
 
     def _on_data(self) -> Iterator[str]:
-        """What it is fitted to, where that is no text of the user's, and what it takes to make it."""
+        """Notes on the data that are fitted to, where that is no text of the user's, and on what it takes to make
+        them."""
         from bot_dist.fit.own_text_cost import MEMORY_RATE
 
         match data_for(self.recipe, self.model):
@@ -127,7 +128,7 @@ class Fitting:
                 )
 
     def _on_amount(self) -> Iterator[str]:
-        """That tokens are few. Raises InputError where they are too few."""
+        """A note where tokens are few. Raises InputError where they are too few."""
         from bot_dist.fit.suitable import check_enough, coordinates_told_by
 
         if self._has_data:
@@ -137,7 +138,7 @@ class Fitting:
                 yield note
 
     def _on_ranking(self) -> Iterator[str]:
-        """Which fits will be tried, and what that takes beside the first alone; or why they are not."""
+        """Notes on which fits will be tried, and what that takes beside the first alone; or on why they are not."""
         from bot_dist.fit.candidates import candidates, measurable
 
         amount = self._amount

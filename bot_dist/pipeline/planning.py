@@ -1,4 +1,4 @@
-"""From a recipe to a plan: its source is opened once, what shrinking takes from it is fitted, and all is planned."""
+"""Planning from a recipe: its source is opened once, what shrinking takes from it is fitted, and all is planned."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Planning:
 
     @property
     def source(self) -> Source:
-        """What a transfer by the plan reads."""
+        """The source that a transfer by the plan reads."""
         return self._made or self._mallat or self._opened
 
     @cached_property
@@ -77,7 +77,7 @@ class Planning:
 
     @cached_property
     def calibration_flops(self) -> float:
-        """That fitting takes, at most, measuring what it has come to left out."""
+        """FLOPs that fitting takes, at most, measuring what it has come to left out."""
         _ = self.draft
         written = self._writing.flops if self._writing else 0.0
         return written + (self._cost.flops if self._cost else 0.0)
@@ -128,8 +128,8 @@ class Planning:
 
     @cached_property
     def optimizer_step(self) -> int | None:
-        """How many steps AdamW had taken whose moments are carried along; None where none are: the source has none, or
-        details restore its weights, which have none of their moments."""
+        """The number of steps that AdamW had taken whose moments are carried along; None where none are: the source has
+        none, or details restore its weights, which have none of their moments."""
         from bot_dist.store import CheckpointReader
 
         if self.recipe.transfer.moments == "none" or self.baseline is not None or self._mallat is not None:
@@ -142,18 +142,18 @@ class Planning:
 
     @cached_property
     def _folder(self) -> str:
-        """Where statistics are kept, and a text that the source has written."""
+        """The folder in which statistics are kept, and a text that the source has written."""
         return self.recipe.calibrate.folder or _beside(self.recipe, "calibration")
 
     @cached_property
     def _writing(self) -> Writing | None:
-        """How the source writes a text; None where it is to write none."""
+        """The plan by which the source writes a text; None where it is to write none."""
         if not self.adapts and not (self.baseline is not None and names_data(self.recipe)):
             return None
         return writing(self.recipe, self._model, sum(module.nbytes for module in self._known.values()))
 
     def _data(self, executor: Executor, on_event: OnEvent) -> CalibrationData | None:
-        """What is run through the source."""
+        """The data that are run through the source."""
         return calibration_data(self.recipe, self._opened, self._model, self._writing, self._folder, executor, on_event)
 
     def _adapted(self, executor: Executor, on_event: OnEvent) -> Adapted | None:
@@ -243,7 +243,8 @@ class Planning:
         )
 
     def _by_rule(self, rule: Rule) -> TransferPlan:
-        """By a baseline's operators, of the source or of what the rule makes of it (which need not be there yet)."""
+        """The plan by a baseline's operators, of the source or of what the rule makes of it (which need not be there
+        yet)."""
         from bot_dist.plan import SourceModule, make_plan, target_model
 
         model, modules, whole_rows = self._model, self._known, self.source.whole_rows
@@ -290,7 +291,7 @@ def open_checked(recipe: Recipe) -> tuple[Source, Model]:
 
 
 def known(source: Source, model: Model) -> dict[str, SourceModule]:
-    """What a plan must know of the source's weights, by name."""
+    """Facts that a plan must know of the source's weights, by name."""
     from bot_dist.plan import SourceModule
 
     return {
@@ -319,7 +320,7 @@ def _beside(recipe: Recipe, name: str) -> str:
 
 
 def _averaged_notes(recipe: Recipe, model: Model, target: Model) -> list[str]:
-    """What the user should know where axes shrink by averages that another setting asks for."""
+    """Notes for the user where axes shrink by averages that another setting asks for."""
     from bot_dist.plan import shrinking
 
     asked = recipe.transfer.averaged_for

@@ -1,4 +1,5 @@
-"""What the stages of a run have measured, kept in its output folder, so that a rerun takes up where it was."""
+"""Records of what the stages of a run have measured, kept in its output folder, so that a rerun takes up where it
+was."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ from bot_dist.storage.disk import check_lasting, write_whole, writing
 logger = logging.getLogger(__name__)
 
 NAMES = ("facts", "export", "pretrain", "recipe", "samples")
-"""Of what is recorded."""
+"""Names of the records."""
 
 
 R = TypeVar("R", bound=Result)
@@ -35,14 +36,14 @@ class Records:
 
     def __init__(self, output: Path, recipe: Recipe) -> None:
         self._folder = output / "stages"
-        found = self.load("recipe")
-        if "digest" not in (found or {}) and any(self._path(name).exists() for name in NAMES):
+        recorded = self.load("recipe")
+        if "digest" not in (recorded or {}) and any(self._path(name).exists() for name in NAMES):
             raise CheckpointExistsError(f"{self._folder} holds what no run has recorded; give another output")
-        if found is not None and not recipe.overwrite and found["digest"] != recipe.digest():
+        if recorded is not None and not recipe.overwrite and recorded["digest"] != recipe.digest():
             raise InputError(
                 f"{output} holds a run of another recipe; give another output (--set output=DIR) or --overwrite"
             )
-        if found is None and not recipe.overwrite:
+        if recorded is None and not recipe.overwrite:
             for made in (Path(recipe.trained_url), Path(recipe.export_dir), output / "report.html"):
                 if made.is_file() or (made.is_dir() and any(made.iterdir())):
                     what = "is there already" if made.is_file() else "is not empty"
@@ -79,8 +80,8 @@ class Records:
 
 
 def recorded_in(path: Path, on_event: OnEvent) -> OnEvent:
-    """``on_event`` that also appends every event to a file, a line of JSON each. Raises CheckpointError where it can't
-    be written."""
+    """An ``on_event`` that also appends every event to a file, a line of JSON each. Raises CheckpointError where it
+    can't be written."""
     check_lasting({"events": path})
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -49,7 +49,7 @@ class TransferResult(Result):
     detail_energy: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """Share of each module's squared norm in each detail band that was kept."""
     overflowed: Mapping[str, int] = field(default_factory=dict)
-    """How many values of each module were too large for the target's dtype and became infinite."""
+    """Number of values of each module that were too large for the target's dtype and became infinite."""
     calibrate: tuple[StageFacts, ...] | None = None
     """Facts of every stage of fitting; None where nothing was fitted."""
     fitting_s: float | None = None
@@ -91,7 +91,7 @@ class PipelineResult(Result):
     pretrain: PretrainResult
     """The measurements of the training."""
     export: ExportResult
-    """What the export wrote."""
+    """The result of the export."""
     samples: Mapping[str, list[str]] = field(default_factory=dict)
     """Texts by who wrote them, ``source`` or ``target``; empty where there are none."""
     versions: Mapping[str, str]
@@ -101,7 +101,7 @@ class PipelineResult(Result):
     machine: str
     """The system that it ran on."""
     date: str
-    """When it ended, in local time."""
+    """Date and time at which it ended, in local time."""
     report: str = ""
     """Path of the report, an HTML file."""
     complete_before: bool = False

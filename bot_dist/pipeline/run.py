@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 
 
 def plan_run(recipe: Recipe) -> dict[str, Planning]:
-    """What a recipe runs, to be planned: the members of a family by their names, of which the common source is opened
-    once; and any other recipe by an empty name."""
+    """The plannings of a recipe's runs: of the members of a family by their names, of which the common source is opened
+    once; and of any other recipe by an empty name."""
     plannings: dict[str, Planning] = {}
     opened = None
     for name, member in (members_of(recipe) if recipe.family else {"": recipe}).items():
@@ -49,7 +49,8 @@ def plan_run(recipe: Recipe) -> dict[str, Planning]:
 def run(
     recipe: Recipe, on_event: OnEvent = log, *, plannings: Mapping[str, Planning] | None = None
 ) -> PipelineResult | FamilyResult:
-    """All stages, each skipped where an earlier run of the same recipe has finished it; of a family, ``run_family``.
+    """Run all stages, each skipped where an earlier run of the same recipe has finished it; of a family,
+    ``run_family``.
 
     ``plannings`` are what ``plan_run`` has given, where the plans have been looked at before.
     Returns the facts that the report shows; of a family, a FamilyResult. Raises InputError when the output belongs to
@@ -78,7 +79,7 @@ class Begun:
 
     recipe: Recipe
     reading: Planning
-    """Of the recipe, or of one that reads the copy of the source, where there is one."""
+    """The planning of the recipe, or of one that reads the copy of the source, where there is one."""
     records: Records
     plan: TransferPlan
     transferred: TransferResult
@@ -101,7 +102,7 @@ def begin(planning: Planning, records: Records, on_event: OnEvent) -> Begun:
 
 
 def end(begun: Begun, at_once: int = 1) -> PipelineResult:
-    """All that comes after it, beside others, if there are so many ``at_once``; the facts."""
+    """Do all that comes after the transfer, beside others, if there are so many ``at_once``; returns the facts."""
     from bot_dist.plan import summarise
     from bot_dist.report.html import write_report
 
@@ -135,7 +136,7 @@ def end(begun: Begun, at_once: int = 1) -> PipelineResult:
 
 
 def _samples(begun: Begun, on_event: OnEvent) -> dict[str, list[str]]:
-    """What the source and the model that was made of it write."""
+    """Texts that the source and the model that was made of it write."""
     from bot_dist.pipeline.sampling import sample_texts
 
     recipe = begun.reading.recipe
@@ -144,7 +145,7 @@ def _samples(begun: Begun, on_event: OnEvent) -> dict[str, list[str]]:
 
 
 def check_run(planning: Planning) -> int:
-    """How many CPUs a run takes, when nothing is found wrong with it before anything is read or written."""
+    """The number of CPUs that a run takes, once nothing is found wrong with it before anything is read or written."""
     from bot_dist.formats.export_folder import ExportFolder
 
     recipe = planning.recipe
@@ -170,7 +171,7 @@ def check_data(recipe: Recipe) -> None:
 
 
 def _already_transferred(recipe: Recipe, plan: TransferPlan) -> TransferResult | None:
-    """What an earlier run of the same plan measured, if it is committed."""
+    """The measurements of an earlier run of the same plan, if it is committed."""
     provenance = None if recipe.overwrite else committed_provenance(recipe.transferred_url)
     if provenance is None:
         return None

@@ -1,4 +1,4 @@
-"""What models write: a short text of the source and of the target, for the report."""
+"""Samples of what models write: a short text of the source and of the target, for the report."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def sample_texts(recipe: Recipe, target_url: str, folder: str, on_event: OnEvent
     if model_of(source.config).family.objective != "causal" or not has_tokenizer(url):
         return {}
     tokenizer, (first, _) = load_tokenizer(url), document_token(recipe, source)
-    found = {}
+    texts = {}
     for name, writer in {"source": source, "target": open_source(target_url)}.items():
         if tokens := _written(writer, first, recipe.calibrate.memory_limit, folder, on_event):
-            found[name] = tokenizer.batch_decode(tokens, skip_special_tokens=True)
-    return found
+            texts[name] = tokenizer.batch_decode(tokens, skip_special_tokens=True)
+    return texts
 
 
 def _written(source: Source, first: int | None, memory_limit: int, folder: str, on_event: OnEvent) -> list[list[int]]:
@@ -57,5 +57,5 @@ def _written(source: Source, first: int | None, memory_limit: int, folder: str, 
         on_event(dataclasses.replace(event, stage="samples"))
 
     tokens = write_text(source, model, writing, first, folder, executor=ALONE, on_event=of_samples)
-    found: list[list[int]] = tokens.tolist()
-    return found
+    sequences: list[list[int]] = tokens.tolist()
+    return sequences

@@ -41,7 +41,7 @@ def transfer(recipe: Recipe, on_event: OnEvent = log, baseline: Baseline | None 
 
 
 def transfer_planned(planning: Planning, on_event: OnEvent = log) -> TransferResult:
-    """As ``transfer``, by a planning whose plan may be known already."""
+    """Transfer as ``transfer`` does, by a planning whose plan may be known already."""
     from bot_dist.execute import create_executor
     from bot_dist.storage.filesystems import check_writable
     from bot_dist.store import check_target
@@ -86,7 +86,8 @@ def transfer_by(
     adapted: Adapted | None = None,
     made: dict[str, Any] | None = None,
 ) -> TransferResult:
-    """``made`` is what is known of a ``source`` that a baseline has made of the recipe's."""
+    """Transfer by a plan; ``made`` holds facts of a ``source`` that a baseline has made of the recipe's. Raises
+    InputError for a source without weights, SourceError where the source changes meanwhile."""
     from bot_dist.execute.run_plan import PlanRun
     from bot_dist.formats.companions import read_companions
     from bot_dist.formats.open import open_source
@@ -159,7 +160,7 @@ def stored_parameters(plan: TransferPlan) -> list[StoredParameter]:
 
 
 def committed_provenance(url: str) -> dict[str, Any] | None:
-    """Where a committed store came from; None where there is none."""
+    """The provenance of a committed store; None where there is none."""
     from bot_dist.storage.folder import Storage
     from bot_dist.store import CheckpointReader
 

@@ -1,4 +1,4 @@
-"""With which code results were made."""
+"""Versions of the code that results were made with."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PACKAGES = ("torch", "deepspeed", "ray", "zarr", "PyWavelets", "transformers")
 
 
 def versions() -> dict[str, str]:
-    """Of the packages that results depend on, and the commit of this one, where it is in a clone."""
+    """Versions of the packages that results depend on, and the commit of this one, where it is in a clone."""
     own = __version__
     if (commit := _commit()) is not None:
         own += f" at {commit}"

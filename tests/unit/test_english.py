@@ -18,6 +18,7 @@ DONE = {
     "formats",
     "kernels",
     "model",
+    "pipeline",
     "recipe",
     "report",
     "storage",

@@ -1,11 +1,11 @@
-"""What the allocator does with memory that was freed."""
+"""Treatment of freed memory by the allocator."""
 
 from __future__ import annotations
 
 import ctypes
 
 M_MMAP_THRESHOLD, MMAP_THRESHOLD = -3, 2**20
-"""glibc's number for the option, and bytes: what is larger goes back to the system as soon as it is freed."""
+"""Number of glibc's option, and its value in bytes: what is larger goes back to the system as soon as it is freed."""
 
 
 def return_freed_memory() -> None:

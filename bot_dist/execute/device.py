@@ -10,8 +10,8 @@ import torch
 
 
 class Device:
-    """``cpu`` or ``cuda``. On CUDA every thread has a stream of its own, and copies go through pinned memory: one
-    thread's copies run while another's kernels do. On CPU they are the tensors themselves."""
+    """The device ``cpu`` or ``cuda``. On CUDA every thread has a stream of its own, and copies go through pinned
+    memory: one thread's copies run while another's kernels do. On CPU they are the tensors themselves."""
 
     def __init__(self, name: str) -> None:
         self.name = name

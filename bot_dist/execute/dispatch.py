@@ -16,7 +16,7 @@ from bot_dist.plan import Step
 STRAGGLER = 3.0
 """A step that takes this many times the median is done by another actor too, if one has nothing else to do."""
 STRAGGLER_S = 5.0
-"""But not before that many seconds."""
+"""Seconds before which no step is given to another actor, however long the median."""
 COPIES = 2
 """Most actors that do the same step at a time."""
 LIVES = 4
@@ -48,7 +48,7 @@ class Dispatch:
         return sum(map(len, self._queues)) + len(self._running)
 
     def take(self, rank: int, now_s: float) -> Step | None:
-        """What an actor should do next; None when there is nothing for it."""
+        """The step that an actor should do next; None when there is nothing for it."""
         longest = max(self._queues, key=len)
         if self._queues[rank]:
             step = self._queues[rank].popleft()

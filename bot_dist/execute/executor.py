@@ -1,4 +1,4 @@
-"""What every executor promises: to run plans, works that are cut into shares, and tasks."""
+"""Promises of every executor: to run plans, works that are cut into shares, and tasks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 
 class Reader(Protocol):
-    """What a step needs of a source. Threads may share it."""
+    """The part of a source that a step needs. Threads may share it."""
 
     def dtype(self, parameter: Parameter) -> torch.dtype: ...
 
@@ -39,7 +39,7 @@ class StepResult(StepMeasures):
     """A finished step as the driver hears of it; never a tensor."""
 
     digests: dict[str, dict[str, bytes]]
-    """Per parameter and shard that was written, the digests of its chunks."""
+    """Digests of the chunks that were written, by parameter and shard."""
 
 
 class Executor(AbstractContextManager["Executor"], ABC):
@@ -90,8 +90,8 @@ class Executor(AbstractContextManager["Executor"], ABC):
 
     @abstractmethod
     def at_once(self, wanted: int | None = None) -> int:
-        """How many tasks are done at a time: ``wanted``, or as many as there is room for. Raises RunError where there
-        is no room for so many."""
+        """The number of tasks that are done at a time: ``wanted``, or as many as there is room for. Raises RunError
+        where there is no room for so many."""
 
     @abstractmethod
     def run_tasks(

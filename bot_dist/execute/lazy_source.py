@@ -1,4 +1,4 @@
-"""What a plan makes of its source, computed where it is read: nothing is stored."""
+"""Sources that a plan makes of its source, computed where they are read: nothing is stored."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class TransformedSource:
 
     @cached_property
     def _modules(self) -> dict[str, tuple[int, int]]:
-        """By name of a parameter, its module and layer."""
+        """Module and layer of each parameter, by its name."""
         target = self.plan.target
         return {
             target.parameter(module.weight, layer).name: (i, layer)

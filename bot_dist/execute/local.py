@@ -23,7 +23,7 @@ class LocalExecutor(Executor):
     workers = "threads"
 
     def __exit__(self, *_: object) -> None:
-        """Nothing is left: threads end with the work."""
+        """Do nothing: threads have ended with the work."""
 
     @property
     def device(self) -> str:

@@ -1,4 +1,4 @@
-"""What this process may use, and what it has used."""
+"""Resources that this process may use, and those that it has used."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import resource
 from pathlib import Path
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-"""Of Linux; other systems have neither."""
+"""Files of Linux that tell the peak of resident memory, and begin it anew; other systems have neither."""
 MOST_THREADS = 32
 
 

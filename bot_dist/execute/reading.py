@@ -67,7 +67,7 @@ def _placed(ranges: tuple[Range, ...]) -> list[tuple[Range, slice]]:
 
 
 def core(step: Step) -> tuple[slice, ...]:
-    """Where the step's core lies in the tensor that was read."""
+    """The place of the step's core in the tensor that was read."""
     slices = []
     for (start, stop), ranges in zip(step.core, step.source, strict=True):
         offsets = [place.start - first for (first, last), place in _placed(ranges) if first <= start and stop <= last]
@@ -95,9 +95,9 @@ def refuse_nonfinite(plan: TransferPlan, step: Step, tensor: torch.Tensor) -> No
         if not bad.any():
             continue
         flat = number * ENERGY_PIECE + int(bad.int().argmax())
-        found = np.unravel_index(flat, tensor.shape)
+        place = np.unravel_index(flat, tensor.shape)
         index = []
-        for i, ranges in zip(map(int, found), step.source, strict=True):
+        for i, ranges in zip(map(int, place), step.source, strict=True):
             index.append(next(r[0] + i - place.start for r, place in _placed(ranges) if place.start <= i < place.stop))
         layer = index[0] if module.layered else 0
         parameter = plan.read(module, layer)

@@ -19,7 +19,7 @@ class PlanRun:
     def __init__(self, plan: TransferPlan, on_event: OnEvent) -> None:
         self.plan, self._on_event = plan, on_event
         self.digests: dict[str, dict[str, bytes]] = {}
-        """Per parameter, the digest of every chunk written: what a commit needs."""
+        """Digests of every chunk written, by parameter and shard: what a commit needs."""
         self._steps = self._resumed = self._bytes_read = self._bytes_written = 0
         self._overflowed: dict[str, int] = {}
         self._peak_rss = [0] * plan.mesh.size
@@ -36,7 +36,7 @@ class PlanRun:
         self._seconds = time.perf_counter() - started
 
     def report(self) -> dict[str, Any]:
-        """What was measured, as plain data."""
+        """The measurements of the run, as plain data."""
         return {
             "steps_seconds": self._seconds,
             "bytes_read": self._bytes_read,
@@ -51,8 +51,8 @@ class PlanRun:
         }
 
     def _add(self, result: StepResult) -> None:
-        for name, found in result.digests.items():
-            self.digests.setdefault(name, {}).update(found)
+        for name, chunks in result.digests.items():
+            self.digests.setdefault(name, {}).update(chunks)
         self._steps += 1
         self._resumed += result.resumed
         if not result.resumed:

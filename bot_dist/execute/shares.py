@@ -1,6 +1,6 @@
 """Work that is cut into shares, each of which goes through the same steps.
 
-After each step, what all shares have found is put together; they go on meanwhile, where the next step can.
+After each step, the results of all shares are put together; they go on meanwhile, where the next step can.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Share(Protocol):
 
 
 class SharedWork(Protocol):
-    """What is to be done. Small and picklable."""
+    """A work that is to be done, as a small and picklable description."""
 
     @property
     def shares(self) -> int: ...
@@ -33,7 +33,7 @@ class SharedWork(Protocol):
 
     @property
     def ahead(self) -> Literal[0, 1]:
-        """1 where a step can begin before what was found in the one before is put together, else 0."""
+        """Steps that may begin before the results of the one before are put together: 1 where one can, else 0."""
 
     def open(self, share: int) -> Share:
         """The share, before its first step."""

@@ -1,4 +1,4 @@
-"""What a step does to its tile, between reading and writing: operators, then what a plan draws, fills or scales."""
+"""Transforming a step's tile, between reading and writing: operators, then what a plan draws, fills or scales."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def _apply_columns(
 
 
 def _untaken(a: AxisPlan, target: Range) -> np.ndarray:
-    """Which target indices take nothing from the source, as rows of the operator without a tap: booleans over the
+    """The target indices that take nothing from the source, as rows of the operator without a tap: booleans over the
     range. Fitted operators always have something to put there, but for new units."""
     if a.spec is not None and a.spec.padded:
         return np.arange(*target) >= a.n_source
@@ -131,8 +131,8 @@ def _untouched(module: ModulePlan, step: Step) -> bool:
 
 
 def _blank(module: ModulePlan, a: AxisPlan) -> tuple[float, float]:
-    """What indices of an axis hold that take nothing from the source, where nothing is drawn for them: those that the
-    source has, too, and those beyond."""
+    """The values of an axis's indices that take nothing from the source, where nothing is drawn for them: of those that
+    the source has, too, and of those beyond."""
     value = module.weight.silent if a.axis == "layer" else module.weight.neutral
     return (value if a.spec is None else a.spec.held(value)), value
 

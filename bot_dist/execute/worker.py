@@ -1,4 +1,4 @@
-"""What runs steps in one process: this one, or that of an actor."""
+"""Running steps in one process: this one, or that of an actor."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ class Worker:
         return done
 
     def _finished(self, step: Step) -> StepResult | None:
-        """What an earlier attempt recorded of a step, if that is what storage holds."""
+        """The result that an earlier attempt recorded of a step, if that is what storage holds."""
         if (record := self.writer.record_of(step.id)) is None:
             return None
         try:
@@ -108,14 +108,16 @@ class Worker:
         except TypeError:  # of a version with other fields
             return None
         shards = [(name, key, shard) for name, key, shard, _ in self._written(step)]
-        found = all_done(self._requests.submit(self.writer.digests_on_storage, name, box) for name, _, box in shards)
-        if any(earlier.digests[n].get(key) != digest for (n, key, _), digest in zip(shards, found, strict=True)):
+        on_storage = all_done(
+            self._requests.submit(self.writer.digests_on_storage, name, box) for name, _, box in shards
+        )
+        if any(earlier.digests[n].get(key) != digest for (n, key, _), digest in zip(shards, on_storage, strict=True)):
             return None
         return dataclasses.replace(earlier, resumed=True, rank=step.owner)
 
     def _written(self, step: Step) -> Iterator[tuple[str, str, Box, tuple[int | slice, ...]]]:
-        """What a step writes: names of arrays, with key and box of each shard of theirs, and where in the step's tile
-        it is. These are the same shards of the array of each of its layers, or of the one that stacks them."""
+        """The arrays that a step writes: their names, with key and box of each shard of theirs, and where in the step's
+        tile it is. These are the same shards of the array of each of its layers, or of the one that stacks them."""
         module = self.plan.modules[step.module]
         box = module.within_array(step.target)
         for i, parameter in enumerate(self.plan.written(module, step.target)):
@@ -129,7 +131,7 @@ class Worker:
 
 
 def _nested(digests: Mapping[str, Mapping[str, S]], convert: Callable[[S], T]) -> dict[str, dict[str, T]]:
-    return {name: {key: convert(value) for key, value in found.items()} for name, found in digests.items()}
+    return {name: {key: convert(value) for key, value in by_shard.items()} for name, by_shard in digests.items()}
 
 
 class _Budget:

@@ -14,6 +14,7 @@ from tests.unit.test_layers import MODULES, PACKAGE, unit_of
 DONE = {
     "compare",
     "data",
+    "execute",
     "fit",
     "formats",
     "kernels",

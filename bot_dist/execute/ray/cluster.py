@@ -19,10 +19,9 @@ from bot_dist.errors import BotDistError, InputError, RunError
 from bot_dist.recipe import ClusterConfig
 
 PLACEMENT_TIMEOUT_S = 120
+"""Seconds within which the cluster has to have room for actors, when there are none."""
 START_TIMEOUT_S = 600
-"""The seconds within which one of the actors has to start: many at once may load PyTorch from one shared file system.
-"""
-"""How long the cluster may take to have room for actors, when there are none."""
+"""Seconds within which one of the actors has to start: many at once may load PyTorch from one shared file system."""
 PROBE_TIMEOUT_S = 10
 WAIT_S = 0.5
 KEEP_S = 0.005
@@ -88,7 +87,7 @@ def _protect() -> None:
 
 @contextlib.contextmanager
 def _own_sigterm() -> Iterator[None]:
-    """What this process does on SIGTERM, kept through ``ray.init``, which puts a plain exit in its place."""
+    """Keep what this process does on SIGTERM through ``ray.init``, which puts a plain exit in its place."""
     if threading.current_thread() is not threading.main_thread():  # there, Ray leaves it alone
         yield
         return
@@ -105,7 +104,7 @@ def _own_sigterm() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _kept_sigterm() -> Iterator[None]:
-    """What this process does on SIGTERM, kept through ``ray.shutdown``.
+    """Keep what this process does on SIGTERM through ``ray.shutdown``.
 
     Ray 2.60 puts the system's own in its place early on (``RayLog::UninstallSignalAction`` in
     ``src/ray/util/logging.cc``), death at once, and the rest of the shutdown, the stopping of servers, takes a second.
@@ -174,7 +173,7 @@ def _wait_for(cpus: int, wait_s: float) -> None:
 
 
 def result_of(reference: Any) -> Any:
-    """What a call of an actor returned. Raises the BotDistError that it raised as itself; another error of the call as
+    """The result of a call of an actor. Raises the BotDistError that it raised as itself; another error of the call as
     Ray's RayTaskError, and the death of the actor as another RayError."""
     import ray
 
@@ -192,7 +191,7 @@ def last_words(error: Exception) -> str:
 
 
 def resources(config: ClusterConfig, workers: int) -> tuple[Literal["cpu", "cuda"], int]:
-    """What so many workers train on, and how many of it the connected cluster has."""
+    """The device that so many workers train on, and how many of it the connected cluster has."""
     import ray
 
     there: dict[str, float] = ray.cluster_resources()

@@ -59,7 +59,7 @@ class RayExecutor(Executor):
         run_by_actors(plan, source, target_url, device, on_step, on_event, attempt)
 
     def run_shares(self, work: SharedWork, on_step: OnStep) -> None:
-        """As ``Executor``; raises RunError as ``Actors.run``, too."""
+        """Do every step of a work, as ``Executor`` has it; raises RunError as ``Actors.run``, too."""
         self._connect()
         if self._actors is None:
             from bot_dist.execute.ray.shares import Actors
@@ -79,7 +79,7 @@ class RayExecutor(Executor):
     def run_tasks(
         self, do: Callable[[S], T], tasks: Sequence[S], on_result: Callable[[int, T], None], at_once: int
     ) -> None:
-        """As ``Executor``; raises RunError as ``run_tasks_by_actors``, too."""
+        """Do tasks, as ``Executor`` has it; raises RunError as ``run_tasks_by_actors``, too."""
         self._connect(at_once)
         self._dismiss()
         from bot_dist.execute.ray.tasks import run_tasks_by_actors

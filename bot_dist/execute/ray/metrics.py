@@ -1,4 +1,4 @@
-"""What Ray's metrics show of a transfer, beside Ray's own."""
+"""Metrics of a transfer in Ray's, beside Ray's own."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class ActorMetrics:
 
 
 class DriverMetrics:
-    """Of the driver: ``bot_dist_steps_left``."""
+    """Counted in the process of the driver: ``bot_dist_steps_left``."""
 
     def __init__(self, transfer: str) -> None:
         self._left = Gauge("bot_dist_steps_left", "Steps without a result.", ("transfer",))

@@ -100,7 +100,7 @@ class _Member:
     handle: Any
     ready: bool = False
     steps: dict[Any, Step] = field(default_factory=dict)
-    """By the reference of the result."""
+    """Steps that it is doing, by the reference of the result."""
 
 
 class _Crew:
@@ -119,10 +119,10 @@ class _Crew:
         self.metrics = DriverMetrics(plan.digest)
         self.members: dict[int, _Member] = {}
         self.arriving: dict[Any, _Member] = {}
-        """By the reference that says that the actor is ready."""
+        """Actors that are not ready yet, by the reference that says that they are."""
         self.deaths = 0
         self.stillborn: Counter[int] = Counter()
-        """How often a rank's actor died before it was ready."""
+        """Number of times that a rank's actor has died before it was ready."""
 
     def run(self, on_step: Callable[[StepResult], None]) -> None:
         """Do all steps. Raises the first error of a step, and RunError when there is no actor left to go on with."""
@@ -180,7 +180,7 @@ class _Crew:
             return  # it died, which another of its references has told
         step = member.steps.get(reference)
         try:
-            found = result_of(reference)
+            result = result_of(reference)
         except ray.exceptions.RayTaskError:
             raise
         except ray.exceptions.RayError as error:
@@ -190,11 +190,11 @@ class _Crew:
             del self.arriving[reference]
             member.ready, self.stillborn[member.rank] = True, 0
             self.members[member.rank] = member
-            self.on_event(ActorReady(rank=member.rank, **found))
+            self.on_event(ActorReady(rank=member.rank, **result))
             return
         del member.steps[reference]
         if self.dispatch.done(step, member.rank, time.monotonic()):
-            on_step(found)
+            on_step(result)
             self.metrics.left(self.dispatch.left)
 
     def _replace(self, member: _Member, error: ray.exceptions.RayError) -> None:

@@ -87,7 +87,7 @@ class Begun:
 
 
 def begin(planning: Planning, records: Records, on_event: OnEvent) -> Begun:
-    """Up to the transfer, unless it was done before."""
+    """Plan and fit, and transfer unless that was done before; returns the run that is begun."""
     from bot_dist.execute import create_executor
 
     recipe = planning.recipe

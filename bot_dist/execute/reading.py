@@ -95,9 +95,9 @@ def refuse_nonfinite(plan: TransferPlan, step: Step, tensor: torch.Tensor) -> No
         if not bad.any():
             continue
         flat = number * ENERGY_PIECE + int(bad.int().argmax())
-        place = np.unravel_index(flat, tensor.shape)
+        position = np.unravel_index(flat, tensor.shape)
         index = []
-        for i, ranges in zip(map(int, place), step.source, strict=True):
+        for i, ranges in zip(map(int, position), step.source, strict=True):
             index.append(next(r[0] + i - place.start for r, place in _placed(ranges) if place.start <= i < place.stop))
         layer = index[0] if module.layered else 0
         parameter = plan.read(module, layer)

@@ -3,6 +3,8 @@
 >>> import bot_dist
 >>> small = bot_dist.resize("hf://ORGANISATION/MODEL", layers=24, embed=288, mlp=768)
 >>> small.export("hf://USER/MODEL-SMALL")
+
+Sizes that are left out are kept.
 """
 
 from __future__ import annotations

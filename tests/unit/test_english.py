@@ -11,23 +11,8 @@ import pytest
 
 from tests.unit.test_layers import MODULES, PACKAGE, unit_of
 
-DONE = {
-    "compare",
-    "data",
-    "execute",
-    "fit",
-    "formats",
-    "kernels",
-    "model",
-    "pipeline",
-    "recipe",
-    "report",
-    "storage",
-    "store",
-    "tensors",
-    "train",
-}
-"""Folders that are written so; the others follow."""
+NOT_YET = {"__init__", "cli", "operators", "parsing", "plan"}
+"""Folders and modules whose docstrings are not all written so yet."""
 FRAGMENT = re.compile(r"[a-z]|(Of|Where|What|By|As|Per|From|Or|How it|How they)\b")
 """Beginnings that lean on the name they stand under: ``nbytes``, "Of their files."."""
 COMPILED = {"kernels.py", "polyphase.py", "rows.py", "simd.py", "sums.py"}

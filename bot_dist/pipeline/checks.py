@@ -83,9 +83,11 @@ def _verify_contents(
     from bot_dist.execute import create_executor
     from bot_dist.store.verification import parts
 
-    by_actors = bool(cluster.address or os.environ.get("RAY_ADDRESS") or actors)
+    executor_name: ExecutorName = "local"
+    if cluster.address or os.environ.get("RAY_ADDRESS") or actors:
+        executor_name = "ray" if cluster.executor == "local" else cluster.executor
     by_task: dict[int, list[Damage]] = {}
-    with create_executor(cluster.model_copy(update={"executor": "ray" if by_actors else "local"})) as executor:
+    with create_executor(cluster.model_copy(update={"executor": executor_name})) as executor:
         n = executor.at_once(actors)
         started = time.perf_counter()
         tasks = [_Task(folder, part) for folder, reader in stores.items() for part in parts(reader, n)]

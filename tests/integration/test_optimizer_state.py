@@ -15,6 +15,7 @@ import torch
 import bot_dist
 from bot_dist.data.batches import Batches
 from bot_dist.events.training import MomentsTaken
+from bot_dist.execute import create_executor
 from bot_dist.formats.open import open_source
 from bot_dist.formats.tokenizer import save_tokenizer
 from bot_dist.model import model_of
@@ -150,7 +151,7 @@ def test_moments_are_those_of_dense_pseudo_inverses(
     assert store.optimizer_step == STEP
     assert store.manifest.provenance["moments"] == {"optimizer_step": STEP, "exact": False}
     found, before = arrays(store), Planning(made)._model
-    plan, _ = Planning(made).fitted(lambda event: None)
+    plan, _ = Planning(made).fitted(create_executor(made.cluster), lambda event: None)
     inserts = options.get("transfer.depth") == "identity"
     for module in plan.modules:
         if module.derived:

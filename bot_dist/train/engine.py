@@ -19,7 +19,8 @@ from bot_dist.errors import InputError
 from bot_dist.formats.configuration import RUN, transformers_config
 from bot_dist.model import Model
 from bot_dist.recipe import TrainConfig
-from bot_dist.train.optimizer import adamw, parameter_groups
+from bot_dist.train.optimizers import DEFAULT, OPTIMIZERS, Optimizer
+from bot_dist.train.parameter_groups import parameter_groups
 
 Device = Literal["cpu", "cuda"]
 
@@ -94,14 +95,16 @@ def start(
     import deepspeed
 
     dtype = dtype_of(model, train, device)
-    ds_config = _ds_config(train, dtype, world=world, trains=trains)
+    chosen = OPTIMIZERS[DEFAULT] if trains else None
+    ds_config = _ds_config(train, dtype, world=world, optimizer=chosen)
     module = _build(model, ds_config, dtype)
     if train.checkpointing and trains:
         enable: Any = module.gradient_checkpointing_enable
         enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     optimizer = None
-    if trains:
-        optimizer = adamw(parameter_groups(module, model, train, factors=factors or {}, inserted=inserted), train)
+    if chosen is not None:
+        groups = parameter_groups(module, model, train, factors=factors or {}, inserted=inserted)
+        optimizer = chosen.make(groups, train)
     engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=ds_config)
     if train.compile and trains:
         _check_compiler(device)
@@ -140,19 +143,19 @@ def _check_compiler(device: Device) -> None:
         )
 
 
-def _ds_config(train: TrainConfig, dtype: torch.dtype, *, world: int, trains: bool) -> dict[str, Any]:
+def _ds_config(train: TrainConfig, dtype: torch.dtype, *, world: int, optimizer: Optimizer | None) -> dict[str, Any]:
+    trains = optimizer is not None
     zero: dict[str, Any] = {"stage": train.stage if trains else 3, "reduce_bucket_size": BUCKET}
     if train.offload != "none" and trains:
         zero["offload_optimizer"] = {"device": "cpu"}
     if train.offload == "all":
         zero["offload_param"] = {"device": "cpu"}
-    config = {
+    config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": train.batch * train.tensor // (world * train.accumulate),
         "gradient_accumulation_steps": train.accumulate,
         "gradient_clipping": train.clip,
         "bf16": {"enabled": dtype == torch.bfloat16},
         "zero_optimization": zero,
-        "zero_force_ds_cpu_optimizer": False,  # DeepSpeed's own has to be compiled first
         "steps_per_print": 2**31,
     }
     if train.tensor > 1:
@@ -161,7 +164,12 @@ def _ds_config(train: TrainConfig, dtype: torch.dtype, *, world: int, trains: bo
         config["data_types"] = {"grad_accum_dtype": "fp32"}
         if train.stage == 1:  # sums all parts before it sends them, and would round the sum to bfloat16
             config["communication_data_type"] = "fp32"
-    return config
+    return _merged(config, optimizer.deepspeed) if optimizer is not None else config
+
+
+def _merged(config: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with more of them; of a section that both have, the keys of both."""
+    return {**config, **{k: _merged(config.get(k, {}), v) if isinstance(v, Mapping) else v for k, v in more.items()}}
 
 
 def _build(model: Model, ds_config: dict[str, Any], dtype: torch.dtype) -> torch.nn.Module:

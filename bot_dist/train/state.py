@@ -32,11 +32,12 @@ from bot_dist.storage.files import join
 from bot_dist.storage.folder import Storage
 from bot_dist.store import CheckpointReader, CheckpointWriter, StoredParameter, manifest, remove_store, store_layout
 from bot_dist.train.moments import array_name, read_state
+from bot_dist.train.optimizers import DEFAULT, OPTIMIZERS
 from bot_dist.train.results import TrainRun
 from bot_dist.train.zero import Shard, State, begin_moments, partitions, writing
 from bot_dist.urls import label
 
-STATES: tuple[State, ...] = ("weights", "exp_avg", "exp_avg_sq")
+STATES: tuple[State, ...] = ("weights", *OPTIMIZERS[DEFAULT].states)
 PREFIX = "step-"
 RESULT = "result.json"
 

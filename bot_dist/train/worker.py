@@ -42,7 +42,7 @@ from bot_dist.store import manifest
 from bot_dist.train.mailbox import Teller
 from bot_dist.train.moments import fill_moments, steps_before
 from bot_dist.train.objectives import HELD_OUT, Data, Examples, Objective, objective_of
-from bot_dist.train.optimizer import set_rates
+from bot_dist.train.parameter_groups import set_rates
 from bot_dist.train.results import RunResult, TrainRun, run_result
 from bot_dist.train.spikes import highest, is_spike
 from bot_dist.train.state import Progress, States, identity

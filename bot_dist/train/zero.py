@@ -23,10 +23,12 @@ import xxhash
 from bot_dist.errors import RunError
 from bot_dist.formats.source import Source, read_flat
 from bot_dist.model import Model
+from bot_dist.plan.module_plan import Moment
 from bot_dist.tensors import box_size, flat_boxes
 from bot_dist.tensors.axes import Parameter
+from bot_dist.train.optimizers import DEFAULT, OPTIMIZERS
 
-State = Literal["weights", "exp_avg", "exp_avg_sq"]
+State = Literal["weights"] | Moment
 """The float32 master weights, and AdamW's two moments of each."""
 
 
@@ -182,11 +184,10 @@ def begin_moments(engine: Any, step: int) -> None:
     """Give AdamW its moments, zero, and its count of steps; by itself it makes them in its first step. Then they can be
     written."""
     for master in _masters(engine.optimizer):
-        engine.optimizer.optimizer.state[master] = {
-            "step": torch.tensor(float(step), device=master.device),
-            "exp_avg": torch.zeros_like(master, requires_grad=False),
-            "exp_avg_sq": torch.zeros_like(master, requires_grad=False),
-        }
+        state = {"step": torch.tensor(float(step), device=master.device)}
+        for name in OPTIMIZERS[DEFAULT].states:
+            state[name] = torch.zeros_like(master, requires_grad=False)
+        engine.optimizer.optimizer.state[master] = state
 
 
 def fill(module: torch.nn.Module, engine: Any, model: Model, source: Source) -> int:

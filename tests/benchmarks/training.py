@@ -34,7 +34,7 @@ from bot_dist.execute.process import peak_rss_bytes, reset_peak_rss
 from bot_dist.model import model_of
 from bot_dist.recipe import TrainConfig
 from bot_dist.train.objectives import CausalLM, Data
-from bot_dist.train.optimizer import BETAS
+from bot_dist.train.optimizers.adamw import BETAS
 from bot_dist.train.results import RunResult, TrainRun
 from tests.integration.ranks import on_ranks
 

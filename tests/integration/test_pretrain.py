@@ -28,7 +28,7 @@ from bot_dist.store import CheckpointReader
 from bot_dist.tensors import whole
 from bot_dist.train.driver import PretrainResult, TrainRun, pretrain
 from bot_dist.train.initial import InitialSource
-from bot_dist.train.optimizer import BETAS
+from bot_dist.train.optimizers.adamw import BETAS
 from bot_dist.train.schedule import learning_rate
 
 pytestmark = [pytest.mark.ray, pytest.mark.deepspeed, pytest.mark.usefixtures("ray_cluster")]

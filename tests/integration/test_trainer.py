@@ -16,7 +16,7 @@ from bot_dist.events import ignore
 from bot_dist.model import model_of
 from bot_dist.recipe import TrainConfig
 from bot_dist.train.objectives import HELD_OUT, Data, Stacked, objective_of
-from bot_dist.train.optimizer import BETAS
+from bot_dist.train.optimizers.adamw import BETAS
 from bot_dist.train.results import RunResult, TrainRun, run_result
 from tests.conftest import Pico
 from tests.integration.ranks import on_ranks

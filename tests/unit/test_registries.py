@@ -15,6 +15,7 @@ from bot_dist.formats.exports import EXPORTS, export_format
 from bot_dist.formats.sources import SOURCES
 from bot_dist.model import FAMILIES
 from bot_dist.registry import Registry
+from bot_dist.train.optimizers import OPTIMIZERS
 
 REGISTRIES: dict[str, Registry[Any]] = {
     "bot_dist/baselines/rules": BASELINES,
@@ -22,6 +23,7 @@ REGISTRIES: dict[str, Registry[Any]] = {
     "bot_dist/formats/exports": EXPORTS,
     "bot_dist/formats/sources": SOURCES,
     "bot_dist/model/families": FAMILIES,
+    "bot_dist/train/optimizers": OPTIMIZERS,
 }
 ROOT = Path(__file__).parents[2]
 

@@ -15,7 +15,8 @@ from bot_dist.formats.open import open_source
 from bot_dist.formats.source import Source
 from bot_dist.model import model_of
 from bot_dist.recipe import InsertedConfig, TrainConfig
-from bot_dist.train.optimizer import adamw, parameter_groups, set_rates
+from bot_dist.train.optimizers.adamw import adamw
+from bot_dist.train.parameter_groups import parameter_groups, set_rates
 from tests.conftest import Pico, inputs
 from tests.integration.test_transfer import transfer
 

@@ -1,4 +1,4 @@
-"""AdamW and its parameter groups: every parameter moves at the rate that its change of size asks for."""
+"""Groups of parameters: every parameter moves at the rate that its change of size asks for."""
 
 from __future__ import annotations
 
@@ -10,9 +10,6 @@ import torch
 from bot_dist.model import Model
 from bot_dist.recipe import TrainConfig
 from bot_dist.train.schedule import learning_rate, ramp
-
-BETAS = (0.9, 0.95)
-"""Decay rates of AdamW's moments, as in GPT-3 and Llama."""
 
 
 def parameter_groups(
@@ -45,11 +42,6 @@ def parameter_groups(
         }
         for (factor, decays, new), params in sorted(groups.items(), key=lambda item: item[0])
     ]
-
-
-def adamw(groups: list[dict[str, Any]], train: TrainConfig) -> torch.optim.AdamW:
-    """One pass over memory per step, without a compiler on any device."""
-    return torch.optim.AdamW(groups, lr=train.learning_rate, betas=BETAS, fused=True)
 
 
 def set_rates(groups: Iterable[dict[str, Any]], train: TrainConfig, step: int, steps: int) -> float:

@@ -12,7 +12,9 @@ import pydantic
 
 from bot_dist.errors import RecipeError, nearest
 from bot_dist.parsing import parse_yaml
-from bot_dist.recipe.config import PRESETS, Config, Recipe
+from bot_dist.recipe.recipe import Recipe
+from bot_dist.recipe.transfer import PRESETS
+from bot_dist.recipe.values import Config
 
 LARGEST = 2**53
 """Whole number in a recipe: what every program holds exactly."""

@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
-from bot_dist.recipe.config import Config
 from bot_dist.recipe.load import section_of
+from bot_dist.recipe.values import Config
 
 _WIDTH = 100
 

@@ -21,7 +21,7 @@ from bot_dist.errors import FamilyError, SourceError
 from bot_dist.formats.exports.safetensors import export_huggingface
 from bot_dist.formats.open import open_source
 from bot_dist.model import FAMILIES, Model, Weight, model_of
-from bot_dist.recipe.config import SIZES
+from bot_dist.recipe.values import SIZES
 from bot_dist.tensors import whole
 from tests.conftest import PICOS, Pico, outputs
 from tests.unit.test_formats_safetensors import assert_same, check, edit_tensors, read_all

@@ -15,6 +15,8 @@ from bot_dist.formats.open import open_source
 from bot_dist.formats.source import Source
 from bot_dist.model import model_of
 from bot_dist.recipe import InsertedConfig, TrainConfig
+from bot_dist.train.engine import BUCKET, _ds_config
+from bot_dist.train.optimizers import OPTIMIZERS, Optimizer
 from bot_dist.train.optimizers.adamw import adamw
 from bot_dist.train.parameter_groups import parameter_groups, set_rates
 from tests.conftest import Pico, inputs
@@ -84,3 +86,12 @@ def test_groups_hold_every_parameter_once_at_its_rate_and_decay_it_as_ever(make_
         assert old["lr"] * old["weight_decay"] == pytest.approx(rate * train.weight_decay)
     assert norm["weight_decay"] == 0
     assert rate == train.learning_rate
+
+
+def test_an_optimizers_settings_join_those_of_the_engine() -> None:
+    of_its_own = Optimizer(make=adamw, states=(), deepspeed={"zero_optimization": {"reduce_scatter": False}})
+    config = _ds_config(TRAIN, torch.float32, world=2, optimizer=of_its_own)
+    assert config["zero_optimization"] == {"stage": TRAIN.stage, "reduce_bucket_size": BUCKET, "reduce_scatter": False}
+    with_adamw = _ds_config(TRAIN, torch.float32, world=2, optimizer=OPTIMIZERS["adamw"])
+    assert with_adamw["zero_force_ds_cpu_optimizer"] is False
+    assert _ds_config(TRAIN, torch.float32, world=2, optimizer=None)["zero_optimization"]["stage"] == 3

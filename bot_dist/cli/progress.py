@@ -49,12 +49,12 @@ from bot_dist.events.transfer import ActorDied, StepDone, TransferStarted
 from bot_dist.units import count, duration, size
 
 LINE_EVERY_S = 10.0
-"""Where there is no terminal."""
+"""Seconds between two lines of a task, where there is no terminal."""
 
 
 @contextmanager
 def progress() -> Iterator[OnEvent]:
-    """What a verb gives its events to, while it runs."""
+    """The function that a verb gives its events to while it runs."""
     if not console.is_terminal:
         yield _Told(_Lines())
         return

@@ -1,1 +1,1 @@
-"""What the verbs show of their results: tables and lines, from plain data; and the same as JSON. A module per verb."""
+"""Results of the verbs as tables and lines, and as JSON; a module per verb."""

@@ -1,4 +1,4 @@
-"""What ``compare`` shows: what each way of starting a model saves."""
+"""The output of ``compare``: how much each way of starting a model saves."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def show_trials(facts: ComparisonResult, output: str) -> None:
-    """What a comparison came to."""
+    """Show the result of a comparison, a row per way."""
     source = facts.source
     title = f"held-out loss; the source, {source.url}, has {source.held_out_loss:.3f}"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)

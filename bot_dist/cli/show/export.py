@@ -1,4 +1,4 @@
-"""What ``export`` shows: where it wrote, and whether that loads."""
+"""The output of ``export``: the place that was written, and whether it loads."""
 
 from __future__ import annotations
 

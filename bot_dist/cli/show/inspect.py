@@ -1,4 +1,4 @@
-"""What ``inspect`` shows: a checkpoint, a store with its provenance, or its operators."""
+"""The output of ``inspect``: a checkpoint, a store with its provenance, or its operators."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ SHOWN_DIGEST = 12
 """Characters of a digest that tell it from others."""
 
 
-def show_description(found: Description) -> None:
+def show_description(description: Description) -> None:
     """Family, sizes, losses, configuration, and one row per module."""
-    table = Table(title=found.url, title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(title=description.url, title_justify="left", box=box.SIMPLE_HEAD)
     for heading in ("module", "axes", "dtype", "tensors", "bytes"):
         numeric = heading in ("tensors", "bytes")
         table.add_column(heading, justify="right" if numeric else "left", no_wrap=heading != "axes")
-    for row in found.modules:
+    for row in description.modules:
         axes = ", ".join(f"{axis} {n}" for axis, n in row.axes.items())
         table.add_row(row.name, axes, ", ".join(row.dtypes), str(row.tensors), size(row.nbytes))
     terminal.console.print(table)
-    show_facts(found.rows())
+    show_facts(description.rows())
 
 
-def show_store(found: Description, manifest: Manifest) -> None:
+def show_store(description: Description, manifest: Manifest) -> None:
     """One row per module, the sums, what the model is, and the provenance."""
     from bot_dist.store.summary import provenance_lines, store_rows, store_totals
 
-    table = Table(title=found.url, title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(title=description.url, title_justify="left", box=box.SIMPLE_HEAD)
     layout = ("shard", "chunk") if terminal.console.wide else ()
     for heading in ("module", "axes", "dtype", *layout, "arrays", "bytes", "energy"):
         numeric = heading in ("arrays", "bytes", "energy")
@@ -65,7 +65,7 @@ def show_store(found: Description, manifest: Manifest) -> None:
             ("arrays", held),
             ("files", ", ".join(manifest.files) or "none"),
             ("digest", manifest.digest),
-            *found.rows(),
+            *description.rows(),
             *provenance_lines(manifest),
         ]
     )

@@ -1,4 +1,4 @@
-"""What more than one verb shows."""
+"""Forms of output that several verbs share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ``plan`` shows: what a transfer would do, and how long it would take."""
+"""The output of ``plan``: every step that a transfer would take, and the time that it would need."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ``pretrain`` shows: the losses and speeds of its runs."""
+"""The output of ``pretrain``: the losses and speeds of its runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ``--print-config`` shows."""
+"""The output of ``--print-config``."""
 
 from __future__ import annotations
 
@@ -12,5 +12,5 @@ if TYPE_CHECKING:
 
 
 def show_recipe(recipe: Recipe | ComparisonRecipe) -> None:
-    """As YAML that can be run again, every key under what it does."""
+    """Show a recipe as YAML that can be run again, every key under what it does."""
     print(commented(type(recipe), recipe.public()), end="")

@@ -1,4 +1,4 @@
-"""What ``run`` shows: every stage, and where the report is."""
+"""The output of ``run``: every stage, and the place of the report."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def show_run(result: PipelineResult | FamilyResult, recipe: Recipe) -> None:
-    """Of a family: every member, and the index."""
+    """Show the stages of a run; of a family, every member and the index."""
     from bot_dist.pipeline.results import FamilyResult
 
     if isinstance(result, FamilyResult):

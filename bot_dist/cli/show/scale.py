@@ -1,4 +1,4 @@
-"""What ``scale`` shows: a transfer that is committed."""
+"""The output of ``scale``: a transfer that is committed."""
 
 from __future__ import annotations
 

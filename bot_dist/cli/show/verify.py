@@ -1,4 +1,4 @@
-"""What ``verify`` shows: what is damaged or missing."""
+"""The output of ``verify``: every chunk that is damaged or missing."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ MOST_FOREIGN = 10
 """Files that are no part of a store, named one by one."""
 
 
-def show_verification(url: str, found: Verification) -> None:
-    for damage in found.damaged:
+def show_verification(url: str, verification: Verification) -> None:
+    for damage in verification.damaged:
         terminal.console.print(str(damage))
-    foreign = list(found.foreign.items())
+    foreign = list(verification.foreign.items())
     for name, n in foreign[:MOST_FOREIGN]:
         terminal.console.print(f"note: {name} ({size(n)}) is no part of the store")
     if more := foreign[MOST_FOREIGN:]:
         terminal.console.print(f"note: so are {len(more)} more files ({size(sum(n for _, n in more))})")
-    verdict = f"{len(found.damaged)} damaged or missing" if found.damaged else "intact"
-    terminal.console.print(f"{label(url)}: {verdict} ({found.read})")
+    verdict = f"{len(verification.damaged)} damaged or missing" if verification.damaged else "intact"
+    terminal.console.print(f"{label(url)}: {verdict} ({verification.read})")

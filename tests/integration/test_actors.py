@@ -209,4 +209,4 @@ def test_ray_metrics_count_what_actors_do(tmp_path: Path, pico_llama: PicoFactor
         time.sleep(1)
     assert found == wanted
     assert left == ["0.0"], lines
-    assert json.dumps(events)  # plain data: what the event log takes
+    assert json.dumps([event.to_json() for event in events])  # plain data: what the event log takes

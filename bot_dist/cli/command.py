@@ -30,7 +30,7 @@ from bot_dist.errors import BotDistError, presentable
 from bot_dist.storage.disk import told
 
 VERBS = (run, plan, scale, pretrain, compare, verify, inspect, diff, export, schema)
-"""In the order of the help."""
+"""Verbs in the order of the help."""
 INTERRUPTED = 130
 """The status that typer returns when Ctrl-C stopped a verb."""
 

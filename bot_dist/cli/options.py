@@ -154,7 +154,8 @@ def keys_of(options: type[TransferOptions]) -> dict[str, str]:
 
 
 def as_options(message: str) -> str:
-    """``transfer.memory_limit=2GiB`` as ``--memory-limit 2GiB``, and ``train.steps=0`` as ``--set train.steps=0``."""
+    """The message with options in place of keys: ``transfer.memory_limit=2GiB`` as ``--memory-limit 2GiB``, and
+    ``train.steps=0`` as ``--set train.steps=0``."""
     options = {key: name.replace("_", "-") for name, key in keys_of(ScaleOptions).items()}
 
     def option(match: re.Match[str]) -> str:

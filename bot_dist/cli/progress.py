@@ -82,7 +82,7 @@ def elements(n: float) -> str:
 
 
 class _Amount(ProgressColumn):
-    """How much is done of how much, in the unit of the task."""
+    """A column that shows how much is done of how much, in the unit of the task."""
 
     def render(self, task: Task) -> Text:
         show = task.fields["show"]
@@ -100,7 +100,7 @@ class _Line:
     completed: float = 0.0
     started: float = field(default_factory=lambda: time.monotonic())
     told: float = field(default_factory=lambda: time.monotonic())
-    """When a line was last shown."""
+    """Seconds of the monotonic clock at which a line was last shown."""
 
 
 class _Lines:

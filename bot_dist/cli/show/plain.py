@@ -15,7 +15,7 @@ def show_json(data: Any) -> None:
 
 
 def show_facts(lines: Iterable[tuple[str, str]]) -> None:
-    """A heading and a text each."""
+    """Show facts, a line each: a heading and a text."""
     for heading, text in lines:
         terminal.console.print(f"{heading:<14} {text}")
 

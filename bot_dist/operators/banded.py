@@ -19,7 +19,7 @@ Indices = npt.NDArray[np.int64]
 Taps = npt.NDArray[np.float64]
 
 BLOCK = 2**21
-"""Elements that a product of operators holds at a time."""
+"""Elements of each array that a product of operators holds at a time."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +44,7 @@ class Operator:
         return matrix
 
     def _distinct(self, target: Range) -> Indices:
-        """Indices of the rows of ``target``; one row stands for all where they share it."""
+        """Indices of the rows ``target``, ``(rows, width)``; one row stands for all where they share it."""
         return self.indices[target[0] : target[0] + 1 if self.indices.strides[0] == 0 else target[1]]
 
     def support(self, target: Range) -> tuple[Range, ...]:
@@ -55,7 +55,8 @@ class Operator:
         return tuple((int(start), int(stop)) for start, stop in edges.reshape(-1, 2))
 
     def restricted(self, target: Range, source: tuple[Range, ...]) -> tuple[Indices, Taps]:
-        """Rows of ``target`` with indices into the concatenation of the ``source`` ranges."""
+        """Indices and taps, both ``(rows, width)``, of the rows ``target``; the indices count within the concatenation
+        of the ``source`` ranges, which must cover the rows' support."""
         positions = np.full(self.n_source, -1)
         offset = 0
         for start, stop in source:
@@ -83,17 +84,17 @@ class Operator:
 
 
 def keep(n: int) -> Operator:
-    """The identity."""
+    """The identity on ``n`` indices."""
     return Operator(np.arange(n)[:, None], np.ones((n, 1)), n)
 
 
 def from_dense(matrix: Taps) -> Operator:
-    """A matrix ``(n_target, n_source)`` with few zeros; its indices take no memory."""
+    """The operator of a matrix ``(n_target, n_source)`` with few zeros; its indices take no memory."""
     return Operator(np.broadcast_to(np.arange(matrix.shape[1]), matrix.shape), matrix, matrix.shape[1])
 
 
 def below(operators: Sequence[Operator]) -> Operator:
-    """Operators on one source as one, their targets one after the other."""
+    """One operator of several on the same source, their targets one after the other."""
     width = max(operator.indices.shape[1] for operator in operators)
     indices = np.empty((sum(operator.n_target for operator in operators), width), dtype=np.int64)
     taps = np.zeros(indices.shape)
@@ -108,7 +109,7 @@ def below(operators: Sequence[Operator]) -> Operator:
 
 
 def beside(operators: Sequence[Operator]) -> Operator:
-    """Operators on one target as one, their sources one after the other."""
+    """One operator of several to the same target, their sources one after the other; what they give is added."""
     offsets = np.cumsum([0, *(operator.n_source for operator in operators)])
     indices = [operator.indices + offset for operator, offset in zip(operators, offsets[:-1], strict=True)]
     return Operator(

@@ -21,8 +21,8 @@ ROOTS = {0.0: "", 0.5: " /c^½", 1.0: " /c"}
 
 @dataclass(frozen=True, kw_only=True)
 class Shared(Gained):
-    """An operator of which a value that is there c times is divided by c ** ``split``: 0 for plain copies, 1 for the
-    measure of a read axis, ½ for the residual width."""
+    """An operator that divides a value which it takes c times by c ** ``split``: 0 for plain copies, 1 for the measure
+    of a read axis, ½ for the residual width."""
 
     split: float = 0.0
 
@@ -92,7 +92,7 @@ class Copy(Shared):
 
 @dataclass(frozen=True, kw_only=True)
 class OnlyGrows(Gained):
-    """An operator that leaves nothing out."""
+    """An operator that leaves no source index out, so that its axis can't shrink."""
 
     name = ""
 
@@ -186,7 +186,7 @@ class Merge(Shared):
 
 @dataclass(frozen=True, kw_only=True)
 class Diagonal(OperatorSpec):
-    """A factor per index."""
+    """An operator that multiplies every index by a factor of its own."""
 
     factors: tuple[float, ...]
 
@@ -204,8 +204,8 @@ class Diagonal(OperatorSpec):
 
 @dataclass(frozen=True, kw_only=True)
 class Constant(OperatorSpec):
-    """Nothing is taken from the source, and all of it is the detail. Target indices hold ``value``; where the axis
-    grows, those that the source has do."""
+    """An operator that takes nothing from the source, all of which is the detail. Target indices hold ``value``; where
+    the axis grows, only those that the source has do."""
 
     value: float = 1.0
 

@@ -1,4 +1,4 @@
-"""What a shrinking operator drops, and how to undo it.
+"""Details: what a shrinking operator drops, and how to undo it.
 
 For a shrinking operator ``A`` of shape ``(n_target, n_source)``, the details of a signal w are ``D · w``, D of shape
 ``(n_source − n_target, n_source)``, and ``R · [A·w; D·w] = w`` with R of shape ``(n_source, n_source)``.
@@ -25,11 +25,13 @@ MAX_BLOCK = 4096
 """Source indices of the largest block that is inverted."""
 
 MAX_CONDITION = 1e6
-"""Of a block that is inverted: float32 has 7 digits, and its inverse would leave one."""
+"""Largest condition number of a block that is inverted: float32 has 7 digits, and a larger one would leave less than
+one."""
 
 
 def complement(operator: Operator, name: str) -> tuple[Operator, Operator]:
-    """D and R of any shrinking operator. Raises PlanError, calling it ``name``, if its rows are (nearly) dependent."""
+    """D, from the source to its details, and R, which restores the source, of any shrinking operator. Raises PlanError,
+    calling the operator ``name``, if its rows are (nearly) dependent."""
     n_source, n_target = operator.n_source, operator.n_target
     known: dict[tuple[tuple[int, ...], bytes], tuple[Taps, Taps]] = {}
     details: list[Part] = []
@@ -73,13 +75,14 @@ def blocks(operator: Operator) -> list[tuple[Indices, Indices]]:
 
 
 def _members(group: Indices, n_groups: int) -> list[Indices]:
-    """The members of each group, ascending, of which ``group`` names each one's."""
+    """The members of each of ``n_groups`` groups, ascending; ``group[i]`` is the group of member i."""
     stops = np.cumsum(np.bincount(group, minlength=n_groups))
     return np.split(np.argsort(group, kind="stable"), stops[:-1])
 
 
 def submatrix(operator: Operator, rows: Indices, columns: Indices) -> Taps:
-    """Rows and columns that no other taps share, ``(len(rows), len(columns))``."""
+    """The dense matrix ``(len(rows), len(columns))`` of some rows, where ``columns``, ascending, hold all their
+    taps."""
     matrix = np.zeros((len(rows), len(columns)))
     taps = operator.taps[rows]
     row, place = np.nonzero(taps)
@@ -88,7 +91,8 @@ def submatrix(operator: Operator, rows: Indices, columns: Indices) -> Taps:
 
 
 def _inverted(matrix: Taps, name: str) -> tuple[Taps, Taps]:
-    """D and R of a dense A: rows that are an orthonormal basis of its kernel, and ``[pinv(A), Dᵀ]``.
+    """D and R of a dense A: rows that are an orthonormal basis of its kernel, and ``[pinv(A), Dᵀ]``. Raises PlanError,
+    calling A ``name``, if its rows are (nearly) dependent.
 
     The kernel alone has no preferred basis, and that of a decomposition depends on the machine: D is the one that the
     Gram-Schmidt process makes of fixed vectors projected onto it, so that another machine can put details back.
@@ -115,7 +119,7 @@ def _dependent(name: str) -> PlanError:
 
 
 def _assembled(parts: list[Part], n_target: int, n_source: int) -> Operator:
-    """The operator that consists of dense parts, no two of which share a target."""
+    """The operator ``(n_target, n_source)`` that consists of dense parts, no two of which share a target."""
     if len(parts) == 1:
         return from_dense(parts[0][2])
     width = max(len(sources) for _, sources, _ in parts)

@@ -23,11 +23,12 @@ from bot_dist.operators.banded import Indices, Operator, Taps, keep
 Boundary = Literal["periodic", "symmetric"]
 
 HAAR = frozenset({"haar", "db1", "bior1.1", "rbio1.1"})
-"""The names of the filter bank of averages and differences of two."""
+"""The names of the wavelet whose filter bank takes averages and differences of two."""
 
 
 class Filters(NamedTuple):
-    """Of one wavelet, each of one even length."""
+    """The filters of one wavelet, all of one even length: analysis (``dec``) and synthesis (``rec``), low-pass and
+    high-pass."""
 
     dec_lo: Taps
     dec_hi: Taps
@@ -37,7 +38,7 @@ class Filters(NamedTuple):
 
 @cache
 def filters(wavelet: str) -> Filters:
-    """Raises RecipeError on an unknown wavelet."""
+    """The filters of a wavelet, by its name in PyWavelets. Raises RecipeError on an unknown one."""
     import pywt
 
     if wavelet not in pywt.wavelist(kind="discrete"):
@@ -46,14 +47,15 @@ def filters(wavelet: str) -> Filters:
 
 
 def is_orthogonal(wavelet: str) -> bool:
-    """Whether its synthesis bank is its analysis bank, transposed."""
+    """Whether the synthesis bank of ``wavelet`` is its analysis bank, transposed."""
     import pywt
 
     return bool(pywt.Wavelet(wavelet).orthogonal)
 
 
 def analysis(n: int, taps: Taps, boundary: Boundary) -> Operator:
-    """From ``n`` (even) to ``n / 2`` by one analysis filter (the low-pass one if the boundary is symmetric)."""
+    """The operator from ``n`` (even) indices to ``n / 2`` by one analysis filter (the low-pass one if the boundary is
+    symmetric)."""
     length = len(taps)
     reach = length // 2 - np.arange(length)
     shift = _phase(taps, reach - 0.5) if boundary == "symmetric" else 0
@@ -63,7 +65,8 @@ def analysis(n: int, taps: Taps, boundary: Boundary) -> Operator:
 
 
 def synthesis(n: int, taps: Taps, boundary: Boundary) -> Operator:
-    """From ``n`` to ``2n`` by one synthesis filter (the low-pass one if the boundary is symmetric)."""
+    """The operator from ``n`` indices to ``2n`` by one synthesis filter (the low-pass one if the boundary is
+    symmetric)."""
     length = len(taps)
     shift = _phase(taps, np.arange(length) - length // 2 + 0.5) if boundary == "symmetric" else 0
     m = np.arange(2 * n)[:, None]

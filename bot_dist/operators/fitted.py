@@ -1,4 +1,4 @@
-"""Operators that were fitted: their values are kept in a store, as arrays that are named after them.
+"""Fitted operators: their values are kept in a store, as arrays that are named after them.
 
 Beside the array of an operator NAME lie those that its use takes: ``NAME.split`` or ``NAME.dual`` to undo it
 (``dual.py``), ``NAME.moments`` for AdamW's moments (``optimizer_state.py``). Values are kept
@@ -25,7 +25,7 @@ from bot_dist.operators.spec import Gained, OperatorSpec, ReadKept, Rows
 from bot_dist.tensors.axes import Range
 
 SUFFIXES = SPLIT, DUAL, MOMENTS = ".split", ".dual", ".moments"
-"""Of the arrays that lie beside that of an operator."""
+"""Suffixes of the names of the arrays that lie beside that of a fitted operator."""
 
 Sizes = Mapping[str, int]
 """The axes of an array, without that of the layers, and their sizes."""
@@ -37,7 +37,7 @@ class Fitted(OperatorSpec):
     """An operator whose values are kept in a store."""
 
     handle: str = ""
-    """Where its values are kept: ``URL#NAME``. Until they are, its name."""
+    """The place where its values are kept, ``URL#NAME``; until they are, its name alone."""
     digest: str = ""
     """The digest of the values that are meant; empty until they are kept."""
     per_layer: bool = False
@@ -47,7 +47,7 @@ class Fitted(OperatorSpec):
 
     @property
     def name(self) -> str:
-        """What it is called where it is kept."""
+        """The name of the operator where its values are kept."""
         return self.handle.rpartition("#")[2]
 
     @property
@@ -61,32 +61,33 @@ class Fitted(OperatorSpec):
         raise AssertionError(f"the operator {self.handle!r} is kept elsewhere and has to be loaded")
 
     def as_kept(self) -> Fitted:
-        """The operator as it is to be kept: wherever that is, and however it is used."""
+        """The operator as it is to be kept: without its place, its digest, and what depends on its use."""
         return dataclasses.replace(self, handle="", digest="")
 
     @property
     @abstractmethod
     def sizes(self) -> Sizes:
-        """Sizes of its own array."""
+        """The sizes of the operator's own array by axis, without that of the layers."""
 
     def beside(self, *, undone: bool, moments: bool) -> dict[str, Sizes]:
-        """By suffix, the arrays that lie beside its own: those that undo it, and those that AdamW's moments take."""
+        """The sizes, by suffix, of the arrays that lie beside its own: with ``undone`` those that undo it, with
+        ``moments`` those that AdamW's moments take."""
         return {}
 
     def made_beside(self, suffix: str, values: Taps, what: str) -> Values:
-        """An array that lies beside its own of these ``values``. Raises PlanError, calling it ``what``, where it can't
-        be undone."""
+        """The array of this ``suffix`` beside an own array of these ``values``, both of one layer. Raises PlanError,
+        calling the operator ``what``, where it can't be undone."""
         raise AssertionError(f"nothing lies beside {self}")
 
     @property
     @abstractmethod
     def placeholder(self) -> Values:
-        """Values for a layer of which nothing is used; they can be undone as others can."""
+        """Values of its own array for a layer of which nothing is used; they can be undone as others can."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FittedDense(Fitted, Gained):
-    """A matrix of whatever values."""
+    """A fitted matrix ``(n_target, n_source)`` of any values."""
 
     def __str__(self) -> str:
         return f"{super().__str__()}{_times(self.gain)}"
@@ -117,11 +118,11 @@ class FittedDense(Fitted, Gained):
 
 @dataclass(frozen=True, kw_only=True)
 class FittedMatrix(FittedDense):
-    """A matrix that takes an inverse to undo it. Where it grows, its rows beyond the source's indices are zero: new
-    units are as of ``Lazy``."""
+    """A fitted matrix that takes an inverse to undo it. Where it grows, its rows beyond the source's indices are zero:
+    new units are like those of ``Lazy``."""
 
     rank: int = 0
-    """How many of its rows tell something of their own, where that may be fewer than ``n_target``; 0: all."""
+    """How many of its rows are independent of each other, where that may be fewer than ``n_target``; 0: all."""
 
     @property
     def padded(self) -> bool:
@@ -132,10 +133,10 @@ class FittedMatrix(FittedDense):
         return self.n_source - (self.rank or self.n_target)
 
     def beside(self, *, undone: bool, moments: bool) -> dict[str, Sizes]:
-        found = super().beside(undone=undone, moments=moments)
+        arrays = super().beside(undone=undone, moments=moments)
         if undone and not self.padded:
-            found[DUAL] = {"target": self.n_target + self.n_details, "source": self.n_source}
-        return found
+            arrays[DUAL] = {"target": self.n_target + self.n_details, "source": self.n_source}
+        return arrays
 
     def made_beside(self, suffix: str, values: Taps, what: str) -> Values:
         if suffix == DUAL:
@@ -150,23 +151,23 @@ class FittedMatrix(FittedDense):
         return True
 
     def undoing_columns(self, read: ReadKept, columns: Range) -> Taps:
-        found = read(DUAL, columns)
-        found[: max(0, self.n_target - columns[0])] /= self.gain
-        return found
+        taps = read(DUAL, columns)
+        taps[: max(0, self.n_target - columns[0])] /= self.gain
+        return taps
 
 
 @dataclass(frozen=True, kw_only=True)
 class FittedLifting(FittedDense):
-    """A matrix of which each target index takes one source index as it is, in ascending order, and something of those
-    that none takes."""
+    """A fitted matrix by which each target index takes one source index as it is, in ascending order, and a part of
+    each of those that no target index takes so."""
 
     @property
     def undone_block(self) -> int:
         return 1
 
     def beside(self, *, undone: bool, moments: bool) -> dict[str, Sizes]:
-        found = super().beside(undone=undone, moments=moments)
-        return found | ({SPLIT: {"target": self.n_target, "source": 1}} if undone else {})
+        arrays = super().beside(undone=undone, moments=moments)
+        return arrays | ({SPLIT: {"target": self.n_target, "source": 1}} if undone else {})
 
     def made_beside(self, suffix: str, values: Taps, what: str) -> Values:
         return split_of(values) if suffix == SPLIT else super().made_beside(suffix, values, what)
@@ -176,12 +177,12 @@ class FittedLifting(FittedDense):
 
     def restoring_rows(self, read: ReadKept, rows: Range) -> Rows:
         kept = self._kept(read)
-        found = places(kept, self.n_source)[slice(*rows)]
-        own = found < self.n_target
-        taps = np.zeros((len(found), self.n_source))
-        taps[np.arange(len(found)), found] = np.where(own, 1 / self.gain, 1.0)
+        place = places(kept, self.n_source)[slice(*rows)]
+        own = place < self.n_target
+        taps = np.zeros((len(place), self.n_source))
+        taps[np.arange(len(place)), place] = np.where(own, 1 / self.gain, 1.0)
         if own.any():
-            predicted = read("", (found[own].min(), found[own].max() + 1))
+            predicted = read("", (place[own].min(), place[own].max() + 1))
             taps[own, self.n_target :] = -predicted[:, dropped(kept, self.n_source)]
         return _dense(taps)
 
@@ -191,7 +192,8 @@ class FittedLifting(FittedDense):
 
 @dataclass(frozen=True, kw_only=True)
 class FittedSelection(Fitted, Shared):
-    """The source index that each target index takes: those that are kept; growing, some repeatedly."""
+    """A fitted choice of the source index that each target index takes: those that are kept where the axis shrinks;
+    some of them repeatedly where it grows."""
 
     def __str__(self) -> str:
         return f"{super().__str__()}{_times(self.gain)}{ROOTS[self.split]}"
@@ -221,8 +223,8 @@ class FittedSelection(Fitted, Shared):
         return _detail_rows(self._kept(read), self.n_source, rows)
 
     def restoring_rows(self, read: ReadKept, rows: Range) -> Rows:
-        found = places(self._kept(read), self.n_source)[slice(*rows)]
-        return found[:, None], np.where(found < self.n_target, 1 / self.gain, 1.0)[:, None]
+        place = places(self._kept(read), self.n_source)[slice(*rows)]
+        return place[:, None], np.where(place < self.n_target, 1 / self.gain, 1.0)[:, None]
 
     def dual_rows(self, read: ReadKept, rows: Range) -> Rows:
         indices, taps = self.rows(read, rows)
@@ -234,7 +236,7 @@ class FittedSelection(Fitted, Shared):
 
 @dataclass(frozen=True, kw_only=True)
 class FittedConstant(Fitted):
-    """One number that all target indices hold, whatever the source is; all of the source is the detail."""
+    """A fitted number that all target indices hold, whatever the source is; all of the source is the detail."""
 
     def __str__(self) -> str:
         return f"= {super().__str__()}"
@@ -262,7 +264,7 @@ class FittedConstant(Fitted):
         return Resample(n_source=self.n_source, n_target=self.n_source)
 
     def of_gradients(self, *, inserts: bool = False) -> OperatorSpec:
-        """Gradients know nothing of its value."""
+        """A constant that is not fitted, for gradients do not depend on its value."""
         return Constant(n_source=self.n_source, n_target=self.n_target)
 
 

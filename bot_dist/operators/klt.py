@@ -21,7 +21,7 @@ from bot_dist.errors import CalibrationError
 Array = npt.NDArray[np.float64]
 
 SYMMETRY = 1e-6
-"""Of the largest value of a moment: how far it may be from its transpose (sums in float32 differ by about 1e-7)."""
+"""How far a moment may be from its transpose, relative to its largest value (sums in float32 differ by about 1e-7)."""
 
 TIE = 1 - 1e-6
 """Components within this factor of a vector's largest count as equal, so that rounding does not choose its sign."""
@@ -32,9 +32,9 @@ class Basis:
     """An orthonormal basis, most energy first."""
 
     vectors: Array
-    """(n, n): one vector per row."""
+    """The vectors of the basis, one per row: ``(n, n)``."""
     energies: Array
-    """(n,): the mean square of the signal along each vector, descending, none negative."""
+    """The mean square of the signal along each vector, ``(n,)``: descending, none negative."""
 
 
 def klt(moment: Array) -> Basis:
@@ -70,7 +70,7 @@ def isometry_centred(moment: Array, n_target: int) -> Array:
 
 
 def checked(moment: Array) -> None:
-    """Raises CalibrationError if a moment is not finite, or not symmetric."""
+    """Raise CalibrationError if a moment ``(n, n)`` is not finite, or not symmetric."""
     assert moment.ndim == 2, moment.shape
     assert moment.shape[0] == moment.shape[1], moment.shape
     if not np.isfinite(moment).all():
@@ -88,14 +88,14 @@ def checked(moment: Array) -> None:
 
 
 def _complement_of_ones(n: int) -> Array:
-    """(n, n − 1): the cosines of the DCT-II but the constant one; orthonormal columns that each sum to 0."""
+    """Orthonormal columns that each sum to 0, ``(n, n − 1)``: the cosines of the DCT-II but the constant one."""
     angles = np.pi / n * (np.arange(n)[:, None] + 0.5) * np.arange(1, n)
     cosines: Array = np.sqrt(2 / n) * np.cos(angles)
     return cosines
 
 
 def _signed(vectors: Array) -> Array:
-    """Rows with the sign that makes their first largest component positive."""
+    """The vectors, one per row, with the signs that make the first of their largest components positive."""
     sizes = np.abs(vectors)
     first = np.argmax(sizes >= TIE * sizes.max(axis=1, keepdims=True), axis=1)
     signs = np.where(vectors[np.arange(len(vectors)), first] < 0, -1.0, 1.0)

@@ -96,7 +96,8 @@ def _cheapest(inverse: torch.Tensor, columns: torch.Tensor, among: torch.Tensor)
 
 
 def _costs(inverse: torch.Tensor, columns: torch.Tensor, inner: int) -> torch.Tensor:
-    """Of every unit: ``inverse`` is of C, ``(n, n)``, ``columns`` are those of W, ``(n, m)``."""
+    """The cost of every unit of ``inner`` coordinates, ``(n / inner,)``. ``inverse`` is that of C, ``(n, n)``;
+    ``columns`` are those of W, ``(n, m)``."""
     units = len(columns) // inner
     if inner == 1:
         alone: torch.Tensor = columns.square().sum(1) / inverse.diagonal()
@@ -109,7 +110,8 @@ def _costs(inverse: torch.Tensor, columns: torch.Tensor, inner: int) -> torch.Te
 
 
 def _drop(inverse: torch.Tensor, columns: torch.Tensor, at: torch.Tensor) -> None:
-    """Let the others take over the part of some coordinates, in place; what is left of these means nothing."""
+    """Let the other coordinates take over the part of those ``at`` some places, in ``inverse`` and ``columns`` (shapes
+    as in :func:`_costs`) themselves; what is left of these coordinates means nothing."""
     gain = _solved(inverse[at][:, at], inverse[at])  # (k, n)
     columns.addmm_(gain.T, columns[at], alpha=-1)
     inverse.addmm_(inverse[at].T, gain, alpha=-1)
@@ -117,9 +119,10 @@ def _drop(inverse: torch.Tensor, columns: torch.Tensor, at: torch.Tensor) -> Non
 
 
 def _solved(blocks: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """Blocks of an inverse moment are symmetric and positive; LU, in batches over threads, sometimes fails in MKL."""
-    found: torch.Tensor = torch.cholesky_solve(values, torch.linalg.cholesky(blocks))
-    return found
+    """The solutions x of ``blocks · x = values``, by Cholesky: blocks of an inverse moment are symmetric and positive,
+    and LU, in batches over threads, sometimes fails in MKL."""
+    solution: torch.Tensor = torch.cholesky_solve(values, torch.linalg.cholesky(blocks))
+    return solution
 
 
 def _coordinates(units: torch.Tensor, inner: int) -> torch.Tensor:
@@ -127,20 +130,20 @@ def _coordinates(units: torch.Tensor, inner: int) -> torch.Tensor:
 
 
 def energy(moment: Array, weight: Array) -> float:
-    """Mean square ``tr(W · C · Wᵀ)`` of what a map puts out. Shapes as of :func:`most_telling`."""
+    """Mean square ``tr(W · C · Wᵀ)`` of what a map puts out. Shapes are those of :func:`most_telling`."""
     columns = torch.from_numpy(np.ascontiguousarray(weight.T))
     return float((columns * (torch.from_numpy(moment) @ columns)).sum())
 
 
 def loudness(moment: Array, weight: Array, inner: int = 1) -> Array:
     """Mean square of what each unit alone puts out, ``tr(W_g · C_gg · W_gᵀ)``, ``(n / inner,)``: what dropping it costs
-    when nothing takes over its part. Shapes as of :func:`most_telling`."""
+    when nothing takes over its part. Shapes are those of :func:`most_telling`."""
     units = len(moment) // inner
     each = np.arange(units)
     own = moment.reshape(units, inner, units, inner)[each, :, each, :]
     parts = weight.T.reshape(units, inner, -1)
-    found: Array = np.einsum("uim,uij,ujm->u", parts, own, parts, optimize=True)
-    return found
+    mean_squares: Array = np.einsum("uim,uij,ujm->u", parts, own, parts, optimize=True)
+    return mean_squares
 
 
 def paired(costs: Array, n_target: int) -> tuple[int, ...]:
@@ -150,14 +153,14 @@ def paired(costs: Array, n_target: int) -> tuple[int, ...]:
     assert n_target <= n <= 2 * n_target, (n, n_target)
     best: list[list[tuple[float, tuple[int, ...]]]] = [[(0.0, ())]]  # by indices done, then by pairs so far
     for i in range(n):
-        found = [(cost, (*starts, i)) for cost, starts in best[i]]
+        by_pairs = [(cost, (*starts, i)) for cost, starts in best[i]]
         for pairs, (cost, starts) in enumerate(best[i - 1] if i else ()):
             merged = (cost + float(costs[i - 1] + costs[i]), (*starts, i - 1))
-            if pairs + 1 < len(found):
-                found[pairs + 1] = min(found[pairs + 1], merged)
+            if pairs + 1 < len(by_pairs):
+                by_pairs[pairs + 1] = min(by_pairs[pairs + 1], merged)
             else:
-                found.append(merged)
-        best.append(found)
+                by_pairs.append(merged)
+        best.append(by_pairs)
     return best[n][n - n_target][1]
 
 
@@ -183,12 +186,12 @@ def regression(cross: Array, moment: Array, ridge: float, prior: Array | None = 
         )
     factor = _factor(moment, ridge)
     missed = cross if prior is None else cross - prior @ _symmetric(moment)
-    found = torch.cholesky_solve(torch.from_numpy(np.ascontiguousarray(missed.T)), factor).numpy().T
-    return np.ascontiguousarray(found if prior is None else prior + found)
+    solution = torch.cholesky_solve(torch.from_numpy(np.ascontiguousarray(missed.T)), factor).numpy().T
+    return np.ascontiguousarray(solution if prior is None else prior + solution)
 
 
 def _factor(moment: Array, ridge: float) -> torch.Tensor:
-    """Cholesky's, ``(n, n)``, of a moment with its ridge. Raises CalibrationError as :func:`regression` does."""
+    """The Cholesky factor ``(n, n)`` of a moment with its ridge. Raises CalibrationError as :func:`regression` does."""
     assert ridge >= 0, ridge
     checked(moment)
     n = len(moment)
@@ -205,8 +208,8 @@ def _factor(moment: Array, ridge: float) -> torch.Tensor:
 
 
 def _symmetric(moment: Array) -> Array:
-    found: Array = (moment + moment.T) / 2
-    return found
+    symmetric: Array = (moment + moment.T) / 2
+    return symmetric
 
 
 def predictor(moment: Array, kept: Indices, dropped: Indices, ridge: float) -> Array:

@@ -1,4 +1,4 @@
-"""Where AdamW's moments go when an operator ``A`` of shape ``(n_target, n_source)`` takes the weights.
+"""The operators that AdamW's moments take when an operator ``A`` of shape ``(n_target, n_source)`` takes the weights.
 
 With ``w' = A·w`` a gradient of the old weights is ``g = Aᵀ·g'``; the smallest new one that is, or comes nearest to it,
 is ``g' = B·g``, ``B = pinv(A)ᵀ``, of the shape of A. First moments are means of gradients: ``m' = B·m``. Second
@@ -21,9 +21,10 @@ from bot_dist.operators.origins import origins
 
 
 def dual_operator(operator: Operator) -> Operator:
-    """B of an operator A. It falls into blocks that share no index, each with a pseudo-inverse of its own.
+    """The dual ``B = pinv(A)ᵀ`` of an operator A, of the same shape. A falls into blocks that share no index, each with
+    a pseudo-inverse of its own.
 
-    A filter bank that is orthogonal is a multiple of an isometry, and B a multiple of A: ``Resample`` knows.
+    A filter bank that is orthogonal is a multiple of an isometry, and B a multiple of A: ``Resample.dual`` knows.
     """
     taking = np.flatnonzero((operator.taps != 0).any(axis=1))
     others = Operator(operator.indices[taking], operator.taps[taking], operator.n_source)
@@ -48,7 +49,7 @@ def dual_operator(operator: Operator) -> Operator:
 
 
 def dual_matrix(matrix: Taps) -> Taps:
-    """B of a dense A, of the same shape; what A maps to nothing, or nearly, is left out."""
+    """The dual ``B = pinv(A)ᵀ`` of a dense A, of the same shape; what A maps to nothing, or nearly, is left out."""
     n_target, n_source = matrix.shape
     if n_target <= n_source:
         return np.linalg.pinv(matrix @ matrix.T, rcond=MAX_CONDITION**-1.5, hermitian=True) @ matrix
@@ -56,15 +57,17 @@ def dual_matrix(matrix: Taps) -> Taps:
 
 
 def second_moments(first: Operator) -> Operator:
-    """B∘B, of B; rows that take nothing take the index in whose place they are."""
+    """The operator B∘B of second moments, made of B, that of the first; rows that take nothing take the index in whose
+    place they are."""
     dense = first.indices.strides[0] == 0
     taps = squared_taps(first.taps, origins(first.n_source, first.n_target) if dense else np.zeros(1, dtype=np.int64))
     return Operator(first.indices, taps, first.n_source)
 
 
 def squared_taps(taps: Taps, own: np.ndarray) -> Taps:
-    """Squares of the taps of rows; of rows of zeros, 1 at the place that ``own`` names."""
-    found: Taps = taps**2
-    empty = np.flatnonzero(~found.any(axis=1))
-    found[empty, np.broadcast_to(own, len(found))[empty]] = 1.0
-    return found
+    """The squares of the taps ``(rows, width)`` of some rows; rows of zeros hold 1 at the place in the row that
+    ``own``, ``(rows,)`` or ``(1,)``, names."""
+    squares: Taps = taps**2
+    empty = np.flatnonzero(~squares.any(axis=1))
+    squares[empty, np.broadcast_to(own, len(squares))[empty]] = 1.0
+    return squares

@@ -17,12 +17,13 @@ from bot_dist.operators.filter_bank import HAAR, Boundary, analysis, filters, is
 from bot_dist.operators.spec import Gained, build_operator
 
 MOST_PRODUCTS = 2**27
-"""Products of two taps that a level of an operator may take: they take seconds, and a GiB."""
+"""Most products of two taps that a level of an operator may take: so many take seconds, and a GiB."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Resample(Gained):
-    """Levels of a filter bank, and area resampling for the rest of the ratio. Every row sums to ``gain``."""
+    """An operator of levels of a filter bank, and area resampling for the rest of the ratio. Every row sums to
+    ``gain``."""
 
     wavelet: str = "haar"
     boundary: Boundary = "periodic"
@@ -49,12 +50,12 @@ class Resample(Gained):
 
     @property
     def is_dyadic(self) -> bool:
-        """Whether levels of the filter bank are all there is to it."""
+        """Whether the ratio is a power of two, so that levels of the filter bank are all there is to the operator."""
         return max(self.n_source, self.n_target) == min(self.n_source, self.n_target) << self.levels
 
     @property
     def averages(self) -> bool:
-        """Whether it takes means over cells, and nothing beyond them."""
+        """Whether the operator takes means over cells, and nothing beyond them."""
         return self.wavelet in HAAR or not self.levels
 
     @property
@@ -80,8 +81,8 @@ class Resample(Gained):
             )
 
     def build(self) -> Operator:
-        """Growing: synthesis to ``n_source · 2^levels``, then area resampling. Shrinking: area resampling to
-        ``n_target · 2^levels``, then analysis. With the orthonormal gain √(n_source/n_target), a dyadic ratio and a
+        """The operator. Growing: synthesis to ``n_source · 2^levels``, then area resampling. Shrinking: area resampling
+        to ``n_target · 2^levels``, then analysis. With the orthonormal gain √(n_source/n_target), a dyadic ratio and a
         periodic boundary it is the approximation band of ``pywt.wavedec`` (or ``waverec`` with zero details) in mode
         ``periodization``.
         """
@@ -103,14 +104,14 @@ class Resample(Gained):
 
     @property
     def is_bank(self) -> bool:
-        """Whether, shrinking, it is levels of a filter bank that has a synthesis bank of the same length."""
+        """Whether the operator, where it shrinks, is levels of a filter bank that a synthesis bank undoes exactly."""
         periodic = self.boundary == "periodic" or self.wavelet in HAAR
         exact = self.wavelet != "dmey"  # a truncated filter: its synthesis does not undo its analysis
         return self.levels > 0 and self.is_dyadic and periodic and exact
 
     @property
     def _is_isometry(self) -> bool:
-        """Whether it is a multiple of one."""
+        """Whether the operator is known to be a multiple of an isometry."""
         return self.is_bank and is_orthogonal(self.wavelet)
 
     def undoing(self) -> tuple[Operator, Operator]:
@@ -150,7 +151,7 @@ class Resample(Gained):
 
 
 def area(n_source: int, n_target: int) -> Operator:
-    """Target cell t is the mean over its stretch of source cells, from ``t · n_source / n_target`` to
+    """Area resampling: target cell t is the mean over its stretch of source cells, from ``t · n_source / n_target`` to
     ``(t + 1) · n_source / n_target``: tap s is the part of that stretch that lies in cell s."""
     # In units of 1 / n_target of a source cell, all bounds are whole numbers.
     start = np.arange(n_target)[:, None] * n_source

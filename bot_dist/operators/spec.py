@@ -1,4 +1,4 @@
-"""What determines an operator: a few numbers that can be compared, printed, stored and sent.
+"""Specifications of operators: a few numbers that can be compared, printed, stored and sent.
 
 Every kind of operator is a type, and all have one protocol: callers ask an operator, and never which kind it is. Here
 is what they have in common, and what is made of any of them: its details, what restores from these, and what AdamW's
@@ -67,17 +67,17 @@ class OperatorSpec(ABC):
 
     @property
     def in_words(self) -> str:
-        """What becomes of the source's indices, to be put behind a word for them."""
+        """Words for what becomes of the source's indices, to be put behind a word for these."""
         return f"are taken by {self}"
 
     @property
     def is_identity(self) -> bool:
-        """Whether it changes nothing, so that applying it can be skipped."""
+        """Whether the operator changes nothing, so that applying it can be skipped."""
         return False
 
     @property
     def gain(self) -> float:
-        """The factor on every value that is taken."""
+        """The factor on every value that the operator takes."""
         return 1.0
 
     @property
@@ -87,17 +87,17 @@ class OperatorSpec(ABC):
 
     @property
     def fitted(self) -> bool:
-        """Whether it is kept in a store, or made of an operator that is."""
+        """Whether the operator was fitted and is kept in a store, or is made of one that is."""
         return False
 
     @property
     def per_layer(self) -> bool:
-        """Whether there is one per source layer; never true of what is made of another operator."""
+        """Whether the operator differs per source layer; never true of one that is made of another operator."""
         return False
 
     @property
     def restores(self) -> bool:
-        """Whether it undoes an operator that has shrunk an axis."""
+        """Whether the operator undoes one that has shrunk an axis."""
         return False
 
     @property
@@ -106,7 +106,8 @@ class OperatorSpec(ABC):
         return False
 
     def held(self, value: float) -> float:
-        """What indices that the source has hold where nothing is taken from it, if new ones hold ``value``."""
+        """The value that target indices which the source has too hold where nothing is taken from it, if new ones hold
+        ``value``."""
         return value
 
     @property
@@ -131,17 +132,18 @@ class OperatorSpec(ABC):
 
     @property
     def uneven(self) -> bool:
-        """Whether it copies some source indices more often than others, whatever they hold."""
+        """Whether the operator copies some source indices more often than others, whatever they hold."""
         return False
 
     @property
     def padded(self) -> bool:
-        """Whether it is a fitted one, and the target indices beyond the source's take nothing."""
+        """Whether the operator is a fitted one whose target indices beyond the source's take nothing."""
         return False
 
     def grown_wrong(self, measure: float) -> str:
-        """Why a model's function is lost where an axis grows by it, of which what is read has this measure: words to be
-        put behind the change of size. Empty where the function is kept."""
+        """Why a model's function is lost where an axis grows by the operator, in words to be put behind the change of
+        size; empty where it is kept. ``measure`` is the gain that keeps it: n_source / n_target where the axis is
+        read."""
         return ""
 
     @property
@@ -154,7 +156,7 @@ class OperatorSpec(ABC):
         return Detail(n_source=self.n_source, n_target=self.n_details, of=self)
 
     def restoring(self) -> OperatorSpec:
-        """The operator that undoes it: from its target and its details, one after the other, to the source."""
+        """The operator that undoes this one: from its target and its details, one after the other, to the source."""
         return Restore(n_source=self.n_target + self.n_details, n_target=self.n_source, of=self)
 
     def with_unit_gain(self) -> OperatorSpec:
@@ -162,25 +164,26 @@ class OperatorSpec(ABC):
         return self
 
     def renamed(self, named: Callable[[str], str]) -> OperatorSpec:
-        """The operator, where its values are kept under the name that ``named`` makes of theirs."""
+        """The operator with its values kept at the place that ``named`` makes of theirs."""
         return self
 
     def undoing(self) -> tuple[Operator, Operator]:
-        """D and R of a shrinking operator (``details.py``). Raises PlanError if it can't be undone."""
+        """D, from the source to its details, and R, which restores the source, of a shrinking operator
+        (``details.py``). Raises PlanError if it can't be undone."""
         return complement(build_operator(self), f"{self} ({self.change})")
 
     @property
     def undone_block(self) -> int:
-        """Source indices of the largest block that is inverted to undo it."""
+        """Source indices of the largest block that is inverted to undo the operator."""
         return self.n_source
 
     def of_gradients(self, *, inserts: bool = False) -> OperatorSpec:
-        """The operator whose dual gradients take: the one that weights take, where they have any. ``inserts``: its
-        target has layers that change nothing, whose copies have no gradients."""
+        """The operator whose dual gradients take: the one that weights take, where these have gradients. ``inserts``:
+        the target has new layers that change nothing, so what is copied into them has no gradients."""
         return self
 
     def dual(self) -> Operator:
-        """B of the operator (``optimizer_state.py``)."""
+        """The dual B of the operator, which gradients take (``optimizer_state.py``)."""
         return dual_operator(build_operator(self))
 
     @property
@@ -189,25 +192,25 @@ class OperatorSpec(ABC):
         return 1
 
     def rows(self, read: ReadKept, rows: Range) -> Rows:
-        """Some rows of the operator, of which ``read`` reads what is kept. Raises as ``read`` does."""
+        """Some rows of the operator; ``read`` reads what is kept of it. Raises as ``read`` does."""
         return build_operator(self).restricted(rows, ((0, self.n_source),))
 
     def detail_rows(self, read: ReadKept, rows: Range) -> Rows:
-        """Rows of the operator that ``detail`` gives."""
+        """Some rows of the operator that ``detail`` gives. Raises as ``read`` does."""
         return build_operator(self.detail()).restricted(rows, ((0, self.n_source),))
 
     def restoring_rows(self, read: ReadKept, rows: Range) -> Rows:
-        """Rows of the operator that ``restoring`` gives."""
+        """Some rows of the operator that ``restoring`` gives. Raises as ``read`` does."""
         restoring = self.restoring()
         return build_operator(restoring).restricted(rows, ((0, restoring.n_source),))
 
     def dual_rows(self, read: ReadKept, rows: Range) -> Rows:
-        """Rows of the dual."""
+        """Some rows of the operator that ``dual`` gives. Raises as ``read`` does."""
         return self.dual().restricted(rows, ((0, self.n_source),))
 
     @property
     def by_columns(self) -> bool:
-        """Whether columns of it are kept, and not rows: ``columns`` gives them, and ``rows`` does not."""
+        """Whether columns of the operator are kept, and not rows: ``columns`` gives them, and ``rows`` does not."""
         return False
 
     def columns(self, read: ReadKept, columns: Range) -> Taps:
@@ -216,11 +219,11 @@ class OperatorSpec(ABC):
 
     @property
     def undone_by_columns(self) -> bool:
-        """``by_columns`` of the operator that ``restoring`` gives."""
+        """Whether columns of the operator that ``restoring`` gives are kept, and not rows."""
         return False
 
     def undoing_columns(self, read: ReadKept, columns: Range) -> Taps:
-        """Columns of the operator that ``restoring`` gives, where they are kept."""
+        """Some columns of the operator that ``restoring`` gives, ``(columns, n_source)``, where they are kept."""
         raise AssertionError(f"what undoes {self} is not kept by columns")
 
 
@@ -266,7 +269,7 @@ class Derived(OperatorSpec):
     @property
     @abstractmethod
     def role(self) -> str:
-        """What it is to the operator that it is made of."""
+        """The word for what the operator is to the one that it is made of."""
 
     def __str__(self) -> str:
         return f"{self.role} of {self.of}"
@@ -274,7 +277,7 @@ class Derived(OperatorSpec):
 
 @dataclass(frozen=True, kw_only=True)
 class Undoing(Derived):
-    """An operator that has to do with the details of one that shrinks."""
+    """An operator that leads to, or from, the details of one that shrinks."""
 
     def check(self, what: str) -> None:
         super().check(what)
@@ -292,7 +295,7 @@ class Undoing(Derived):
 
 @dataclass(frozen=True, kw_only=True)
 class Detail(Undoing):
-    """What the shrinking operator ``of`` drops."""
+    """The operator from a source to its details: to what the shrinking operator ``of`` drops."""
 
     role = "detail"
 
@@ -305,7 +308,7 @@ class Detail(Undoing):
 
 @dataclass(frozen=True, kw_only=True)
 class Restore(Undoing):
-    """What undoes ``of``, on its target and its details one after the other."""
+    """The operator that undoes ``of``: from its target and its details, one after the other, to its source."""
 
     role = "restore"
 
@@ -331,7 +334,7 @@ class Restore(Undoing):
 
 @dataclass(frozen=True, kw_only=True)
 class FirstMoment(Derived):
-    """What AdamW's first moments take where weights take ``of`` (``optimizer_state.py``)."""
+    """The operator that AdamW's first moments take where weights take ``of`` (``optimizer_state.py``)."""
 
     role = "exp_avg"
 
@@ -354,7 +357,7 @@ class FirstMoment(Derived):
 
 @dataclass(frozen=True, kw_only=True)
 class SecondMoment(FirstMoment):
-    """What AdamW's second moments take where weights take ``of``."""
+    """The operator that AdamW's second moments take where weights take ``of`` (``optimizer_state.py``)."""
 
     role = "exp_avg_sq"
 

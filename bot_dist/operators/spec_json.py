@@ -31,7 +31,8 @@ DEFAULTS: Mapping[str, Any] = {
     "lifted": False,
     "rank": 0,
 }
-"""The keys beside ``n_source`` and ``n_target``, and what they hold for kinds that they say nothing of."""
+"""The keys beside ``n_source`` and ``n_target``, with the values that they hold for kinds of operators that don't use
+them."""
 
 KINDS: Mapping[type[OperatorSpec], Mapping[str, Any]] = {
     Resample: {"policy": "resample"},
@@ -51,21 +52,21 @@ KINDS: Mapping[type[OperatorSpec], Mapping[str, Any]] = {
     FirstMoment: {"policy": "exp_avg"},
     SecondMoment: {"policy": "exp_avg_sq"},
 }
-"""What says which kind an operator is of. Of the two constants, one that was fitted has a handle."""
+"""The entries that tell the kinds of operators apart. Of the two constants, the fitted one has a handle."""
 
 KEYS = {"gain": "row_sum", "value": "row_sum", "factors": "diagonal"}
-"""The keys of fields that have another name."""
+"""The keys of the fields that are not kept under their own names."""
 
 
 def spec_to_json(spec: OperatorSpec) -> dict[str, Any]:
-    """An operator as plain data."""
-    found = {**DEFAULTS, **KINDS[type(spec)]}
+    """An operator as plain data that can be written as JSON."""
+    data = {**DEFAULTS, **KINDS[type(spec)]}
     for field in dataclasses.fields(spec):
         value = getattr(spec, field.name)
         if isinstance(value, OperatorSpec):
             value = spec_to_json(value)
-        found[KEYS.get(field.name, field.name)] = [*value] if isinstance(value, tuple) else value
-    return found
+        data[KEYS.get(field.name, field.name)] = [*value] if isinstance(value, tuple) else value
+    return data
 
 
 def spec_from_json(data: Mapping[str, Any]) -> OperatorSpec:

@@ -1,4 +1,4 @@
-"""bot_dist: grow and shrink pretrained transformers by wavelets.
+"""Grow and shrink pretrained transformers by wavelets.
 
 >>> import bot_dist
 >>> small = bot_dist.resize("hf://ORGANISATION/MODEL", layers=24, embed=288, mlp=768)
@@ -72,7 +72,8 @@ logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 
 def __getattr__(name: str) -> Any:
-    """Import on first use, so that ``import bot_dist`` stays instant."""
+    """Import a name of the public interface on its first use, so that ``import bot_dist`` stays instant. Raises
+    AttributeError on any other name."""
     if name not in _HOME:
         raise AttributeError(f"module 'bot_dist' has no attribute {name!r}")
     import importlib

@@ -10,14 +10,15 @@ from typing import Any
 from bot_dist.errors import SourceError
 
 MOST_DEPTH = 64
-"""Lists and objects inside each other."""
+"""Most lists and objects inside each other."""
 MOST_DIGITS = 40
-"""Of a whole number: ``transformers`` itself writes lengths of 1e30."""
+"""Most digits of a whole number: ``transformers`` itself writes lengths of 1e30."""
 JSON_BYTES = 100_000_000
-"""Longest JSON: what the reference implementation of safetensors takes as a header."""
+"""Most bytes of a JSON text: as many as the reference implementation of safetensors takes as a header."""
 YAML_BYTES = 2**18
+"""Most characters of a YAML text."""
 YAML_NODES = 20_000
-"""Values of a YAML text, those behind aliases counted wherever they are named."""
+"""Most values of a YAML text, those behind aliases counted wherever they are named."""
 
 
 def parse_json(
@@ -27,8 +28,8 @@ def parse_json(
     most_bytes: int = JSON_BYTES,
     largest: int = 10**MOST_DIGITS,
 ) -> Any:
-    """JSON without duplicate keys and without larger whole numbers than ``largest``; ``where`` names it. Raises an
-    ``as_error`` for anything else."""
+    """Read JSON of at most ``most_bytes`` bytes, without duplicate keys and without larger whole numbers than
+    ``largest``. Raises an ``as_error`` for anything else, with ``where`` as its name."""
 
     def whole(digits: str) -> int:
         if len(digits) > MOST_DIGITS:
@@ -56,7 +57,8 @@ def parse_object(
     most_bytes: int = JSON_BYTES,
     largest: int = 10**MOST_DIGITS,
 ) -> dict[str, Any]:
-    """``parse_json`` of an object."""
+    """Read a JSON object, within the bounds of ``parse_json``. Raises an ``as_error`` for anything else, with ``where``
+    as its name."""
     parsed = parse_json(data, where, as_error, most_bytes, largest)
     if not isinstance(parsed, dict):
         raise as_error(f"{where} is a JSON {type(parsed).__name__}, wanted an object")
@@ -64,7 +66,8 @@ def parse_object(
 
 
 def parse_yaml(text: str, where: str, as_error: type[Exception]) -> Any:
-    """A YAML document in which no key is given twice; ``where`` names it. Raises an ``as_error`` for anything else."""
+    """Read a YAML document of bounded size in which no key is given twice; None for an empty one. Raises an
+    ``as_error`` for anything else, with ``where`` as its name."""
     import yaml
 
     if len(text) > YAML_BYTES:
@@ -104,7 +107,9 @@ def _check_depth(value: Any) -> None:
 
 
 def _count(node: Any, known: dict[int, tuple[int, int]], depth: int) -> tuple[int, int]:
-    """Values under a node, those behind aliases each time, and levels of them. Raises ValueError and RecursionError."""
+    """The number of values under a node, those behind aliases counted each time, and of levels of them. Raises
+    ValueError where there are too many values, and as ``_children`` does; RecursionError where there are too many
+    levels."""
     if depth > MOST_DEPTH:  # also where an alias names what it is a part of
         raise RecursionError
     if id(node) not in known:
@@ -122,7 +127,8 @@ def _count(node: Any, known: dict[int, tuple[int, int]], depth: int) -> tuple[in
 
 
 def _children(node: Any) -> list[Any]:
-    """The values in a list or a mapping."""
+    """The values in a list or a mapping; none in any other node. Raises ValueError on a whole number of too many
+    digits, on a key that is no text, and on one that is given twice."""
     if isinstance(node.value, str):
         if node.tag.endswith(":int") and len(node.value) > MOST_DIGITS:
             raise ValueError(f"a number of {len(node.value):,} digits")

@@ -26,12 +26,13 @@ from bot_dist.kernels.simd import integer
 from bot_dist.kernels.sums import TAPS_AT_A_TIME, combine, prepare_all, rows_stage, turned_stage
 
 ROWS, PHASES, TURNED = 0, 1, 2
-"""How a stage runs: sums of rows, polyphase along the innermost dimension, or rows of the transposed box."""
+"""The ways in which a stage runs: sums of rows, polyphase along the innermost dimension, or rows of the transposed
+box."""
 
 PARTS = zlib.crc32(b"".join((Path(__file__).parent / f"{name}.py").read_bytes() for name in
                             ("polyphase", "rows", "simd", "sums")))  # fmt: skip
-"""Of the modules that are compiled into the pass. numba's cache on disk knows a kernel by its own file and the types of
-its arguments, which a default is part of."""
+"""Checksum of the modules that are compiled into the pass. numba's cache on disk knows a kernel by its own file and the
+types of its arguments, which a default is part of."""
 
 
 @njit(nogil=True)
@@ -49,7 +50,7 @@ def stage_of(plan: Any, s: int, offsets: int, taps: int) -> Any:
 
 @njit(nogil=True)
 def locate(plan: Any, tile: int, box: Any) -> Any:
-    """Fill in the box of a tile; returns its number along the innermost dimension."""
+    """Fill in the box of a tile, and return the tile's number along the innermost dimension."""
     low, high, begins, extent = box
     column = 0
     for d in range(len(plan.grid) - 1, -1, -1):
@@ -64,7 +65,7 @@ def locate(plan: Any, tile: int, box: Any) -> Any:
 
 @njit(nogil=True)
 def phases_of(plan: Any, row: int, n: int, scratch: Any) -> Any:
-    """Split a row of scratch into its phases, if there are several; returns where they are."""
+    """Split a row of scratch of ``n`` values into its phases, if there are several, and return their address."""
     if plan.per_source == 1:
         return row
     split(row, n, plan.per_source, scratch.phases, scratch.pitch)
@@ -73,7 +74,7 @@ def phases_of(plan: Any, row: int, n: int, scratch: Any) -> Any:
 
 @njit(nogil=True)
 def fetch_box(plan: Any, source: Any, scratch: Any, box: Any, column: int, period: Any, polyphase: Any) -> None:
-    """The source's part of a tile into scratch; through the first stage at once if that works row by row."""
+    """Copy the source's part of a tile into scratch; through the first stage at once if that works row by row."""
     low, high, begins, extent = box
     inner = len(plan.grid) - 1
     between = scratch.phases + 4 * plan.per_source * scratch.pitch
@@ -115,7 +116,7 @@ def fetch_box(plan: Any, source: Any, scratch: Any, box: Any, column: int, perio
 def inner_stage(
     plan: Any, s: int, here: int, there: int, pitch: int, new: int, scratch: Any, box: Any, period: Any, polyphase: Any
 ) -> None:
-    """A stage along the innermost dimension, from rows ``pitch`` apart to rows ``new`` apart."""
+    """Run a stage along the innermost dimension, from rows ``pitch`` apart to rows ``new`` apart."""
     low, high, _, extent = box
     d = plan.along[s]
     rows = product(extent, 0, d)
@@ -135,7 +136,8 @@ def inner_stage(
 def deliver_box(
     plan: Any, final: int, here: int, pitch: int, target: Any, scratch: Any, box: Any, period: Any, polyphase: Any
 ) -> int:
-    """A box of scratch, through stage ``final`` if there is that one, row by row into the target."""
+    """Write a box of scratch, through stage ``final`` if there is that one, row by row into the target. Returns how
+    many finite values became infinite."""
     low, high, _, extent = box
     inner = len(plan.grid) - 1
     along = plan.along[final] if final < len(plan.along) else inner
@@ -168,8 +170,8 @@ def deliver_box(
 
 @njit(nogil=True, cache=True)
 def run_tiles(plan: Any, source: Any, target: Any, scratch: Any, first: int, last: int, parts: int = PARTS) -> int:
-    """Tiles ``first`` to ``last`` of a ``tiling.Tiling``, from ``source`` into ``target`` (``scratch.Memory``). Returns
-    how many finite values became infinite."""
+    """Make the tiles from ``first`` to before ``last`` of a ``tiling.Tiling``, from ``source`` into ``target``
+    (``scratch.Memory``). Returns how many finite values became infinite."""
     n_dims, n_stages = len(plan.grid), len(plan.along)
     box = (
         np.empty(n_dims, np.int64),

@@ -28,7 +28,8 @@ from bot_dist.kernels.sums import combine, prepare
 
 @njit(nogil=True)
 def split(source: int, n: int, phases: int, target: int, pitch: int) -> None:
-    """``target[p · pitch + k] = source[k · phases + p]``; may read a vector past ``n``."""
+    """Split ``n`` values into phases: ``target[p · pitch + k] = source[k · phases + p]``; may read a vector past
+    ``n``."""
     if phases == 2:
         for k in range(0, (n + 1) // 2, LANES):
             a, b = load(source, 2 * k), load(source, 2 * k + LANES)
@@ -42,7 +43,8 @@ def split(source: int, n: int, phases: int, target: int, pitch: int) -> None:
 
 @njit(nogil=True)
 def joined(source: int, pitch: int, n: int, phases: int, target: int) -> None:
-    """The inverse: ``target[k · phases + p] = source[p · pitch + k]``; may write a vector past ``n``."""
+    """Join ``n`` values from their phases: ``target[k · phases + p] = source[p · pitch + k]``, the inverse of
+    ``split``; may write a vector past ``n``."""
     if phases == 2:
         for k in range(0, (n + 1) // 2, LANES):
             a, b = load(source, k), load(source, pitch + k)
@@ -56,8 +58,8 @@ def joined(source: int, pitch: int, n: int, phases: int, target: int) -> None:
 
 @njit(nogil=True)
 def prepare_phases(period: Any, low: int, high: int, pitch: int, stage: Any) -> None:
-    """Offsets and taps for ``phases_row``: of the first targets of the period, then of those outside of it, which are
-    computed one by one."""
+    """Write the offsets and taps for ``phases_row``: of the first targets of the period, then of those outside of it,
+    which are computed one by one."""
     start, stop, per_target, per_source = period[0], period[1], period[2], period[3]
     indices, taps, width, shared, offsets, tap32 = stage
     n = 0
@@ -80,7 +82,7 @@ def prepare_phases(period: Any, low: int, high: int, pitch: int, stage: Any) -> 
 
 @njit(nogil=True)
 def one(source: int, offsets: int, taps: int, count: int) -> Any:
-    """``Σ_j taps[j] · source[offsets[j]]``."""
+    """Compute one value, ``Σ_j taps[j] · source[offsets[j]]`` over ``count`` taps."""
     total = value(taps, 0) * value(source, integer(offsets, 0))
     for j in range(1, count):
         total += value(taps, j) * value(source, integer(offsets, j))
@@ -91,8 +93,8 @@ def one(source: int, offsets: int, taps: int, count: int) -> Any:
 def phases_row(
     source: int, target: int, low: int, high: int, period: Any, between: int, pitch: int, stage: Any
 ) -> None:
-    """One row along the innermost dimension, from its phases (the row itself if there is one). ``period``: the targets
-    from [0] to [1] repeat, [2] of them for every [3] sources. ``between``: room for the target's phases."""
+    """Make one row along the innermost dimension, from the phases of one (the row itself if there is one). ``period``:
+    the targets from [0] to [1] repeat, [2] of them for every [3] sources. ``between``: room for the target's phases."""
     start, stop, per_target = period[0], period[1], period[2]
     _, _, width, _, offsets, taps = stage
     regular = target + 4 * (start - low)

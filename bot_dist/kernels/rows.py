@@ -38,8 +38,9 @@ def padded(n: int) -> int:
 
 @njit(nogil=True)
 def row_starts(strides: Any, needed: Any, begins: Any, counts: Any, starts: int) -> int:
-    """Where the rows of a box start in memory: one for every combination of places of the dimensions but the innermost,
-    of which dimension d has ``counts[d]``, from ``needed[begins[d]]`` on. Returns how many rows there are."""
+    """Write where the rows of a box start in memory, in elements, to ``starts``: one for every combination of places of
+    the dimensions but the innermost, of which dimension d has ``counts[d]``, from ``needed[begins[d]]`` on. Returns how
+    many rows there are."""
     put_integer(starts, 0, 0)
     n = 1
     for d in range(len(strides) - 1):
@@ -54,7 +55,8 @@ def row_starts(strides: Any, needed: Any, begins: Any, counts: Any, starts: int)
 
 @njit(nogil=True)
 def fetch(source: int, half: bool, at: int, target: int, n: int, ahead: int) -> None:
-    """``n`` values of the source into scratch that has room for whole vectors; asks for those from ``ahead`` on."""
+    """Copy ``n`` values of the source, from element ``at`` on, into scratch that has room for whole vectors; asks for
+    those from element ``ahead`` on to be brought into the cache. ``half``: the source is bfloat16."""
     whole = n - n % LANES
     if half:
         for i in range(0, whole, LANES):
@@ -70,7 +72,8 @@ def fetch(source: int, half: bool, at: int, target: int, n: int, ahead: int) -> 
 
 @njit(nogil=True)
 def fetch_split(source: int, half: bool, at: int, target: int, pitch: int, n: int, ahead: int) -> None:
-    """The same, and ``split`` in two."""
+    """Copy as ``fetch`` does, and split the values in two phases: the even ones to ``target``, the odd ones ``pitch``
+    elements behind."""
     whole = n - n % (2 * LANES)
     if half:
         for i in range(0, whole, 2 * LANES):
@@ -95,7 +98,8 @@ def fetch_split(source: int, half: bool, at: int, target: int, pitch: int, n: in
 
 @njit(nogil=True)
 def deliver(source: int, target: int, half: bool, past_cache: bool, to: int, n: int) -> int:
-    """``n`` values of scratch into the target; returns how many finite ones became infinite."""
+    """Write ``n`` values of scratch into the target, from its element ``to`` on; returns how many finite ones became
+    infinite. ``half``: the target is bfloat16; ``past_cache``: write past the cache where vectors are aligned."""
     whole, overflowed = n - n % LANES, 0
     if half:
         if past_cache and to % LANES == 0:

@@ -41,7 +41,8 @@ _vector = _Vector()
 
 
 def _operation(result: Any, *arguments: Any) -> Callable[[Callable[..., Any]], Any]:
-    """Make an intrinsic of a function that emits it from (builder, *arguments); without result if that is void."""
+    """Make an intrinsic of a function that emits it from (builder, *arguments); one without a result if ``result`` is
+    void."""
 
     def decorate(emit: Callable[..., Any]) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
@@ -61,7 +62,7 @@ def _operation(result: Any, *arguments: Any) -> Callable[[Callable[..., Any]], A
 
 
 def _place(builder: Any, address: Any, index: Any, element: Any, shape: Any = None) -> Any:
-    """Pointer to an element, as one to a ``shape`` that starts there."""
+    """The pointer to an element, as one to a ``shape`` that starts there."""
     place = builder.gep(builder.inttoptr(address, element.as_pointer()), [index], source_etype=element)
     return builder.bitcast(place, (shape or element).as_pointer())
 
@@ -71,7 +72,7 @@ def _all(value: int) -> Any:
 
 
 def _spread(builder: Any, value: Any, undefined: Any) -> Any:
-    """A scalar in every lane."""
+    """The vector that holds a scalar in every lane."""
     single = builder.insert_element(undefined, value, ir.Constant(_INT, 0))
     return builder.shuffle_vector(single, undefined, _all(0))
 
@@ -83,8 +84,8 @@ def _first(builder: Any, count: Any) -> Any:
 
 
 def _intrinsic_of_llvm(builder: Any, name: str, result: Any, arguments: list[Any]) -> Any:
-    found = builder.module.globals.get(name)
-    return found or ir.Function(builder.module, ir.FunctionType(result, arguments), name)
+    known = builder.module.globals.get(name)
+    return known or ir.Function(builder.module, ir.FunctionType(result, arguments), name)
 
 
 def _masked_load(builder: Any, place: Any, count: Any, shape: Any, suffix: str, align: int) -> Any:
@@ -101,12 +102,13 @@ def _masked_store(builder: Any, value: Any, place: Any, mask: Any, suffix: str, 
 
 
 def _widened(builder: Any, halves: Any) -> Any:
-    """bfloat16 as float32: the same bits, followed by zeros."""
+    """Sixteen bfloat16 as float32: the same bits, followed by zeros."""
     return builder.bitcast(builder.shl(builder.zext(halves, _INTS), _all(16)), _FLOATS)
 
 
 def _narrowed(builder: Any, value: Any) -> tuple[Any, Any]:
-    """Float32 as bfloat16, to nearest even and NaN as 0x7fc0, and the mask of finite values that became infinite."""
+    """Sixteen float32 as bfloat16, to nearest even and NaN as 0x7fc0, and the mask of finite values that became
+    infinite."""
     bits = builder.bitcast(value, _INTS)
     odd = builder.and_(builder.lshr(bits, _all(16)), _all(1))
     rounded = builder.lshr(builder.add(builder.add(bits, _all(0x7FFF)), odd), _all(16))
@@ -122,7 +124,7 @@ def _count(builder: Any, mask: Any) -> Any:
 
 @_operation(types.float32, types.intp, types.intp)
 def value(builder: Any, address: Any, index: Any) -> Any:
-    """One float32."""
+    """Load one float32."""
     return builder.load(_place(builder, address, index, _FLOAT))
 
 
@@ -134,7 +136,7 @@ def put(builder: Any, address: Any, index: Any, one: Any) -> None:
 
 @_operation(types.int64, types.intp, types.intp)
 def integer(builder: Any, address: Any, index: Any) -> Any:
-    """One int64."""
+    """Load one int64."""
     return builder.load(_place(builder, address, index, ir.IntType(64)))
 
 
@@ -146,44 +148,44 @@ def put_integer(builder: Any, address: Any, index: Any, one: Any) -> None:
 
 @_operation(types.float32, types.intp, types.intp)
 def rounded(builder: Any, address: Any, index: Any) -> Any:
-    """One float64, rounded to float32."""
+    """Load one float64, rounded to float32."""
     return builder.fptrunc(builder.load(_place(builder, address, index, ir.DoubleType())), _FLOAT)
 
 
 @_operation(_vector, types.intp, types.intp)
 def load(builder: Any, address: Any, index: Any) -> Any:
-    """Sixteen float32."""
+    """Load sixteen float32."""
     return builder.load(_place(builder, address, index, _FLOAT, _FLOATS), align=4)
 
 
 @_operation(_vector, types.intp, types.intp, types.intp)
 def load_first(builder: Any, address: Any, index: Any, count: Any) -> Any:
-    """The first ``count`` float32 (any number: all sixteen, or none), then zeros; nothing behind is touched."""
+    """Load the first ``count`` float32 (any number: all sixteen, or none), then zeros; nothing behind is touched."""
     return _masked_load(builder, _place(builder, address, index, _FLOAT, _FLOATS), count, _FLOATS, "v16f32", 4)
 
 
 @_operation(_vector, types.intp, types.intp)
 def load_half(builder: Any, address: Any, index: Any) -> Any:
-    """Sixteen bfloat16."""
+    """Load sixteen bfloat16 as float32."""
     return _widened(builder, builder.load(_place(builder, address, index, ir.IntType(16), _HALVES), align=2))
 
 
 @_operation(_vector, types.intp, types.intp, types.intp)
 def load_half_first(builder: Any, address: Any, index: Any, count: Any) -> Any:
-    """The first ``count`` bfloat16, then zeros; nothing behind is touched."""
+    """Load the first ``count`` bfloat16 as float32, then zeros; nothing behind is touched."""
     place = _place(builder, address, index, ir.IntType(16), _HALVES)
     return _widened(builder, _masked_load(builder, place, count, _HALVES, "v16i16", 2))
 
 
 @_operation(types.void, types.intp, types.intp, _vector)
 def store(builder: Any, address: Any, index: Any, values: Any) -> None:
-    """Sixteen float32."""
+    """Store sixteen float32."""
     builder.store(values, _place(builder, address, index, _FLOAT, _FLOATS), align=4)
 
 
 @_operation(types.void, types.intp, types.intp, _vector)
 def store_past_cache(builder: Any, address: Any, index: Any, values: Any) -> None:
-    """The same to a place aligned to 64 bytes, without reading the line into the cache first."""
+    """Store sixteen float32 to a place aligned to 64 bytes, without reading the line into the cache first."""
     one = builder.module.add_metadata([ir.Constant(_INT, 1)])
     stored = builder.store(values, _place(builder, address, index, _FLOAT, _FLOATS), align=64)
     stored.set_metadata("nontemporal", one)
@@ -191,14 +193,14 @@ def store_past_cache(builder: Any, address: Any, index: Any, values: Any) -> Non
 
 @_operation(types.void, types.intp, types.intp, _vector, types.intp)
 def store_first(builder: Any, address: Any, index: Any, values: Any, count: Any) -> None:
-    """The first ``count`` values only."""
+    """Store the first ``count`` of sixteen float32 only."""
     place = _place(builder, address, index, _FLOAT, _FLOATS)
     _masked_store(builder, values, place, _first(builder, count), "v16f32", 4)
 
 
 @_operation(types.int64, types.intp, types.intp, _vector)
 def store_half(builder: Any, address: Any, index: Any, values: Any) -> Any:
-    """Sixteen values, rounded to bfloat16; returns how many finite ones became infinite."""
+    """Store sixteen values, rounded to bfloat16; returns how many finite ones became infinite."""
     halves, overflowed = _narrowed(builder, values)
     builder.store(halves, _place(builder, address, index, ir.IntType(16), _HALVES), align=2)
     return _count(builder, overflowed)
@@ -206,7 +208,8 @@ def store_half(builder: Any, address: Any, index: Any, values: Any) -> Any:
 
 @_operation(types.int64, types.intp, types.intp, _vector)
 def store_half_past_cache(builder: Any, address: Any, index: Any, values: Any) -> Any:
-    """The same to a place aligned to 32 bytes, without reading the line into the cache first."""
+    """Store sixteen values, rounded to bfloat16, to a place aligned to 32 bytes, without reading the line into the
+    cache first; returns how many finite ones became infinite."""
     halves, overflowed = _narrowed(builder, values)
     one = builder.module.add_metadata([ir.Constant(_INT, 1)])
     stored = builder.store(halves, _place(builder, address, index, ir.IntType(16), _HALVES), align=32)
@@ -216,7 +219,8 @@ def store_half_past_cache(builder: Any, address: Any, index: Any, values: Any) -
 
 @_operation(types.int64, types.intp, types.intp, _vector, types.intp)
 def store_half_first(builder: Any, address: Any, index: Any, values: Any, count: Any) -> Any:
-    """The first ``count`` values, rounded to bfloat16; returns how many finite ones became infinite."""
+    """Store the first ``count`` of sixteen values, rounded to bfloat16; returns how many finite ones became
+    infinite."""
     halves, overflowed = _narrowed(builder, values)
     mask = _first(builder, count)
     _masked_store(builder, halves, _place(builder, address, index, ir.IntType(16), _HALVES), mask, "v16i16", 2)
@@ -234,13 +238,13 @@ def prefetch(builder: Any, address: Any) -> None:
 
 @_operation(_vector, types.float32, _vector)
 def scaled(builder: Any, factor: Any, values: Any) -> Any:
-    """Every lane times ``factor``."""
+    """The product of every lane and ``factor``."""
     return builder.fmul(_spread(builder, factor, _UNDEFINED), values)
 
 
 @_operation(_vector, _vector, _vector)
 def plus(builder: Any, left: Any, right: Any) -> Any:
-    """The sum, lane by lane."""
+    """The sum of two vectors, lane by lane."""
     return builder.fadd(left, right)
 
 
@@ -251,23 +255,23 @@ def _lanes(builder: Any, left: Any, right: Any, lanes: list[int]) -> Any:
 
 @_operation(_vector, _vector, _vector)
 def evens(builder: Any, left: Any, right: Any) -> Any:
-    """Every second value of the two, from the first on."""
+    """Every second value of two vectors, one after the other, from the first on."""
     return _lanes(builder, left, right, list(range(0, 2 * LANES, 2)))
 
 
 @_operation(_vector, _vector, _vector)
 def odds(builder: Any, left: Any, right: Any) -> Any:
-    """Every second value of the two, from the second on."""
+    """Every second value of two vectors, one after the other, from the second on."""
     return _lanes(builder, left, right, list(range(1, 2 * LANES, 2)))
 
 
 @_operation(_vector, _vector, _vector)
 def zipped_low(builder: Any, left: Any, right: Any) -> Any:
-    """The lower halves, alternating."""
+    """The lower halves of two vectors, alternating."""
     return _lanes(builder, left, right, [i // 2 + LANES * (i % 2) for i in range(LANES)])
 
 
 @_operation(_vector, _vector, _vector)
 def zipped_high(builder: Any, left: Any, right: Any) -> Any:
-    """The upper halves, alternating."""
+    """The upper halves of two vectors, alternating."""
     return _lanes(builder, left, right, [LANES // 2 + i // 2 + LANES * (i % 2) for i in range(LANES)])

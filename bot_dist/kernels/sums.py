@@ -16,15 +16,16 @@ from bot_dist.kernels.simd import LANES, integer, load, plus, put, put_integer, 
 
 STRIP = 4 * LANES
 TAPS_AT_A_TIME = 96
-"""Of a wide operator: their strip of rows, 24 KiB, stays in the first-level cache for all targets."""
+"""Taps of a wide operator that are applied at a time: their strip of rows, 24 KiB, stays in the first-level cache for
+all targets."""
 L1_ELEMENTS = 6 * 1024
-"""Of other operators: what the rows of one target may take of it."""
+"""Elements of the first-level cache that the rows of one target may take, of operators that are not wide."""
 
 
 @njit(nogil=True)
 def combine(target: int, source: int, offsets: int, taps: int, count: int, n: int, more: bool) -> None:
-    """``target[i] = Σ_j taps[j] · source[offsets[j] + i]`` over ``count`` taps, for i up to ``n`` rounded up to
-    vectors; with ``more``, added to what the target holds."""
+    """Sum rows: ``target[i] = Σ_j taps[j] · source[offsets[j] + i]`` over ``count`` taps, for i up to ``n`` rounded up
+    to vectors; with ``more``, added to what the target holds."""
     whole = n - n % STRIP
     if count == 2 and not more:
         t, s = value(taps, 0), value(taps, 1)
@@ -65,8 +66,9 @@ def combine(target: int, source: int, offsets: int, taps: int, count: int, n: in
 
 @njit(nogil=True)
 def prepare(indices: int, taps: int, at: int, shared: bool, width: int, step: int, offsets: int, taps_out: int) -> None:
-    """``width`` taps as float32, and the offsets of what they weigh, ``step`` apart per index, of those in an operator
-    that start ``at``: a multiple of its rows, which are one in ``indices`` if ``shared``, or in the middle of a row."""
+    """Write ``width`` taps as float32, and the offsets of what they weigh, ``step`` apart per index: those taps of an
+    operator that start ``at``, a multiple of its rows, which are one in ``indices`` if ``shared``, or in the middle of
+    a row."""
     for j in range(width):
         put_integer(offsets, j, integer(indices, (0 if shared else at) + j) * step)
         put(taps_out, j, rounded(taps, at + j))
@@ -74,7 +76,7 @@ def prepare(indices: int, taps: int, at: int, shared: bool, width: int, step: in
 
 @njit(nogil=True)
 def prepare_all(low: int, high: int, step: int, stage: Any) -> None:
-    """``prepare`` for targets ``low`` to ``high`` of a stage that is not wide."""
+    """Prepare the taps and offsets of targets ``low`` to ``high`` of a stage that is not wide, as ``prepare`` does."""
     indices, taps, width, shared, offsets, tap32 = stage
     for t in range(low, high):
         row = (t - low) * width
@@ -83,14 +85,15 @@ def prepare_all(low: int, high: int, step: int, stage: Any) -> None:
 
 @njit(nogil=True)
 def strip_of(width: int) -> int:
-    """How much of the rows of an operator that is not wide to work on at a time: those that neighbouring targets share
-    stay in the first-level cache."""
+    """How many elements of the rows of an operator that is not wide to work on at a time: those that neighbouring
+    targets share stay in the first-level cache."""
     return max(1, L1_ELEMENTS // (width * STRIP)) * STRIP
 
 
 @njit(nogil=True)
 def rows_stage(source: int, target: int, outer: int, extent: int, low: int, high: int, inner: int, stage: Any) -> None:
-    """Targets ``low`` to ``high`` of an operator: (outer, extent, inner) to (outer, high − low, inner)."""
+    """Run targets ``low`` to ``high`` of an operator, from a box (outer, extent, inner) to (outer, high − low,
+    inner)."""
     indices, taps, width, shared, offsets, tap32 = stage
     n_target = high - low
     if width <= TAPS_AT_A_TIME:
@@ -129,7 +132,8 @@ def turned_stage(
     source: int, target: int, rows: int, extent: int, pitch: int, low: int, high: int, target_pitch: int, turned: int,
     batch: int, stage: Any,
 ) -> None:  # fmt: skip
-    """Along the innermost dimension, any operator: ``batch`` rows at a time, transposed and back."""
+    """Run any operator along the innermost dimension: ``batch`` rows at a time, transposed and back. ``turned`` has
+    room for them, before and after."""
     result = turned + 4 * extent * batch
     for row in range(0, rows, batch):
         n = min(batch, rows - row)

@@ -1,4 +1,6 @@
-"""What a transfer does, decided before anything runs: pure, frozen, printable. No tensors, no Ray, no storage."""
+"""Plans: all that a transfer does, decided before anything runs. Pure, frozen, printable; no tensors, no Ray, no
+storage.
+"""
 
 from bot_dist.plan.axis_plan import AxisPlan
 from bot_dist.plan.cost import REQUESTS, operator_rows, step_bytes, step_peak

@@ -22,7 +22,8 @@ class AxisPlan:
     n_source: int
     n_target: int
     spec: OperatorSpec | None
-    """None: the operator of the axis before takes this one along (a composite one, such as ``heads × head_dim``)."""
+    """The operator along the axis; None where that of an axis before takes this one along (as one composite axis, such
+    as ``heads × head_dim``)."""
     tile: int
     """Target indices per step: a multiple of those per shard, or all."""
     cut: Cut | None = None
@@ -30,33 +31,33 @@ class AxisPlan:
     spans: int = 1
     """How many axes the operator acts on together, from this one on."""
     copies: Copies = ""
-    """How noise treats the copies that the axis grows by: those that the weight reads get different noise, so that they
+    """How noise treats the copies that the axis grows by. Those that the weight reads get different noise, so that they
     are told apart; those that it writes into the residual stream get the same, so that they stay the same to the last
     bit."""
     fill: Fill = "neutral"
-    """What target indices hold that take nothing from the source."""
+    """The content of target indices that take nothing from the source."""
     centred: bool = False
-    """Whether the mean over the source is subtracted first."""
+    """Whether the mean over the source indices is subtracted before the operator is applied."""
 
     @property
     def changes(self) -> bool:
-        """Whether an operator is applied along it."""
+        """Whether an operator is applied along the axis."""
         return self.spec is not None and not self.spec.is_identity
 
     @property
     def alone(self) -> bool:
-        """Whether its operator is a fitted one, or acts on several axes together: applied by itself, before the others
-        are in one pass; after them where it undoes one."""
+        """Whether the operator is applied by itself, since it is a fitted one or acts on several axes together: before
+        all others are applied in one pass, or after them where it undoes another."""
         return self.spec is not None and (self.spec.fitted or self.spans > 1)
 
     @property
     def restores(self) -> bool:
-        """Whether its operator undoes one that has shrunk the axis."""
+        """Whether the operator undoes one that has shrunk the axis."""
         return self.spec is not None and self.spec.restores
 
     @property
     def constant(self) -> bool:
-        """Whether its operator takes nothing from the source."""
+        """Whether the operator takes nothing from the source."""
         return self.spec is not None and self.spec.takes_nothing
 
     @property
@@ -65,7 +66,8 @@ class AxisPlan:
         return self.cut.tile if self.cut is not None else self.tile
 
     def owner(self, start: int) -> int | None:
-        """The tensor-parallel rank that the tile from ``start`` on belongs to, if it belongs to one."""
+        """The tensor-parallel rank that the tile from target index ``start`` on belongs to; None where it belongs to
+        none."""
         return self.cut.owner(start) if self.cut is not None and self.cut.tile == self.tile else None
 
     def tiles(self) -> list[Range]:
@@ -97,5 +99,5 @@ class AxisPlan:
         return target[0] * self.n_source // self.n_target, target[1] * self.n_source // self.n_target
 
     def to_json(self) -> dict[str, Any]:
-        """All that decides what is written, as plain data."""
+        """All about the axis that decides what is written, as plain data."""
         return {**vars(self), "spec": self.spec and spec_to_json(self.spec), "cut": self.cut and vars(self.cut)}

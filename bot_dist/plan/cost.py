@@ -1,4 +1,4 @@
-"""What a step costs: bytes moved, and bytes held."""
+"""The cost of a step: bytes moved, and bytes held."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FLOAT32 = ITEMSIZE["float32"]
 REQUESTS = 4
 """Files or ranges that an actor asks a storage for at a time."""
 OPERATOR_BYTES = 2**24
-"""Of a fitted matrix, in float64, that are held at a time (at least one row)."""
+"""Bytes of a fitted matrix, in float64, that are held at a time (at least one row)."""
 
 
 def step_bytes(module: ModulePlan, step: Step) -> tuple[int, int]:
@@ -30,13 +30,14 @@ def step_bytes(module: ModulePlan, step: Step) -> tuple[int, int]:
 
 
 def operator_rows(spec: OperatorSpec) -> int:
-    """Rows that are held at a time of the matrix of a fitted operator; of what undoes one, which takes more to make."""
+    """How many rows of a fitted operator's matrix are held at a time: of an operator that undoes one half as many, for
+    they take more to make."""
     return max(1, OPERATOR_BYTES // ((16 if spec.restores else 8) * spec.n_source))
 
 
 def dual_bytes(spec: Fitted, layers: int) -> int:
-    """Bytes on storage of what is kept beside a fitted operator to undo it, where that is a matrix; source indices are
-    next to nothing."""
+    """Bytes on storage of the matrices that are kept beside a fitted operator to undo it, over ``layers`` source
+    layers; indices that are kept are next to nothing, and not counted."""
     arrays = spec.beside(undone=True, moments=False).values()
     matrices = sum(math.prod(sizes.values()) for sizes in arrays if sizes["source"] > 1)
     return FLOAT32 * matrices * (layers if spec.per_layer else 1)

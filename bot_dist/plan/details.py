@@ -1,4 +1,4 @@
-"""What shrinking drops: the detail bands that a plan keeps, and how a later plan puts them back.
+"""Details, which shrinking drops: the bands that a plan keeps, and how a later plan puts them back.
 
 Along one axis ``d = D · w``, and ``w = R · [a; d]`` (``operators.details``). Over several axes there is a band for
 every choice of approximation (``a``) or detail (``d``) per axis, as the seven detail bands of a 3-D DWT. Laid out side
@@ -28,15 +28,15 @@ from bot_dist.plan.rules import RESIDUAL
 
 @dataclass(frozen=True, kw_only=True)
 class Shrunk:
-    """What changed a module along consecutive axes, together."""
+    """The operator that changed a module along consecutive axes, together."""
 
     axes: tuple[str, ...]
     spec: OperatorSpec | None
-    """None where nothing did."""
+    """The operator; None where the axes did not change."""
 
     @property
     def constant(self) -> bool:
-        """Whether nothing was taken from the source, and all of it is the detail."""
+        """Whether nothing was taken from the source, so that all of it is the detail."""
         return self.spec is not None and self.spec.takes_nothing
 
 
@@ -45,9 +45,9 @@ class ModuleDetails:
     """How one module was shrunk."""
 
     operators: tuple[Shrunk, ...]
-    """What changed it along its axes, in order (one may come twice)."""
+    """The operators along its axes, in their order (a name of an axis may come twice)."""
     factors: Mapping[str, float]
-    """``ModulePlan.factors`` of its approximation band."""
+    """Factors on the whole module, per axis whose change asked for one (``ModulePlan.factors``)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,7 @@ class Details:
     """How a model was shrunk whose details were kept."""
 
     config: Mapping[str, Any]
-    """Of the model before."""
+    """The configuration of the model before it was shrunk."""
     modules: Mapping[str, ModuleDetails]
 
     def to_json(self) -> dict[str, Any]:
@@ -83,11 +83,12 @@ class Details:
         return Details(config=data["config"], modules=modules)
 
     def at(self, url: str) -> Details:
-        """With the matrices that it names by their place in a store in the one at ``url``."""
+        """The same with full places of its fitted operators: places within a store become places in that at ``url``."""
         return self._renamed(lambda handle: f"{url}/{handle}")
 
     def within(self, url: str) -> Details:
-        """The inverse of ``at``, wherever the store may be taken to."""
+        """The same with places of its fitted operators within the store at ``url``, wherever that may be taken to: the
+        inverse of ``at``."""
         return self._renamed(lambda handle: handle.removeprefix(f"{url}/"))
 
     def _renamed(self, named: Callable[[str], str]) -> Details:
@@ -104,7 +105,8 @@ class Details:
         return dataclasses.replace(self, modules=modules)
 
     def along(self, axes: frozenset[str], stored: Model) -> Details:
-        """Only what was done because these axes, none of them ``parted``, changed into those of ``stored``."""
+        """Only those operators and factors that are due to the change of ``axes``, none of them ``parted``, into those
+        of ``stored``."""
         changed = self.changed(stored)
         kept = self._each(lambda o: o if _because_of(o, changed) <= axes else dataclasses.replace(o, spec=None))
         modules = {
@@ -114,7 +116,7 @@ class Details:
         return Details(config=self.config, modules=modules)
 
     def changed(self, stored: Model) -> frozenset[str]:
-        """Axes that are smaller in the model that is stored than they were before."""
+        """The axes whose size in the ``stored`` model differs from that before it was shrunk."""
         before = Model(stored.family, dict(self.config)).sizes
         return frozenset(axis for axis, n in stored.sizes.items() if n != before[axis])
 
@@ -126,8 +128,8 @@ class Details:
         return frozenset(changed) if all(target.sizes[a] == before[a] for a in changed) else frozenset()
 
     def parted(self, stored: Model, axes: frozenset[str]) -> frozenset[str]:
-        """Axes that can only be restored together, and of which ``axes`` are some and not all; none where there are
-        no such axes."""
+        """All axes that can be restored only together with some of ``axes``, where these are not all that belong
+        together; empty where there are none."""
         changed = self.changed(stored)
         groups = {_because_of(o, changed) for m in self.modules.values() for o in m.operators if o.spec is not None}
         return frozenset().union(*(group for group in groups if group & axes and not group <= axes))
@@ -153,7 +155,7 @@ def _because_of(shrunk: Shrunk, changed: frozenset[str]) -> frozenset[str]:
 
 
 def details_of(source: Model, modules: tuple[ModulePlan, ...]) -> Details:
-    """What must be known to undo ``modules``."""
+    """The details of a plan's ``modules``: all that must be known to undo these."""
     return Details(
         config=source.config,
         modules={
@@ -175,8 +177,8 @@ def details_of(source: Model, modules: tuple[ModulePlan, ...]) -> Details:
 
 
 def detail_bands(module: WeightPlan) -> Iterator[DetailPlan]:
-    """The module's detail bands, one plan each, not yet cut into tiles. A head that was tied has none: the table that
-    it is made of has them.
+    """The detail bands of a module, one plan each, not yet cut into tiles. A head that was tied has none: the table
+    that it is made of has them.
 
     Raises PlanError where an axis grows: nothing is dropped there, but nothing could be given back either.
     """

@@ -1,4 +1,4 @@
-"""What a transfer takes from statistics of the source: there is a second table, beside that of ``rules.py``.
+"""Operators from statistics of the source: a second table, beside that of ``rules.py``.
 
 Shrinking adapts to the signal: units and heads are split into those that are kept and those that are dropped, which
 the kept ones predict (lifting); the residual width is first rotated, where the family allows it, so that its leading
@@ -32,17 +32,17 @@ from bot_dist.recipe import Basis, TransferConfig
 
 HEADS = ("kv_heads", "group", "heads")
 ORDER = {"layer": ("layer",), "embed": ("embed",), "heads": HEADS, "mlp": ("mlp",)}
-"""What is fitted, in this order, and the axes that each is about."""
+"""The names of what can be fitted, in the order of the fits, and the axes that each is about."""
 
 
 def norm_bias(n: int) -> float:
-    """What a LayerNorm's bias holds after a rotation, along all of ``n`` coordinates: of length 1, so that what reads
-    it learns as fast from it as from a bias of its own."""
+    """The value that a LayerNorm's bias holds in all ``n`` coordinates after a rotation: the bias has length 1, so that
+    what reads it learns as fast from it as from a bias of its own."""
     return 1 / math.sqrt(n)
 
 
 def rotation_refused(family: Family) -> str | None:
-    """Why the family's function would change with a rotation of the residual width; None where it does not."""
+    """Why the family's function would change with a rotation of the residual width; None where it would not."""
     if family.post_norm:
         return f"in family '{family.name}' every sublayer's sum is normalised with weights, one per coordinate"
     if any(w.into_residual and family.norm_of(w) for w in family.weights):
@@ -51,8 +51,8 @@ def rotation_refused(family: Family) -> str | None:
 
 
 def basis_of(source: Model, target: Model, wanted: Basis) -> Basis:
-    """``rotation`` or ``permutation`` of the residual width; where it grows, a rotation only if that is ``wanted``.
-    Raises PlanError where a rotation is asked for in vain."""
+    """The basis of the residual width, ``rotation`` or ``permutation``; where the width grows, a rotation only if that
+    is ``wanted``. Raises PlanError where a rotation is wanted and would change the function."""
     refused = rotation_refused(source.family)
     if wanted == "auto" and target.sizes[RESIDUAL] > source.sizes[RESIDUAL]:
         return "permutation"
@@ -65,8 +65,8 @@ def basis_of(source: Model, target: Model, wanted: Basis) -> Basis:
 
 
 def shrinking(source: Model, target: Model, config: TransferConfig) -> list[str]:
-    """What of ``ORDER`` shrinks, and is to be fitted: layers where whole ones are kept, heads where they keep their
-    width."""
+    """The names in ``ORDER`` that shrink and are to be fitted: layers where whole ones are kept or merged in pairs,
+    heads where they keep their width and their groups."""
     other = {
         "layer": config.depth not in ("auto", "similar", "even", "pairs"),
         "heads": target.sizes["head_dim"] != source.sizes["head_dim"] or regroups(source, target),
@@ -85,13 +85,13 @@ def regroups(source: Model, target: Model) -> bool:
 
 
 def growing(source: Model, target: Model, config: TransferConfig) -> list[str]:
-    """What of ``ORDER`` grows by what is fitted. Raises PlanError where policies do not go together."""
-    found = []
+    """The names in ``ORDER`` that grow by fitted operators. Raises PlanError where policies do not go together."""
+    names = []
     for name in ("embed", "heads", "mlp"):
         sizes = {axis: (source.sizes[axis], target.sizes[axis]) for axis in ORDER[name] if axis in source.sizes}
         policies = {config.width_of(axis, *change) for axis, change in sizes.items() if change[1] > change[0]}
         if policies == {"spread"} and all(after >= before for before, after in sizes.values()):
-            found.append(name)
+            names.append(name)
         elif "spread" in policies:
             raise PlanError(f"transfer.width: {', '.join(sizes)} grow by spread together, or not at all")
         if name == RESIDUAL and policies and config.basis == "rotation":
@@ -100,8 +100,8 @@ def growing(source: Model, target: Model, config: TransferConfig) -> list[str]:
                     f"transfer.basis: a rotation puts new coordinates behind the old ones, and '{RESIDUAL}' grows by "
                     f"{', '.join(policies)}; use width {{{RESIDUAL}: lazy}}, or basis auto"
                 )
-            found.append(name)
-    return found
+            names.append(name)
+    return names
 
 
 def averages(source: Model, target: Model, config: TransferConfig) -> bool:

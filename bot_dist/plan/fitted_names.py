@@ -15,10 +15,11 @@ class FittedName:
     """
 
     axis: str
-    """``embed``, ``heads`` or ``mlp``."""
+    """The axis that the operator acts on: ``embed``, ``heads`` or ``mlp``."""
     part: str
-    """``read`` of what reads the axis, ``write`` of what writes it, ``gain`` of a norm along it; ``kept`` (``query``
-    and ``keyvalue`` of heads) where some indices are kept, ``spread`` where some are copied more often."""
+    """The part of the operator: ``read`` of what reads the axis, ``write`` of what writes it, ``gain`` of a norm along
+    it; ``kept`` (``query`` and ``keyvalue`` of heads) where some indices are kept, ``spread`` where some are copied
+    more often."""
     owner: str = ""
     """The module that reads or writes; empty for what is the same for all modules that write into the residual stream:
     its basis."""
@@ -28,7 +29,7 @@ class FittedName:
 
     @staticmethod
     def parse(name: str) -> FittedName:
-        """The inverse of ``str``."""
+        """The name of which ``str`` makes ``name``."""
         axis, _, rest = name.partition(".")
         part, _, owner = rest.partition(".")
         return FittedName(axis=axis, part=part, owner=owner)

@@ -37,7 +37,7 @@ from bot_dist.tensors.axes import AxisUse
 Place = tuple[int, int]
 """The axes that an operator acts on together, among ``Weight.uses``: the first, and how many."""
 OperatorTable = Mapping[str, Mapping[Place, OperatorSpec]]
-"""Per module, operators that take the place of those of ``rules.py``."""
+"""The operators that take the place of those of ``rules.py``, by the name of a module and their place in it."""
 
 
 def adaptive(
@@ -57,7 +57,7 @@ def adaptive(
     told which of several maps reads what another one writes.
     """
     rotates = basis == "rotation"
-    found: dict[str, dict[Place, OperatorSpec]] = {}
+    table: dict[str, dict[Place, OperatorSpec]] = {}
     for weight in target.weights:
         for i in range(len(weight.uses)):
             at = _At(source=source, target=target, weight=weight, first=i)
@@ -80,30 +80,31 @@ def adaptive(
                 at = at.with_coordinates() if at.reads else at
                 spec = _lifted(at)
             if spec is not None:
-                found.setdefault(weight.name, {})[i, at.spans] = spec
-    return found
+                table.setdefault(weight.name, {})[i, at.spans] = spec
+    return table
 
 
 def operators(fitted: OperatorTable) -> dict[str, Fitted]:
-    """What must be fitted, by name. Raises PlanError where two modules mean different operators by one name."""
-    found: dict[str, tuple[str, Fitted]] = {}
+    """The operators that must be fitted, by name. Raises PlanError where two modules mean different operators by one
+    name."""
+    by_name: dict[str, tuple[str, Fitted]] = {}
     for module, _, spec in _kept(fitted):
-        first, kept = found.setdefault(spec.name, (module, spec.as_kept()))
+        first, kept = by_name.setdefault(spec.name, (module, spec.as_kept()))
         if kept != spec.as_kept():
             raise PlanError(
                 f"{first} and {module} take one fitted operator, {spec.name}, which is {kept.change} in one and "
                 f"{spec.change} in the other; each must have an operator of its own"
             )
-    return {name: kept for name, (_, kept) in found.items()}
+    return {name: kept for name, (_, kept) in by_name.items()}
 
 
 def placed(fitted: OperatorTable, stored: Mapping[str, Fitted]) -> dict[str, dict[Place, OperatorSpec]]:
-    """The table with what has been fitted."""
-    found = {name: dict(places) for name, places in fitted.items()}
+    """The table with the places and digests of the operators that have been fitted, which ``stored`` gives by name."""
+    table = {name: dict(places) for name, places in fitted.items()}
     for module, place, spec in _kept(fitted):
         kept = stored[spec.name]
-        found[module][place] = dataclasses.replace(spec, handle=kept.handle, digest=kept.digest)
-    return found
+        table[module][place] = dataclasses.replace(spec, handle=kept.handle, digest=kept.digest)
+    return table
 
 
 def _kept(fitted: OperatorTable) -> Iterator[tuple[str, Place, Fitted]]:
@@ -130,7 +131,7 @@ class _At:
 
     @property
     def name(self) -> str:
-        """The first axis, as it is called where fits are named."""
+        """The name of the first axis where fits are named: ``heads`` for any axis of heads."""
         return "heads" if self.use.axis in ("kv_heads", "heads") else self.use.axis
 
     @property
@@ -139,13 +140,13 @@ class _At:
 
     @property
     def grows(self) -> bool:
-        """Whether what the first axis is a part of does."""
+        """Whether any of the axes that are fitted together with the first one (``ORDER``) grows."""
         before, after = self.source.sizes, self.target.sizes
         return any(after.get(axis, 0) > before.get(axis, 0) for axis in ORDER.get(self.name, ()))
 
     @cached_property
     def sizes(self) -> tuple[int, int]:
-        """Of source and target."""
+        """The numbers of indices of the axes taken together, of source and target."""
         names = [use.axis for use in self.weight.uses[self.first : self.first + self.spans]]
         n_source, n_target = (math.prod(model.sizes[name] for name in names) for model in (self.source, self.target))
         return n_source, n_target
@@ -157,15 +158,15 @@ class _At:
 
     @property
     def heads(self) -> str:
-        """Whose heads they are, as a part of a name."""
+        """The kind of the heads, as a part of a name: ``query`` or ``keyvalue``."""
         return "keyvalue" if self.use.axis == "kv_heads" and not self.grouped else "query"
 
     def with_heads(self) -> _At:
-        """With all axes of heads, where it is heads."""
+        """The same place with all axes of heads, where it is a place of query heads in groups."""
         return dataclasses.replace(self, spans=2) if self.name == "heads" and self.grouped else self
 
     def with_coordinates(self) -> _At:
-        """With the coordinates of each head, too, where it is heads."""
+        """The same place with the coordinates of each head, too, where it is a place of heads."""
         return dataclasses.replace(self, spans=self.spans + 1) if self.name == "heads" else self
 
     @property
@@ -217,7 +218,7 @@ def _rotated(at: _At, *, averaged: bool) -> OperatorSpec:
 
 
 def _gain(at: _At) -> float:
-    """Of coordinates of the residual stream that are taken as they are."""
+    """The gain of coordinates of the residual stream that are taken as they are."""
     family, (n_source, n_target) = at.source.family, at.sizes
     root = 1.0 if family.post_norm else math.sqrt(n_target / n_source)
     return 1.0 if family.norm_of(at.weight) else (1 / root if at.reads else root)
@@ -230,8 +231,8 @@ def _permuted(at: _At, *, predicts: bool) -> OperatorSpec:
 
 
 def _spread(at: _At) -> OperatorSpec:
-    """Copies: what reads the c copies of a unit or head takes 1/c of each, what reads or writes those of a coordinate
-    of the residual stream 1/√c."""
+    """A selection that copies: what reads the c copies of a unit or head takes 1/c of each, what reads or writes those
+    of a coordinate of the residual stream 1/√c."""
     if at.name == RESIDUAL:
         split = 0.0 if at.source.family.norm_of(at.weight) else 0.5
         return at.selection("spread", per_layer=False, gain=_gain(at), split=split)
@@ -240,15 +241,16 @@ def _spread(at: _At) -> OperatorSpec:
 
 
 def _lifted(at: _At) -> OperatorSpec:
-    """Whole units or heads are kept or dropped; what reads them sees their coordinates, all together."""
+    """The operator of units or heads that are kept or dropped whole: a selection for what writes them, a lifting over
+    all their coordinates for what reads them."""
     if at.reads:
         return at.lifting("read", at.reader)
     return at.selection("kept" if at.name == "mlp" else at.heads, at.reader)
 
 
 def _regrouped(at: _At) -> OperatorSpec:
-    """Every query head as it is; copies of the key/value heads, or means of those that become one. Raises PlanError
-    where a query head would have no key/value head of its own."""
+    """The operator of heads in other groups: every query head as it is; copies of the key/value heads, or means of
+    those that become one. Raises PlanError where a query head would have no key/value head of its own."""
     (kv, group), (new_kv, new_group) = (
         [model.sizes[axis] for axis in ("kv_heads", "group")] for model in (at.source, at.target)
     )

@@ -1,4 +1,4 @@
-"""What a plan leaves of the source's function, told from its operators."""
+"""Whether a plan keeps the source's function, told from its operators."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ class FunctionKept:
     """Whether a target computes what its source does."""
 
     verdict: Literal["exactly", "up to rounding", "not"]
-    """``exactly``: its weights are such that in exact arithmetic it does."""
+    """Whether the target does: ``exactly`` where its weights are such that in exact arithmetic it does, ``up to
+    rounding`` where the target's dtype rounds them, else ``not``."""
     because: tuple[str, ...] = ()
-    """What is rounded, or why it does not."""
+    """Reasons: what is rounded, or why the function is not kept."""
 
     def __str__(self) -> str:
-        found = "; ".join(self.because)
-        return {"exactly": "exactly", "up to rounding": f"up to rounding ({found})", "not": f"not, because {found}"}[
+        why = "; ".join(self.because)
+        return {"exactly": "exactly", "up to rounding": f"up to rounding ({why})", "not": f"not, because {why}"}[
             self.verdict
         ]
 
@@ -44,8 +45,8 @@ def function_kept(family: Family, modules: Sequence[ModulePlan]) -> FunctionKept
 
 
 def _uses(module: ModulePlan) -> Iterator[tuple[AxisPlan, Role]]:
-    """The axes of a module and what it does along each; without those that a selection takes together, which drops
-    nothing (``fitted``)."""
+    """The axes of a module, each with what the module does along it; without those that a selection takes together
+    which drops nothing (``fitted_table``)."""
     roles: list[Role] = [use.role for use in module.weight.uses]
     taken = 0
     for a, role in zip(module.axes, ["layer", *roles] if module.layered else roles, strict=True):
@@ -57,8 +58,8 @@ def _uses(module: ModulePlan) -> Iterator[tuple[AxisPlan, Role]]:
 
 
 def _lost(family: Family, a: AxisPlan, role: Role, *, inserts: bool) -> str:
-    """Why what is done along an axis changes the function; empty where it does not. ``inserts``: new blocks are
-    silent."""
+    """Why what is done along an axis changes the function; empty where it does not. ``inserts``: new blocks are silent,
+    so they change nothing."""
     spec, change = a.spec, f"'{a.axis}' {a.n_source} → {a.n_target}"
     if a.n_target < a.n_source:
         return f"{change} shrinks"
@@ -75,7 +76,7 @@ def _lost(family: Family, a: AxisPlan, role: Role, *, inserts: bool) -> str:
 
 
 def _rounded(module: ModulePlan) -> Iterator[str]:
-    """What of a module the target's dtype can't hold to the last bit, that the function would have to be the same."""
+    """Everything of a module that the target's dtype can't hold to the last bit, as the same function would take."""
     if module.noise:
         yield f"noise {module.noise:g} on copies in {module.dtype}"
     if module.dtype != module.source_dtype and module.dtype != "float32":

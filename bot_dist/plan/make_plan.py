@@ -1,4 +1,4 @@
-"""From two models, a policy, a mesh and a memory limit to a plan."""
+"""Making a plan of two models, a policy, a mesh and a memory limit."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from bot_dist.tensors.axes import Role
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SourceModule:
-    """What a plan must know of one module of the source."""
+    """Facts about one module of the source that a plan must know."""
 
     nbytes: int
-    """On storage."""
+    """Bytes on the source's storage."""
     dtype: str
-    """In which it is read."""
+    """The dtype in which the module is read."""
     learning_rate_factor: float = 1.0
-    """That an earlier transfer has given it."""
+    """The factor on Adam's learning rate that earlier transfers have given the module."""
 
 
 def target_model(
@@ -45,8 +45,8 @@ def target_model(
     rotated: bool = False,
     layers: Sequence[int] = (),
 ) -> Model:
-    """The model that a transfer makes: of the given sizes, its head untied where it must be; ``rotated`` says that the
-    residual width is, ``layers`` which of the source's are kept."""
+    """The model that a transfer makes: of the sizes ``target``, its head untied where it must be. ``rotated`` says that
+    the residual width is rotated, ``layers`` which of the source's layers are kept, if whole ones are."""
     model = source.resized(target, config.depth, layers)
     lazy = config.width_of(RESIDUAL, source.sizes[RESIDUAL], model.sizes[RESIDUAL]) == "lazy"
     if source.tied and (rotated or (lazy and source.family.norm == "layer")):
@@ -137,7 +137,8 @@ def make_plan(
 
 
 def _check_wavelets(source: Model, config: TransferConfig) -> None:
-    """Raise RecipeError on a wavelet or width policy for what the family has not, even where it is not used."""
+    """Raise RecipeError on an unknown wavelet, and on a wavelet or width policy for a module or axis that the family
+    does not have, even where it would not be used."""
     named = config.wavelet if isinstance(config.wavelet, dict) else {"": config.wavelet}
     for wavelet in named.values():
         filters(wavelet)
@@ -216,7 +217,7 @@ def _axes(
 
 
 def _query_slots(source: Model, target: Model, weight: Weight, config: TransferConfig) -> OperatorSpec:
-    """What happens along the slots of a fused weight: queries take the correction of the softmax scale."""
+    """The operator along the slots of a fused weight: that of queries takes the correction of the softmax scale."""
     n = source.sizes["qkv"]
     if not weight.query or "head_dim" not in _changed(source, target):
         return Resample(n_source=n, n_target=n)
@@ -225,8 +226,8 @@ def _query_slots(source: Model, target: Model, weight: Weight, config: TransferC
 
 
 def _copies(spec: OperatorSpec, axis: str, role: Role, where: str, config: TransferConfig) -> Copies:
-    """What noise does with the copies that it makes. Raises PlanError where noise is asked for, and it blurs what is
-    read instead."""
+    """How noise treats the copies that the operator ``spec`` makes. Raises PlanError, naming the axis by ``where``,
+    where noise is asked for and the operator makes no copies of what is read, but mixes it."""
     if config.noise_on_copies("float32") == 0 or spec.n_target <= spec.n_source:
         return ""
     if role == "write":
@@ -242,7 +243,8 @@ def _copies(spec: OperatorSpec, axis: str, role: Role, where: str, config: Trans
 
 
 def _fit(axes: list[AxisPlan], weight: Weight, place: Place, spec: OperatorSpec) -> None:
-    """Put a fitted operator in the place of those of consecutive axes."""
+    """Put a fitted operator in the place of those of consecutive ``axes``. Raises PlanError if it is of another size,
+    or differs per layer where the weight has no layers."""
     first, spans = place[0] + weight.layered, place[1]
     taken = axes[first : first + spans]
     sizes = math.prod(a.n_source for a in taken), math.prod(a.n_target for a in taken)
@@ -262,7 +264,8 @@ def _fit(axes: list[AxisPlan], weight: Weight, place: Place, spec: OperatorSpec)
 
 
 def _restore(axes: list[AxisPlan], weight: Weight, details: ModuleDetails) -> None:
-    """Put what undoes the operators that have shrunk a module in their place; its source is in Mallat's layout."""
+    """Put operators into ``axes`` that undo those which have shrunk a module; its source is in Mallat's layout then.
+    Raises PlanError where one can't be undone."""
     first = 0
     for shrunk in details.operators:
         stop = first + len(shrunk.axes)
@@ -284,7 +287,7 @@ def _changed(source: Model, target: Model) -> set[str]:
 def _factors(
     source: Model, target: Model, weight: Weight, config: TransferConfig, fitted: bool
 ) -> tuple[tuple[str, float], ...]:
-    """What the family asks for besides the operators: per axis that changes, a factor on the whole weight."""
+    """Factors on the whole weight that the family asks for besides the operators, by the axis that changes."""
     changed, factors = _changed(source, target), []
     if RESIDUAL in changed:
         n_source, n_target = source.sizes[RESIDUAL], target.sizes[RESIDUAL]
@@ -316,7 +319,7 @@ def _learning_rate_factor(weight: Weight, axes: tuple[AxisPlan, ...]) -> float:
 
 
 def _notes(source: Model, target: Model, config: TransferConfig) -> tuple[str, ...]:
-    """What the user should know about the plan."""
+    """Notes for the user about the plan: why a head is untied."""
     notes = []
     if source.tied and target.head is not None and not target.tied:
         more = target.parameter(target.head).size
@@ -329,7 +332,7 @@ def _notes(source: Model, target: Model, config: TransferConfig) -> tuple[str, .
 
 
 def _detail_notes(weights: Sequence[WeightPlan], bands: Sequence[DetailPlan], layers: int) -> list[str]:
-    """What of the source is kept beside the target, and when it can be given back."""
+    """Notes for the user about details: how many are kept beside the target, and when they can be given back."""
     if not bands:
         return []
     every = [a for m in weights for a in m.axes]

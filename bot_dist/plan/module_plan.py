@@ -32,7 +32,7 @@ class ModulePlan(ABC):
 
     weight: Weight
     origin: Weight
-    """The source's weight: the same, or the table that an untied head is made of."""
+    """The source's weight that this one is made of: the same, or the table of an untied head."""
     axes: tuple[AxisPlan, ...]
     dtype: str
     """The dtype that is written."""
@@ -45,7 +45,7 @@ class ModulePlan(ABC):
     whole_rows: bool
     """Whether reading a part of a row from the source costs reading all of it."""
     factors: tuple[tuple[str, float], ...] = ()
-    """Factors on the whole module besides those of the operators: one for each axis whose change asks for it."""
+    """Factors on the whole module besides those of the operators, by the axis whose change asks for one."""
     init_std: float = 0.0
     """Standard deviation of the values that are drawn as the family initialises them."""
     noise: float = 0.0
@@ -63,11 +63,11 @@ class ModulePlan(ABC):
     @property
     @abstractmethod
     def derived(self) -> bool:
-        """Whether it is no weight of the model, but belongs to one."""
+        """Whether the module is no weight of the model, but belongs to one."""
 
     @abstractmethod
     def array_of(self, parameter: Parameter) -> Parameter:
-        """The array that belongs to a parameter of the model, where each layer has its own."""
+        """The array of the module that belongs to a parameter of the model, where each layer has its own."""
 
     @property
     def stacked(self) -> bool:
@@ -76,7 +76,7 @@ class ModulePlan(ABC):
 
     @property
     def shift(self) -> float:
-        """The value that is added to all of it at the end."""
+        """The value that is added to every element of the module at the end."""
         return 0.0
 
     @property
@@ -120,7 +120,7 @@ class ModulePlan(ABC):
 
     @property
     def random(self) -> bool:
-        """Whether any of it is drawn."""
+        """Whether any values of the module are drawn at random."""
         return self.noise > 0 or any(a.fill == "init" for a in self.axes)
 
     @cached_property
@@ -134,12 +134,12 @@ class ModulePlan(ABC):
         return gain
 
     def described(self) -> dict[str, str]:
-        """Per axis that changes, what happens to it; by name, in one line where a weight has an axis twice."""
-        found: dict[str, str] = {}
+        """The operators in words, by the name of the axis that changes; joined where a weight has an axis twice."""
+        in_words: dict[str, str] = {}
         for a in self.axes:
             if a.changes:
-                found[a.axis] = f"{found[a.axis]}, {a.spec}" if a.axis in found else str(a.spec)
-        return found
+                in_words[a.axis] = f"{in_words[a.axis]}, {a.spec}" if a.axis in in_words else str(a.spec)
+        return in_words
 
     @property
     def row_axes(self) -> int:
@@ -163,11 +163,11 @@ class ModulePlan(ABC):
         return box[1:] if self.layered else box
 
     def within_array(self, sides: tuple[T, ...]) -> tuple[T, ...]:
-        """The sides, one per axis, that an array that is written has."""
+        """Those of ``sides``, one per axis of the module, that belong to the axes of each array that is written."""
         return sides[1:] if self.layered and not self.stacked else sides
 
     def to_json(self) -> dict[str, Any]:
-        """All that decides what is written, as plain data."""
+        """All about the module that decides what is written, as plain data."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {
             "band": "",
@@ -181,7 +181,7 @@ class ModulePlan(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class WeightPlan(ModulePlan):
-    """A weight of the model."""
+    """The plan of a weight of the model."""
 
     @property
     def name(self) -> str:
@@ -196,16 +196,18 @@ class WeightPlan(ModulePlan):
 
     @property
     def shift(self) -> float:
-        """What the model adds to the weights is scaled with them."""
+        """The value that is added to every element at the end, so that what the model itself adds to the weights is
+        scaled with them."""
         return self.weight.offset * (self.scale - 1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DetailPlan(ModulePlan):
-    """A band of the details that shrinking a weight drops. Its layers are no layers of a model, and in one array."""
+    """The plan of a band of the details that shrinking a weight drops. Its layers are no layers of a model, and lie in
+    one array."""
 
     band: str
-    """One letter per axis: ``d`` where it is the detail band, ``a`` elsewhere."""
+    """The band, as one letter per axis: ``d`` where it is the detail, ``a`` where it is the approximation."""
 
     @property
     def name(self) -> str:
@@ -225,7 +227,7 @@ class DetailPlan(ModulePlan):
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerStatePlan(ModulePlan):
-    """What AdamW has found out about a weight: one of its two moments."""
+    """The plan of a state of AdamW about a weight: of one of its two moments."""
 
     moment: Moment
 
@@ -246,15 +248,16 @@ class OptimizerStatePlan(ModulePlan):
 
     @property
     def operator_bytes(self) -> int:
-        """Operators of moments may be dense where those of weights are banded; a tile takes as many taps of them."""
+        """Bytes of the operators and of the taps that a tile takes of them, which may be as many: operators of moments
+        may be dense where those of weights are banded."""
         return sum(2 * a.operator().taps.nbytes for a in self.axes if a.changes and not a.alone)
 
 
 def moment_name(moment: Moment, name: str) -> str:
-    """Name of the array that holds a moment of a parameter."""
+    """The name of the array that holds a moment of the parameter ``name``."""
     return f"{MOMENTS}{moment}/{name}"
 
 
 def fields_of(module: ModulePlan) -> dict[str, Any]:
-    """What plans of all kinds have, to make one of another kind of the same module."""
+    """The fields that plans of all kinds have, to make a plan of another kind of the same module."""
     return {field.name: getattr(module, field.name) for field in dataclasses.fields(ModulePlan)}

@@ -25,7 +25,7 @@ from bot_dist.plan.module_plan import ModulePlan, Moment, OptimizerStatePlan, fi
 from bot_dist.tensors.axes import ITEMSIZE
 
 OPERATORS = {"exp_avg": FirstMoment, "exp_avg_sq": SecondMoment}
-"""What moments take where weights take an operator."""
+"""The kinds of operators that moments take where weights take an operator."""
 
 
 def moments_of(module: ModulePlan, *, inserts: bool) -> Iterator[OptimizerStatePlan]:

@@ -1,4 +1,4 @@
-"""Which actor owns which step: one of the tensor-parallel rank that the tile lies in, or the one with least to do."""
+"""Owners of steps: an actor of the tensor-parallel rank that the tile lies in, or the one with least to do."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import numpy.typing as npt
 from bot_dist.tensors import Mesh
 
 SLACK = 1.03
-"""How far over its fair share an actor may get for the sake of owning what lies in its rank."""
+"""The factor up to which an actor may exceed its fair share for the sake of owning what lies in its rank."""
 
 
 def balanced(costs: Sequence[int], ranks: Sequence[int | None], mesh: Mesh) -> npt.NDArray[np.int64]:
-    """An owner for every step, the costliest first. ``ranks``: the tensor-parallel rank of its tile, if it has one.
+    """The rank of the actor that owns each step, ``(steps,)``; the costliest steps are given away first. ``ranks``: the
+    tensor-parallel rank of each step's tile, None where it has none.
 
     Actors of a rank share out its tiles. What would get them over the fair share (an axis may not divide evenly) goes
     to whoever has least, as does what belongs to no rank.

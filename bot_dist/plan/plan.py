@@ -25,20 +25,21 @@ from bot_dist.tensors.axes import Parameter, Range
 from bot_dist.units import size
 
 RESULTS = 1
-"""Raised whenever the same plan comes to write other bytes: an unfinished store is not gone on with then."""
+"""A number that is raised whenever the same plan comes to write other bytes: an unfinished store is not gone on with
+then."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """One tile: read ``source``, apply the module's operators, write ``target``. Idempotent."""
+    """The work on one tile: read ``source``, apply the module's operators, write ``target``. Idempotent."""
 
     id: str
     module: int
     owner: int
-    """Rank of the actor that the tile belongs to."""
+    """The rank of the actor that the tile belongs to."""
     target: Box
     source: tuple[tuple[Range, ...], ...]
-    """Per axis, the source ranges to read."""
+    """The source ranges to read, per axis."""
     core: Box
     """The part of the source whose energy this step counts."""
 
@@ -53,19 +54,21 @@ class TransferPlan(Shown):
     source: Model
     target: Model
     source_id: str
-    """Identifies the source's contents."""
+    """The identity of the source's contents."""
     modules: tuple[ModulePlan, ...]
     mesh: Mesh
     memory_limit: int
     """Bytes of tensors that one actor may hold."""
     allow_nonfinite: bool = False
-    """Go on where the source holds NaN or infinity, or what comes of it is too large for the target's dtype."""
+    """Whether to go on where the source holds NaN or infinity, or what comes of it is too large for the target's
+    dtype."""
     notes: tuple[str, ...] = ()
-    """What the user should know about it."""
+    """Notes for the user about the plan, a line each."""
     optimizer_step: int | None = None
-    """How many steps AdamW had taken whose moments are carried along; None: none are."""
+    """The steps that AdamW had taken whose moments are carried along; None where none are."""
     function_kept: FunctionKept | None = None
-    """None: nothing is said of it, for the rule is that of a baseline."""
+    """Whether the target computes what its source does; None where nothing is said of it, for the rule is that of a
+    baseline."""
 
     def rows(self) -> Iterator[Row]:
         before, after = self.source.sizes, self.target.sizes
@@ -91,7 +94,7 @@ class TransferPlan(Shown):
             yield dataclasses.replace(step, owner=owner)
 
     def _tiles(self, index: int) -> Iterator[Step]:
-        """A module's steps, not yet given to anyone."""
+        """The steps of a module, not yet given to owners."""
         module = self.modules[index]
         sides = [[(t, a.needed(t), a.core(t)) for t in a.tiles()] for a in module.axes]
         for number, tile in enumerate(itertools.product(*sides)):
@@ -106,7 +109,7 @@ class TransferPlan(Shown):
 
     @cached_property
     def _owners(self) -> list[list[int]]:
-        """Per module, the owner of each step."""
+        """The owner of each step, per module."""
         costs: list[int] = []
         ranks: list[int | None] = []
         for index, module in enumerate(self.modules):
@@ -114,8 +117,8 @@ class TransferPlan(Shown):
                 costs.append(sum(step_bytes(module, step)))
                 owners = [a.owner(start) for a, (start, _) in zip(module.axes, step.target, strict=True)]
                 ranks.append(next((owner for owner in owners if owner is not None), None))
-        found = iter(balanced(costs, ranks, self.mesh).tolist())
-        return [list(itertools.islice(found, m.n_tiles)) for m in self.modules]
+        given = iter(balanced(costs, ranks, self.mesh).tolist())
+        return [list(itertools.islice(given, m.n_tiles)) for m in self.modules]
 
     def written(self, module: ModulePlan, target: Box | None = None) -> list[Parameter]:
         """The arrays that the module is written to, in the order of the layers of ``target`` (by default all)."""
@@ -137,7 +140,7 @@ class TransferPlan(Shown):
 
     @cached_property
     def inserted_layers(self) -> tuple[int, ...]:
-        """The target's blocks that identity depth puts in: they change nothing yet."""
+        """The indices of the target's blocks that identity depth puts in, which change nothing yet."""
         layers = (m.axes[0].spec for m in self.modules if m.layered and not m.derived and m.weight.into_residual)
         spec = next((spec for spec in layers if spec is not None and spec.mutes), None)
         if spec is None:
@@ -147,7 +150,7 @@ class TransferPlan(Shown):
 
     @cached_property
     def digest(self) -> str:
-        """Identifies the plan: equal plans write equal stores."""
+        """The identity of the plan, 32 hexadecimal digits: plans with equal ones write equal stores."""
         data = {
             "results": RESULTS,
             "family": self.target.family.name,
@@ -174,7 +177,7 @@ class TransferPlan(Shown):
             assert written == math.prod(module.target_shape()), module.name
 
     def to_json(self) -> dict[str, Any]:
-        """What the manifest records of the plan."""
+        """The record of the plan in the manifest of a store, as plain data."""
         return {
             "digest": self.digest,
             "mesh": dataclasses.asdict(self.mesh),

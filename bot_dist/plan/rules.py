@@ -22,24 +22,25 @@ from bot_dist.recipe import TransferConfig
 from bot_dist.tensors.axes import Role
 
 RESIDUAL = "embed"
-"""The axis along which sublayers add to each other."""
+"""The residual width: the axis along which sublayers add to each other."""
 
 ORDERED = ("layer", "position")
-"""Axes whose indices have an order: extended symmetrically, where others wrap."""
+"""The axes whose indices have an order: they are extended symmetrically, where others wrap."""
 
 Fill = Literal["neutral", "init"]
-"""What target indices hold that take nothing from the source: nothing that acts, or the family's initialisation."""
+"""The content of target indices that take nothing from the source: nothing that acts, or the family's
+initialisation."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AxisRule:
-    """What happens along one axis of a weight."""
+    """The operator along one axis of a weight, and what goes with it."""
 
     spec: OperatorSpec
     fill: Fill = "neutral"
     centred: bool = False
-    """Subtract the mean over the source first: LayerNorm, which would do it, sees more units from now on. (Of a table
-    that is a tied head too, it can't be.)"""
+    """Whether the mean over the source is subtracted first: LayerNorm, which would do it, sees more units from now on.
+    Not for a table that is a tied head too, for which it can't be."""
 
 
 def axis_rule(
@@ -89,7 +90,8 @@ def axis_rule(
 
 
 def _taken(n_source: int, n_target: int, *, copies: bool, gain: float = 1.0, split: float = 0.0) -> OperatorSpec:
-    """Copies, which share the values that they take as ``split`` says, or old indices with new ones beside them."""
+    """The operator of copies, which share the values that they take as ``split`` says, or else of old indices with new
+    ones beside them."""
     if copies:
         return Copy(n_source=n_source, n_target=n_target, gain=gain, split=split)
     return Lazy(n_source=n_source, n_target=n_target, gain=gain)
@@ -127,8 +129,9 @@ def _layers(family: Family, weight: Weight, n_source: int, n_target: int, config
 
 
 def kept_layers(family: Family, weight: Weight, layers: Sequence[int], n_source: int, depth: str) -> OperatorSpec:
-    """The blocks that are kept; or with ``pairs`` the first of those that become one, whose weights are averaged, but
-    what they write into the residual stream adds up (where no norm comes after it)."""
+    """The operator along layers of which ``layers`` are kept; with depth ``pairs`` they are the first of those that
+    become one, whose weights are averaged, but what they write into the residual stream adds up (where no norm
+    comes after it)."""
     indices, n_target = tuple(layers), len(layers)
     if depth != "pairs":
         return Select(n_source=n_source, n_target=n_target, indices=indices)
@@ -145,7 +148,7 @@ def _is_orthonormal(config: TransferConfig, axis: str, n_source: int, n_target: 
 def _row_sum(
     family: Family, weight: Weight, axis: str, role: Role, config: TransferConfig, n_source: int, n_target: int
 ) -> float:
-    """What each row of a resampling operator sums to."""
+    """The sum of each row of a resampling operator."""
     ratio = n_source / n_target
     if role == "pointwise":
         return 1.0
@@ -157,7 +160,7 @@ def _row_sum(
 
 
 def query_factor(config: TransferConfig, n_source: int, n_target: int) -> float:
-    """What queries are multiplied by when head_dim changes, so that scores q·k/√head_dim keep their scale: with rows of
+    """The factor on queries when head_dim changes, so that scores q·k/√head_dim keep their scale: with rows of
     q and k that sum to g, q·k grows by g² · n_t/n_s and the softmax scale by √(n_s/n_t). Copies share g² out."""
     shared = config.width_of("head_dim", n_source, n_target) == "copy"
     orthonormal = _is_orthonormal(config, "head_dim", n_source, n_target)
@@ -166,13 +169,13 @@ def query_factor(config: TransferConfig, n_source: int, n_target: int) -> float:
 
 
 def tied_head_factor(config: TransferConfig, n_source: int, n_target: int) -> float:
-    """What the norm before a tied head is multiplied by: the table has the gain of the written embedding, and the
+    """The factor on the norm before a tied head: the table has the gain of the written embedding, and the
     head that reads it would have had the gain of a read axis."""
     return 1.0 if _is_orthonormal(config, RESIDUAL, n_source, n_target) else n_source / n_target
 
 
 def learning_rate_factor(weight: Weight, role: Role, n_source: int, n_target: int, spec: OperatorSpec | None) -> float:
-    """What one axis of ``weight`` multiplies Adam's learning rate by (and divides weight decay by).
+    """The factor of one axis of ``weight`` on Adam's learning rate; weight decay takes its inverse.
 
     Adam moves every weight by the learning rate, whatever its gradient, and a read axis of n_target terms adds
     n_target of those moves: scaled by n_source/n_target, a step in function space stays what it was. The same holds

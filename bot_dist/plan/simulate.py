@@ -1,4 +1,4 @@
-"""How long a plan would take on given hardware, from the plan alone.
+"""Simulation: how long a plan would take on given hardware, from the plan alone.
 
 An actor's reading and writing overlap with its transforming (``LANES`` steps are in progress), so what it takes is the
 largest of three times: bytes over the storage's bandwidth (which all actors share), over its part of the node's
@@ -25,21 +25,22 @@ EXAMPLE = "storage_gb_s=100,network_gb_s=12.5,device_gb_s=1500"
 
 @dataclass(frozen=True, kw_only=True)
 class Hardware:
-    """What a cluster can do. Bandwidths are in GB/s."""
+    """The speed of a cluster. Bandwidths are in GB/s (10⁹ bytes)."""
 
     storage_gb_s: float
-    """All actors together."""
+    """Bandwidth of the storage, for all actors together, in GB/s."""
     network_gb_s: float
-    """Per node."""
+    """Bandwidth of the network of each node, in GB/s."""
     device_gb_s: float
-    """Per actor, of the transform: bytes in and out."""
+    """Bandwidth of the transform of each actor, bytes in and out together, in GB/s."""
     actors_per_node: int = 8
     request_s: float = 0.1
-    """From asking for a file or range to its first byte."""
+    """Seconds from asking for a file or range to its first byte."""
 
 
 def parse_hardware(text: str) -> Hardware:
-    """``"storage_gb_s=100,network_gb_s=12.5,device_gb_s=1500"``. Raises RecipeError on what it does not understand."""
+    """The hardware that a text such as ``"storage_gb_s=100,network_gb_s=12.5,device_gb_s=1500"`` describes. Raises
+    RecipeError on a text that it does not understand."""
     known = {field.name: field for field in fields(Hardware)}
     given: dict[str, float] = {}
     for item in text.split(","):
@@ -59,7 +60,7 @@ def parse_hardware(text: str) -> Hardware:
 
 @dataclass(frozen=True, kw_only=True)
 class ActorCost:
-    """What one actor would do."""
+    """The work of one actor in a simulated run."""
 
     rank: int
     steps: int
@@ -67,13 +68,14 @@ class ActorCost:
     bytes_written: int
     requests: int
     peak_bytes: int
-    """Of tensors: its ``LANES`` largest steps, or its largest one where two don't fit the limit."""
+    """Bytes of tensors held at the worst moment: by the ``LANES`` largest steps, or by the largest one where so many
+    don't fit the limit."""
     seconds: dict[str, float]
-    """By what could limit it: ``storage``, ``network``, ``device``, ``requests``."""
+    """Seconds that each of what could limit the actor takes: ``storage``, ``network``, ``device``, ``requests``."""
 
     @property
     def limit(self) -> str:
-        """What takes longest."""
+        """The key of ``seconds`` that takes longest."""
         return max(self.seconds, key=lambda what: self.seconds[what])
 
     @property
@@ -83,7 +85,7 @@ class ActorCost:
 
 @dataclass(frozen=True, kw_only=True)
 class Simulation:
-    """A simulated run."""
+    """A simulated run, actor by actor."""
 
     actors: tuple[ActorCost, ...]
 
@@ -93,7 +95,7 @@ class Simulation:
 
     @property
     def limit(self) -> str:
-        """What limits the run: that which limits its slowest actor."""
+        """The limit of the run: that of its slowest actor."""
         return self.slowest.limit
 
 

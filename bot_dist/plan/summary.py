@@ -10,24 +10,24 @@ from bot_dist.plan.plan import TransferPlan
 
 @dataclass(frozen=True, kw_only=True)
 class ModuleRow:
-    """One module of a plan."""
+    """One module of a plan, in numbers."""
 
     name: str
     source_shape: tuple[int, ...]
     target_shape: tuple[int, ...]
     operators: dict[str, str]
-    """Per axis that changes, what happens to it."""
+    """The operators in words, by the name of the axis that changes."""
     scale: float
     bytes_read: int
     bytes_written: int
     peak_bytes: int
-    """Of its largest step."""
+    """Bytes of tensors that the module's largest step holds at its worst moment."""
     steps: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlanSummary:
-    """A whole plan."""
+    """A whole plan, in numbers."""
 
     rows: tuple[ModuleRow, ...]
     n_source: int
@@ -40,7 +40,7 @@ class PlanSummary:
     context: int
     """Tokens of context for which attention is counted."""
     function_kept: str | None
-    """Whether the target computes what its source does, in words; None: nothing is said of it."""
+    """Whether the target computes what its source does, in words; None where nothing is said of it."""
     actor_bytes: tuple[int, ...]
     """Bytes read and written by each actor."""
     actor_peak: tuple[int, ...]
@@ -60,7 +60,7 @@ class PlanSummary:
 
 
 def summarise(plan: TransferPlan, context: int) -> PlanSummary:
-    """Unfold a plan's steps and add them up; ``context`` counts where the model has none of its own."""
+    """Unfold a plan's steps and add them up; ``context``, in tokens, counts where the model has none of its own."""
     context = plan.target.tokens_per_sample(context)
     rows = []
     actor_bytes, actor_peak = [0] * plan.mesh.size, [0] * plan.mesh.size

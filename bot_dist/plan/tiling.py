@@ -20,18 +20,19 @@ from bot_dist.tensors import chunk_shape
 from bot_dist.tensors.axes import ITEMSIZE
 
 STEP_BYTES = 2**26
-"""A step's target is at most this large: progress shows, and little is done twice after an interruption."""
+"""Most bytes of a step's target: so progress shows, and little is done twice after an interruption."""
 LANES = 2
 """Steps that an actor has in progress at a time."""
 SHARE = 10
-"""An actor's part is cut into at least this many steps (of at least ``LEAST_BYTES``), so that parts can be equal."""
+"""Least steps (of at least ``LEAST_BYTES``) that an actor's part is cut into, so that parts can be equal."""
 LEAST_BYTES = 2**20
 DEAR = 2
-"""How often tiles may read the source, over those that are no smaller than they must be, to overlap and to be equal."""
+"""How many times as much tiles may read of the source as those that are no smaller than they must be, for the sake of
+overlap and of equal parts."""
 MOST_STEPS = 2**20
-"""Of a plan."""
+"""Most steps of a plan."""
 REQUEST_BYTES = 2**20
-"""What asking a storage for one more file or range costs, as bytes that could have been moved meanwhile."""
+"""The cost of asking a storage for one more file or range, as bytes that could have been moved meanwhile."""
 
 
 def tiled(modules: Sequence[ModulePlan], memory_limit: int, actors: int) -> tuple[ModulePlan, ...]:
@@ -41,27 +42,28 @@ def tiled(modules: Sequence[ModulePlan], memory_limit: int, actors: int) -> tupl
     """
     total = sum(m.source_bytes + math.prod(m.target_shape()) * ITEMSIZE[m.dtype] for m in modules)
     most = max(LEAST_BYTES, total // (actors * SHARE)) if actors > 1 else total
-    found, smallest = [], 0
+    cut, smallest = [], 0
     for module in modules:
         module = _cut(_whole_rows(module), memory_limit, most)
         if (peak := _peak(module)) > memory_limit:
             smallest = max(smallest, peak)
-        found.append(dataclasses.replace(module, chunk=chunk_shape(module.shard, ITEMSIZE[module.dtype])))
+        cut.append(dataclasses.replace(module, chunk=chunk_shape(module.shard, ITEMSIZE[module.dtype])))
     if smallest:
         raise PlanError(
             f"memory limit of {memory_limit:,} bytes per actor: no tile is small enough; "
             f"the smallest that works is {smallest:,} bytes: transfer.memory_limit={smallest}"
         )
-    if (steps := sum(module.n_tiles for module in found)) > MOST_STEPS:
+    if (steps := sum(module.n_tiles for module in cut)) > MOST_STEPS:
         raise PlanError(
             f"memory limit of {memory_limit:,} bytes per actor: {actors:,} actors would have {steps:,} steps, wanted "
             f"at most {MOST_STEPS:,}; give a larger limit, or fewer actors"
         )
-    return tuple(found)
+    return tuple(cut)
 
 
 def _cut(module: ModulePlan, memory_limit: int, most: int) -> ModulePlan:
-    """Tiles that fit, and that are as small as is good, unless smaller ones read too much."""
+    """The module with tiles that fit ``memory_limit``, if there are such, and that are as small as is good (their steps
+    move at most ``most`` bytes), unless smaller ones read too much."""
     affordable = math.inf
     while True:
         peak = _peak(module)
@@ -83,28 +85,28 @@ def _whole_rows(module: ModulePlan) -> ModulePlan:
 
 
 def _peak(module: ModulePlan) -> int:
-    """Of the module's worst step."""
+    """Bytes of tensors that the module's largest step holds at its worst moment."""
     return step_peak(module, tuple((0, a.tile) for a in module.axes), tuple(_widest(a) for a in module.axes))
 
 
 def _written(module: ModulePlan) -> int:
-    """Bytes that its largest step writes."""
+    """Bytes that the module's largest step writes."""
     return math.prod(a.tile for a in module.axes) * ITEMSIZE[module.dtype]
 
 
 def _moved(module: ModulePlan) -> int:
-    """Bytes that its largest step reads and writes."""
+    """Bytes that the module's largest step reads and writes."""
     share = math.prod(_widest(a) / a.n_source for a in module.axes[: module.row_axes])
     return round(module.source_bytes * share) + _written(module)
 
 
 def _read(module: ModulePlan) -> float:
-    """Bytes that all steps read."""
+    """Bytes that all steps of the module read."""
     return module.source_bytes * math.prod(_needed(a) / a.n_source for a in module.axes[: module.row_axes])
 
 
 def _cost(module: ModulePlan) -> float:
-    """Bytes that all steps read, and what asking for the parts and writing the files costs besides."""
+    """Bytes that all steps of the module read, and what asking for the parts and writing the files costs besides."""
     within = math.prod(-(-a.n_target // a.shard) for a in module.axes[int(module.layered) :])
     layers = (_needed(module.axes[0]) + module.axes[0].n_target) if module.layered else 2
     return _read(module) + REQUEST_BYTES * layers * within
@@ -132,12 +134,12 @@ def _halves(module: ModulePlan) -> list[ModulePlan]:
     Rows stay whole: the innermost axis is cut only where tensor parallelism does, and no part of a row where reading
     one costs all of it.
     """
-    found = []
+    halves = []
     for i, a in enumerate(module.axes[: module.row_axes]):
         if a.spec is not None and a.tile > 1 and (a.cut is not None or i < len(module.axes) - 1):
             cut = dataclasses.replace(a.cut, tiles=a.cut.tiles * 2) if a.cut is not None else None
             tile = cut.tile if cut is not None else -(-a.tile // 2)
             if tile < a.tile:
                 axes = (*module.axes[:i], dataclasses.replace(a, tile=tile, cut=cut), *module.axes[i + 1 :])
-                found.append(dataclasses.replace(module, axes=axes))
-    return found
+                halves.append(dataclasses.replace(module, axes=axes))
+    return halves

@@ -66,9 +66,9 @@ def combine(target: int, source: int, offsets: int, taps: int, count: int, n: in
 
 @njit(nogil=True)
 def prepare(indices: int, taps: int, at: int, shared: bool, width: int, step: int, offsets: int, taps_out: int) -> None:
-    """Write ``width`` taps as float32, and the offsets of what they weigh, ``step`` apart per index: those taps of an
-    operator that start ``at``, a multiple of its rows, which are one in ``indices`` if ``shared``, or in the middle of
-    a row."""
+    """Write ``width`` taps of an operator as float32, and the offsets of what they weigh, ``step`` apart per index.
+    They start ``at`` the beginning of a row or in the middle of one; ``indices`` holds one row for all if
+    ``shared``."""
     for j in range(width):
         put_integer(offsets, j, integer(indices, (0 if shared else at) + j) * step)
         put(taps_out, j, rounded(taps, at + j))

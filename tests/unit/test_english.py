@@ -9,14 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.test_layers import MODULES, PACKAGE, unit_of
+from tests.unit.test_layers import MODULES, PACKAGE
 
-NOT_YET = {"__init__", "operators", "parsing", "plan"}
-"""Folders and modules whose docstrings are not all written so yet."""
 FRAGMENT = re.compile(r"[a-z]|(Of|Where|What|By|As|Per|From|Or|How it|How they)\b")
 """Beginnings that lean on the name they stand under: ``nbytes``, "Of their files."."""
-COMPILED = {"kernels.py", "polyphase.py", "rows.py", "simd.py", "sums.py"}
-"""Modules of ``kernels/`` whose least change makes every machine compile them again: they follow with the next one."""
 
 
 def docstrings(path: Path) -> Iterator[tuple[int, str]]:
@@ -31,12 +27,8 @@ def docstrings(path: Path) -> Iterator[tuple[int, str]]:
                     yield after.lineno, str(after.value.value)
 
 
-@pytest.mark.parametrize(
-    "path", [p for p in MODULES if unit_of(p) not in NOT_YET], ids=lambda p: str(p.relative_to(PACKAGE))
-)
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_docstrings_are_sentences(path: Path) -> None:
-    if path.name in COMPILED and path.parent.name == "kernels":
-        pytest.skip("compiled anew after any change")
     lacking = [
         line for line, text in docstrings(path) if not re.search(r"[.?!:]\"?$|```$", text.strip().splitlines()[-1])
     ]

@@ -8,7 +8,6 @@ that norm and head need.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,16 +15,13 @@ from typing import Any
 import torch
 
 from bot_dist.fit.standing_in import first_call, standing_in
-from bot_dist.formats.configuration import RUN, transformers_config
+from bot_dist.formats.configuration import BUILDING, RUN, transformers_config
 from bot_dist.formats.source import Source
 from bot_dist.model import Model
 from bot_dist.tensors import whole
 from bot_dist.tensors.axes import Parameter
 
 LAYER = "{layer}"
-
-_BUILDING = threading.Lock()
-"""Held where a model is built: what leaves out its weights changes ``torch.nn.Module`` for the whole process."""
 
 
 class StreamedModel:
@@ -158,7 +154,7 @@ def _without_weights(model: Model) -> torch.nn.Module:
 
     config = transformers_config(model.config, **RUN)
     architecture: Any = getattr(transformers, model.family.architecture(model.config))
-    with _BUILDING:
+    with BUILDING:
         with no_init_weights(), init_empty_weights(include_buffers=False):
             module: torch.nn.Module = architecture._from_config(config, dtype=torch.float32)
         module.tie_weights()  # type: ignore[operator]  # no_init_weights has skipped it

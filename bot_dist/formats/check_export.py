@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bot_dist.formats.configuration import BUILDING
 from bot_dist.model import model_of
 from bot_dist.parsing import parse_object
 
@@ -41,7 +42,8 @@ def compare_logits(folder: str, probe: Path) -> LogitsCheck:
     expected = inputs.pop("logits")
     config = parse_object((Path(folder) / "config.json").read_bytes(), f"{folder}/config.json")
     architecture: Any = getattr(transformers, model_of(config).family.architecture(config))
-    model, info = architecture.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    with BUILDING:
+        model, info = architecture.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
     with torch.no_grad():
         logits = model.eval()(**inputs).logits
     return LogitsCheck(

@@ -11,6 +11,7 @@ import copy
 import dataclasses
 import math
 import re
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +28,9 @@ CODE = (
 reaches ``transformers``, and none whose name begins with an underscore or is that of a method."""
 RUN = {"use_cache": False, "return_dict": True, "output_hidden_states": False, "output_attentions": False}
 """Fields with which a model is run here."""
+BUILDING = threading.Lock()
+"""Held by the thread that has ``transformers`` build a model: to leave out the weights at first, it and ``accelerate``
+change ``torch.nn.Module`` and ``PreTrainedModel`` for the whole process."""
 _PROPERTIES = ("num_labels", "rope_scaling")
 """Fields of files that are properties of the configuration class."""
 _ROPE = ("rope_parameters", "rope_scaling")

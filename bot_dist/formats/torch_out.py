@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from bot_dist.formats.configuration import transformers_config
+from bot_dist.formats.configuration import BUILDING, transformers_config
 from bot_dist.formats.hf_config import huggingface_config
 from bot_dist.formats.source import Source, read_flat
 from bot_dist.model import model_of
@@ -41,5 +41,6 @@ def transformers_model(source: Source) -> PreTrainedModel:
     config = transformers_config(huggingface_config(model))
     architecture: Any = getattr(transformers, model.family.architecture(source.config))
     dtype = functools.reduce(torch.promote_types, {tensor.dtype for tensor in weights.values()})
-    made: PreTrainedModel = architecture.from_pretrained(None, config=config, state_dict=weights, dtype=dtype).eval()
-    return made
+    with BUILDING:
+        made: PreTrainedModel = architecture.from_pretrained(None, config=config, state_dict=weights, dtype=dtype)
+    return made.eval()

@@ -192,7 +192,8 @@ class CheckpointWriter:
         except (CheckpointError, FileExistsError):  # what is not there may have been collected by another's commit
             if overwrite or not self.storage.exists(MANIFEST):
                 raise
-            self.discard()
+            with contextlib.suppress(CheckpointError):  # the other is collecting it as well
+                self.discard()
             raise CheckpointExistsError(
                 f"{self.storage.label}: another writer has committed this store; what is there is whole and its own"
             ) from None

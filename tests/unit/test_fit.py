@@ -22,6 +22,7 @@ from bot_dist.fit.sites import default_wanted, sites
 from bot_dist.fit.statistics import Statistics, statistics
 from bot_dist.fit.streamed_model import StreamedModel, blocks_of, path_in
 from bot_dist.formats.open import open_source
+from bot_dist.formats.torch_out import transformers_model
 from bot_dist.model import Model, model_of
 from tests.conftest import Pico
 
@@ -239,7 +240,9 @@ def test_threads_build_and_read_models_at_once(pico_llama: Callable[..., Pico]) 
         streamed.load_block(0)
     assert not any(p.is_meta for p in streamed.blocks[0].parameters())
     with ThreadPoolExecutor(8) as threads:
+        loading = [threads.submit(transformers_model, source) for _ in range(16)]
         several = [*threads.map(build, range(32))]
+    assert not any(p.is_meta for one in loading for p in one.result().parameters())
     assert torch.nn.Module.register_parameter is register
     expected = [(name, p.is_meta) for name, p in several[0].module.named_parameters()]
     assert all([(name, p.is_meta) for name, p in one.module.named_parameters()] == expected for one in several)

@@ -413,6 +413,23 @@ def test_the_loser_takes_its_attempt_away(url: str, monkeypatch: pytest.MonkeyPa
     assert [p.name for p in Path(url, "data").iterdir()] == ["plan-1"]
 
 
+def test_the_loser_may_find_its_attempt_taken_away(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = create(url, plan="plan-1"), create(url, plan="plan-2")
+    ours, theirs = fill(first), fill(second)
+    monkeypatch.setattr(CheckpointWriter, "_collect", lambda self, **_: None)
+    first.commit(ours, {})
+    read = Storage.read
+
+    def emptied(storage: Storage, name: str) -> bytes:
+        if name.startswith("data/plan-2/"):
+            shutil.rmtree(Path(url, "data", "plan-2"), ignore_errors=True)
+        return read(storage, name)
+
+    monkeypatch.setattr(Storage, "read", emptied)
+    with pytest.raises(CheckpointExistsError, match="another writer"):
+        second.commit(theirs, {})
+
+
 def test_two_drivers_of_one_plan_share_what_they_write(url: str) -> None:
     first, second = create(url), create(url)
     digests = fill(first)

@@ -37,6 +37,7 @@ def transfer(recipe: Recipe, on_event: OnEvent = log, baseline: Baseline | None 
     Returns what was measured, which is in the store's manifest, too. Raises CheckpointExistsError when the target holds
     a committed store, unless ``recipe.overwrite``.
     """
+    check_places(recipe)  # before anything is read
     return transfer_planned(Planning(recipe, baseline), on_event)
 
 

@@ -197,7 +197,7 @@ def test_what_training_holds_out_is_in_no_window(
     if much:
         monkeypatch.setattr("bot_dist.data.excerpts.LITTLE", 0)
         monkeypatch.setattr("bot_dist.data.excerpts.RANGE", 64)
-        for module in ("pieces", "plain"):
+        for module in ("pieces", "formats.plain"):
             monkeypatch.setattr(f"bot_dist.data.texts.{module}.PIECE", 64)
             monkeypatch.setattr(f"bot_dist.data.texts.{module}.LOOK", 8)
     places = [chr(256 + i) for i in range(1200)]

@@ -42,5 +42,7 @@ def transformers_model(source: Source) -> PreTrainedModel:
     architecture: Any = getattr(transformers, model.family.architecture(source.config))
     dtype = functools.reduce(torch.promote_types, {tensor.dtype for tensor in weights.values()})
     with BUILDING:
-        made: PreTrainedModel = architecture.from_pretrained(None, config=config, state_dict=weights, dtype=dtype).eval()
+        made: PreTrainedModel = architecture.from_pretrained(
+            None, config=config, state_dict=weights, dtype=dtype
+        ).eval()
     return made

@@ -203,24 +203,12 @@ class Diagonal(OperatorSpec):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Constant(OperatorSpec):
-    """An operator that takes nothing from the source, all of which is the detail. Target indices hold ``value``; where
-    the axis grows, only those that the source has do."""
-
-    value: float = 1.0
-
-    def __str__(self) -> str:
-        return f"= {self.value:g}"
+class TakesNothing(OperatorSpec):
+    """An operator that takes nothing from the source, all of which is the detail."""
 
     @property
     def takes_nothing(self) -> bool:
         return True
-
-    def held(self, value: float) -> float:
-        return self.value
-
-    def build(self) -> Operator:
-        return Operator(np.zeros((self.n_target, 1), dtype=np.int64), np.zeros((self.n_target, 1)), self.n_source)
 
     @property
     def n_details(self) -> int:
@@ -231,3 +219,20 @@ class Constant(OperatorSpec):
 
     def restoring(self) -> OperatorSpec:
         return Resample(n_source=self.n_source, n_target=self.n_source)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Constant(TakesNothing):
+    """An operator whose target indices hold ``value``, whatever the source is; where the axis grows, only those that
+    the source has do."""
+
+    value: float = 1.0
+
+    def __str__(self) -> str:
+        return f"= {self.value:g}"
+
+    def held(self, value: float) -> float:
+        return self.value
+
+    def build(self) -> Operator:
+        return Operator(np.zeros((self.n_target, 1), dtype=np.int64), np.zeros((self.n_target, 1)), self.n_source)

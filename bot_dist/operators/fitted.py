@@ -17,10 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from bot_dist.operators.banded import Indices, Operator, Taps
-from bot_dist.operators.copies import ROOTS, Constant, Shared
+from bot_dist.operators.copies import ROOTS, Constant, Shared, TakesNothing
 from bot_dist.operators.dual import dropped, dual, places, split_of
 from bot_dist.operators.optimizer_state import dual_matrix
-from bot_dist.operators.resample import Resample
 from bot_dist.operators.spec import Gained, OperatorSpec, ReadKept, Rows
 from bot_dist.tensors.axes import Range
 
@@ -235,15 +234,11 @@ class FittedSelection(Fitted, Shared):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FittedConstant(Fitted):
-    """A fitted number that all target indices hold, whatever the source is; all of the source is the detail."""
+class FittedConstant(TakesNothing, Fitted):
+    """A fitted number that all target indices hold, whatever the source is."""
 
     def __str__(self) -> str:
         return f"= {super().__str__()}"
-
-    @property
-    def takes_nothing(self) -> bool:
-        return True
 
     @property
     def sizes(self) -> Sizes:
@@ -252,16 +247,6 @@ class FittedConstant(Fitted):
     @property
     def placeholder(self) -> Values:
         return np.ones(())
-
-    @property
-    def n_details(self) -> int:
-        return self.n_source
-
-    def detail(self) -> OperatorSpec:
-        return Resample(n_source=self.n_source, n_target=self.n_source)
-
-    def restoring(self) -> OperatorSpec:
-        return Resample(n_source=self.n_source, n_target=self.n_source)
 
     def of_gradients(self, *, inserts: bool = False) -> OperatorSpec:
         """A constant that is not fitted, for gradients do not depend on its value."""

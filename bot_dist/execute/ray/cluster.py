@@ -185,9 +185,17 @@ def result_of(reference: Any) -> Any:
         raise
 
 
-def last_words(error: Exception) -> str:
-    """Why an actor died, in one line: what Ray says before it lists what the causes usually are."""
-    return " ".join(str(error).partition("Some common causes")[0].split())
+def answer_of(reference: Any) -> tuple[Any, str | None]:
+    """The result of a call of an actor, and None; or None, and why the actor died, in one line: what Ray says before it
+    lists what the causes usually are. Raises what the call raised, as ``result_of`` does."""
+    import ray
+
+    try:
+        return result_of(reference), None
+    except ray.exceptions.RayTaskError:
+        raise
+    except ray.exceptions.RayError as error:
+        return None, " ".join(str(error).partition("Some common causes")[0].split())
 
 
 def resources(config: ClusterConfig, workers: int) -> tuple[Literal["cpu", "cuda"], int]:

@@ -24,7 +24,7 @@ from bot_dist.events.transfer import ActorDied, ActorReady
 from bot_dist.execute.allocator import return_freed_memory
 from bot_dist.execute.dispatch import Dispatch
 from bot_dist.execute.executor import Reader, StepResult
-from bot_dist.execute.ray.cluster import PLACEMENT_TIMEOUT_S, START_TIMEOUT_S, last_words, result_of
+from bot_dist.execute.ray.cluster import PLACEMENT_TIMEOUT_S, START_TIMEOUT_S, answer_of
 from bot_dist.execute.ray.metrics import ActorMetrics, DriverMetrics
 from bot_dist.execute.worker import Worker
 from bot_dist.plan import LANES, Step, TransferPlan
@@ -179,12 +179,9 @@ class _Crew:
         if not member.ready and reference not in self.arriving:
             return  # it died, which another of its references has told
         step = member.steps.get(reference)
-        try:
-            result = result_of(reference)
-        except ray.exceptions.RayTaskError:
-            raise
-        except ray.exceptions.RayError as error:
-            self._replace(member, error)
+        result, died = answer_of(reference)
+        if died is not None:
+            self._replace(member, died)
             return
         if step is None:
             del self.arriving[reference]
@@ -197,14 +194,13 @@ class _Crew:
             on_step(result)
             self.metrics.left(self.dispatch.left)
 
-    def _replace(self, member: _Member, error: ray.exceptions.RayError) -> None:
+    def _replace(self, member: _Member, why: str) -> None:
         """Put back what a dead actor was doing, and start another. Raises RunError when that will not help."""
         self.deaths += 1
         self.members.pop(member.rank, None)
         self.arriving = {reference: m for reference, m in self.arriving.items() if m is not member}
         ray.kill(member.handle)
         steps = tuple(step.id for step in member.steps.values())
-        why = last_words(error)
         self.on_event(ActorDied(rank=member.rank, steps=steps, why=why))
         fatal = self.dispatch.lost(member.rank)
         self.stillborn[member.rank] += not member.ready

@@ -13,7 +13,7 @@ import ray
 
 from bot_dist.errors import RunError
 from bot_dist.execute.allocator import return_freed_memory
-from bot_dist.execute.ray.cluster import START_TIMEOUT_S, last_words, result_of
+from bot_dist.execute.ray.cluster import START_TIMEOUT_S, answer_of, result_of
 from bot_dist.execute.shares import OnStep, Share, SharedWork
 
 TRIES = 3
@@ -109,7 +109,7 @@ class Actors(AbstractContextManager["Actors"]):
                     f"other jobs have ended"
                 )
             member = asked[ready[0]]
-            if died := self._hear(member):
+            if (died := self._hear(member)) is not None:
                 self._replace(member, died, reference, work)
         for closed in [member.handle.close.remote() for member in members]:
             with suppress(ray.exceptions.RayActorError):  # who has died meanwhile is replaced by the next work
@@ -127,18 +127,14 @@ class Actors(AbstractContextManager["Actors"]):
         member.opened, member.next = False, 0
         member.asked = member.handle.open.options(name=f"open share {member.share}").remote(reference, member.share)
 
-    def _hear(self, member: _Member) -> str:
+    def _hear(self, member: _Member) -> str | None:
         """Take what an actor has to say: that it is ready, that a step is done, an error; or why it died."""
         reference, member.asked = member.asked, None
-        try:
-            result_of(reference)
-        except ray.exceptions.RayTaskError:
-            raise
-        except ray.exceptions.RayError as error:
-            return last_words(error)
-        member.next += member.opened
-        member.opened = True
-        return ""
+        _, died = answer_of(reference)
+        if died is None:
+            member.next += member.opened
+            member.opened = True
+        return died
 
     def _replace(self, member: _Member, why: str, reference: Any, work: SharedWork) -> None:
         member.deaths += 1

@@ -12,7 +12,7 @@ import ray
 
 from bot_dist.errors import RunError
 from bot_dist.execute.executor import S, T
-from bot_dist.execute.ray.cluster import START_TIMEOUT_S, last_words, result_of
+from bot_dist.execute.ray.cluster import START_TIMEOUT_S, answer_of
 
 TRIES = 3
 """Actors that may die over a task before it is given up."""
@@ -86,12 +86,9 @@ class _Crew:
         actor, number = (
             (self.arriving.pop(reference), None) if reference in self.arriving else self.working.pop(reference)
         )
-        try:
-            result = result_of(reference)
-        except ray.exceptions.RayTaskError:
-            raise
-        except ray.exceptions.RayError as error:
-            self.last_words = last_words(error)
+        result, died = answer_of(reference)
+        if died is not None:
+            self.last_words = died
             if number is not None:
                 self._lost(number)
             return

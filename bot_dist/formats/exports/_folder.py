@@ -41,6 +41,12 @@ class Tensor:
         return self.parameter.size * self.dtype.itemsize
 
 
+def weight_bytes(source: Source, dtype: torch.dtype | None = None) -> int:
+    """Bytes of a source's weights, in ``dtype`` or in the dtypes that they have."""
+    parameters = [parameter for _, _, parameter in model_of(source.config).parameters()]
+    return sum(p.size * (dtype or source.dtype(p)).itemsize for p in parameters)
+
+
 def write_folder(
     source: Source,
     folder: str,

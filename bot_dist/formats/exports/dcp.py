@@ -7,9 +7,8 @@ from pathlib import Path
 
 from bot_dist.formats.export_result import ExportResult
 from bot_dist.formats.exports import Export
-from bot_dist.formats.exports._folder import Tensor, write_folder
+from bot_dist.formats.exports._folder import Tensor, weight_bytes, write_folder
 from bot_dist.formats.source import Source
-from bot_dist.model import model_of
 
 
 def export_dcp(
@@ -45,7 +44,7 @@ def _write(
 
 
 def _weight_bytes(source: Source, dtype: str | None) -> int:
-    return sum(p.size * source.dtype(p).itemsize for _, _, p in model_of(source.config).parameters())
+    return weight_bytes(source)
 
 
 EXPORT = Export(title="DCP", write=_write, weight_bytes=_weight_bytes, hub=False)

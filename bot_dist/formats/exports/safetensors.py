@@ -12,11 +12,10 @@ import torch
 from bot_dist.errors import InputError
 from bot_dist.formats.export_result import ExportResult
 from bot_dist.formats.exports import Export
-from bot_dist.formats.exports._folder import Tensor, write_folder, write_json
+from bot_dist.formats.exports._folder import Tensor, weight_bytes, write_folder, write_json
 from bot_dist.formats.indexed import DTYPES as FILE_DTYPES
 from bot_dist.formats.source import Source
 from bot_dist.formats.sources.safetensors import INDEX, SINGLE
-from bot_dist.model import model_of
 from bot_dist.tensors import PIECE_BYTES, flat_boxes
 
 MAX_SHARD_BYTES = 5 * 10**9
@@ -151,8 +150,7 @@ def _write(
 
 
 def _weight_bytes(source: Source, dtype: str | None) -> int:
-    parameters = [parameter for _, _, parameter in model_of(source.config).parameters()]
-    return sum(p.size * (DTYPES[dtype] if dtype else source.dtype(p)).itemsize for p in parameters)
+    return weight_bytes(source, DTYPES[dtype] if dtype else None)
 
 
 EXPORT = Export(title="safetensors", write=_write, weight_bytes=_weight_bytes, dtypes=(*DTYPES,), shards=True)

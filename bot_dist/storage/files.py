@@ -71,6 +71,14 @@ def size_bytes(url: str) -> int | None:
     return int(info["size"])
 
 
+def existing_bytes(url: str) -> int:
+    """The size of a file in bytes. Raises SourceError where there is none, or a folder."""
+    size = size_bytes(url)
+    if size is None:
+        raise missing(url)
+    return size
+
+
 def broken_link(url: str) -> str | None:
     """The target of a local link that leads nowhere; None where there is no such link."""
     if not is_local(url):
@@ -177,10 +185,7 @@ def _short(url: str, what: str, nbytes: int, offset: int, wanted: int) -> Source
 def open_file(url: str) -> io.BufferedReader:
     """A file for reading from anywhere in it, by blocks; each is asked for as ``read_range`` does. Raises SourceError
     when it is missing, here, or changed, when it is read."""
-    size = size_bytes(url)
-    if size is None:
-        raise missing(url)
-    return io.BufferedReader(_Blocks(url, size), _BLOCK)
+    return io.BufferedReader(_Blocks(url, existing_bytes(url)), _BLOCK)
 
 
 class _Blocks(io.RawIOBase):

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bot_dist.errors import SourceError
-from bot_dist.storage.files import missing, read_range, size_bytes
+from bot_dist.storage.files import existing_bytes, read_range
 from bot_dist.urls import label
 
 FIRST_BYTES, MAX_HEADER_BYTES = 4 * 2**20, 2**30
@@ -63,9 +63,7 @@ class Header:
 
 def read_gguf_header(url: str) -> Header:
     """Parse the header. Raises SourceError when this is no GGUF file, or one that is damaged or truncated."""
-    size = size_bytes(url)
-    if size is None:
-        raise missing(url)
+    size = existing_bytes(url)
     data, wanted = b"", FIRST_BYTES
     while True:
         wanted = min(wanted, size)

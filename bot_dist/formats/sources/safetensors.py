@@ -18,7 +18,17 @@ from bot_dist.formats.sources import SourceFormat
 from bot_dist.formats.ties import resolve_ties
 from bot_dist.model import Family, family_of
 from bot_dist.parsing import parse_object
-from bot_dist.storage.files import broken_link, join, list_names, missing, read_file, read_range, size_bytes, version
+from bot_dist.storage.files import (
+    broken_link,
+    existing_bytes,
+    join,
+    list_names,
+    missing,
+    read_file,
+    read_range,
+    size_bytes,
+    version,
+)
 from bot_dist.storage.package_urls import near_names, safe_relative
 from bot_dist.urls import label
 
@@ -81,9 +91,7 @@ def read_header(url: str) -> tuple[dict[str, TensorEntry], dict[str, Any]]:
 
     Raises SourceError unless header and tensors fill the file exactly, without overlap.
     """
-    size = size_bytes(url)
-    if size is None:
-        raise missing(url)
+    size = existing_bytes(url)
     if size < 8:
         raise SourceError(f"{label(url)}: found {size} bytes, wanted at least 8; this is no safetensors file")
     head = read_range(url, 0, min(size, 2**20), "header")

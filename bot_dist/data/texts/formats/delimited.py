@@ -10,7 +10,7 @@ from typing import IO
 from bot_dist.data.texts.formats import TextFormat
 from bot_dist.data.texts.pieces import Piece, pieces_of, too_large
 from bot_dist.errors import InputError, blamed, some
-from bot_dist.storage.files import missing, open_file, size_bytes
+from bot_dist.storage.files import existing_bytes, open_file
 from bot_dist.urls import label
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
@@ -30,9 +30,7 @@ class Delimited:
     @classmethod
     def open(cls, url: str, section: str, column: str, limit: int) -> Delimited:
         """Raises InputError when it is missing, empty or has no such column."""
-        nbytes = size_bytes(url)
-        if nbytes is None:
-            raise missing(url)
+        nbytes = existing_bytes(url)
         text = cls(url=url, section=section, column=column, limit=limit, nbytes=nbytes)
         names = next((row for _, row in text._rows()), None)
         if names is None:

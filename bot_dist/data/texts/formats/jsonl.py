@@ -12,7 +12,7 @@ from typing import IO, cast
 from bot_dist.data.texts.formats import TextFormat
 from bot_dist.data.texts.pieces import Piece, pieces_of, too_large
 from bot_dist.errors import InputError, some
-from bot_dist.storage.files import missing, open_file, size_bytes
+from bot_dist.storage.files import existing_bytes, open_file
 from bot_dist.urls import label
 
 COMPRESSION = 4
@@ -33,9 +33,7 @@ class JsonLines:
     @classmethod
     def open(cls, url: str, section: str, column: str, limit: int) -> JsonLines:
         """Raises InputError when it is missing or empty."""
-        nbytes = size_bytes(url)
-        if nbytes is None:
-            raise missing(url)
+        nbytes = existing_bytes(url)
         if not nbytes:
             raise InputError(f"{section}.text: {label(url)} is empty; leave it out")
         return cls(url=url, section=section, column=column, limit=limit, nbytes=nbytes)

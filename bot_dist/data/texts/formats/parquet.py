@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from bot_dist.data.texts.formats import TextFormat
 from bot_dist.data.texts.pieces import Piece, pieces_of, too_large
 from bot_dist.errors import InputError, blamed, some
-from bot_dist.storage.files import missing, open_file, size_bytes
+from bot_dist.storage.files import existing_bytes, open_file
 from bot_dist.urls import label
 
 if TYPE_CHECKING:
@@ -40,8 +40,7 @@ class Parquet:
         """Raises InputError when it is missing, no Parquet, or has no such column of strings."""
         import pyarrow.types as types
 
-        if size_bytes(url) is None:
-            raise missing(url)
+        existing_bytes(url)
         with _reading(url, section), _file(url) as file:
             schema, metadata = file.schema_arrow, file.metadata
             if column not in schema.names:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from bot_dist.data.texts.formats import TextFormat
 from bot_dist.data.texts.pieces import LOOK, PIECE, Piece, cut
 from bot_dist.errors import InputError
-from bot_dist.storage.files import missing, read_range, size_bytes
+from bot_dist.storage.files import existing_bytes, read_range
 from bot_dist.urls import label
 
 COMPRESSED = (".gz", ".zst", ".bz2", ".xz", ".zip", ".tar")
@@ -28,9 +28,7 @@ class PlainText:
     @classmethod
     def open(cls, url: str, section: str) -> PlainText:
         """Raises InputError when it is missing or empty."""
-        nbytes = size_bytes(url)
-        if nbytes is None:
-            raise missing(url)
+        nbytes = existing_bytes(url)
         if not nbytes:
             raise _empty(url, section)
         return cls(url=url, section=section, nbytes=nbytes)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import html
 import textwrap
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
@@ -24,12 +25,12 @@ Row = tuple[str, str]
 """A heading and a text."""
 
 
-class Shown:
+class Shown(ABC):
     """Shows an object as its rows: ``repr`` as lines of text, a notebook as a table."""
 
+    @abstractmethod
     def rows(self) -> Iterable[Row]:
         """The object in short, for people."""
-        raise NotImplementedError
 
     def __repr__(self) -> str:
         rows = _first(self.rows())

@@ -37,18 +37,22 @@ def transfer(recipe: Recipe, on_event: OnEvent = log, baseline: Baseline | None 
     Returns what was measured, which is in the store's manifest, too. Raises CheckpointExistsError when the target holds
     a committed store, unless ``recipe.overwrite``.
     """
-    check_places(recipe)  # before anything is read
-    return transfer_planned(Planning(recipe, baseline), on_event)
+    return transfer_planned(plan_scale(recipe, baseline), on_event)
+
+
+def plan_scale(recipe: Recipe, baseline: Baseline | None = None) -> Planning:
+    """The planning of a transfer. Raises InputError, before anything is read, where what it writes would not last."""
+    check_places(recipe)
+    return Planning(recipe, baseline)
 
 
 def transfer_planned(planning: Planning, on_event: OnEvent = log) -> TransferResult:
-    """Transfer as ``transfer`` does, by a planning whose plan may be known already."""
+    """Transfer as ``transfer`` does, by what ``plan_scale`` gives, whose plan may be known already."""
     from bot_dist.execute import create_executor
     from bot_dist.storage.filesystems import check_writable
     from bot_dist.store import check_target
 
     recipe = planning.recipe
-    check_places(recipe)
     check_writable(absolute(recipe.transferred_url))
     keep_apart(recipe.source, absolute(recipe.transferred_url))
     check_target(absolute(recipe.transferred_url), overwrite=recipe.overwrite)

@@ -26,15 +26,14 @@ def scale(
     from bot_dist.cli.progress import progress
     from bot_dist.cli.show.plan import show_plan
     from bot_dist.cli.show.scale import show_transfer
-    from bot_dist.pipeline.planning import Planning
     from bot_dist.pipeline.records import recorded_in
-    from bot_dist.pipeline.transfer import transfer_planned
+    from bot_dist.pipeline.transfer import plan_scale, transfer_planned
 
     if target_url is None and not is_recipe(source):
         raise InputError("scale needs a target; write: bot_dist scale SOURCE TARGET_URL --layers …")
     resolved = recipe_of_arguments(source, target_url, options, overrides, overwrite=overwrite, address=address)
     with errors_name_options(source):
-        planning = Planning(resolved)
+        planning = plan_scale(resolved)
         show_plan(planning.draft, resolved)
     with errors_name_options(source), progress() as on_event:
         report = transfer_planned(planning, recorded_in(events, on_event) if events else on_event)
